@@ -1,0 +1,1 @@
+"""The control plane: command line, configuration, gateway, executor, client. Never imports torch."""

@@ -1,0 +1,1 @@
+"""Where a call runs: pure policies over a frozen view of the cluster."""

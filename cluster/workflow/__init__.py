@@ -1,0 +1,1 @@
+"""The workflow language: schema, step graph, run state machine. Pure."""

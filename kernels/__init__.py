@@ -1,0 +1,1 @@
+"""Leaves: functions of tensors, each fast one beside a plain-torch reference."""

@@ -1,0 +1,1 @@
+"""The schema of the public API. Generated code; see laban.proto."""
