@@ -1,0 +1,214 @@
+"""What the control plane tells its callers: workflows, steps, events, token chunks, session messages.
+
+Frozen dataclasses of plain values. They mirror `proto/laban.proto` field by field; the gateway
+translates, nothing else does. Times of day are seconds since the epoch, durations milliseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from laban.actors.calls import TokenLogprob
+
+WorkflowState = Literal["running", "succeeded", "failed", "cancelled"]
+StepState = Literal["pending", "running", "waiting", "succeeded", "failed", "cancelled", "skipped"]
+"""`running` covers queueing at a worker; `waiting` is an external step that waits for its caller."""
+
+EventKind = Literal["workflow_state", "step_state", "step_result"]
+Layout = Literal["packed", "as_encoded"]
+
+TERMINAL_WORKFLOW: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
+TERMINAL_STEP: frozenset[str] = frozenset({"succeeded", "failed", "cancelled", "skipped"})
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorInfo:
+    """Why something failed. `status` is the name of a grpc.StatusCode."""
+
+    status: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One step instance, as far as it has come. Counts and times are those of the last attempt.
+
+    `text` is what was generated, without the step's prefill text; `token_ids` are its tokens as kept.
+    `attempt` counts from 1; 0 means that the instance has not run.
+    """
+
+    address: str
+    step: str
+    agent: str | None = None
+    attempt: int = 0
+    state: StepState = "pending"
+    fidelity: str = "exact"
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    tokens_read: int = 0
+    tokens_reused: int = 0
+    tokens_encoded: int = 0
+    tokens_generated: int = 0
+    ttft_ms: float = 0.0
+    wall_ms: float = 0.0
+    worker: str = ""
+    finish_reason: str = ""
+    error: ErrorInfo | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowRecord:
+    """One workflow and all its step instances, in the order of the step graph."""
+
+    workflow_id: str
+    name: str
+    state: WorkflowState
+    created_at: float
+    finished_at: float | None = None
+    outputs: tuple[tuple[str, str], ...] = ()  # (name, text), in the order declared
+    steps: tuple[StepResult, ...] = ()
+    error: ErrorInfo | None = None
+
+    @property
+    def wall_ms(self) -> float:
+        """From submission to the end; 0 while it runs."""
+        return 0.0 if self.finished_at is None else (self.finished_at - self.created_at) * 1000.0
+
+    @property
+    def ttft_ms_sum(self) -> float:
+        return sum(step.ttft_ms for step in self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something durable that happened. `number` counts up from 1 by one within a workflow.
+
+    - `workflow_state`: `workflow_state`, and when it has ended `outputs` and `error`; the terminal one is the last event.
+    - `step_state`: `address`, `attempt`, `step_state`, `worker`; a new attempt voids the chunks of those before it.
+    - `step_result`: `result`, whose state is terminal. Each instance gets exactly one.
+    """
+
+    number: int
+    workflow_id: str
+    at: float
+    kind: EventKind
+    workflow_state: WorkflowState | None = None
+    outputs: tuple[tuple[str, str], ...] = ()
+    error: ErrorInfo | None = None
+    address: str = ""
+    attempt: int = 0
+    step_state: StepState | None = None
+    worker: str = ""
+    result: StepResult | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChunk:
+    """Newly generated tokens of a running attempt; `index` is the first one's index among the generated.
+
+    A chunk with `index` 0 starts the attempt's text anew: it is the first one, or, for a watch that
+    resumes or has fallen behind, everything so far in one. `text` may lag behind `token_ids`.
+    """
+
+    workflow_id: str
+    address: str
+    attempt: int
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPlacement:
+    """An entry of a session call's view: a message, or tokens `[begin, end)` of it, and where it goes."""
+
+    message_id: str
+    position: int | None = None  # of its first placed token; None: as the layout says
+    begin: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Two entries of a view that share the positions `[begin, end)`. Allowed, and said.
+
+    `first` and `second` are indices into the view; -1 is the root that every view begins with, and the
+    view's length stands for the new message itself.
+    """
+
+    first: int
+    second: int
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRecord:
+    """A message of a session. For a prefilled one `text` is what was given and `token_ids` all its tokens;
+    for a decoded one `text` and `token_ids` are what was generated."""
+
+    session_id: str
+    message_id: str
+    role: str
+    name: str | None
+    start: int  # position of its first token
+    num_tokens: int  # header and terminator included
+    fidelity: str
+    tokens_read: int = 0
+    tokens_reused: int = 0
+    tokens_encoded: int = 0
+    tokens_generated: int = 0
+    ttft_ms: float = 0.0
+    wall_ms: float = 0.0
+    worker: str = ""
+    finish_reason: str = ""
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    overlaps: tuple[Overlap, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MessageChunk:
+    """Newly generated tokens of a session's decode. `index` and `attempt` are read as a TokenChunk's are."""
+
+    session_id: str
+    message_id: str
+    attempt: int
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """A session: it ends, and its messages with it, `ttl_s` seconds after its last use."""
+
+    session_id: str
+    ttl_s: float
+    created_at: float
+    expires_at: float
+    messages: tuple[MessageRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker as `laban status` shows it."""
+
+    worker_id: str
+    epoch: str
+    state: Literal["up", "lost"]
+    model_name: str
+    device: str
+    dtype: str
+    attention_backend: str
+    max_context: int
+    num_running: int
+    num_waiting: int
+    queued_tokens: int
+    num_pages: int
+    num_free_pages: int
+    page_size: int
+    num_encodings: int
