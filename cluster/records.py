@@ -12,8 +12,11 @@ from typing import Literal
 from laban.actors.calls import TokenLogprob
 
 WorkflowState = Literal["running", "succeeded", "failed", "cancelled"]
-StepState = Literal["pending", "running", "waiting", "succeeded", "failed", "cancelled", "skipped"]
-"""`running` covers queueing at a worker; `waiting` is an external step that waits for its caller."""
+StepState = Literal["waiting", "ready", "running", "succeeded", "failed", "cancelled", "skipped"]
+"""`waiting`: what it reads is not there yet. `ready`: its call is queued, or an external step waits for its caller.
+`running`: a worker is at it. `skipped`: it will never run."""
+
+FinishReason = Literal["", "stop", "length", "forced", "prefill", "external"]
 
 EventKind = Literal["workflow_state", "step_state", "step_result"]
 Layout = Literal["packed", "as_encoded"]
@@ -28,6 +31,7 @@ class ErrorInfo:
 
     status: str
     message: str
+    field: str = ""  # the path of the offending input, where there is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class StepResult:
     step: str
     agent: str | None = None
     attempt: int = 0
-    state: StepState = "pending"
+    state: StepState = "waiting"
     fidelity: str = "exact"
     text: str = ""
     token_ids: tuple[int, ...] = ()
@@ -53,14 +57,17 @@ class StepResult:
     ttft_ms: float = 0.0
     wall_ms: float = 0.0
     worker: str = ""
-    finish_reason: str = ""
+    finish_reason: FinishReason = ""
     error: ErrorInfo | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class WorkflowRecord:
-    """One workflow and all its step instances, in the order of the step graph."""
+    """One workflow and all its step instances, in the order of the step graph.
+
+    Records in a list carry no steps.
+    """
 
     workflow_id: str
     name: str
@@ -70,6 +77,7 @@ class WorkflowRecord:
     outputs: tuple[tuple[str, str], ...] = ()  # (name, text), in the order declared
     steps: tuple[StepResult, ...] = ()
     error: ErrorInfo | None = None
+    last_event: int = 0  # the number of its last event
 
     @property
     def wall_ms(self) -> float:
@@ -85,7 +93,7 @@ class WorkflowRecord:
 class Event:
     """Something durable that happened. `number` counts up from 1 by one within a workflow.
 
-    - `workflow_state`: `workflow_state`, and when it has ended `outputs` and `error`; the terminal one is the last event.
+    - `workflow_state`: `workflow_state`, and when it has ended `outputs` and `error`; the terminal one comes last.
     - `step_state`: `address`, `attempt`, `step_state`, `worker`; a new attempt voids the chunks of those before it.
     - `step_result`: `result`, whose state is terminal. Each instance gets exactly one.
     """
@@ -107,6 +115,8 @@ class Event:
 @dataclass(frozen=True, slots=True)
 class TokenChunk:
     """Newly generated tokens of a running attempt; `index` is the first one's index among the generated.
+
+    In a session's decode `workflow_id` is empty and `address` is the id of the message being made.
 
     A chunk with `index` 0 starts the attempt's text anew: it is the first one, or, for a watch that
     resumes or has fallen behind, everything so far in one. `text` may lag behind `token_ids`.
@@ -131,23 +141,11 @@ class SessionPlacement:
 
 
 @dataclass(frozen=True, slots=True)
-class Overlap:
-    """Two entries of a view that share the positions `[begin, end)`. Allowed, and said.
-
-    `first` and `second` are indices into the view; -1 is the root that every view begins with, and the
-    view's length stands for the new message itself.
-    """
-
-    first: int
-    second: int
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
 class MessageRecord:
-    """A message of a session. For a prefilled one `text` is what was given and `token_ids` all its tokens;
-    for a decoded one `text` and `token_ids` are what was generated."""
+    """A message of a session. `text` and `token_ids` are what a decode generated, empty for a prefill.
+
+    `overlaps` says which entries of the view, or entry and new message, share positions: allowed, and said.
+    """
 
     session_id: str
     message_id: str
@@ -163,23 +161,11 @@ class MessageRecord:
     ttft_ms: float = 0.0
     wall_ms: float = 0.0
     worker: str = ""
-    finish_reason: str = ""
+    finish_reason: FinishReason = ""
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
-    overlaps: tuple[Overlap, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class MessageChunk:
-    """Newly generated tokens of a session's decode. `index` and `attempt` are read as a TokenChunk's are."""
-
-    session_id: str
-    message_id: str
-    attempt: int
-    index: int
-    token_ids: tuple[int, ...]
-    text: str
+    overlaps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,20 +181,31 @@ class SessionRecord:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One worker as `laban status` shows it."""
+    """One worker, as its last report had it."""
 
     worker_id: str
-    epoch: str
-    state: Literal["up", "lost"]
-    model_name: str
+    epoch: str  # changes when the worker starts anew
+    alive: bool
     device: str
     dtype: str
     attention_backend: str
-    max_context: int
-    num_running: int
-    num_waiting: int
-    queued_tokens: int
-    num_pages: int
-    num_free_pages: int
-    page_size: int
-    num_encodings: int
+    calls_running: int
+    calls_waiting: int
+    queued_tokens: int  # still to encode, of running and waiting calls
+    pages: int
+    pages_free: int
+    page_size: int  # tokens
+    bytes_per_token: int
+    encodings: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    version: str
+    ready: bool  # at least one worker is up
+    model: str
+    max_context: int  # tokens
+    workers: tuple[WorkerStatus, ...]
+    workflows_running: int
+    sessions_open: int
+    uptime_s: float
