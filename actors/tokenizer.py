@@ -1,0 +1,122 @@
+"""Text to token ids and back, on the `tokenizers` library alone: no transformers, no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import tokenizers
+
+from laban.actors.errors import InvalidInput, NotFound
+
+REPLACEMENT = "\ufffd"  # what decoding makes of bytes that are no character, or not yet one
+
+
+class Tokenizer:
+    """A folder's `tokenizer.json`. Immutable, picklable, safe to share between threads."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        # Both would change what a text encodes to, depending on the other texts or on its length.
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Tokenizer:
+        """Raises NotFound without a tokenizer.json, InvalidInput for one that cannot be read."""
+        path = Path(folder).expanduser() / "tokenizer.json"
+        if not path.is_file():
+            raise NotFound("the model folder has no tokenizer.json", field="model", value=str(folder))
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise InvalidInput(f"{path} cannot be read ({error})", field="model") from None
+        backend.add_special_tokens(_tokens_of_config(path.parent / "tokenizer_config.json", backend))
+        return cls(backend)
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest token id."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`. Adds no special tokens; those spelled out in `text` are recognised.
+
+        Raises InvalidInput for text that is not valid Unicode (a lone surrogate).
+        """
+        try:
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
+        except (UnicodeEncodeError, TypeError):
+            raise InvalidInput("is not valid Unicode text", field="text", value=text) from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens spelled out."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=False))
+
+    def token_id(self, token: str) -> int | None:
+        """The id of exactly this token, None if there is none."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token stands outside of the text: never part of a longer merge."""
+        return token_id in self._backend.get_added_tokens_decoder()
+
+    def detokenizer(self) -> Detokenizer:
+        return Detokenizer(self)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_from_json, (self._backend.to_str(),))
+
+
+class Detokenizer:
+    """Turns a stream of ids into text, only whole characters: their concatenation is `decode` of all ids.
+
+    Ids are decoded together with the few before them, because what a token adds can depend on its
+    neighbours; only the tail that is not yet text is kept, so a push costs the same however long the stream.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._context: list[int] = []  # ids whose text has been given out
+        self._pending: list[int] = []  # ids whose text has not
+
+    def push(self, ids: Sequence[int]) -> str:
+        """The text that `ids` complete; "" while they end within a character."""
+        self._pending.extend(ids)
+        return self._take(whole=False)
+
+    def flush(self) -> str:
+        """The rest, bytes that make no character as U+FFFD."""
+        return self._take(whole=True)
+
+    def _take(self, *, whole: bool) -> str:
+        if not self._pending:
+            return ""
+        before = self._tokenizer.decode(self._context)
+        text = self._tokenizer.decode([*self._context, *self._pending])
+        if not whole and (text.endswith(REPLACEMENT) or len(text) <= len(before)):
+            return ""
+        self._context, self._pending = self._pending, []
+        return text[len(before) :]
+
+
+def _from_json(text: str) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(text))
+
+
+def _tokens_of_config(path: Path, backend: tokenizers.Tokenizer) -> list[tokenizers.AddedToken]:
+    """Added tokens that only tokenizer_config.json names: older folders keep some there."""
+    if not path.is_file():
+        return []
+    try:
+        listed = json.loads(path.read_bytes()).get("added_tokens_decoder") or {}
+    except (ValueError, AttributeError) as error:
+        raise InvalidInput(f"{path} cannot be read ({error})", field="model") from None
+    known = backend.get_vocab(with_added_tokens=True)
+    return [
+        tokenizers.AddedToken(**{key: value for key, value in token.items() if key != "__type"})
+        for _, token in sorted(listed.items(), key=lambda item: int(item[0]))
+        if token["content"] not in known
+    ]
