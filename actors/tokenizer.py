@@ -11,6 +11,7 @@ import tokenizers
 from laban.actors.errors import InvalidInput, NotFound
 
 REPLACEMENT = "\ufffd"  # what decoding makes of bytes that are no character, or not yet one
+MAX_OPEN_BYTES = 3  # a character of UTF-8 has at most four
 
 
 class Tokenizer:
@@ -79,27 +80,39 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._context: list[int] = []  # ids whose text has been given out
-        self._pending: list[int] = []  # ids whose text has not
+        self._context: list[int] = []  # ids all of whose text has been given out
+        self._pending: list[int] = []  # ids of whose text `_given` characters have been
+        self._given = 0
 
     def push(self, ids: Sequence[int]) -> str:
         """The text that `ids` complete; "" while they end within a character."""
         self._pending.extend(ids)
-        return self._take(whole=False)
+        text = self._text()
+        # Up to three trailing bytes may still become a character.
+        kept = len(text)
+        while kept > len(text) - MAX_OPEN_BYTES and text[:kept].endswith(REPLACEMENT):
+            kept -= 1
+        return self._give(text[:kept], settled=kept == len(text))
 
     def flush(self) -> str:
         """The rest, bytes that make no character as U+FFFD."""
-        return self._take(whole=True)
+        return self._give(self._text(), settled=True)
 
-    def _take(self, *, whole: bool) -> str:
+    def _text(self) -> str:
         if not self._pending:
             return ""
         before = self._tokenizer.decode(self._context)
-        text = self._tokenizer.decode([*self._context, *self._pending])
-        if not whole and (text.endswith(REPLACEMENT) or len(text) <= len(before)):
-            return ""
-        self._context, self._pending = self._pending, []
-        return text[len(before) :]
+        return self._tokenizer.decode([*self._context, *self._pending])[len(before) :]
+
+    def _give(self, text: str, *, settled: bool) -> str:
+        new = text[self._given :]
+        if settled:
+            if self._pending:
+                self._context, self._pending = self._pending, []
+            self._given = 0
+        else:
+            self._given = max(self._given, len(text))
+        return new
 
 
 def _from_json(text: str) -> Tokenizer:
