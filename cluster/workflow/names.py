@@ -1,0 +1,24 @@
+"""Names a workflow's author may choose, and the words that mean something in a read."""
+
+from __future__ import annotations
+
+import re
+
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+
+# Words of the selector grammar (of this part of the language and of those to come), and `agents` of `for_each`.
+RESERVED_NAMES = frozenset(
+    {"agents", "all", "any", "batch", "current", "first", "inputs", "item"}
+    | {"last", "next", "none", "others", "previous", "prompt", "self", "winner"}
+)
+
+NAME_RULE = "a letter, then letters, digits or _, at most 64 in all"
+
+
+def name_problem(name: str) -> str:
+    """Why `name` may not be used; empty if it may."""
+    if name in RESERVED_NAMES:
+        return f"'{name}' is a word of the language and cannot be a name"
+    if NAME.fullmatch(name) is None:
+        return f"not a name: {NAME_RULE}"
+    return ""

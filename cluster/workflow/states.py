@@ -1,0 +1,88 @@
+"""What a run says to whoever executes it: fixed messages, steps that are ready, states of instances."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from laban.cluster.workflow.sampling import SamplingSpec
+
+RunState = Literal["running", "succeeded", "failed", "cancelled"]
+InstanceState = Literal["waiting", "ready", "running", "succeeded", "failed", "skipped", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class MessageText:
+    """A fixed message, or an agent's role prompt (key `agent:bob`), its template rendered."""
+
+    key: str
+    role: str
+    name: str | None
+    text: str
+    private: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRef:
+    """One message of a view, in order. `key` is a fixed message's name, `agent:NAME`, or an instance's address.
+
+    `begin` and `end` bound the tokens read of the framed message; None: from its start, to its end.
+    """
+
+    key: str
+    fidelity: Literal["exact", "direct"]
+    begin: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyStep:
+    """An instance whose reads are all there. `role` and `name` are of the message that it makes."""
+
+    address: str
+    step: str
+    agent: str | None
+    round: int | None
+    kind: Literal["generate", "external"]
+    role: str
+    name: str | None
+    prefill: str  # the start of the generated message; may be empty
+    reads: tuple[ReadRef, ...]
+    sampling: SamplingSpec
+    fidelity: Literal["exact", "direct", "mixed"]  # a summary of its reads'
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceStatus:
+    """`reason` says why a failed, skipped or cancelled instance is so."""
+
+    address: str
+    step: str
+    agent: str | None
+    round: int | None
+    kind: Literal["generate", "external"]
+    state: InstanceState
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The count of one vote: member -> ballots, in the members' order. Texts that name no member abstain."""
+
+    vote: str
+    winner: str  # the address that won; ties, and no ballot at all, go to the earliest member
+    ballots: tuple[tuple[str, int], ...]
+    abstained: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What the caller of a run changes: every fidelity, every seed, sampling values of a step or an instance.
+
+    `set` maps (address or step, sampling field) to a value; a number may be given as its text.
+    """
+
+    fidelity: str | None = None
+    seed: int | None = None
+    set: Mapping[tuple[str, str], object] = field(default_factory=dict)
