@@ -1,0 +1,232 @@
+"""A worker's shell: one thread owns the engine; calls come in through an inbox, reports leave through an outbox.
+
+Plain objects that know neither Ray nor torch. `remote` puts a WorkerLoop into a process of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from laban.actors.calls import (
+    Call,
+    CallEvent,
+    CallFailed,
+    CallStarted,
+    CallTokens,
+    StoreDelta,
+    WorkerInfo,
+    WorkerLoad,
+    WorkerReport,
+)
+from laban.kvstore.directory import Holdings
+from laban.kvstore.encodings import EncodingId
+
+logger = logging.getLogger(__name__)
+
+
+class EnginePort(Protocol):
+    """What the shell needs of an engine; all of it is called by one thread."""
+
+    @property
+    def info(self) -> WorkerInfo: ...
+    def submit(self, call: Call) -> None: ...
+    def abort(self, call_id: str) -> None: ...
+    def has_work(self) -> bool: ...
+    def step(self) -> WorkerReport: ...
+
+
+class Outbox:
+    """Reports on their way to the one reader; those it has not taken yet are merged into one.
+
+    Memory is bounded by the calls outstanding, however slow the reader: tokens of one call become one event,
+    changes of the store cancel out, only the newest load is kept. No event is dropped. Reports are numbered as
+    they are taken, so merging leaves no gap.
+    """
+
+    def __init__(self, info: WorkerInfo) -> None:
+        self._info = info
+        self._changed = threading.Condition()
+        self._events: list[CallEvent] = []
+        self._tokens_at: dict[str, int] = {}  # call id -> index in _events of its last event, if that is tokens
+        self._added: dict[EncodingId, int] = {}
+        self._removed: dict[EncodingId, None] = {}
+        self._load = WorkerLoad()
+        self._pending = False
+        self._sequence = 0
+        self._held: dict[EncodingId, int] = {}  # what the reader knows of the store
+        self._reader = 0
+        self._closed = False
+        self._failure: BaseException | None = None
+
+    def put(self, report: WorkerReport) -> None:
+        with self._changed:
+            for event in report.events:
+                self._put_event(event)
+            for encoding_id in report.delta.removed:
+                self._added.pop(encoding_id, None)
+                self._removed[encoding_id] = None
+            for encoding_id, num_tokens in report.delta.added:
+                # It stays among the removed, which readers apply first: removed and added again is added.
+                self._added[encoding_id] = num_tokens
+            self._load = report.load
+            self._pending = True
+            self._changed.notify_all()
+
+    def put_events(self, events: Sequence[CallEvent]) -> None:
+        """Events that no iteration made; the store and the load are as they were."""
+        with self._changed:
+            for event in events:
+                self._put_event(event)
+            self._pending = True
+            self._changed.notify_all()
+
+    def fail(self, failure: BaseException) -> None:
+        """No report will follow; the reader gets what is left, then the failure."""
+        with self._changed:
+            self._failure = failure
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def reports(self) -> Iterator[WorkerReport]:
+        """Blocks for each report. Displaces an earlier reader, whose iteration ends."""
+        with self._changed:
+            self._reader += 1
+            reader = self._reader
+            self._changed.notify_all()
+        while True:
+            with self._changed:
+                while not (self._pending or self._closed or self._failure or self._reader != reader):
+                    self._changed.wait()
+                if self._reader != reader:
+                    return
+                if not self._pending:
+                    if self._failure is not None:
+                        raise self._failure
+                    return
+                report = self._take()
+            yield report
+
+    def snapshot(self) -> Holdings:
+        """What the store held after the last report taken."""
+        with self._changed:
+            info = self._info
+            return Holdings(info.worker_id, info.epoch, self._sequence, tuple(self._held.items()))
+
+    def _put_event(self, event: CallEvent) -> None:
+        at = self._tokens_at.get(event.call_id)
+        if isinstance(event, CallTokens):
+            before = None if at is None else self._events[at]
+            if isinstance(before, CallTokens) and before.index + len(before.token_ids) == event.index:
+                assert at is not None
+                self._events[at] = replace(
+                    before,
+                    token_ids=before.token_ids + event.token_ids,
+                    text=before.text + event.text,
+                    logprobs=before.logprobs + event.logprobs,
+                )
+                return
+            self._tokens_at[event.call_id] = len(self._events)
+        else:
+            self._tokens_at.pop(event.call_id, None)
+        self._events.append(event)
+
+    def _take(self) -> WorkerReport:
+        self._sequence += 1
+        delta = StoreDelta(tuple(self._added.items()), tuple(self._removed))
+        for encoding_id in delta.removed:
+            self._held.pop(encoding_id, None)
+        self._held.update(delta.added)
+        events = tuple(self._events)
+        self._events, self._tokens_at, self._added, self._removed = [], {}, {}, {}
+        self._pending = False
+        return WorkerReport(self._info.worker_id, self._info.epoch, self._sequence, events, delta, self._load)
+
+
+class WorkerLoop:
+    """Runs an engine in a thread. Methods may be called from any thread; none waits for the engine."""
+
+    def __init__(self, engine: EnginePort, *, max_outstanding: int = 4096) -> None:
+        """`max_outstanding` bounds the calls accepted and not yet ended; more fail with RESOURCE_EXHAUSTED."""
+        self._engine = engine
+        self._max_outstanding = max_outstanding
+        self._wake = threading.Condition()
+        self._inbox: deque[Call | str] = deque()  # calls to submit; ids to abort
+        self._outstanding: set[str] = set()
+        self._stopping = False
+        self._outbox = Outbox(engine.info)
+        self._thread = threading.Thread(target=self._run, name=f"engine-{engine.info.worker_id}", daemon=True)
+        self._thread.start()
+
+    @property
+    def info(self) -> WorkerInfo:
+        return self._engine.info
+
+    def submit(self, calls: Sequence[Call]) -> None:
+        refused: list[CallEvent] = []
+        with self._wake:
+            for call in calls:
+                if len(self._outstanding) >= self._max_outstanding:
+                    limit = f"the worker has {len(self._outstanding)} calls, expected at most {self._max_outstanding}"
+                    refused.append(CallFailed(call.call_id, "RESOURCE_EXHAUSTED", limit))
+                else:
+                    self._outstanding.add(call.call_id)
+                    self._inbox.append(call)
+            self._wake.notify()
+        if refused:
+            self._outbox.put_events(refused)
+
+    def abort(self, call_ids: Sequence[str]) -> None:
+        with self._wake:
+            self._inbox.extend(call_ids)
+            self._outstanding.difference_update(call_ids)
+            self._wake.notify()
+
+    def reports(self) -> Iterator[WorkerReport]:
+        """Every report, in order, for one reader at a time. Raises what the engine died of, if it did."""
+        return self._outbox.reports()
+
+    def snapshot(self) -> Holdings:
+        return self._outbox.snapshot()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Let the iteration end, then the thread. Calls not finished are dropped. Idempotent."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join(timeout_s)
+        self._outbox.close()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._wake:
+                    while not (self._inbox or self._stopping or self._engine.has_work()):
+                        self._wake.wait()
+                    if self._stopping:
+                        return
+                    arrived = list(self._inbox)
+                    self._inbox.clear()
+                for item in arrived:
+                    if isinstance(item, str):
+                        self._engine.abort(item)
+                    else:
+                        self._engine.submit(item)
+                if self._engine.has_work():
+                    report = self._engine.step()
+                    ended = [e.call_id for e in report.events if not isinstance(e, (CallStarted, CallTokens))]
+                    with self._wake:
+                        self._outstanding.difference_update(ended)
+                    self._outbox.put(report)
+        except BaseException as error:
+            # An engine that raised is in an unknown state: the worker ends, its calls run again elsewhere.
+            logger.exception("the engine of worker %s failed", self._engine.info.worker_id)
+            self._outbox.fail(error)
