@@ -46,19 +46,13 @@ class WorkflowState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 class StepState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     STEP_STATE_UNSPECIFIED: _ClassVar[StepState]
-    STEP_STATE_PENDING: _ClassVar[StepState]
-    STEP_STATE_RUNNING: _ClassVar[StepState]
     STEP_STATE_WAITING: _ClassVar[StepState]
+    STEP_STATE_READY: _ClassVar[StepState]
+    STEP_STATE_RUNNING: _ClassVar[StepState]
     STEP_STATE_SUCCEEDED: _ClassVar[StepState]
     STEP_STATE_FAILED: _ClassVar[StepState]
     STEP_STATE_CANCELLED: _ClassVar[StepState]
     STEP_STATE_SKIPPED: _ClassVar[StepState]
-
-class WorkerState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    WORKER_STATE_UNSPECIFIED: _ClassVar[WorkerState]
-    WORKER_STATE_UP: _ClassVar[WorkerState]
-    WORKER_STATE_LOST: _ClassVar[WorkerState]
 FIDELITY_UNSPECIFIED: Fidelity
 FIDELITY_EXACT: Fidelity
 FIDELITY_CORRECTED: Fidelity
@@ -81,16 +75,13 @@ WORKFLOW_STATE_SUCCEEDED: WorkflowState
 WORKFLOW_STATE_FAILED: WorkflowState
 WORKFLOW_STATE_CANCELLED: WorkflowState
 STEP_STATE_UNSPECIFIED: StepState
-STEP_STATE_PENDING: StepState
-STEP_STATE_RUNNING: StepState
 STEP_STATE_WAITING: StepState
+STEP_STATE_READY: StepState
+STEP_STATE_RUNNING: StepState
 STEP_STATE_SUCCEEDED: StepState
 STEP_STATE_FAILED: StepState
 STEP_STATE_CANCELLED: StepState
 STEP_STATE_SKIPPED: StepState
-WORKER_STATE_UNSPECIFIED: WorkerState
-WORKER_STATE_UP: WorkerState
-WORKER_STATE_LOST: WorkerState
 
 class Sampling(_message.Message):
     __slots__ = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "forced_text", "logprobs")
@@ -113,12 +104,14 @@ class Sampling(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., forced_text: _Optional[str] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
 class Error(_message.Message):
-    __slots__ = ("status", "message")
+    __slots__ = ("status", "message", "field")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FIELD_FIELD_NUMBER: _ClassVar[int]
     status: str
     message: str
-    def __init__(self, status: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+    field: str
+    def __init__(self, status: _Optional[str] = ..., message: _Optional[str] = ..., field: _Optional[str] = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
     __slots__ = ("token_id", "logprob", "top")
@@ -306,7 +299,7 @@ class Output(_message.Message):
     def __init__(self, name: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class WorkflowRecord(_message.Message):
-    __slots__ = ("workflow_id", "name", "state", "created_at", "finished_at", "outputs", "steps", "error")
+    __slots__ = ("workflow_id", "name", "state", "created_at", "finished_at", "outputs", "steps", "error", "last_event")
     WORKFLOW_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -315,6 +308,7 @@ class WorkflowRecord(_message.Message):
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    LAST_EVENT_FIELD_NUMBER: _ClassVar[int]
     workflow_id: str
     name: str
     state: WorkflowState
@@ -323,7 +317,8 @@ class WorkflowRecord(_message.Message):
     outputs: _containers.RepeatedCompositeFieldContainer[Output]
     steps: _containers.RepeatedCompositeFieldContainer[StepResult]
     error: Error
-    def __init__(self, workflow_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[WorkflowState, str]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[StepResult, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+    last_event: int
+    def __init__(self, workflow_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[WorkflowState, str]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[StepResult, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., last_event: _Optional[int] = ...) -> None: ...
 
 class GetRequest(_message.Message):
     __slots__ = ("workflow_id",)
@@ -493,25 +488,9 @@ class DecodeResponse(_message.Message):
     __slots__ = ("chunk", "message")
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
-    chunk: MessageChunk
+    chunk: TokenChunk
     message: MessageRecord
-    def __init__(self, chunk: _Optional[_Union[MessageChunk, _Mapping]] = ..., message: _Optional[_Union[MessageRecord, _Mapping]] = ...) -> None: ...
-
-class MessageChunk(_message.Message):
-    __slots__ = ("session_id", "message_id", "attempt", "index", "token_ids", "text")
-    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
-    MESSAGE_ID_FIELD_NUMBER: _ClassVar[int]
-    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
-    INDEX_FIELD_NUMBER: _ClassVar[int]
-    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
-    TEXT_FIELD_NUMBER: _ClassVar[int]
-    session_id: str
-    message_id: str
-    attempt: int
-    index: int
-    token_ids: _containers.RepeatedScalarFieldContainer[int]
-    text: str
-    def __init__(self, session_id: _Optional[str] = ..., message_id: _Optional[str] = ..., attempt: _Optional[int] = ..., index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ...) -> None: ...
+    def __init__(self, chunk: _Optional[_Union[TokenChunk, _Mapping]] = ..., message: _Optional[_Union[MessageRecord, _Mapping]] = ...) -> None: ...
 
 class MessageRecord(_message.Message):
     __slots__ = ("message_id", "role", "name", "start", "num_tokens", "text", "token_ids", "tokens_read", "tokens_reused", "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms", "worker", "finish_reason", "logprobs", "overlaps", "fidelity", "session_id")
@@ -550,22 +529,10 @@ class MessageRecord(_message.Message):
     worker: str
     finish_reason: FinishReason
     logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
-    overlaps: _containers.RepeatedCompositeFieldContainer[Overlap]
+    overlaps: _containers.RepeatedScalarFieldContainer[str]
     fidelity: Fidelity
     session_id: str
-    def __init__(self, message_id: _Optional[str] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., start: _Optional[int] = ..., num_tokens: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., tokens_read: _Optional[int] = ..., tokens_reused: _Optional[int] = ..., tokens_encoded: _Optional[int] = ..., tokens_generated: _Optional[int] = ..., ttft_ms: _Optional[float] = ..., wall_ms: _Optional[float] = ..., worker: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., overlaps: _Optional[_Iterable[_Union[Overlap, _Mapping]]] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., session_id: _Optional[str] = ...) -> None: ...
-
-class Overlap(_message.Message):
-    __slots__ = ("first", "second", "begin", "end")
-    FIRST_FIELD_NUMBER: _ClassVar[int]
-    SECOND_FIELD_NUMBER: _ClassVar[int]
-    BEGIN_FIELD_NUMBER: _ClassVar[int]
-    END_FIELD_NUMBER: _ClassVar[int]
-    first: int
-    second: int
-    begin: int
-    end: int
-    def __init__(self, first: _Optional[int] = ..., second: _Optional[int] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
+    def __init__(self, message_id: _Optional[str] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., start: _Optional[int] = ..., num_tokens: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., tokens_read: _Optional[int] = ..., tokens_reused: _Optional[int] = ..., tokens_encoded: _Optional[int] = ..., tokens_generated: _Optional[int] = ..., ttft_ms: _Optional[float] = ..., wall_ms: _Optional[float] = ..., worker: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., overlaps: _Optional[_Iterable[str]] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., session_id: _Optional[str] = ...) -> None: ...
 
 class ReleaseRequest(_message.Message):
     __slots__ = ("session_id", "message_ids", "all")
@@ -598,57 +565,215 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ClusterStatus(_message.Message):
-    __slots__ = ("version", "ready", "workers", "workflows_running", "sessions_open", "uptime_s")
+    __slots__ = ("version", "ready", "model", "max_context", "workers", "workflows_running", "sessions_open", "uptime_s")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     WORKFLOWS_RUNNING_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_OPEN_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     version: str
     ready: bool
+    model: str
+    max_context: int
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
     workflows_running: int
     sessions_open: int
     uptime_s: float
-    def __init__(self, version: _Optional[str] = ..., ready: bool = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., workflows_running: _Optional[int] = ..., sessions_open: _Optional[int] = ..., uptime_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., ready: bool = ..., model: _Optional[str] = ..., max_context: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., workflows_running: _Optional[int] = ..., sessions_open: _Optional[int] = ..., uptime_s: _Optional[float] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("worker_id", "epoch", "state", "model_name", "device", "dtype", "attention_backend", "max_context", "num_running", "num_waiting", "queued_tokens", "num_pages", "num_free_pages", "page_size", "num_encodings")
+    __slots__ = ("worker_id", "epoch", "alive", "device", "dtype", "attention_backend", "calls_running", "calls_waiting", "queued_tokens", "pages", "pages_free", "page_size", "bytes_per_token", "encodings")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
-    STATE_FIELD_NUMBER: _ClassVar[int]
-    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    ALIVE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_BACKEND_FIELD_NUMBER: _ClassVar[int]
-    MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
-    NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
-    NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
+    CALLS_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    CALLS_WAITING_FIELD_NUMBER: _ClassVar[int]
     QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    NUM_PAGES_FIELD_NUMBER: _ClassVar[int]
-    NUM_FREE_PAGES_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FREE_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
-    NUM_ENCODINGS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ENCODINGS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: str
-    state: WorkerState
-    model_name: str
+    alive: bool
     device: str
     dtype: str
     attention_backend: str
-    max_context: int
-    num_running: int
-    num_waiting: int
+    calls_running: int
+    calls_waiting: int
     queued_tokens: int
-    num_pages: int
-    num_free_pages: int
+    pages: int
+    pages_free: int
     page_size: int
-    num_encodings: int
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[str] = ..., state: _Optional[_Union[WorkerState, str]] = ..., model_name: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention_backend: _Optional[str] = ..., max_context: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., num_pages: _Optional[int] = ..., num_free_pages: _Optional[int] = ..., page_size: _Optional[int] = ..., num_encodings: _Optional[int] = ...) -> None: ...
+    bytes_per_token: int
+    encodings: int
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[str] = ..., alive: bool = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention_backend: _Optional[str] = ..., calls_running: _Optional[int] = ..., calls_waiting: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., pages: _Optional[int] = ..., pages_free: _Optional[int] = ..., page_size: _Optional[int] = ..., bytes_per_token: _Optional[int] = ..., encodings: _Optional[int] = ...) -> None: ...
 
 class WorkflowSpec(_message.Message):
-    __slots__ = ("version",)
+    __slots__ = ("version", "name", "description", "inputs", "fidelity", "sampling", "messages", "agents", "steps", "outputs")
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    FIDELITY_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    AGENTS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     version: int
-    def __init__(self, version: _Optional[int] = ...) -> None: ...
+    name: str
+    description: str
+    inputs: _containers.RepeatedCompositeFieldContainer[InputSpec]
+    fidelity: Fidelity
+    sampling: Sampling
+    messages: _containers.RepeatedCompositeFieldContainer[MessageSpec]
+    agents: _containers.RepeatedCompositeFieldContainer[AgentSpec]
+    steps: _containers.RepeatedCompositeFieldContainer[StepSpec]
+    outputs: _containers.RepeatedCompositeFieldContainer[OutputSpec]
+    def __init__(self, version: _Optional[int] = ..., name: _Optional[str] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[InputSpec, _Mapping]]] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[MessageSpec, _Mapping]]] = ..., agents: _Optional[_Iterable[_Union[AgentSpec, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[OutputSpec, _Mapping]]] = ...) -> None: ...
+
+class InputSpec(_message.Message):
+    __slots__ = ("key", "type", "default", "description")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    type: str
+    default: _struct_pb2.Value
+    description: str
+    def __init__(self, key: _Optional[str] = ..., type: _Optional[str] = ..., default: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., description: _Optional[str] = ...) -> None: ...
+
+class MessageSpec(_message.Message):
+    __slots__ = ("key", "text", "role", "name", "private")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PRIVATE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    text: str
+    role: str
+    name: str
+    private: bool
+    def __init__(self, key: _Optional[str] = ..., text: _Optional[str] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., private: bool = ...) -> None: ...
+
+class AgentSpec(_message.Message):
+    __slots__ = ("key", "prompt", "role", "private", "sampling", "model", "adapter", "tools")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    PRIVATE_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    TOOLS_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    prompt: str
+    role: str
+    private: bool
+    sampling: Sampling
+    model: str
+    adapter: str
+    tools: _containers.RepeatedCompositeFieldContainer[Tool]
+    def __init__(self, key: _Optional[str] = ..., prompt: _Optional[str] = ..., role: _Optional[str] = ..., private: bool = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ...) -> None: ...
+
+class StepSpec(_message.Message):
+    __slots__ = ("step", "agent", "for_each", "rounds", "read", "join", "external", "vote", "role", "name", "prefill", "fidelity", "sampling", "private", "tools", "response_schema")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    FOR_EACH_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    READ_FIELD_NUMBER: _ClassVar[int]
+    JOIN_FIELD_NUMBER: _ClassVar[int]
+    EXTERNAL_FIELD_NUMBER: _ClassVar[int]
+    VOTE_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    FIDELITY_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    PRIVATE_FIELD_NUMBER: _ClassVar[int]
+    TOOLS_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    step: str
+    agent: str
+    for_each: ForEachSpec
+    rounds: int
+    read: _containers.RepeatedCompositeFieldContainer[ReadSpec]
+    join: JoinSpec
+    external: ExternalSpec
+    vote: VoteSpec
+    role: str
+    name: str
+    prefill: str
+    fidelity: Fidelity
+    sampling: Sampling
+    private: bool
+    tools: _containers.RepeatedCompositeFieldContainer[Tool]
+    response_schema: _struct_pb2.Struct
+    def __init__(self, step: _Optional[str] = ..., agent: _Optional[str] = ..., for_each: _Optional[_Union[ForEachSpec, _Mapping]] = ..., rounds: _Optional[int] = ..., read: _Optional[_Iterable[_Union[ReadSpec, _Mapping]]] = ..., join: _Optional[_Union[JoinSpec, _Mapping]] = ..., external: _Optional[_Union[ExternalSpec, _Mapping]] = ..., vote: _Optional[_Union[VoteSpec, _Mapping]] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., prefill: _Optional[str] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., private: bool = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., response_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class ForEachSpec(_message.Message):
+    __slots__ = ("agents", "count")
+    AGENTS_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    agents: _containers.RepeatedScalarFieldContainer[str]
+    count: int
+    def __init__(self, agents: _Optional[_Iterable[str]] = ..., count: _Optional[int] = ...) -> None: ...
+
+class ReadSpec(_message.Message):
+    __slots__ = ("read", "fidelity", "begin", "end")
+    READ_FIELD_NUMBER: _ClassVar[int]
+    FIDELITY_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    read: str
+    fidelity: Fidelity
+    begin: int
+    end: int
+    def __init__(self, read: _Optional[str] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
+
+class JoinSpec(_message.Message):
+    __slots__ = ("at_least", "rest")
+    AT_LEAST_FIELD_NUMBER: _ClassVar[int]
+    REST_FIELD_NUMBER: _ClassVar[int]
+    at_least: int
+    rest: str
+    def __init__(self, at_least: _Optional[int] = ..., rest: _Optional[str] = ...) -> None: ...
+
+class ExternalSpec(_message.Message):
+    __slots__ = ("description",)
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    description: str
+    def __init__(self, description: _Optional[str] = ...) -> None: ...
+
+class VoteSpec(_message.Message):
+    __slots__ = ("over", "ballot", "quorum")
+    OVER_FIELD_NUMBER: _ClassVar[int]
+    BALLOT_FIELD_NUMBER: _ClassVar[int]
+    QUORUM_FIELD_NUMBER: _ClassVar[int]
+    over: str
+    ballot: str
+    quorum: int
+    def __init__(self, over: _Optional[str] = ..., ballot: _Optional[str] = ..., quorum: _Optional[int] = ...) -> None: ...
+
+class OutputSpec(_message.Message):
+    __slots__ = ("key", "read", "join", "separator")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    READ_FIELD_NUMBER: _ClassVar[int]
+    JOIN_FIELD_NUMBER: _ClassVar[int]
+    SEPARATOR_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    read: str
+    join: JoinSpec
+    separator: str
+    def __init__(self, key: _Optional[str] = ..., read: _Optional[str] = ..., join: _Optional[_Union[JoinSpec, _Mapping]] = ..., separator: _Optional[str] = ...) -> None: ...
