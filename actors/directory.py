@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from laban.actors.calls import StoreDelta
 from laban.kvstore.directory import Directory, Holdings
+from laban.kvstore.encodings import EncodingId
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,29 @@ class DirectoryUpdate:
     epoch: str
     sequence: int
     delta: StoreDelta
+
+
+class MergedDelta:
+    """Changes of a store added up: what came and went again cancels out. Removals are applied before additions."""
+
+    def __init__(self) -> None:
+        self._added: dict[EncodingId, int] = {}
+        self._removed: dict[EncodingId, None] = {}
+
+    def add(self, delta: StoreDelta) -> None:
+        for encoding_id in delta.removed:
+            self._added.pop(encoding_id, None)
+            self._removed[encoding_id] = None
+        self._added.update(delta.added)
+
+    def take(self) -> StoreDelta:
+        """The sum so far; the next one begins with nothing."""
+        delta = StoreDelta(tuple(self._added.items()), tuple(self._removed))
+        self._added, self._removed = {}, {}
+        return delta
+
+    def __bool__(self) -> bool:
+        return bool(self._added or self._removed)
 
 
 class DirectoryService:

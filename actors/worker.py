@@ -18,11 +18,11 @@ from laban.actors.calls import (
     CallFailed,
     CallStarted,
     CallTokens,
-    StoreDelta,
     WorkerInfo,
     WorkerLoad,
     WorkerReport,
 )
+from laban.actors.directory import MergedDelta
 from laban.kvstore.directory import Holdings
 from laban.kvstore.encodings import EncodingId
 
@@ -53,8 +53,7 @@ class Outbox:
         self._changed = threading.Condition()
         self._events: list[CallEvent] = []
         self._tokens_at: dict[str, int] = {}  # call id -> index in _events of its last event, if that is tokens
-        self._added: dict[EncodingId, int] = {}
-        self._removed: dict[EncodingId, None] = {}
+        self._delta = MergedDelta()
         self._load = WorkerLoad()
         self._pending = False
         self._sequence = 0
@@ -67,12 +66,7 @@ class Outbox:
         with self._changed:
             for event in report.events:
                 self._put_event(event)
-            for encoding_id in report.delta.removed:
-                self._added.pop(encoding_id, None)
-                self._removed[encoding_id] = None
-            for encoding_id, num_tokens in report.delta.added:
-                # It stays among the removed, which readers apply first: removed and added again is added.
-                self._added[encoding_id] = num_tokens
+            self._delta.add(report.delta)
             self._load = report.load
             self._pending = True
             self._changed.notify_all()
@@ -141,12 +135,12 @@ class Outbox:
 
     def _take(self) -> WorkerReport:
         self._sequence += 1
-        delta = StoreDelta(tuple(self._added.items()), tuple(self._removed))
+        delta = self._delta.take()
         for encoding_id in delta.removed:
             self._held.pop(encoding_id, None)
         self._held.update(delta.added)
         events = tuple(self._events)
-        self._events, self._tokens_at, self._added, self._removed = [], {}, {}, {}
+        self._events, self._tokens_at = [], {}
         self._pending = False
         return WorkerReport(self._info.worker_id, self._info.epoch, self._sequence, events, delta, self._load)
 

@@ -85,7 +85,8 @@ class Directory:
         elif holdings.sequence < worker.sequence:
             return
         worker.sequence = holdings.sequence
-        worker.entries = dict(holdings.entries)
+        worker.entries.clear()  # in place: views of it are out there
+        worker.entries.update(holdings.entries)
 
     def drop(self, worker_id: str, epoch: str) -> None:
         """The worker died: its entries vanish. Nothing happens if it has begun another life since."""
