@@ -35,12 +35,11 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One prefill (`sampling` None: encode `tokens`) or decode (`tokens` is the header, may be empty only
-    if the view is not) of a message whose first token is at `start` under `view`.
+    """One prefill (`sampling` None: encode `tokens`) or decode (`tokens` is the header) of a message whose
+    first token is at `start` under `view`.
 
-    `specs` holds every spec needed to compute the view again, each after what it depends on.
-    `terminators` maps the ways a decode can end to the tokens that close it: after a stop token that the
-    model itself produced, and after anything else.
+    `specs` holds every spec needed to compute the view again, each after what it depends on. A decode is
+    closed with `terminator`, however it ended; a stop token that the model itself chose is left out before it.
     """
 
     call_id: str
@@ -50,7 +49,6 @@ class Call:
     tokens: tuple[int, ...]
     specs: tuple[EncodingSpec, ...]
     sampling: Sampling | None = None
-    terminator_after_stop_token: tuple[int, ...] = ()
     terminator: tuple[int, ...] = ()
     priority: int = 0  # lower runs first
 

@@ -1,0 +1,208 @@
+"""The engine of one worker: calls in, a report an iteration out.
+
+    submit -> Scheduler.admit -> Scheduler.schedule -> build_batch -> Runner.forward -> sample -> publish
+
+Owned by one thread. Nothing here knows Ray, workflows or the network.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from uuid import uuid4
+
+import torch
+from laban.actors.calls import (
+    Call,
+    CallEvent,
+    CallFailed,
+    CallFinished,
+    CallStarted,
+    StoreDelta,
+    WorkerInfo,
+    WorkerLoad,
+    WorkerReport,
+)
+from laban.actors.engine.batch import build_batch
+from laban.actors.engine.config import EngineConfig
+from laban.actors.engine.decoding import Decode
+from laban.actors.engine.runner import Runner, bytes_per_token
+from laban.actors.engine.sampler import logprobs_of, sample
+from laban.actors.engine.scheduler import Scheduler
+from laban.actors.engine.sequence import RunningCall, Sequence
+from laban.actors.errors import LabanError
+from laban.actors.tokenizer import Tokenizer
+from laban.kvstore.encodings import make_spec
+from laban.kvstore.store import EncodingStore
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Runs calls on one model. `submit` and `abort` take effect at the next `step`, which never raises."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        config: EngineConfig,
+        *,
+        worker_id: str = "worker-0",
+        namespace: str = "",
+        model_name: str = "",
+        max_context: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        num_pages = runner.k_pool.shape[1] // config.page_size
+        self.runner = runner
+        self.tokenizer = tokenizer
+        self.store = EncodingStore(num_pages, config.page_size)
+        model_config = runner.model.config
+        self.info = WorkerInfo(
+            worker_id=worker_id,
+            epoch=uuid4().hex,
+            namespace=namespace,
+            model_name=model_name,
+            max_context=max_context or model_config.max_position_embeddings,
+            num_pages=num_pages,
+            page_size=config.page_size,
+            bytes_per_token=bytes_per_token(model_config, runner.dtype),
+            vocab_size=runner.vocab_size,
+            attention_backend=runner.attention_backend,
+            dtype=str(runner.dtype).removeprefix("torch."),
+            device=str(runner.device),
+        )
+        self.scheduler = Scheduler(config, self.store, self.info.max_context, runner.vocab_size)
+        self._clock = clock
+        self._events: list[CallEvent] = []
+        self._num_reports = 0
+
+    def submit(self, call: Call) -> None:
+        """Queues a call. One that can never run is answered with CallFailed."""
+        try:
+            self.scheduler.enqueue(call, self._clock())
+        except LabanError as error:
+            self._events.append(CallFailed(call.call_id, error.status, str(error)))
+
+    def abort(self, call_id: str) -> None:
+        """Drops a call, if it is still here. It is not reported on again."""
+        self.scheduler.abort(call_id)
+
+    def has_work(self) -> bool:
+        return bool(self._events or self.scheduler.running or self.scheduler.num_waiting)
+
+    def step(self) -> WorkerReport:
+        """One iteration. Whatever goes wrong in it ends the calls that run, with an error, and not the engine."""
+        try:
+            self._iterate()
+        except Exception as error:  # a kernel, memory or model failure: the calls cannot go on, the next ones can
+            log.exception("an iteration failed")
+            message = f"the iteration failed: {type(error).__name__}: {error}"
+            self._events += [CallFailed(i, "INTERNAL", message) for i in self.scheduler.abort_all()]
+        events, self._events = self._events, []
+        added, removed = self.store.take_delta()
+        self._num_reports += 1
+        delta = StoreDelta(tuple(added), tuple(removed))
+        return WorkerReport(
+            self.info.worker_id, self.info.epoch, self._num_reports, tuple(events), delta, self._load()
+        )
+
+    def _iterate(self) -> None:
+        for admitted in self.scheduler.admit(self._make_decode):
+            if isinstance(admitted, RunningCall):
+                call_id = admitted.call.call_id
+                self._events.append(CallStarted(call_id, admitted.tokens_read, admitted.tokens_reused))
+                if admitted.sequence.finished:
+                    self._finish(admitted)
+            else:
+                call, error = admitted
+                self._events.append(CallFailed(call.call_id, error.status, str(error)))
+        chunks = self.scheduler.schedule()
+        if not chunks:
+            return
+        batch = build_batch(chunks, self.runner.inv_freq, self.runner.dtype, self.runner.device)
+        logits = self.runner.forward(batch)
+        sampled = [c.sequence for c in chunks if c.sequence.wants_token and c.begin + c.count == len(c.sequence.tokens)]
+        for chunk in chunks:
+            chunk.sequence.num_computed = chunk.sequence.entry.num_tokens = chunk.begin + chunk.count
+        self._take_tokens(sampled, logits)
+        self._publish_whole([chunk.sequence for chunk in chunks])
+
+    def _take_tokens(self, sequences: list[Sequence], logits: torch.Tensor) -> None:
+        decodes = [sequence.decode for sequence in sequences if sequence.decode is not None]
+        tokens = sample(logits, [d.sampling for d in decodes], [d.num_sampled for d in decodes])
+        sound = torch.isfinite(logits).all(dim=-1).tolist()
+        for row, (sequence, decode, token) in enumerate(zip(sequences, decodes, tokens, strict=True)):
+            running = self.scheduler.running[decode.call.call_id]
+            if not sound[row]:
+                self.scheduler.abort(decode.call.call_id)
+                message = "the model gave logits that are not finite numbers"
+                self._events.append(CallFailed(decode.call.call_id, "INTERNAL", message))
+                continue
+            if running.first_token_at is None:
+                running.first_token_at = self._clock()
+            num_top = decode.sampling.num_logprobs
+            decode.push(token, None if num_top is None else logprobs_of(logits[row], token, num_top))
+            if decode.finish_reason is None:
+                sequence.tokens.append(token)
+            else:
+                self._close(sequence, decode)
+                running.tokens_encoded += len(decode.call.terminator)
+            if (news := decode.take_news()) is not None:
+                self._events.append(news)
+
+    def _close(self, sequence: Sequence, decode: Decode) -> None:
+        call = decode.call
+        tokens = [*call.tokens, *decode.generated, *call.terminator]
+        specs = {spec.encoding_id: spec for spec in call.specs}
+        sequence.close(tokens, make_spec(call.namespace, tokens, call.start, call.view, specs))
+
+    def _publish_whole(self, sequences: list[Sequence]) -> None:
+        whole = [s for s in sequences if s.spec is not None and s.num_pending == 0 and not s.finished]
+        if not whole:
+            return
+        for sequence in whole:
+            self.scheduler.publish(sequence)
+        for running in list(self.scheduler.running.values()):
+            if running.sequence.finished:
+                self._finish(running)
+
+    def _finish(self, running: RunningCall) -> None:
+        call, sequence, decode, now = running.call, running.sequence, running.sequence.decode, self._clock()
+        self.scheduler.finish(call.call_id)
+        assert sequence.spec is not None
+        own = decode if call.sampling is not None else None  # a prefill may be answered by another call's message
+        self._events.append(
+            CallFinished(
+                call.call_id,
+                own.finish_reason if own and own.finish_reason else "prefill",
+                sequence.spec,
+                tuple(own.generated) if own else (),
+                own.text if own else "",
+                running.tokens_read,
+                running.tokens_reused,
+                running.tokens_encoded,
+                ttft_ms=1000 * ((running.first_token_at or now) - running.submitted_at),
+                wall_ms=1000 * (now - running.submitted_at),
+                logprobs=tuple(own.logprobs) if own else (),
+                tokens_generated=own.num_sampled if own else 0,
+            )
+        )
+
+    def _make_decode(self, call: Call) -> Decode:
+        assert call.sampling is not None
+        return Decode(call, call.sampling, self.tokenizer, self.tokenizer.detokenizer())
+
+    def _load(self) -> WorkerLoad:
+        scheduler, allocator = self.scheduler, self.store.allocator
+        return WorkerLoad(
+            len(scheduler.running),
+            scheduler.num_waiting,
+            scheduler.queued_tokens(),
+            allocator.num_free,
+            allocator.num_pages,
+            len(self.store),
+        )
+
+

@@ -1,0 +1,101 @@
+"""The model and the pool: one forward of a batch. The definitions are transformers' own, behind its attention interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from laban.actors.engine.batch import Batch
+from laban.actors.errors import UnsupportedModel
+from laban.kernels.view_attention import attend
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+ATTENTION = "laban_views"
+
+
+class Runner:
+    """Owns the weights and the pool of keys and values; `forward` writes the pool, nothing else does.
+
+    The pool is [num_layers, num_slots, num_kv_heads, head_dim], keys as first rotated.
+    """
+
+    def __init__(self, model: PreTrainedModel, num_slots: int) -> None:
+        config = model.config
+        self.model = model.eval()
+        self.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        self.vocab_size: int = config.vocab_size
+        self.attention_backend = "torch-cpu-flash" if self.device.type == "cpu" else "torch-math"
+        self.head_dim: int = head_dim(config)
+        self.inv_freq: Tensor = _inverse_frequencies(model)
+        model.set_attn_implementation(ATTENTION)
+        shape = (config.num_hidden_layers, num_slots, config.num_key_value_heads, self.head_dim)
+        self.k_pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        self.v_pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> Tensor:
+        """Computes the batch's keys and values into the pool; returns logits [num_sampled, vocab_size] in float32."""
+        hidden: Tensor = self.model.base_model(
+            input_ids=batch.token_ids[None],
+            position_ids=batch.positions[None],
+            use_cache=False,
+            laban_runner=self,
+            laban_batch=batch,
+        ).last_hidden_state[0]
+        if batch.logit_rows.numel() == 0:
+            return hidden.new_empty(0, self.vocab_size, dtype=torch.float32)
+        head: nn.Module = self.model.get_output_embeddings()
+        logits: Tensor = head(hidden.index_select(0, batch.logit_rows))
+        return logits.float()
+
+
+def head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def bytes_per_token(config: Any, dtype: torch.dtype) -> int:
+    """Keys and values of one token in all layers."""
+    return 2 * int(config.num_hidden_layers) * int(config.num_key_value_heads) * head_dim(config) * dtype.itemsize
+
+
+def _inverse_frequencies(model: PreTrainedModel) -> Tensor:
+    rotary = getattr(model.base_model, "rotary_emb", None)
+    inv_freq = getattr(rotary, "inv_freq", None)
+    if not isinstance(inv_freq, Tensor):
+        raise UnsupportedModel(
+            f"{type(model).__name__} has no single rotary embedding, so its queries cannot be turned", field="model"
+        )
+    return inv_freq
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    laban_runner: Runner,
+    laban_batch: Batch,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query [1, heads, tokens, dim], key and value [1, kv_heads, tokens, dim]."""
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    k_pool, v_pool = laban_runner.k_pool[layer], laban_runner.v_pool[layer]
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    k_pool[laban_batch.write_slots] = k
+    v_pool[laban_batch.write_slots] = v
+    out = attend(q, k, v, k_pool, v_pool, laban_batch.plan, scaling)
+    return out[None], None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """Visibility is the plan's, so transformers need not build a mask."""
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, _no_mask)

@@ -1,0 +1,190 @@
+"""Attention of many calls over the encodings in their views, each encoding read where it lies.
+
+The work is a list of tiles: a tile is a set of query rows that all see a set of keys whole, or a run of
+new tokens that see one another causally. Rows that read an encoding away from its place do so with a
+turned query. The tiles' results are merged by log-sum-exp. Readers of one encoding, at whatever offsets,
+stack into one tile, so that its keys are read once (DESIGN, section 4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from laban.kernels.rotary import turn
+
+Index = slice | Tensor  # of rows: a slice costs no gather
+
+
+@dataclass(frozen=True, slots=True)
+class StackedTile:
+    """Every row of `rows` sees every key of `slots`."""
+
+    rows: Index  # into the queries, then the turned queries
+    slots: Index  # into the pool
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedTile:
+    """Row i sees the keys `slots[i]`, as far as `bias[i]` is 0; padding repeats a slot that the row may read."""
+
+    rows: Tensor  # [num_rows] int64
+    slots: Tensor  # [num_rows, max_keys] int64
+    bias: Tensor  # [num_rows, 1, 1, max_keys], 0 or -inf
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPlan:
+    """One iteration's attention, the same for every layer.
+
+    Turned query j is query `turned[j]` rotated by (`turn_cos`, `turn_sin`)[j]; tiles number it num_tokens + j.
+    `owners` gives, for every row of every tile's result in the order causal, stacked, padded, the token it belongs to.
+    """
+
+    num_tokens: int
+    turned: Tensor | None  # [num_turned] int64
+    turn_cos: Tensor | None  # [num_turned, 1, rotary_dim]
+    turn_sin: Tensor | None
+    causal: tuple[slice, ...]  # runs of new tokens; each sees its own run up to itself
+    stacked: tuple[StackedTile, ...]
+    padded: tuple[PaddedTile, ...]
+    owners: Tensor  # [num_partials] int64
+    in_order: bool  # owners is 0, 1, ... num_tokens - 1: nothing to merge
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+    """Attention of `num_tokens` new tokens over their views and themselves.
+
+    Reads each stacked tile's keys and values once: bytes = 2 * num_keys * num_kv_heads * head_dim * itemsize.
+
+    Args:
+        q: [num_tokens, num_heads, head_dim] rotated for the tokens' own positions.
+        k, v: [num_tokens, num_kv_heads, head_dim] of the new tokens, already written to the pool.
+        k_pool, v_pool: [num_slots, num_kv_heads, head_dim].
+
+    Returns:
+        [num_tokens, num_heads, head_dim].
+    """
+    if plan.turned is not None:
+        assert plan.turn_cos is not None
+        assert plan.turn_sin is not None
+        queries = torch.cat((q, turn(q.index_select(0, plan.turned), plan.turn_cos, plan.turn_sin)))
+    else:
+        queries = q
+    parts = [_causal(q[run], k[run], v[run], scale) for run in plan.causal]
+    parts += [_stacked(queries[t.rows], k_pool[t.slots], v_pool[t.slots], scale) for t in plan.stacked]
+    parts += [_padded(queries[t.rows], k_pool[t.slots], v_pool[t.slots], t.bias, scale) for t in plan.padded]
+    if len(parts) == 1:
+        out, lse = parts[0]
+    else:
+        out = torch.cat([part[0] for part in parts])
+        lse = torch.cat([part[1] for part in parts])
+    if plan.in_order:
+        return out
+    return merge(out, lse, plan.owners, plan.num_tokens)
+
+
+def merge(out: Tensor, lse: Tensor, owners: Tensor, num_tokens: int) -> Tensor:
+    """Merges partial attention results by their log-sum-exp. A partial with lse -inf weighs nothing.
+
+    Args:
+        out: [num_partials, num_heads, head_dim]; lse: [num_partials, num_heads]; owners: [num_partials] int64.
+
+    Returns:
+        [num_tokens, num_heads, head_dim].
+    """
+    num_heads, head_dim = out.shape[1:]
+    index = owners[:, None].expand(-1, num_heads)
+    highest = lse.new_full((num_tokens, num_heads), -torch.inf).scatter_reduce_(0, index, lse, "amax")
+    weight = torch.exp(lse - highest.index_select(0, owners))
+    total = lse.new_zeros(num_tokens, num_heads).index_add_(0, owners, weight)
+    summed = out.new_zeros(num_tokens, num_heads, head_dim).index_add_(0, owners, out * weight.to(out.dtype)[..., None])
+    return summed / total.to(out.dtype)[..., None]
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """q [n, heads, dim] over k, v [n, kv_heads, dim], each token up to itself -> ([n, heads, dim], [n, heads])."""
+    n, heads, dim = q.shape
+    kv_heads = k.shape[1]
+    group = heads // kv_heads
+    # One batch row per query head of a group: [group, kv_heads, n, dim] against the same keys.
+    q4 = q.view(n, kv_heads, group, dim).permute(2, 1, 0, 3)
+    k4 = k.permute(1, 0, 2).expand(group, kv_heads, n, dim)
+    v4 = v.permute(1, 0, 2).expand(group, kv_heads, n, dim)
+    out, lse = _partial(q4, k4, v4, None, True, scale)
+    return out.permute(2, 1, 0, 3).reshape(n, heads, dim), lse.permute(2, 1, 0).reshape(n, heads)
+
+
+def _stacked(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """q [n, heads, dim], all over k, v [m, kv_heads, dim] -> ([n, heads, dim], [n, heads])."""
+    n, heads, dim = q.shape
+    kv_heads = k.shape[1]
+    group = heads // kv_heads
+    # A group's query heads are just more rows over the same keys: [1, kv_heads, n * group, dim].
+    q4 = q.view(n, kv_heads, group, dim).permute(1, 0, 2, 3).reshape(1, kv_heads, n * group, dim)
+    out, lse = _partial(q4, k.permute(1, 0, 2)[None], v.permute(1, 0, 2)[None], None, False, scale)
+    out = out.view(kv_heads, n, group, dim).permute(1, 0, 2, 3).reshape(n, heads, dim)
+    return out, lse.view(kv_heads, n, group).permute(1, 0, 2).reshape(n, heads)
+
+
+def _padded(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """q [n, heads, dim], row i over k[i], v[i] [m, kv_heads, dim] -> ([n, heads, dim], [n, heads])."""
+    n, heads, dim = q.shape
+    kv_heads = k.shape[2]
+    q4 = q.view(n, kv_heads, heads // kv_heads, dim)
+    out, lse = _partial(q4, k.transpose(1, 2), v.transpose(1, 2), bias, False, scale)
+    return out.reshape(n, heads, dim), lse.reshape(n, heads)
+
+
+def _partial(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention with its log-sum-exp: q [b, h, n, d] over k, v [b, h, m, d] -> ([b, h, n, d], float32 [b, h, n])."""
+    if q.device.type == "cpu":
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, causal, attn_mask=bias, scale=scale
+        )
+        return out, lse.contiguous()
+    return partial_attention_reference(q, k, v, bias, causal, scale)
+
+
+def partial_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """What a flash kernel computes, in plain torch: materializes the scores [b, h, n, m] in float32."""
+    scores = torch.matmul(q, k.transpose(-1, -2)).float() * scale
+    if bias is not None:
+        scores = scores + bias.float()
+    if causal:
+        n = q.shape[-2]
+        scores = scores.masked_fill(torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1), -torch.inf)
+    lse = torch.logsumexp(scores, dim=-1)
+    weights = torch.exp(scores - lse[..., None])
+    return torch.matmul(weights.to(v.dtype), v), lse
+
+
+def attend_reference(
+    q: Tensor, k_pool: Tensor, v_pool: Tensor, reads: list[list[tuple[int, int]]], inv_freq: Tensor, scale: float
+) -> Tensor:
+    """The definition, row by row in float64: row i attends to the slots of `reads[i]`, each moved by its offset.
+
+    Args:
+        q: [num_tokens, num_heads, head_dim] rotated for the tokens' own positions.
+        reads: for each row, (slot, offset) of every key it sees, its own included.
+
+    Returns:
+        [num_tokens, num_heads, head_dim] float64.
+    """
+    from laban.kernels.rotary import turn_tables
+
+    group = q.shape[1] // k_pool.shape[1]
+    rows = []
+    for query, seen in zip(q.double(), reads, strict=True):
+        slots = torch.tensor([slot for slot, _ in seen])
+        offsets = torch.tensor([offset for _, offset in seen])
+        cos, sin = turn_tables(-offsets, inv_freq, torch.float64)
+        keys = turn(k_pool[slots].double(), cos, sin).repeat_interleave(group, dim=1)
+        values = v_pool[slots].double().repeat_interleave(group, dim=1)
+        weights = torch.softmax(torch.einsum("hd,mhd->hm", query, keys) * scale, dim=-1)
+        rows.append(torch.einsum("hm,mhd->hd", weights, values))
+    return torch.stack(rows)
