@@ -83,7 +83,7 @@ def check_model_folder(path: str | Path) -> ModelFacts:
         vocab_size=_count(folder, config, "vocab_size"),
         max_context=_count(folder, config, "max_position_embeddings"),
         rope=rope_kind(config),
-        eos_ids=_eos_ids(folder, config),
+        eos_ids=eos_ids_of(folder),
         weight_bytes=sum((folder / name).stat().st_size for name in headers),
         fingerprint=digest.hexdigest(),
     )
@@ -94,6 +94,16 @@ def rope_kind(config: Mapping[str, Any]) -> str:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
     return str(kind)
+
+
+def eos_ids_of(folder: str | Path) -> tuple[int, ...]:
+    """The ids that end a generation, as generation_config.json says, else config.json."""
+    path = Path(folder).expanduser()
+    for name in ("generation_config.json", "config.json"):
+        value = _read_json(path, name).get("eos_token_id") if (path / name).is_file() else None
+        if value is not None:
+            return tuple(dict.fromkeys(int(item) for item in (value if isinstance(value, list) else [value])))
+    return ()
 
 
 def _refuse_unserved(folder: Path, config: Mapping[str, Any]) -> None:
@@ -123,19 +133,9 @@ def _refuse_unserved(folder: Path, config: Mapping[str, Any]) -> None:
     window, context = config.get("sliding_window"), config.get("max_position_embeddings")
     if used and isinstance(window, int) and isinstance(context, int) and window < context:
         raise refuse(
-            f"its sliding window of {window} tokens is shorter than its context of {context}, and windowed attention is "
-            f"not served; a copy of the folder with max_position_embeddings {window} is"
+            f"its sliding window of {window} tokens is shorter than its context of {context}, and windowed attention "
+            f"is not served; a copy of the folder with max_position_embeddings {window} is"
         )
-
-
-def _eos_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
-    path = folder / "generation_config.json"
-    generation = _read_json(folder, path.name) if path.exists() else {}
-    value = generation.get("eos_token_id", config.get("eos_token_id"))
-    if value is None:
-        return ()
-    ids = value if isinstance(value, list) else [value]
-    return tuple(dict.fromkeys(int(item) for item in ids))
 
 
 def _weight_files(folder: Path) -> list[Path]:

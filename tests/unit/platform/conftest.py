@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from laban.actors.models import converted_default_model
 from laban.actors.tokenizer import Tokenizer
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from laban.actors.errors import InvalidInput, LabanError, NotFound, UnsupportedModel
 from laban.actors.model_folder import check_model_folder
 
@@ -78,7 +77,9 @@ def test_shards(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     write_weights(folder / "one.safetensors", TENSORS[:2])
     write_weights(folder / "two.safetensors", TENSORS[2:])
-    index = {"weight_map": {TENSORS[0]: "one.safetensors", TENSORS[1]: "one.safetensors", TENSORS[2]: "two.safetensors"}}
+    index = {
+        "weight_map": {TENSORS[0]: "one.safetensors", TENSORS[1]: "one.safetensors", TENSORS[2]: "two.safetensors"}
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert check_model_folder(folder).weight_bytes > 0
     (folder / "two.safetensors").unlink()
@@ -142,7 +143,10 @@ def test_broken_json(folder: Path, name: str) -> None:
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic-NTK"),
         ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "longrope"),
         ({"rope_scaling": {"type": "mrope"}}, "mrope"),
-        ({"model_type": "mistral", "sliding_window": 32}, "sliding window of 32 tokens is shorter than its context of 64"),
+        (
+            {"model_type": "mistral", "sliding_window": 32},
+            "sliding window of 32 tokens is shorter than its context of 64",
+        ),
         ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8}, "sliding window"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized"),
     ],
