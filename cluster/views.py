@@ -23,11 +23,16 @@ MAX_OVERLAPS = 100
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """An immutable message: who says it, and the encoding made when it was. `home.tokens` are all its tokens."""
+    """An immutable message: who says it, and the encoding made when it was. `home.tokens` are all its tokens.
+
+    Some templates frame the first message of a conversation otherwise: `first_tokens` are then its tokens
+    there. A whole message placed first has them; () means that they are `home.tokens`.
+    """
 
     role: str
     home: EncodingSpec
     name: str | None = None
+    first_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +136,19 @@ def compose(
             at = home.start + begin
         else:
             at = cursor
-        cursor = at + end - begin
+        reframed = entry.message.first_tokens if index == 0 and (begin, end) == (0, home.num_tokens) else ()
+        cursor = at + (len(reframed) or end - begin)
         if cursor > max_context:
             raise OutOfRange(
                 f"tokens placed at {at} end at {cursor}, expected at most the model's context of {max_context}",
                 field=f"view[{index}]",
             )
-        if entry.fidelity == "direct":
+        if entry.fidelity == "direct" and not reframed:
             placement = Placement(home.encoding_id, at, begin, end)
         else:
-            spec = make_spec(namespace, home.tokens[begin:end], at, view, known)
+            spec = make_spec(namespace, reframed or home.tokens[begin:end], at, view, known)
             known.setdefault(spec.encoding_id, spec)
-            placement = Placement(spec.encoding_id, at, 0, end - begin)
+            placement = Placement(spec.encoding_id, at, 0, spec.num_tokens)
         view = extend(view, placement, known)
         spans.append((at, cursor))
     stop = max((end for _, end in spans), default=0)

@@ -1,0 +1,164 @@
+"""The messages of one workflow or session, and every encoding that a later call of it may need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from laban.actors.calls import Call, Sampling
+from laban.actors.errors import InvalidInput
+from laban.cluster.records import Layout
+from laban.cluster.views import Composed, Entry, Message, check_fits, compose, home_of
+from laban.kvstore.encodings import EncodingId, EncodingSpec, closure, dependencies
+
+
+class FramingPort(Protocol):
+    """What is needed of `laban.actors.framing.Framing`."""
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]: ...
+    def root(self, first_role: str) -> tuple[int, ...]: ...
+    def message(self, role: str, text: str, name: str | None = None, *, first: bool = False) -> tuple[int, ...]: ...
+    def header(
+        self, role: str, name: str | None = None, *, first: bool = False, prefill: str = ""
+    ) -> tuple[int, ...]: ...
+    def terminator(self, role: str, *, after_stop_token: bool) -> tuple[int, ...]: ...
+
+
+class TokenizerPort(Protocol):
+    """What is needed of `laban.actors.tokenizer.Tokenizer`."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    def encode(self, text: str) -> list[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """What turns text into calls for one model and tenant. `max_context` is in tokens."""
+
+    framing: FramingPort
+    tokenizer: TokenizerPort
+    namespace: str
+    max_context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a generated message begins: whose it is, and the text put at its start."""
+
+    role: str
+    name: str | None = None
+    prefill: str = ""
+
+
+@dataclass(slots=True)
+class MessageBook:
+    """Grows only; `keep_only` forgets. Specs stay as long as a message here descends from them."""
+
+    language: Language
+    messages: dict[str, Message] = field(default_factory=dict)
+    specs: dict[EncodingId, EncodingSpec] = field(default_factory=dict)
+
+    def add_text(self, key: str, role: str, text: str, name: str | None, *, path: str) -> Message:
+        """A message that was given, at home right after its root. `path` is its field in errors.
+
+        Raises InvalidInput for a role that cannot be framed or text that is not valid, OutOfRange for one
+        longer than the context.
+        """
+        language = self.language
+        tokens = language.framing.message(role, text, name)
+        first_tokens = language.framing.message(role, text, name, first=True)
+        home, specs = home_of(
+            language.namespace,
+            language.framing.root(role),
+            tokens,
+            max_context=language.max_context,
+            what=f"message {key}",
+            field=path,
+        )
+        self.specs.update(specs)
+        message = Message(role, home, name, () if first_tokens == tokens else first_tokens)
+        self.messages[key] = message
+        return message
+
+    def add_encoded(self, key: str, role: str, name: str | None, home: EncodingSpec) -> Message:
+        """A message that a call made. KeyError unless all that its encoding depends on is here."""
+        for encoding_id in dependencies(home.view):
+            self.specs[encoding_id]
+        self.specs[home.encoding_id] = home
+        message = self.messages[key] = Message(role, home, name)
+        return message
+
+    def keep_only(self, keys: Sequence[str]) -> None:
+        """Forget the other messages and the specs that only they needed."""
+        self.messages = {key: self.messages[key] for key in keys}
+        needed = closure((message.home.encoding_id for message in self.messages.values()), self.specs)
+        self.specs = {spec.encoding_id: spec for spec in needed}
+
+    def decode(
+        self,
+        call_id: str,
+        what: str,
+        entries: Sequence[Entry],
+        opening: Opening,
+        sampling: Sampling,
+        *,
+        layout: Layout = "packed",
+        position: int | None = None,
+    ) -> tuple[Call, Composed]:
+        """A call that generates a message. Raises OutOfRange, naming `what`, if it may outgrow the context."""
+        framing = self.language.framing
+        role = opening.role
+        composed = self._compose(entries, role, layout, position)
+        header = framing.header(role, opening.name, first=not entries, prefill=opening.prefill)
+        if not header and not composed.spans:
+            raise InvalidInput(
+                "the model's template gives nothing to begin with, expected at least one read", field=what
+            )
+        after_stop = framing.terminator(role, after_stop_token=True)
+        after_other = framing.terminator(role, after_stop_token=False)
+        most = min(sampling.max_tokens, len(sampling.forced)) if sampling.forced else sampling.max_tokens
+        parts = {"header": len(header), "max_tokens": most, "terminator": max(len(after_stop), len(after_other))}
+        check_fits(what, composed.start, parts, self.language.max_context)
+        call = self._call(call_id, composed, header)
+        sampling = replace(sampling, stop_token_ids=framing.stop_token_ids)
+        call = replace(call, sampling=sampling, terminator_after_stop_token=after_stop, terminator=after_other)
+        return call, composed
+
+    def prefill(
+        self,
+        call_id: str,
+        what: str,
+        entries: Sequence[Entry],
+        role: str,
+        tokens: Sequence[int],
+        *,
+        layout: Layout = "packed",
+        position: int | None = None,
+    ) -> tuple[Call, Composed]:
+        """A call that encodes `tokens` as a message under a view. Raises OutOfRange if it outgrows the context."""
+        composed = self._compose(entries, role, layout, position)
+        check_fits(what, composed.start, {"the message": len(tokens)}, self.language.max_context)
+        return self._call(call_id, composed, tokens), composed
+
+    def _compose(self, entries: Sequence[Entry], role: str, layout: Layout, position: int | None) -> Composed:
+        language = self.language
+        root = language.framing.root(entries[0].message.role if entries else role)
+        composed = compose(
+            language.namespace,
+            root,
+            entries,
+            self.specs,
+            max_context=language.max_context,
+            layout=layout,
+            position=position,
+        )
+        self.specs.update(composed.added)
+        return composed
+
+    def _call(self, call_id: str, composed: Composed, tokens: Sequence[int]) -> Call:
+        needed = closure(dependencies(composed.view), self.specs)
+        view, start = composed.view, composed.start
+        return Call(call_id, self.language.namespace, view, start, tuple(tokens), tuple(needed))
