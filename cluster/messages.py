@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from laban.actors.calls import Call, Sampling
-from laban.actors.errors import InvalidInput
+from laban.actors.errors import UnsupportedModel
 from laban.cluster.records import Layout
 from laban.cluster.views import Composed, Entry, Message, check_fits, compose, home_of
 from laban.kvstore.encodings import EncodingId, EncodingSpec, closure, dependencies
@@ -113,18 +113,15 @@ class MessageBook:
         role = opening.role
         composed = self._compose(entries, role, layout, position)
         header = framing.header(role, opening.name, first=not entries, prefill=opening.prefill)
-        if not header and not composed.spans:
-            raise InvalidInput(
-                "the model's template gives nothing to begin with, expected at least one read", field=what
-            )
-        after_stop = framing.terminator(role, after_stop_token=True)
-        after_other = framing.terminator(role, after_stop_token=False)
+        if not header:
+            raise UnsupportedModel(f"the model's template has no header for the role {role}, expected one")
+        terminator = framing.terminator(role, after_stop_token=False)
         most = min(sampling.max_tokens, len(sampling.forced)) if sampling.forced else sampling.max_tokens
-        parts = {"header": len(header), "max_tokens": most, "terminator": max(len(after_stop), len(after_other))}
+        parts = {"header": len(header), "max_tokens": most, "terminator": len(terminator)}
         check_fits(what, composed.start, parts, self.language.max_context)
         call = self._call(call_id, composed, header)
         sampling = replace(sampling, stop_token_ids=framing.stop_token_ids)
-        call = replace(call, sampling=sampling, terminator_after_stop_token=after_stop, terminator=after_other)
+        call = replace(call, sampling=sampling, terminator=terminator)
         return call, composed
 
     def prefill(

@@ -1,0 +1,76 @@
+"""What a workflow shows: its state, a result for each step instance, and the feed of events that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from laban.cluster.feed import Feed
+from laban.cluster.records import ErrorInfo, Event, StepResult, StepState, WorkflowRecord, WorkflowState
+
+
+class Board:
+    """Every change of it is an event. `steps` are by address, in the order of the graph."""
+
+    def __init__(self, workflow_id: str, name: str, steps: Sequence[StepResult], clock: Callable[[], float]) -> None:
+        self.workflow_id = workflow_id
+        self.name = name
+        self.steps = {step.address: step for step in steps}
+        self.feed = Feed(workflow_id)
+        self.state: WorkflowState = "running"
+        self._clock = clock
+        self._created_at = clock()
+        self._finished_at: float | None = None
+        self._outputs: tuple[tuple[str, str], ...] = ()
+        self._error: ErrorInfo | None = None
+
+    def record(self, *, with_steps: bool = True) -> WorkflowRecord:
+        return WorkflowRecord(
+            workflow_id=self.workflow_id,
+            name=self.name,
+            state=self.state,
+            created_at=self._created_at,
+            finished_at=self._finished_at,
+            outputs=self._outputs,
+            steps=tuple(self.steps.values()) if with_steps else (),
+            error=self._error,
+            last_event=self.feed.last_event,
+        )
+
+    def begin(self) -> None:
+        self.feed.append(Event(0, self.workflow_id, self._created_at, "workflow_state", workflow_state="running"))
+
+    def set_state(self, address: str, state: StepState, *, attempt: int, worker: str = "") -> None:
+        self.steps[address] = replace(self.steps[address], state=state, attempt=attempt, worker=worker)
+        self.feed.append(
+            Event(
+                0,
+                self.workflow_id,
+                self._clock(),
+                "step_state",
+                address=address,
+                attempt=attempt,
+                step_state=state,
+                worker=worker,
+            )
+        )
+
+    def end_step(self, result: StepResult) -> None:
+        """`result.state` is terminal."""
+        self.steps[result.address] = result
+        self.feed.append(Event(0, self.workflow_id, self._clock(), "step_result", result=result))
+
+    def end(self, state: WorkflowState, outputs: tuple[tuple[str, str], ...], error: ErrorInfo | None) -> None:
+        self.state, self._outputs, self._error = state, outputs, error
+        self._finished_at = self._clock()
+        self.feed.append(
+            Event(
+                0,
+                self.workflow_id,
+                self._finished_at,
+                "workflow_state",
+                workflow_state=state,
+                outputs=outputs,
+                error=error,
+            )
+        )

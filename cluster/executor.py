@@ -1,0 +1,265 @@
+"""Runs workflows: takes them in, drives them to their end, keeps what they did for those who ask.
+
+Lives in one event loop. Knows the workers through ports: neither Ray nor protobuf appear here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
+
+from laban.actors.errors import Conflict, Exhausted, InvalidInput, NotFound
+from laban.cluster.dispatch import Dispatcher
+from laban.cluster.execution import Execution
+from laban.cluster.messages import FramingPort, Language, MessageBook, TokenizerPort
+from laban.cluster.records import ClusterStatus, Event, TokenChunk, WorkflowRecord
+from laban.cluster.workflow.run import Run
+from laban.cluster.workflow.schema import Workflow
+from laban.cluster.workflow.states import Overrides
+
+DEFAULT_PAGE = 50
+MAX_PAGE = 1000
+MAX_KEY = 128
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorLimits:
+    max_active: int = 256  # workflows running at once; more are refused
+    max_finished: int = 1000  # kept for Get, List and Watch; the oldest is forgotten first
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """An idempotency key's workflow, and a digest of what was submitted."""
+
+    workflow_id: str
+    content: str
+
+
+class Executor:
+    """Methods are called in the event loop that the dispatcher lives in."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        framing: FramingPort,
+        tokenizer: TokenizerPort,
+        *,
+        limits: ExecutorLimits | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._framing = framing
+        self._tokenizer = tokenizer
+        self._limits = limits or ExecutorLimits()
+        self._clock = clock
+        self._started_at = clock()
+        self._executions: OrderedDict[str, Execution] = OrderedDict()  # oldest first
+        self._numbers: dict[str, int] = {}  # workflow id -> its place in the order of submission
+        self._last_number = 0
+        self._finished: OrderedDict[str, None] = OrderedDict()
+        self._admitting = 0
+        self._claims: dict[tuple[str, str], _Claim] = {}  # (tenant, idempotency key)
+        self._claimed: dict[str, tuple[str, str]] = {}
+
+    def start(self) -> None:
+        """Start the dispatcher."""
+        self._dispatcher.start()
+
+    async def stop(self) -> None:
+        """Cancel what runs, so that every watch ends, and close the workers."""
+        for execution in list(self._executions.values()):
+            execution.cancel()
+        await self._dispatcher.stop()
+
+    def language(self, tenant: str) -> Language:
+        """What turns this tenant's text into calls. Encodings never cross tenants."""
+        info = self._dispatcher.info
+        return Language(self._framing, self._tokenizer, f"{info.namespace}/{tenant}", info.max_context)
+
+    async def submit(
+        self,
+        workflow: Workflow,
+        inputs: Mapping[str, object],
+        overrides: Overrides | None = None,
+        *,
+        idempotency_key: str | None = None,
+        tenant: str = "",
+    ) -> WorkflowRecord:
+        """Start a workflow, or return the one that the same key and content started before.
+
+        Raises WorkflowErrors for bad inputs, Conflict for a key that was used with other content, Exhausted
+        for too many active workflows, InvalidInput and OutOfRange for a message that cannot be framed or is
+        longer than the context.
+        """
+        overrides = overrides or Overrides()
+        key = self._checked_key(idempotency_key, tenant)
+        content = "" if key is None else _digest(workflow, inputs, overrides)
+        known = self._claimed_before(key, content)
+        if known is not None:
+            return known.board.record()
+        active = len(self._executions) - len(self._finished) + self._admitting
+        if active >= self._limits.max_active:
+            raise Exhausted(f"{active} workflows are active, expected at most {self._limits.max_active}")
+        self._admitting += 1
+        try:
+            # Rendering and tokenizing may take long: the loop goes on meanwhile.
+            run, book = await asyncio.to_thread(self._prepare, workflow, inputs, overrides, tenant)
+        finally:
+            self._admitting -= 1
+        known = self._claimed_before(key, content)  # the same key may have come twice at once
+        if known is not None:
+            return known.board.record()
+        workflow_id = f"wf-{secrets.token_hex(8)}"
+        execution = Execution(
+            workflow_id,
+            workflow.name,
+            run,
+            book,
+            self._dispatcher,
+            seed=_seed_of(run),
+            clock=self._clock,
+            on_end=self._retire,
+        )
+        self._executions[workflow_id] = execution
+        self._last_number += 1
+        self._numbers[workflow_id] = self._last_number
+        if key is not None:
+            self._claims[key] = _Claim(workflow_id, content)
+            self._claimed[workflow_id] = key
+        execution.start()
+        return execution.board.record()
+
+    async def watch(self, workflow_id: str, after_event: int = 0) -> AsyncGenerator[Event | TokenChunk, None]:
+        """Events after number `after_event`, then live ones and token chunks, to the workflow's end.
+
+        A watch that begins while steps run gets their text so far, one chunk for each. One that is slow gets
+        fewer and larger chunks, and every event. Raises NotFound, InvalidInput, Exhausted.
+        """
+        feed = self._execution(workflow_id).board.feed.watch(after_event)
+        try:
+            async for item in feed:
+                yield item
+        finally:
+            await feed.aclose()
+
+    def get(self, workflow_id: str) -> WorkflowRecord:
+        return self._execution(workflow_id).board.record()
+
+    def list(
+        self, *, page_size: int = 0, page_token: str = "", states: Collection[str] = ()
+    ) -> tuple[list[WorkflowRecord], str]:
+        """A page of workflows, newest first and without their steps, and the token of the next page or ""."""
+        if not 0 <= page_size <= MAX_PAGE:
+            raise InvalidInput(f"expected 1 to {MAX_PAGE}, or 0 for {DEFAULT_PAGE}", field="page_size", value=page_size)
+        if page_token and not (page_token.isascii() and page_token.isdigit()):
+            raise InvalidInput("expected a token from an earlier page", field="page_token", value=page_token)
+        before = int(page_token) if page_token else self._last_number + 1
+        size = page_size or DEFAULT_PAGE
+        found = [
+            execution
+            for workflow_id, execution in reversed(self._executions.items())
+            if self._numbers[workflow_id] < before and (not states or execution.board.state in states)
+        ]
+        page = found[:size]
+        more = str(self._numbers[page[-1].workflow_id]) if len(found) > size else ""
+        return [execution.board.record(with_steps=False) for execution in page], more
+
+    async def cancel(self, workflow_id: str) -> WorkflowRecord:
+        """Stop a workflow; one that has ended stays as it is."""
+        execution = self._execution(workflow_id)
+        execution.cancel()
+        return execution.board.record()
+
+    async def complete_step(self, workflow_id: str, address: str, text: str, key: str = "") -> WorkflowRecord:
+        """Answer an external step. Idempotent: the same answer again changes nothing, whatever its `key`.
+
+        Raises NotFound, FailedPrecondition for a step that does not wait, Conflict for another answer than
+        before, OutOfRange for a text longer than the context.
+        """
+        execution = self._execution(workflow_id)
+        execution.complete_step(address, text)
+        return execution.board.record()
+
+    async def fail_step(self, workflow_id: str, address: str, message: str, key: str = "") -> WorkflowRecord:
+        """Say that an external step failed. Idempotent as `complete_step` is, and raises the same."""
+        execution = self._execution(workflow_id)
+        execution.fail_step(address, message)
+        return execution.board.record()
+
+    def status(self, *, sessions_open: int = 0) -> ClusterStatus:
+        workers = self._dispatcher.workers()
+        info = self._dispatcher.info
+        try:
+            laban_version = version("laban")
+        except PackageNotFoundError:
+            laban_version = "unknown"
+        return ClusterStatus(
+            version=laban_version,
+            ready=any(worker.alive for worker in workers),
+            model=info.model_name,
+            max_context=info.max_context,
+            workers=workers,
+            workflows_running=len(self._executions) - len(self._finished),
+            sessions_open=sessions_open,
+            uptime_s=self._clock() - self._started_at,
+        )
+
+    def _prepare(
+        self, workflow: Workflow, inputs: Mapping[str, object], overrides: Overrides, tenant: str
+    ) -> tuple[Run, MessageBook]:
+        run = Run(workflow, inputs, overrides)
+        book = MessageBook(self.language(tenant))
+        for key, message in run.messages.items():
+            path = f"agents.{key[6:]}.prompt" if key.startswith("agent:") else f"messages.{key}"
+            book.add_text(key, message.role, message.text, message.name, path=path)
+        return run, book
+
+    def _execution(self, workflow_id: str) -> Execution:
+        execution = self._executions.get(workflow_id)
+        if execution is None:
+            raise NotFound("no such workflow", field="workflow_id", value=workflow_id)
+        return execution
+
+    def _checked_key(self, key: str | None, tenant: str) -> tuple[str, str] | None:
+        if not key:
+            return None
+        if len(key) > MAX_KEY:
+            raise InvalidInput(f"expected at most {MAX_KEY} characters", field="idempotency_key", value=key)
+        return (tenant, key)
+
+    def _claimed_before(self, key: tuple[str, str] | None, content: str) -> Execution | None:
+        claim = None if key is None else self._claims.get(key)
+        if claim is None or key is None:
+            return None
+        if claim.content != content:
+            raise Conflict("was used before, with other content", field="idempotency_key", value=key[1])
+        return self._executions[claim.workflow_id]
+
+    def _retire(self, execution: Execution) -> None:
+        """Keep what has ended, up to the limit."""
+        self._finished[execution.workflow_id] = None
+        while len(self._finished) > self._limits.max_finished:
+            oldest, _ = self._finished.popitem(last=False)
+            del self._executions[oldest], self._numbers[oldest]
+            key = self._claimed.pop(oldest, None)
+            if key is not None:
+                del self._claims[key]
+
+
+def _digest(workflow: Workflow, inputs: Mapping[str, object], overrides: Overrides) -> str:
+    changes = sorted((address, name, repr(value)) for (address, name), value in overrides.set.items())
+    content = [workflow.model_dump(mode="json"), dict(inputs), overrides.fidelity, overrides.seed, changes]
+    return blake2b(json.dumps(content, sort_keys=True, default=repr).encode(), digest_size=16).hexdigest()
+
+
+def _seed_of(run: Run) -> int:
+    """The workflow's seed; without one, any: equal greedy runs agree all the same."""
+    return secrets.randbits(63) if run.seed is None else run.seed

@@ -1,0 +1,305 @@
+"""Choreography: callers who decide as they go, message by message, each under a view of their choice."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from laban.actors.calls import Call, Sampling
+from laban.actors.errors import Exhausted, InvalidInput, NotFound
+from laban.cluster.dispatch import Dispatcher
+from laban.cluster.messages import Language, MessageBook, Opening
+from laban.cluster.records import ErrorInfo, Layout, MessageRecord, SessionPlacement, SessionRecord, TokenChunk
+from laban.cluster.slots import Order
+from laban.cluster.views import Composed, Entry, ReadFidelity
+from laban.cluster.waiter import Finish, Waiter
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    default_ttl_s: float = 600.0
+    max_ttl_s: float = 86_400.0
+    max_sessions: int = 1024
+    max_messages: int = 4096  # of one session
+    max_view: int = 4096  # entries
+
+
+@dataclass(slots=True)
+class _Session:
+    session_id: str
+    tenant: str
+    ttl_s: float
+    created_at: float
+    expires_at: float
+    book: MessageBook
+    records: dict[str, MessageRecord] = field(default_factory=dict)
+    last_number: int = 0
+    specs_kept: int = 0  # when those that nothing needs were last forgotten
+    running: set[str] = field(default_factory=set)  # keys of calls; while there are any it does not expire
+
+    def record(self) -> SessionRecord:
+        messages = tuple(self.records.values())
+        return SessionRecord(self.session_id, self.ttl_s, self.created_at, self.expires_at, messages)
+
+
+class Sessions:
+    """Methods are called in the event loop that the dispatcher lives in.
+
+    All of them raise NotFound for a session that is unknown, expired, closed or another tenant's.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        language: Callable[[str], Language],
+        *,
+        limits: SessionLimits | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`language` gives a tenant's."""
+        self._dispatcher = dispatcher
+        self._language = language
+        self._limits = limits or SessionLimits()
+        self._clock = clock
+        self._sessions: dict[str, _Session] = {}
+        self._waiters: dict[str, Waiter] = {}
+
+    @property
+    def num_open(self) -> int:
+        self.sweep()
+        return len(self._sessions)
+
+    def open(self, ttl_s: float | None = None, *, tenant: str = "") -> SessionRecord:
+        """Raises InvalidInput for a time to live out of range, Exhausted for too many sessions."""
+        limits = self._limits
+        ttl_s = limits.default_ttl_s if ttl_s is None else ttl_s
+        if not 0 < ttl_s <= limits.max_ttl_s:
+            raise InvalidInput(
+                f"expected more than 0 and at most {limits.max_ttl_s:g} seconds", field="ttl", value=ttl_s
+            )
+        self.sweep()
+        if len(self._sessions) >= limits.max_sessions:
+            raise Exhausted(f"{len(self._sessions)} sessions are open, expected at most {limits.max_sessions}")
+        now = self._clock()
+        book = MessageBook(self._language(tenant))
+        session = _Session(f"s-{secrets.token_hex(16)}", tenant, ttl_s, now, now + ttl_s, book)
+        self._sessions[session.session_id] = session
+        return session.record()
+
+    def get(self, session_id: str, *, tenant: str = "") -> SessionRecord:
+        return self._find(session_id, tenant).record()
+
+    def close(self, session_id: str, *, tenant: str = "") -> None:
+        self._end(self._find(session_id, tenant))
+
+    def release(
+        self, session_id: str, message_ids: Collection[str] = (), *, everything: bool = False, tenant: str = ""
+    ) -> int:
+        """Forget messages; those encoded while attending to them keep working. Returns how many.
+
+        Raises NotFound for an unknown message, and forgets none then; InvalidInput for none named.
+        """
+        session = self._find(session_id, tenant)
+        if not message_ids and not everything:
+            raise InvalidInput("expected at least one message, or all", field="message_ids")
+        for index, message_id in enumerate(message_ids):
+            if message_id not in session.records:
+                raise NotFound("no such message", field=f"message_ids[{index}]", value=message_id)
+        going = set(session.records) if everything else set(message_ids)
+        for message_id in going:
+            del session.records[message_id]
+        if session.running:
+            # A running call still needs what it reads: its specs are forgotten with the next release or the end.
+            for message_id in going:
+                del session.book.messages[message_id]
+        else:
+            session.book.keep_only(list(session.records))
+        return len(going)
+
+    async def prefill(
+        self,
+        session_id: str,
+        role: str,
+        *,
+        text: str | None = None,
+        token_ids: Sequence[int] | None = None,
+        name: str | None = None,
+        view: Sequence[SessionPlacement] = (),
+        layout: Layout = "packed",
+        position: int | None = None,
+        fidelity: ReadFidelity = "exact",
+        tenant: str = "",
+    ) -> MessageRecord:
+        """Encode a message under a view: `text` in its role's frame, or exactly `token_ids`."""
+        session = self._find(session_id, tenant)
+        message_id = self._new_id(session)
+        tokens = self._tokens(session, role, name, text, token_ids, first=not view)
+        entries = self._entries(session, view, fidelity)
+        key = f"{session_id}/{message_id}"
+        call, composed = session.book.prefill(
+            key, f"message {message_id}", entries, role, tokens, layout=layout, position=position
+        )
+        waiter = Waiter(message_id)
+        try:
+            self._order(session, call, waiter)
+            async for _ in waiter.chunks():
+                raise AssertionError("a prefill generates nothing")
+            return self._keep(session, message_id, role, name, fidelity, composed, waiter.result())
+        finally:
+            self._done(session, key)
+
+    async def decode(
+        self,
+        session_id: str,
+        *,
+        sampling: Sampling,
+        role: str = "assistant",
+        name: str | None = None,
+        prefill: str = "",
+        view: Sequence[SessionPlacement] = (),
+        layout: Layout = "packed",
+        position: int | None = None,
+        fidelity: ReadFidelity = "exact",
+        tenant: str = "",
+    ) -> AsyncGenerator[TokenChunk | MessageRecord, None]:
+        """Generate a message under a view: chunks, then the message. Closing the generator aborts the call."""
+        session = self._find(session_id, tenant)
+        message_id = self._new_id(session)
+        entries = self._entries(session, view, fidelity)
+        key = f"{session_id}/{message_id}"
+        opening = Opening(role, name, prefill)
+        call, composed = session.book.decode(
+            key, f"message {message_id}", entries, opening, sampling, layout=layout, position=position
+        )
+        waiter = Waiter(message_id)
+        try:
+            self._order(session, call, waiter)
+            async for chunk in waiter.chunks():
+                yield chunk
+            yield self._keep(session, message_id, role, name, fidelity, composed, waiter.result())
+        finally:
+            self._done(session, key)
+
+    def sweep(self) -> None:
+        """End the sessions whose time is over. Done whenever sessions are opened or counted; call it now and then."""
+        now = self._clock()
+        for session in list(self._sessions.values()):
+            if session.expires_at <= now and not session.running:
+                self._end(session)
+
+    def _find(self, session_id: str, tenant: str) -> _Session:
+        """The session, its time to live begun anew."""
+        session = self._sessions.get(session_id)
+        now = self._clock()
+        if session is not None and session.expires_at <= now and not session.running:
+            self._end(session)
+            session = None
+        if session is None or session.tenant != tenant:
+            raise NotFound("no such session, or it has ended", field="session_id", value=session_id)
+        session.expires_at = now + session.ttl_s
+        return session
+
+    def _new_id(self, session: _Session) -> str:
+        if len(session.records) + len(session.running) >= self._limits.max_messages:
+            raise Exhausted(
+                f"the session has {len(session.records)} messages, expected at most {self._limits.max_messages}"
+            )
+        session.last_number += 1
+        return f"m{session.last_number}"
+
+    def _tokens(
+        self,
+        session: _Session,
+        role: str,
+        name: str | None,
+        text: str | None,
+        token_ids: Sequence[int] | None,
+        *,
+        first: bool,
+    ) -> Sequence[int]:
+        language = session.book.language
+        if (text is None) == (token_ids is None):
+            raise InvalidInput("expected either text or token ids", field="content")
+        language.framing.root(role)  # refuses a role that the model has no frame for
+        if text is not None:
+            return language.framing.message(role, text, name, first=first)
+        assert token_ids is not None
+        if not token_ids:
+            raise InvalidInput("expected at least one token", field="token_ids")
+        size = language.tokenizer.vocab_size
+        for index, token_id in enumerate(token_ids):
+            if not 0 <= token_id < size:
+                raise InvalidInput(f"expected 0 to {size - 1}", field=f"token_ids[{index}]", value=token_id)
+        return token_ids
+
+    def _entries(self, session: _Session, view: Sequence[SessionPlacement], fidelity: ReadFidelity) -> list[Entry]:
+        if len(view) > self._limits.max_view:
+            raise InvalidInput(f"expected at most {self._limits.max_view} placements", field="view", value=len(view))
+        entries = []
+        for index, placed in enumerate(view):
+            message = session.book.messages.get(placed.message_id)
+            if message is None:
+                raise NotFound("no such message", field=f"view[{index}].message_id", value=placed.message_id)
+            entries.append(Entry(message, fidelity, placed.position, placed.begin, placed.end))
+        return entries
+
+    def _order(self, session: _Session, call: Call, waiter: Waiter) -> None:
+        session.running.add(call.call_id)
+        self._waiters[call.call_id] = waiter
+        self._dispatcher.submit([Order(call, waiter, session.book.specs)])
+
+    def _done(self, session: _Session, key: str) -> None:
+        """The call is over, one way or another."""
+        self._dispatcher.abort([key])
+        self._waiters.pop(key, None)
+        session.running.discard(key)
+        if not session.running and len(session.book.specs) > 2 * session.specs_kept + 64:
+            # Exact reads leave encodings that no message descends from.
+            session.book.keep_only(list(session.records))
+            session.specs_kept = len(session.book.specs)
+        session.expires_at = self._clock() + session.ttl_s
+
+    def _keep(
+        self,
+        session: _Session,
+        message_id: str,
+        role: str,
+        name: str | None,
+        fidelity: str,
+        composed: Composed,
+        finish: Finish,
+    ) -> MessageRecord:
+        event = finish.event
+        session.book.add_encoded(message_id, role, name, event.encoding)
+        num_tokens = event.encoding.num_tokens
+        entries = len(composed.spans) - int(composed.has_root)
+        record = MessageRecord(
+            session_id=session.session_id,
+            message_id=message_id,
+            role=role,
+            name=name,
+            start=event.encoding.start,
+            num_tokens=num_tokens,
+            fidelity=fidelity,
+            tokens_read=event.tokens_read,
+            tokens_reused=event.tokens_reused,
+            tokens_encoded=event.tokens_encoded,
+            tokens_generated=event.tokens_generated,
+            ttft_ms=event.ttft_ms + finish.waited_ms,
+            wall_ms=event.wall_ms + finish.waited_ms,
+            worker=finish.worker,
+            finish_reason=event.finish_reason,
+            text=event.text if event.finish_reason != "prefill" else "",
+            token_ids=event.generated,
+            logprobs=event.logprobs,
+            overlaps=tuple(overlap.describe(entries) for overlap in composed.overlaps(num_tokens)),
+        )
+        session.records[message_id] = record
+        return record
+
+    def _end(self, session: _Session) -> None:
+        del self._sessions[session.session_id]
+        for key in session.running:
+            self._waiters[key].give_up(ErrorInfo("NOT_FOUND", f"session {session.session_id} has ended"))
