@@ -161,10 +161,10 @@ def _probe_stripping(template: ChatTemplate, found: _Found) -> None:
         if content not in rendered:
             continue
         left, _, right = rendered.partition(content)
-        strips = {"strip_left": not left.endswith(PAD), "strip_right": not right.startswith(PAD)}
+        strip_left, strip_right = not left.endswith(PAD), not right.startswith(PAD)
         for frames in (found.frames, found.first_frames):
             if role in frames:
-                frames[role] = replace(frames[role], **strips)
+                frames[role] = replace(frames[role], strip_left=strip_left, strip_right=strip_right)
     if found.system_as_user:
         found.frames["system"] = found.frames["user"]
 

@@ -133,3 +133,7 @@ def _lock(path: Path, progress: Progress) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX)
         # The kernel drops the lock with the handle, however this process ends.
         yield
+
+
+if __name__ == "__main__":
+    print(prepare_default_model(lambda doing, share: print(doing, flush=True)))

