@@ -1,0 +1,109 @@
+"""What the gateway needs of the executor and the sessions, method by method."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from typing import Literal, Protocol
+
+from laban.actors.calls import Sampling
+from laban.cluster.records import (
+    ClusterStatus,
+    Event,
+    Layout,
+    MessageRecord,
+    SessionPlacement,
+    SessionRecord,
+    TokenChunk,
+    WorkflowRecord,
+)
+from laban.cluster.workflow.schema import Workflow
+from laban.cluster.workflow.states import Overrides
+
+
+class TokenizerPort(Protocol):
+    def encode(self, text: str) -> Sequence[int]: ...
+
+
+class LanguagePort(Protocol):
+    @property
+    def tokenizer(self) -> TokenizerPort: ...
+
+
+class ExecutorPort(Protocol):
+    """`cluster.executor.Executor`, which says what each method does and raises."""
+
+    def language(self, tenant: str) -> LanguagePort: ...
+
+    async def submit(
+        self,
+        workflow: Workflow,
+        inputs: Mapping[str, object],
+        overrides: Overrides | None = None,
+        *,
+        idempotency_key: str | None = None,
+        tenant: str = "",
+    ) -> WorkflowRecord: ...
+
+    def watch(self, workflow_id: str, after_event: int = 0) -> AsyncGenerator[Event | TokenChunk, None]: ...
+
+    def get(self, workflow_id: str) -> WorkflowRecord: ...
+
+    def list(
+        self, *, page_size: int = 0, page_token: str = "", states: Collection[str] = ()
+    ) -> tuple[list[WorkflowRecord], str]: ...
+
+    async def cancel(self, workflow_id: str) -> WorkflowRecord: ...
+
+    async def complete_step(self, workflow_id: str, address: str, text: str, key: str = "") -> WorkflowRecord: ...
+
+    async def fail_step(self, workflow_id: str, address: str, message: str, key: str = "") -> WorkflowRecord: ...
+
+
+class SessionsPort(Protocol):
+    """`cluster.sessions.Sessions`, which says what each method does and raises."""
+
+    def open(self, ttl_s: float | None = None, *, tenant: str = "") -> SessionRecord: ...
+
+    def get(self, session_id: str, *, tenant: str = "") -> SessionRecord: ...
+
+    def close(self, session_id: str, *, tenant: str = "") -> None: ...
+
+    def release(
+        self, session_id: str, message_ids: Collection[str] = (), *, everything: bool = False, tenant: str = ""
+    ) -> int: ...
+
+    async def prefill(
+        self,
+        session_id: str,
+        role: str,
+        *,
+        text: str | None = None,
+        token_ids: Sequence[int] | None = None,
+        name: str | None = None,
+        view: Sequence[SessionPlacement] = (),
+        layout: Layout = "packed",
+        position: int | None = None,
+        fidelity: Literal["exact", "direct"] = "exact",
+        tenant: str = "",
+    ) -> MessageRecord: ...
+
+    def decode(
+        self,
+        session_id: str,
+        *,
+        sampling: Sampling,
+        role: str = "assistant",
+        name: str | None = None,
+        prefill: str = "",
+        view: Sequence[SessionPlacement] = (),
+        layout: Layout = "packed",
+        position: int | None = None,
+        fidelity: Literal["exact", "direct"] = "exact",
+        tenant: str = "",
+    ) -> AsyncGenerator[TokenChunk | MessageRecord, None]: ...
+
+
+class StatusPort(Protocol):
+    """What the cluster is doing, as of now."""
+
+    def __call__(self) -> ClusterStatus: ...

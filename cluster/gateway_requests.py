@@ -1,0 +1,207 @@
+"""What a request asks for, checked: plain values out of protobuf messages, every error with its field's path."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from laban.actors.calls import Sampling
+from laban.actors.errors import InvalidInput, NotBuilt, OutOfRange
+from laban.cluster.records import Layout, SessionPlacement, WorkflowState
+from laban.cluster.translate import fidelity_word, workflow_state_word
+from laban.cluster.translate_spec import spec_to_dict, value_to_python
+from laban.cluster.workflow.parse import parse_dict, parse_yaml
+from laban.cluster.workflow.schema import Workflow
+from laban.cluster.workflow.states import Overrides
+from laban.proto import laban_pb2 as pb
+
+MAX_KEY = 128
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+MAX_LOGPROBS = 20
+DEFAULT_MAX_TOKENS = 256
+ROLES = ("system", "user", "assistant")
+
+# Field of Sampling: (lowest, highest, whether the lowest itself is allowed).
+_BOUNDS: Mapping[str, tuple[float, float, bool]] = {
+    "max_tokens": (1, 1_000_000, True),
+    "temperature": (0, 2, True),
+    "top_p": (0, 1, False),
+    "top_k": (0, 1_000_000, True),
+    "seed": (0, 2**63 - 1, True),
+    "logprobs": (0, MAX_LOGPROBS, True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A workflow to run, as Submit and Run ask for it."""
+
+    workflow: Workflow
+    inputs: dict[str, Any]
+    overrides: Overrides
+    idempotency_key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ViewRequest:
+    """A session call's view, and where the new message goes."""
+
+    placements: list[SessionPlacement] = field(default_factory=list)
+    layout: Layout = "packed"
+
+
+def read_submission(request: pb.SubmitRequest, path: str = "") -> Submission:
+    """Slow for large documents: call it off the event loop. Raises WorkflowErrors, InvalidInput, NotBuilt."""
+    source = request.WhichOneof("source")
+    if source is None:
+        raise InvalidInput("missing, expected `yaml` or `workflow`", field=f"{path}source")
+    if source == "yaml":
+        try:
+            text = request.yaml.decode("utf-8")
+        except UnicodeDecodeError as error:
+            bad = request.yaml[error.start : error.start + 1]
+            raise InvalidInput(f"not UTF-8 at byte {error.start}", field=f"{path}yaml", value=bad) from None
+        workflow = parse_yaml(text, request.source_name or "workflow.yaml")
+    else:
+        workflow = parse_dict(spec_to_dict(request.workflow))
+    inputs = {name: value_to_python(value, f"{path}inputs.{name}") for name, value in request.inputs.items()}
+    overrides = read_overrides(request.overrides, f"{path}overrides")
+    return Submission(workflow, inputs, overrides, read_key(request.idempotency_key, f"{path}idempotency_key"))
+
+
+def read_overrides(overrides: pb.Overrides, path: str) -> Overrides:
+    changes: dict[tuple[str, str], object] = {}
+    for place, step in enumerate(overrides.steps):
+        at = f"{path}.steps[{place}]"
+        if not step.address:
+            raise InvalidInput("missing, expected a step or an instance such as answer[bob,2]", field=f"{at}.address")
+        for name, value in read_sampling_values(step.sampling, f"{at}.sampling").items():
+            changes[step.address, name] = value
+    return Overrides(
+        fidelity=read_fidelity(overrides.fidelity, f"{path}.fidelity"),
+        seed=_in_bounds("seed", overrides.seed, f"{path}.seed") if overrides.HasField("seed") else None,
+        set=changes,
+    )
+
+
+def read_key(key: str, path: str) -> str | None:
+    if len(key) > MAX_KEY:
+        raise InvalidInput(f"{len(key)} characters, expected at most {MAX_KEY}", field=path)
+    return key or None
+
+
+def read_id(value: str, path: str) -> str:
+    if not value:
+        raise InvalidInput("missing, expected an id", field=path)
+    return value
+
+
+def read_fidelity(number: int, path: str) -> Literal["exact", "direct"] | None:
+    """None where the request leaves it open. Raises NotBuilt for the levels that are reserved."""
+    word = fidelity_word(number)
+    if number == 0:
+        return None
+    if word in ("exact", "direct"):
+        return cast(Literal["exact", "direct"], word)
+    if word in ("corrected", "blended", "auto"):
+        raise NotBuilt("reserved in the schema, not served yet; expected EXACT or DIRECT", field=path, value=word)
+    raise InvalidInput("expected EXACT or DIRECT", field=path, value=word or number)
+
+
+def read_states(states: Sequence[int]) -> tuple[WorkflowState, ...]:
+    for place, state in enumerate(states):
+        if not workflow_state_word(state):
+            raise InvalidInput("not a workflow's state", field=f"states[{place}]", value=state)
+    return tuple(workflow_state_word(state) for state in states)
+
+
+def read_role(role: str, path: str, default: str = "") -> str:
+    if (role or default) not in ROLES:
+        raise InvalidInput(f"expected one of {', '.join(ROLES)}", field=path, value=role)
+    return role or default
+
+
+def read_position(request: pb.PrefillRequest | pb.DecodeRequest) -> int | None:
+    if not request.HasField("position"):
+        return None
+    if request.position < 0:
+        raise OutOfRange("expected 0 or more", field="position", value=request.position)
+    return request.position
+
+
+def read_view(view: pb.View) -> ViewRequest:
+    """Whether positions and ranges fit the messages and the context is for the sessions to say."""
+    if view.layout not in pb.Layout.values():
+        raise InvalidInput("expected PACKED or AS_ENCODED", field="view.layout", value=view.layout)
+    placements = []
+    for place, item in enumerate(view.placements):
+        at = f"view.placements[{place}]"
+        read_id(item.message_id, f"{at}.message_id")
+        if item.HasField("position") and item.position < 0:
+            raise OutOfRange("expected 0 or more", field=f"{at}.position", value=item.position)
+        placements.append(
+            SessionPlacement(
+                item.message_id,
+                item.position if item.HasField("position") else None,
+                item.begin if item.HasField("begin") else None,
+                item.end if item.HasField("end") else None,
+            )
+        )
+    return ViewRequest(placements, "as_encoded" if view.layout == pb.LAYOUT_AS_ENCODED else "packed")
+
+
+def read_sampling_values(sampling: pb.Sampling, path: str) -> dict[str, Any]:
+    """What is set, each within its bounds."""
+    values: dict[str, Any] = {}
+    for name in _BOUNDS:
+        if sampling.HasField(name):
+            values[name] = _in_bounds(name, getattr(sampling, name), f"{path}.{name}")
+    if len(sampling.stop) > MAX_STOPS:
+        raise InvalidInput(f"{len(sampling.stop)} strings, expected at most {MAX_STOPS}", field=f"{path}.stop")
+    for place, stop in enumerate(sampling.stop):
+        if not 0 < len(stop) <= MAX_STOP_CHARS:
+            raise InvalidInput(
+                f"{len(stop)} characters, expected 1 to {MAX_STOP_CHARS}", field=f"{path}.stop[{place}]", value=stop
+            )
+    if sampling.stop:
+        values["stop"] = list(sampling.stop)
+    if sampling.HasField("forced_text"):
+        if not sampling.forced_text:
+            raise InvalidInput("empty, expected some text", field=f"{path}.forced_text")
+        values["forced_text"] = sampling.forced_text
+    return values
+
+
+def read_sampling(sampling: pb.Sampling, encode: Callable[[str], Sequence[int]]) -> Sampling:
+    """A session's sampling. `encode` makes token ids of forced text."""
+    values = read_sampling_values(sampling, "sampling")
+    forced = tuple(encode(values["forced_text"])) if "forced_text" in values else ()
+    return Sampling(
+        max_tokens=values.get("max_tokens", max(DEFAULT_MAX_TOKENS, len(forced))),
+        temperature=values.get("temperature", 0.0),
+        top_p=values.get("top_p", 1.0),
+        top_k=values.get("top_k", 0),
+        seed=values.get("seed", 0),
+        stop=tuple(values.get("stop", ())),
+        forced=forced,
+        num_logprobs=values.get("logprobs"),
+    )
+
+
+def refuse_reserved(request: Any, *names: str) -> None:
+    """Raises NotBuilt if one of the reserved fields is set."""
+    given = {field.name for field, _ in request.ListFields()}
+    for name in names:
+        if name in given:
+            raise NotBuilt("reserved in the schema, not served yet", field=name)
+
+
+def _in_bounds(name: str, value: Any, path: str) -> Any:
+    low, high, inclusive = _BOUNDS[name]
+    if not math.isfinite(value) or not low <= value <= high or (value == low and not inclusive):
+        least = f"{low} or more" if inclusive else f"more than {low}"
+        raise InvalidInput(f"expected a finite number, {least} and at most {high}", field=path, value=value)
+    return value

@@ -1,0 +1,108 @@
+"""The service Choreography."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from typing import Any
+
+from laban.actors.errors import InvalidInput, LabanError
+from laban.cluster.gateway_ports import SessionsPort
+from laban.cluster.gateway_requests import (
+    read_fidelity,
+    read_id,
+    read_position,
+    read_role,
+    read_sampling,
+    read_view,
+    refuse_reserved,
+)
+from laban.cluster.records import MessageRecord
+from laban.cluster.translate import chunk_to_pb
+from laban.cluster.translate_sessions import duration_s, message_to_pb, session_to_pb
+from laban.proto import laban_pb2 as pb
+
+
+class SessionService:
+    """laban.v1.Choreography over the sessions. `encode` makes token ids of forced text."""
+
+    def __init__(self, sessions: SessionsPort, encode: Callable[[str], Sequence[int]]) -> None:
+        self._sessions = sessions
+        self._encode = encode
+
+    async def OpenSession(self, request: pb.OpenSessionRequest) -> pb.Session:
+        refuse_reserved(request, "model", "adapter")
+        return session_to_pb(self._sessions.open(duration_s(request.ttl) if request.HasField("ttl") else None))
+
+    async def GetSession(self, request: pb.GetSessionRequest) -> pb.Session:
+        return session_to_pb(self._sessions.get(read_id(request.session_id, "session_id")))
+
+    async def Prefill(self, request: pb.PrefillRequest) -> pb.MessageRecord:
+        content = request.WhichOneof("content")
+        if content is None:
+            raise InvalidInput("missing, expected `text` or `token_ids`", field="content")
+        with _request_paths():
+            record = await self._sessions.prefill(
+                read_id(request.session_id, "session_id"),
+                read_role(request.role, "role"),
+                text=request.text if content == "text" else None,
+                token_ids=list(request.token_ids.ids) if content == "token_ids" else None,
+                **_placing(request),
+            )
+        return message_to_pb(record)
+
+    async def Decode(self, request: pb.DecodeRequest) -> AsyncGenerator[pb.DecodeResponse, None]:
+        refuse_reserved(request, "tools", "response_schema")
+        with _request_paths():
+            decode = self._sessions.decode(
+                read_id(request.session_id, "session_id"),
+                role=read_role(request.role, "role", "assistant"),
+                prefill=request.prefill,
+                sampling=read_sampling(request.sampling, self._encode),
+                **_placing(request),
+            )
+            async with aclosing(decode) as items:
+                async for item in items:
+                    if isinstance(item, MessageRecord):
+                        yield pb.DecodeResponse(message=message_to_pb(item))
+                    else:
+                        yield pb.DecodeResponse(chunk=chunk_to_pb(item))
+
+    async def Release(self, request: pb.ReleaseRequest) -> pb.ReleaseResponse:
+        if request.all and request.message_ids:
+            raise InvalidInput("given beside `all`, expected one of the two", field="message_ids")
+        count = self._sessions.release(
+            read_id(request.session_id, "session_id"), list(request.message_ids), everything=request.all
+        )
+        return pb.ReleaseResponse(num_released=count)
+
+    async def CloseSession(self, request: pb.CloseSessionRequest) -> pb.CloseSessionResponse:
+        self._sessions.close(read_id(request.session_id, "session_id"))
+        return pb.CloseSessionResponse()
+
+
+def _placing(request: pb.PrefillRequest | pb.DecodeRequest) -> dict[str, Any]:
+    """What a prefill and a decode ask for alike."""
+    view = read_view(request.view)
+    return {
+        "name": request.name or None,
+        "view": view.placements,
+        "layout": view.layout,
+        "position": read_position(request),
+        "fidelity": read_fidelity(request.fidelity, "fidelity") or "exact",
+    }
+
+
+@contextmanager
+def _request_paths() -> Iterator[None]:
+    """Errors of the sessions name the fields of their arguments: make these the fields of the request."""
+    try:
+        yield
+    except LabanError as error:
+        path = re.sub(r"^view(?=\[)", "view.placements", error.field)
+        path = re.sub(r"^token_ids(?=\[|$)", "token_ids.ids", path)
+        if path == error.field:
+            raise
+        renamed = type(error)(error.message, field=path, value=error.value)
+        raise renamed from error

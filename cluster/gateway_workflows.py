@@ -1,0 +1,117 @@
+"""The services Workflows and Cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from laban.actors.errors import InvalidInput, LabanError
+from laban.cluster.gateway_ports import ExecutorPort, StatusPort
+from laban.cluster.gateway_requests import Submission, read_id, read_key, read_states, read_submission
+from laban.cluster.records import TERMINAL_WORKFLOW, Event, WorkflowRecord
+from laban.cluster.translate import watch_to_pb, workflow_to_pb
+from laban.cluster.translate_sessions import status_to_pb
+from laban.proto import laban_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+
+class WorkflowService:
+    """laban.v1.Workflows over an executor."""
+
+    def __init__(self, executor: ExecutorPort) -> None:
+        self._executor = executor
+        self._cancelling: set[asyncio.Task[None]] = set()
+
+    async def Submit(self, request: pb.SubmitRequest) -> pb.WorkflowRecord:
+        return workflow_to_pb(await self._start(await asyncio.to_thread(read_submission, request)))
+
+    async def Run(self, request: pb.RunRequest) -> AsyncGenerator[pb.WatchResponse, None]:
+        if not request.HasField("submit"):
+            raise InvalidInput("missing, expected what to submit", field="submit")
+        submission = await asyncio.to_thread(read_submission, request.submit, "submit.")
+        starting = asyncio.ensure_future(self._start(submission))
+        ended = False
+        try:
+            # Shielded: a client that leaves now leaves a workflow whose id we know, to go on or to be cancelled.
+            record = await asyncio.shield(starting)
+            async with aclosing(self._executor.watch(record.workflow_id)) as items:
+                async for item in items:
+                    ended = isinstance(item, Event) and item.workflow_state in TERMINAL_WORKFLOW
+                    yield watch_to_pb(item)
+        finally:
+            if request.cancel_on_disconnect and not ended:
+                self._cancel_soon(starting)
+
+    async def Watch(self, request: pb.WatchRequest) -> AsyncGenerator[pb.WatchResponse, None]:
+        if request.after_event < 0:
+            raise InvalidInput("expected 0 or more", field="after_event", value=request.after_event)
+        watch = self._executor.watch(read_id(request.workflow_id, "workflow_id"), request.after_event)
+        async with aclosing(watch) as items:
+            async for item in items:
+                yield watch_to_pb(item)
+
+    async def Get(self, request: pb.GetRequest) -> pb.WorkflowRecord:
+        return workflow_to_pb(self._executor.get(read_id(request.workflow_id, "workflow_id")))
+
+    async def List(self, request: pb.ListRequest) -> pb.ListResponse:
+        records, next_page_token = self._executor.list(
+            page_size=request.page_size, page_token=request.page_token, states=read_states(request.states)
+        )
+        return pb.ListResponse(
+            workflows=[workflow_to_pb(record) for record in records], next_page_token=next_page_token
+        )
+
+    async def Cancel(self, request: pb.CancelRequest) -> pb.WorkflowRecord:
+        return workflow_to_pb(await self._executor.cancel(read_id(request.workflow_id, "workflow_id")))
+
+    async def CompleteStep(self, request: pb.CompleteStepRequest) -> pb.WorkflowRecord:
+        record = await self._executor.complete_step(
+            read_id(request.workflow_id, "workflow_id"),
+            read_id(request.address, "address"),
+            request.text,
+            read_key(request.idempotency_key, "idempotency_key") or "",
+        )
+        return workflow_to_pb(record)
+
+    async def FailStep(self, request: pb.FailStepRequest) -> pb.WorkflowRecord:
+        record = await self._executor.fail_step(
+            read_id(request.workflow_id, "workflow_id"),
+            read_id(request.address, "address"),
+            request.message,
+            read_key(request.idempotency_key, "idempotency_key") or "",
+        )
+        return workflow_to_pb(record)
+
+    async def _start(self, submission: Submission) -> WorkflowRecord:
+        return await self._executor.submit(
+            submission.workflow,
+            submission.inputs,
+            submission.overrides,
+            idempotency_key=submission.idempotency_key,
+        )
+
+    def _cancel_soon(self, starting: asyncio.Future[WorkflowRecord]) -> None:
+        """Cancel the workflow in a task of its own: the call's own is being cancelled."""
+
+        async def cancel() -> None:
+            try:
+                await self._executor.cancel((await starting).workflow_id)
+            except LabanError as error:
+                logger.info("a workflow whose client left was not cancelled: %s", error)
+
+        task = asyncio.create_task(cancel())
+        self._cancelling.add(task)
+        task.add_done_callback(self._cancelling.discard)
+
+
+class ClusterService:
+    """laban.v1.Cluster."""
+
+    def __init__(self, status: StatusPort) -> None:
+        self._status = status
+
+    async def GetStatus(self, request: pb.GetStatusRequest) -> pb.ClusterStatus:
+        return status_to_pb(self._status())

@@ -1,0 +1,137 @@
+"""Sessions, their messages and the cluster's status as protobuf messages, and back."""
+
+from __future__ import annotations
+
+from google.protobuf.duration_pb2 import Duration
+from laban.cluster import records
+from laban.cluster.translate import (
+    NANOS,
+    fidelity_number,
+    fidelity_word,
+    figures_from_pb,
+    figures_to_pb,
+    seconds,
+    timestamp,
+)
+from laban.proto import laban_pb2 as pb
+
+
+def duration(span_s: float) -> Duration:
+    nanos = round(span_s * NANOS)
+    return Duration(seconds=nanos // NANOS, nanos=nanos % NANOS)
+
+
+def duration_s(span: Duration) -> float:
+    return span.seconds + span.nanos / NANOS
+
+
+def message_to_pb(record: records.MessageRecord) -> pb.MessageRecord:
+    return pb.MessageRecord(
+        session_id=record.session_id,
+        message_id=record.message_id,
+        role=record.role,
+        name=record.name or "",
+        start=record.start,
+        num_tokens=record.num_tokens,
+        fidelity=fidelity_number(record.fidelity),
+        overlaps=record.overlaps,
+        **figures_to_pb(record),
+    )
+
+
+def message_from_pb(message: pb.MessageRecord) -> records.MessageRecord:
+    return records.MessageRecord(
+        session_id=message.session_id,
+        message_id=message.message_id,
+        role=message.role,
+        name=message.name or None,
+        start=message.start,
+        num_tokens=message.num_tokens,
+        fidelity=fidelity_word(message.fidelity),
+        overlaps=tuple(message.overlaps),
+        **figures_from_pb(message),
+    )
+
+
+def session_to_pb(record: records.SessionRecord) -> pb.Session:
+    return pb.Session(
+        session_id=record.session_id,
+        ttl=duration(record.ttl_s),
+        created_at=timestamp(record.created_at),
+        expires_at=timestamp(record.expires_at),
+        messages=[message_to_pb(message) for message in record.messages],
+    )
+
+
+def session_from_pb(session: pb.Session) -> records.SessionRecord:
+    return records.SessionRecord(
+        session_id=session.session_id,
+        ttl_s=duration_s(session.ttl),
+        created_at=seconds(session.created_at),
+        expires_at=seconds(session.expires_at),
+        messages=tuple(message_from_pb(message) for message in session.messages),
+    )
+
+
+def worker_to_pb(worker: records.WorkerStatus) -> pb.WorkerStatus:
+    return pb.WorkerStatus(
+        worker_id=worker.worker_id,
+        epoch=worker.epoch,
+        alive=worker.alive,
+        device=worker.device,
+        dtype=worker.dtype,
+        attention_backend=worker.attention_backend,
+        calls_running=worker.calls_running,
+        calls_waiting=worker.calls_waiting,
+        queued_tokens=worker.queued_tokens,
+        pages=worker.pages,
+        pages_free=worker.pages_free,
+        page_size=worker.page_size,
+        bytes_per_token=worker.bytes_per_token,
+        encodings=worker.encodings,
+    )
+
+
+def worker_from_pb(worker: pb.WorkerStatus) -> records.WorkerStatus:
+    return records.WorkerStatus(
+        worker_id=worker.worker_id,
+        epoch=worker.epoch,
+        alive=worker.alive,
+        device=worker.device,
+        dtype=worker.dtype,
+        attention_backend=worker.attention_backend,
+        calls_running=worker.calls_running,
+        calls_waiting=worker.calls_waiting,
+        queued_tokens=worker.queued_tokens,
+        pages=worker.pages,
+        pages_free=worker.pages_free,
+        page_size=worker.page_size,
+        bytes_per_token=worker.bytes_per_token,
+        encodings=worker.encodings,
+    )
+
+
+def status_to_pb(status: records.ClusterStatus) -> pb.ClusterStatus:
+    return pb.ClusterStatus(
+        version=status.version,
+        ready=status.ready,
+        model=status.model,
+        max_context=status.max_context,
+        workers=[worker_to_pb(worker) for worker in status.workers],
+        workflows_running=status.workflows_running,
+        sessions_open=status.sessions_open,
+        uptime_s=status.uptime_s,
+    )
+
+
+def status_from_pb(status: pb.ClusterStatus) -> records.ClusterStatus:
+    return records.ClusterStatus(
+        version=status.version,
+        ready=status.ready,
+        model=status.model,
+        max_context=status.max_context,
+        workers=tuple(worker_from_pb(worker) for worker in status.workers),
+        workflows_running=status.workflows_running,
+        sessions_open=status.sessions_open,
+        uptime_s=status.uptime_s,
+    )
