@@ -1,0 +1,236 @@
+"""The one configuration: defaults < laban.yaml < environment LABAN_* < flags, resolved once and never changed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from laban.actors.engine.config import EngineConfig
+from laban.actors.errors import InvalidInput, NotFound
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+FILE_NAME = "laban.yaml"
+# Read by the command line itself: no fields of the configuration.
+OTHER_VARIABLES = ("LABAN_CONFIG", "LABAN_ADDRESS")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EngineSection(_Section):
+    """The engine inside each worker."""
+
+    pool_tokens: int | None = Field(None, gt=0, description="tokens the pool holds; null: as memory allows")
+    page_size: int = Field(16, gt=0, le=1024, description="tokens a page")
+    max_batch_tokens: int = Field(512, gt=0, description="new tokens an iteration; longer prefills go in chunks")
+    max_running: int = Field(64, gt=0, description="calls in the batch at once")
+    max_waiting: int = Field(10_000, gt=0, description="calls queued in a worker; one more is refused")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of weights, keys and values")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one")
+    num_threads: int | None = Field(None, gt=0, description="CPU threads a worker; null: cores divided by workers")
+
+
+class ServerSection(_Section):
+    """The gRPC gateway."""
+
+    host: str = Field("127.0.0.1", description="the address to listen on")
+    port: int = Field(50051, ge=0, le=65_535, description="0 takes a free port")
+    max_message_bytes: int = Field(16 << 20, gt=0, description="of one request; larger ones are refused")
+    max_concurrent_calls: int = Field(1024, gt=0, description="gRPC calls at once, streams included")
+
+
+class LimitsSection(_Section):
+    """How much is kept and allowed."""
+
+    max_active_workflows: int = Field(256, gt=0, description="running at once; more are refused")
+    max_finished_workflows: int = Field(1000, gt=0, description="kept after their end; the oldest goes first")
+    max_attempts: int = Field(3, gt=0, description="of one call, while workers die under it")
+    session_ttl_s: float = Field(600.0, gt=0, description="a session unused for so long ends, unless it says otherwise")
+    max_sessions: int = Field(1024, gt=0, description="open at once")
+
+
+class RaySection(_Section):
+    """The Ray cluster underneath."""
+
+    address: str | None = Field(None, description="of a running Ray; null starts one on this machine")
+    num_cpus: int | None = Field(None, gt=0, description="CPUs that a Ray started here may use; null: all")
+
+
+class LabanConfig(_Section):
+    """All of it. `model` null is the default model."""
+
+    model: str | None = Field(None, description="folder of the model; null: SmolLM2-135M-Instruct")
+    workers: int = Field(1, gt=0, le=1024, description="model replicas")
+    engine: EngineSection = Field(default_factory=EngineSection, description="the engine inside each worker")
+    server: ServerSection = Field(default_factory=ServerSection, description="the gRPC gateway")
+    limits: LimitsSection = Field(default_factory=LimitsSection, description="how much is kept and allowed")
+    ray: RaySection = Field(default_factory=RaySection, description="the Ray cluster underneath")
+
+    def engine_config(self) -> EngineConfig:
+        """The engine's own, with the cores of this machine shared out among the workers."""
+        values = self.engine.model_dump()
+        if values["num_threads"] is None:
+            values["num_threads"] = max(1, _num_cores() // self.workers)
+        return EngineConfig(**values)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration, and for each field that is not a default what set it."""
+
+    config: LabanConfig
+    sources: Mapping[str, str]
+    file: Path | None
+
+
+def resolve(
+    file: str | Path | None = None,
+    *,
+    flags: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
+    folder: str | Path = ".",
+) -> Resolved:
+    """The configuration from `file` (else LABAN_CONFIG, else laban.yaml in `folder` if there is one), the
+    environment and `flags` (by field path, e.g. "server.port"; None values are ignored).
+
+    Raises NotFound for a missing file, InvalidInput naming the field, its source, the value and what is expected.
+    """
+    variables = os.environ if environment is None else environment
+    path = _find_file(file, variables, Path(folder))
+    settings: dict[str, object] = {}
+    sources: dict[str, str] = {}
+    layers: list[tuple[Iterator[tuple[str, object]], str]] = [
+        (_from_file(path), str(path)),
+        (_from_environment(variables), "the environment"),
+        (((key, value) for key, value in (flags or {}).items() if value is not None), "the command line"),
+    ]
+    for layer, source in layers:
+        for key, value in layer:
+            settings[key] = value
+            sources[key] = source
+    try:
+        config = LabanConfig.model_validate(_nested(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise InvalidInput(
+            f"{_sentence(first)}, in {sources.get(key, 'the configuration')}", field=key, value=first["input"]
+        ) from None
+    return Resolved(config, sources, path)
+
+
+def describe(resolved: Resolved) -> str:
+    """The configuration as a laban.yaml, each field with its meaning and what set it."""
+    lines = ["# Laban's configuration, as resolved: defaults < laban.yaml < LABAN_* variables < flags."]
+    for key, field, value in fields(resolved.config):
+        depth = key.count(".")
+        name = key.rpartition(".")[2]
+        if isinstance(value, BaseModel):
+            lines += ["", f"# {field.description}", f"{name}:"]
+            continue
+        shown = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1000).split("\n")[0]
+        source = f" (set by {resolved.sources[key]})" if key in resolved.sources else ""
+        lines.append(f"{'  ' * depth}{name}: {shown}  # {field.description}{source}")
+    return "\n".join(lines) + "\n"
+
+
+def fields(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, object]]:
+    """Every field's path, description and value; a section comes before its fields."""
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        yield prefix + name, field, value
+        if isinstance(value, BaseModel):
+            yield from fields(value, f"{prefix}{name}.")
+
+
+def variable_of(key: str) -> str:
+    """
+    >>> variable_of("engine.pool_tokens")
+    'LABAN_ENGINE_POOL_TOKENS'
+    """
+    return "LABAN_" + key.replace(".", "_").upper()
+
+
+def _find_file(file: str | Path | None, variables: Mapping[str, str], folder: Path) -> Path | None:
+    named = file or variables.get("LABAN_CONFIG")
+    if named:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise NotFound("the configuration file does not exist", field="config", value=str(path))
+        return path
+    found = folder / FILE_NAME
+    return found if found.is_file() else None
+
+
+def _from_file(path: Path | None) -> Iterator[tuple[str, object]]:
+    if path is None:
+        return
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} is not valid YAML: {' '.join(str(error).split())}", field="config") from None
+    if data is None:
+        return
+    if not isinstance(data, dict):
+        raise InvalidInput(f"{path} holds a {type(data).__name__}, expected fields", field="config")
+    sections = _sections()
+    for key, value in data.items():
+        if key in sections and isinstance(value, dict):
+            for name, inner in value.items():
+                yield _known(f"{key}.{name}", str(path)), inner
+        elif key in sections and value is not None:
+            raise InvalidInput(f"expected fields below it, in {path}", field=str(key), value=value)
+        elif key not in sections:
+            yield _known(str(key), str(path)), value
+
+
+def _from_environment(variables: Mapping[str, str]) -> Iterator[tuple[str, object]]:
+    known = {variable_of(key): key for key in _keys()}
+    for name, text in sorted(variables.items()):
+        if not name.startswith("LABAN_") or name in OTHER_VARIABLES:
+            continue
+        if name not in known:
+            near = get_close_matches(name, [*known, *OTHER_VARIABLES], n=1)
+            hint = f"did you mean {near[0]}?" if near else "`laban config` lists them"
+            raise InvalidInput(f"no such setting; {hint}", field=name, value=text)
+        yield known[name], None if text in ("", "null") else text  # "" too, since a variable is easily left empty
+
+
+def _keys() -> list[str]:
+    return [key for key, _, value in fields(LabanConfig()) if not isinstance(value, BaseModel)]
+
+
+def _sections() -> set[str]:
+    return {key for key, _, value in fields(LabanConfig()) if isinstance(value, BaseModel)}
+
+
+def _known(key: str, source: str) -> str:
+    known = _keys()
+    if key in known:
+        return key
+    near = get_close_matches(key, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else "; `laban config` lists them"
+    raise InvalidInput(f"no such setting, in {source}{hint}", field=key)
+
+
+def _nested(settings: Mapping[str, object]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        section, _, name = key.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[name] = value
+    return nested
+
+
+def _sentence(error: Any) -> str:
+    message = str(error["msg"])
+    return message[0].lower() + message[1:]
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

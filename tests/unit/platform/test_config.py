@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from laban.actors.errors import InvalidInput, NotFound
+from laban.cluster.config import LabanConfig, describe, resolve
+
+
+def settle(tmp_path: Path, text: str = "", flags: dict[str, object] | None = None, **environment: str):  # type: ignore[no-untyped-def]
+    if text:
+        (tmp_path / "laban.yaml").write_text(text)
+    return resolve(flags=flags, environment=environment, folder=tmp_path)
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    text = "workers: 2\nserver:\n  port: 1\nengine:\n  pool_tokens: 100\n"
+    resolved = settle(
+        tmp_path, text, {"server.port": 3, "model": None}, LABAN_SERVER_PORT="2", LABAN_ENGINE_POOL_TOKENS="200"
+    )
+    config = resolved.config
+    assert (config.workers, config.server.port, config.engine.pool_tokens, config.model) == (2, 3, 200, None)
+    assert resolved.sources["server.port"] == "the command line"
+    assert resolved.sources["engine.pool_tokens"] == "the environment"
+    assert resolved.sources["workers"].endswith("laban.yaml")
+    assert settle(tmp_path, text, None, LABAN_ENGINE_POOL_TOKENS="").config.engine.pool_tokens is None
+
+
+def test_defaults_need_no_file(tmp_path: Path) -> None:
+    resolved = settle(tmp_path, "", None, PATH="/bin")
+    assert resolved.config == LabanConfig()
+    assert (resolved.file, dict(resolved.sources)) == (None, {})
+
+
+def test_description_reads_back_as_the_same_configuration(tmp_path: Path) -> None:
+    resolved = settle(tmp_path, "workers: 3\nmodel: 'a: b # c'\nengine: {device: 'cuda:1'}\n")
+    text = describe(resolved)
+    again = tmp_path / "again.yaml"
+    again.write_text(text)
+    assert resolve(again, environment={}).config == resolved.config
+    assert all(" # " in line or line.endswith(":") for line in text.splitlines() if line and not line.startswith("#"))
+    assert yaml.safe_load(text)["engine"]["page_size"] == 16
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("worker: 2", "worker: no such setting, in .*did you mean workers"),
+        ("engine: {dtyp: float32}", r"engine\.dtyp: no such setting.*did you mean engine\.dtype"),
+        ("engine: 5", "engine: expected fields below it"),
+        ("workers: 0", r"workers: input should be greater than 0, in .*laban\.yaml \(got 0\)"),
+        ("workers: many", r"workers: input should be a valid integer.*\(got 'many'\)"),
+        ("engine: {dtype: int8}", r"engine\.dtype: .*'float32', 'bfloat16' or 'float16'"),
+        ("server: {port: 70000}", r"server\.port: .*65535"),
+        ("- a", "holds a list"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        settle(tmp_path, text)
+
+
+def test_bad_environment(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="LABAN_WORKER: no such setting; did you mean LABAN_WORKERS"):
+        settle(tmp_path, LABAN_WORKER="2")
+    with pytest.raises(InvalidInput, match=r"server\.port: .*in the environment"):
+        settle(tmp_path, LABAN_SERVER_PORT="http")
+
+
+def test_named_file_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="does not exist"):
+        resolve(tmp_path / "none.yaml", environment={})
+    with pytest.raises(NotFound, match="does not exist"):
+        settle(tmp_path, LABAN_CONFIG=str(tmp_path / "none.yaml"))
+
+
+def test_threads_are_shared_out() -> None:
+    one, many = LabanConfig(workers=1).engine_config(), LabanConfig(workers=1000).engine_config()
+    assert one.num_threads is not None
+    assert one.num_threads >= 1
+    assert many.num_threads == 1
+    assert LabanConfig.model_validate({"engine": {"num_threads": 7}}).engine_config().num_threads == 7
+
+
+def test_configuration_cannot_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        LabanConfig().workers = 2  # type: ignore[misc]
