@@ -54,7 +54,9 @@ class AttentionPlan:
     in_order: bool  # owners is 0, 1, ... num_tokens - 1: nothing to merge
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, plan: AttentionPlan, scale: float
+) -> Tensor:
     """Attention of `num_tokens` new tokens over their views and themselves.
 
     Reads each stacked tile's keys and values once: bytes = 2 * num_keys * num_kv_heads * head_dim * itemsize.

@@ -177,4 +177,3 @@ class EncodingStore:
             assert key == entry.key
             assert entry.num_tokens <= entry.capacity
             assert entry.pins >= 0
-

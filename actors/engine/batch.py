@@ -11,16 +11,18 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from laban.actors.engine.sequence import Read, Sequence
 from laban.kernels.rotary import turn_tables
 from laban.kernels.view_attention import AttentionPlan, Index, PaddedTile, StackedTile
 from laban.kvstore.store import Entry
-from torch import Tensor
 
 # Below this many tokens a shared read costs more in queries and partial results than it saves in keys.
 MIN_SHARED_TOKENS = 64
-# A single row with at most this many keys is padded with others; above it the gather costs more than the launch.
-MAX_PADDED_TOKENS = 512
+# For few rows, a stretch of keys this long is read where it lies: a gather would copy more than a merge costs.
+MIN_SLICE_TOKENS = 128
+MAX_SLICE_ROWS = 8
 
 Runs = list[tuple[int, int]]  # (first, length)
 
@@ -135,9 +137,13 @@ class _Planner:
             tiles.append((members, entry.runs(begin, end)))
         for block, by_offset in zip(blocks, private, strict=True):
             for offset, runs in by_offset.items():
-                if block.num_rows == 1 and _length(runs) <= MAX_PADDED_TOKENS:
+                if block.num_rows <= MAX_SLICE_ROWS:
+                    merged = _merge_adjacent(runs)
+                    tiles += [([(block, offset)], [run]) for run in merged if run[1] >= MIN_SLICE_TOKENS]
+                    runs = [run for run in merged if run[1] < MIN_SLICE_TOKENS]
+                if runs and block.num_rows == 1:
                     single.append((block, offset, runs))
-                else:
+                elif runs:
                     tiles.append(([(block, offset)], runs))
         padded, lonely = _pad_groups(single)
         tiles += [([(block, offset)], runs) for block, offset, runs in lonely]
@@ -200,9 +206,7 @@ def _split(
         for read in block.reads:
             readers.setdefault((read.entry, read.begin, read.end), []).append((block, read.offset))
     shared = {
-        key: members
-        for key, members in readers.items()
-        if len(members) > 1 and key[2] - key[1] >= MIN_SHARED_TOKENS
+        key: members for key, members in readers.items() if len(members) > 1 and key[2] - key[1] >= MIN_SHARED_TOKENS
     }
     private: list[dict[int, Runs]] = []
     for block in blocks:
@@ -239,6 +243,16 @@ def _padded_tile(rows: Runs, keys: list[Runs], dtype: torch.dtype, device: torch
         slots[i, own.shape[0] :] = own[-1]  # padding reads what the row may read anyway, and weighs nothing
         bias[i, ..., own.shape[0] :] = -torch.inf
     return PaddedTile(_tensor(rows).to(device), slots.to(device), bias.to(device))
+
+
+def _merge_adjacent(runs: Runs) -> Runs:
+    merged: Runs = []
+    for first, length in runs:
+        if merged and sum(merged[-1]) == first:
+            merged[-1] = (merged[-1][0], merged[-1][1] + length)
+        else:
+            merged.append((first, length))
+    return merged
 
 
 def _length(runs: Runs) -> int:

@@ -12,7 +12,7 @@ from laban.actors.tokenizer import Detokenizer, Tokenizer
 class Decode:
     """What a decode has generated. `generated` leaves out the stop token and, at the end, what a stop string cut off.
 
-    `ends[i]` is the length of the text that tokens 0..i complete: bytes of an unfinished character count for nothing yet.
+    `ends[i]` is the length of the text that tokens 0..i complete: an unfinished character counts for nothing yet.
     """
 
     call: Call
@@ -78,7 +78,7 @@ class Decode:
         self.finish_reason = reason
 
     def _find_stop(self) -> int | None:
-        """Where the earliest stop string in the text begins, looking no further back than the last token could reach."""
+        """Where the earliest stop string begins, looking no further back than the last token could reach."""
         if not self.sampling.stop or self.sampling.forced:
             return None
         new_from = self.ends[-2] if len(self.ends) > 1 else 0

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from uuid import uuid4
 
 import torch
+
 from laban.actors.calls import (
     Call,
     CallEvent,
@@ -104,9 +105,7 @@ class Engine:
         added, removed = self.store.take_delta()
         self._num_reports += 1
         delta = StoreDelta(tuple(added), tuple(removed))
-        return WorkerReport(
-            self.info.worker_id, self.info.epoch, self._num_reports, tuple(events), delta, self._load()
-        )
+        return WorkerReport(self.info.worker_id, self.info.epoch, self._num_reports, tuple(events), delta, self._load())
 
     def _iterate(self) -> None:
         for admitted in self.scheduler.admit(self._make_decode):
@@ -132,7 +131,7 @@ class Engine:
     def _take_tokens(self, sequences: list[Sequence], logits: torch.Tensor) -> None:
         decodes = [sequence.decode for sequence in sequences if sequence.decode is not None]
         tokens = sample(logits, [d.sampling for d in decodes], [d.num_sampled for d in decodes])
-        sound = torch.isfinite(logits).all(dim=-1).tolist()
+        sound = torch.isfinite(logits.sum(dim=-1)).tolist()
         for row, (sequence, decode, token) in enumerate(zip(sequences, decodes, tokens, strict=True)):
             running = self.scheduler.running[decode.call.call_id]
             if not sound[row]:
@@ -204,5 +203,3 @@ class Engine:
             allocator.num_pages,
             len(self.store),
         )
-
-

@@ -6,14 +6,15 @@ import logging
 from pathlib import Path
 
 import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.engine import Engine
 from laban.actors.engine.runner import Runner, bytes_per_token
 from laban.actors.errors import Exhausted, InvalidInput
 from laban.actors.model_folder import check_model_folder
 from laban.actors.tokenizer import Tokenizer
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +31,12 @@ def load_engine(folder: str | Path, config: EngineConfig, worker_id: str = "work
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     device = pick_device(config.device)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, dtype=DTYPES[config.dtype], attn_implementation="eager", local_files_only=True
-    ).to(device)
+    )
+    model.to(device)  # type: ignore[arg-type]  # its signature is a decorator's
     runner = Runner(model, num_slots(model, config))
     engine = Engine(
         runner,
@@ -57,7 +59,11 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+    if (
+        device is None
+        or device.type not in ("cpu", "cuda")
+        or (device.type == "cuda" and not torch.cuda.is_available())
+    ):
         raise InvalidInput("must be auto, cpu or cuda, and the machine must have it", field="engine.device", value=name)
     return device
 
@@ -79,4 +85,3 @@ def num_slots(model: PreTrainedModel, config: EngineConfig) -> int:
             field="engine.pool_tokens",
         )
     return pages * config.page_size
-

@@ -1,16 +1,17 @@
-"""The model and the pool: one forward of a batch. The definitions are transformers' own, behind its attention interface."""
+"""The model and the pool: one forward of a batch. The definitions are transformers', behind its attention interface."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from laban.actors.engine.batch import Batch
-from laban.actors.errors import UnsupportedModel
-from laban.kernels.view_attention import attend
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
+
+from laban.actors.engine.batch import Batch
+from laban.actors.errors import UnsupportedModel
+from laban.kernels.view_attention import attend
 
 ATTENTION = "laban_views"
 
@@ -23,7 +24,7 @@ class Runner:
 
     def __init__(self, model: PreTrainedModel, num_slots: int) -> None:
         config = model.config
-        self.model = model.eval()
+        self.model = model.train(False)
         self.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.vocab_size: int = config.vocab_size
@@ -53,7 +54,7 @@ class Runner:
 
 
 def head_dim(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def bytes_per_token(config: Any, dtype: torch.dtype) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+
 from laban.actors.calls import Sampling, TokenLogprob
 from laban.kernels.noise import gumbel_noise
-from torch import Tensor
 
 
 def sample(logits: Tensor, samplings: Sequence[Sampling], indices: Sequence[int]) -> list[int]:

@@ -150,9 +150,7 @@ class Scheduler:
         for entry in present:
             self.store.unpin(entry)
         encoded = sum(spec.num_tokens for spec in missing) + (len(call.tokens) if target is None else 0)
-        running = RunningCall(
-            call, sequence, waiting.submitted_at, sum(p.num_tokens for p in view), reused, encoded
-        )
+        running = RunningCall(call, sequence, waiting.submitted_at, sum(p.num_tokens for p in view), reused, encoded)
         self.running[call.call_id] = running
         return running
 
@@ -251,7 +249,7 @@ class Scheduler:
         return call_ids
 
     def _discard_orphans(self) -> None:
-        """Drops encodings in the making that nobody reads. Readers come later, so going backwards takes whole chains."""
+        """Drops encodings in the making that nobody reads; readers come later, so backwards takes whole chains."""
         for sequence in reversed(list(self.sequences)):
             if sequence.decode is None and sequence.entry.pins == 1:
                 self._discard(sequence)
@@ -316,4 +314,3 @@ def _worst_case_tokens(call: Call) -> int:
     generated = max(call.sampling.max_tokens, len(call.sampling.forced))
     slack = STOP_SLACK_TOKENS if call.sampling.stop else 0
     return len(call.tokens) + generated + len(call.terminator) + slack
-

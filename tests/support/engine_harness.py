@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 import torch
+from engine_reference import MAX_CONTEXT, VOCAB_SIZE, Interpreter, Placed, Recorded, random_model
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -15,7 +16,6 @@ from laban.actors.engine.engine import Engine
 from laban.actors.engine.runner import Runner
 from laban.actors.tokenizer import Tokenizer
 from laban.kvstore.encodings import EMPTY_VIEW, EncodingSpec, Placement, View, closure, dependencies, extend, view_stop
-from engine_reference import MAX_CONTEXT, VOCAB_SIZE, Interpreter, Placed, Recorded, random_model
 
 TOLERANCE = 2e-4
 _ids = count()
@@ -69,9 +69,7 @@ class Driver:
         call_id = f"call-{next(_ids)}"
         start = view_stop(view, self.specs) if start is None else start
         specs = tuple(closure(dependencies(view), self.specs))
-        self.engine.submit(
-            Call(call_id, "test", view, start, tuple(tokens), specs, sampling, terminator=terminator)
-        )
+        self.engine.submit(Call(call_id, "test", view, start, tuple(tokens), specs, sampling, terminator=terminator))
         self.events[call_id] = []
         return call_id
 
