@@ -288,7 +288,7 @@ class RemoteHost:
 
     def __init__(self, factory: str, *arguments: object, num_cpus: float = 0.0, env: Mapping[str, str] | None = None):
         """`factory` is "module:name" of a callable that takes `arguments` and makes a HostedService."""
-        actor = ray.remote(_HostProcess).options(
+        actor: Any = ray.remote(_HostProcess).options(
             num_cpus=num_cpus, max_restarts=0, runtime_env={"env_vars": dict(env)} if env else None
         )
         self._handle: Any = actor.remote(factory, arguments)

@@ -1,0 +1,177 @@
+"""The worker's shell: batches in, merged reports out, one reader, an engine that breaks."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+from scripted_engine import ScriptedEngine, encode
+
+from laban.actors.calls import (
+    Call,
+    CallFailed,
+    CallFinished,
+    CallStarted,
+    CallTokens,
+    Sampling,
+    StoreDelta,
+    WorkerLoad,
+    WorkerReport,
+)
+from laban.actors.worker import Outbox, WorkerLoop
+from laban.kvstore.encodings import EMPTY_VIEW
+
+
+def a_call(call_id: str, header: str = "[x]", text: str = "0123456789") -> Call:
+    sampling = Sampling(max_tokens=100, forced=encode(text))
+    return Call(call_id, "model/", EMPTY_VIEW, 0, encode(header), (), sampling)
+
+
+def report(*events, added=(), removed=(), free=0) -> WorkerReport:
+    delta = StoreDelta(tuple((name, 1) for name in added), tuple(removed))
+    return WorkerReport("w0", "e", 99, tuple(events), delta, WorkerLoad(num_free_pages=free))
+
+
+@pytest.fixture
+def outbox():
+    return Outbox(ScriptedEngine(epoch="e").info)
+
+
+def test_reports_are_numbered_from_one_as_they_are_taken(outbox):
+    outbox.put(report(added=["a"]))
+    reader = outbox.reports()
+    assert next(reader).sequence == 1
+    outbox.put(report(added=["b"]))
+    outbox.put(report(removed=["a"], free=7))
+    taken = next(reader)
+    assert taken.sequence == 2
+    assert (taken.delta.added, taken.delta.removed) == ((("b", 1),), ("a",))
+    assert taken.load.num_free_pages == 7
+    assert outbox.snapshot().entries == (("b", 1),)
+    assert outbox.snapshot().sequence == 2
+
+
+def test_a_slow_reader_gets_tokens_merged_and_every_event(outbox):
+    outbox.put(report(CallStarted("a", 1, 1), CallStarted("b", 1, 1)))
+    for index in range(1000):
+        outbox.put(report(CallTokens("a", index, (index,), "x"), CallTokens("b", 2 * index, (1, 2), "yz")))
+    finished = CallFailed("a", "INTERNAL", "over")
+    outbox.put(report(finished))
+    taken = next(outbox.reports())
+    assert taken.events == (
+        CallStarted("a", 1, 1),
+        CallStarted("b", 1, 1),
+        CallTokens("a", 0, tuple(range(1000)), "x" * 1000),
+        CallTokens("b", 0, (1, 2) * 1000, "yz" * 1000),
+        finished,
+    )
+
+
+def test_tokens_that_do_not_follow_each_other_are_not_merged(outbox):
+    outbox.put(report(CallTokens("a", 0, (1,), "x"), CallTokens("a", 5, (2,), "y")))
+    assert len(next(outbox.reports()).events) == 2
+
+
+def test_text_that_lags_behind_is_merged_too(outbox):
+    outbox.put(report(CallTokens("a", 0, (1, 2), ""), CallTokens("a", 2, (), "ab"), CallTokens("a", 2, (3,), "c")))
+    assert next(outbox.reports()).events == (CallTokens("a", 0, (1, 2, 3), "abc"),)
+
+
+def test_a_failure_comes_after_what_is_left(outbox):
+    outbox.put(report(added=["a"]))
+    outbox.fail(RuntimeError("broken"))
+    reader = outbox.reports()
+    assert next(reader).delta.added == (("a", 1),)
+    with pytest.raises(RuntimeError, match="broken"):
+        next(reader)
+
+
+def test_a_new_reader_displaces_the_old(outbox):
+    ended = threading.Event()
+
+    def read():
+        for _ in outbox.reports():
+            raise AssertionError("the old reader took a report")
+        ended.set()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    while not outbox._reader:
+        threading.Event().wait(0.001)
+    new = outbox.reports()
+    got: list[WorkerReport] = []
+    taker = threading.Thread(target=lambda: got.append(next(new)))
+    taker.start()
+    assert ended.wait(5)
+    outbox.put(report(added=["a"]))
+    taker.join(5)
+    thread.join(5)
+    assert got[0].sequence == 1
+
+
+def collect(loop: WorkerLoop, count: int) -> dict[str, list]:
+    """Events by call until `count` calls have ended."""
+    events: dict[str, list] = {}
+    ended = 0
+    for taken in loop.reports():
+        for event in taken.events:
+            events.setdefault(event.call_id, []).append(event)
+            ended += isinstance(event, (CallFinished, CallFailed))
+        if ended == count:
+            return events
+    raise AssertionError("the reports ended early")
+
+
+def test_calls_run_to_their_end_and_tokens_add_up():
+    loop = WorkerLoop(ScriptedEngine())
+    loop.submit([a_call("a"), a_call("b", text="xyz"), a_call("c", header="[FAIL]")])
+    events = collect(loop, 3)
+    assert isinstance(events["a"][0], CallStarted)
+    tokens = [event for event in events["a"] if isinstance(event, CallTokens)]
+    assert "".join(event.text for event in tokens) == "0123456789"
+    assert events["a"][-1].text == "0123456789"
+    assert events["b"][-1].text == "xyz"
+    assert events["c"] == [CallFailed("c", "RESOURCE_EXHAUSTED", "the script says so")]
+    assert {entry[0] for entry in loop.snapshot().entries} == set(loop._engine.held)
+    loop.stop()
+    assert not loop._thread.is_alive()
+
+
+def test_an_aborted_call_reports_no_more_and_others_go_on():
+    engine = ScriptedEngine()
+    loop = WorkerLoop(engine)
+    loop.submit([a_call("slow", header="[SLOW]", text="x" * 10_000), a_call("b")])
+    loop.abort(["slow", "unknown"])
+    events = collect(loop, 1)
+    assert isinstance(events["b"][-1], CallFinished)
+    assert not engine.running
+    loop.stop()
+
+
+def test_more_calls_than_it_takes_are_refused_and_ended_ones_make_room():
+    loop = WorkerLoop(ScriptedEngine(), max_outstanding=2)
+    loop.submit([a_call(name, text="x") for name in ("a", "b", "c")])
+    events = collect(loop, 3)
+    assert events["c"][-1].status == "RESOURCE_EXHAUSTED"
+    loop.submit([a_call("d", text="x")])
+    assert isinstance(collect(loop, 1)["d"][-1], CallFinished)
+    loop.stop()
+
+
+def test_an_engine_that_raises_ends_the_reports():
+    loop = WorkerLoop(ScriptedEngine())
+    loop.submit([a_call("a", header="[BOOM]")])
+    with pytest.raises(RuntimeError, match="the script says so"):
+        list(loop.reports())
+    loop._thread.join(5)
+    assert not loop._thread.is_alive()
+
+
+def test_a_stopped_worker_ends_its_reports():
+    loop = WorkerLoop(ScriptedEngine())
+    loop.submit([replace(a_call("a", header="[SLOW]"), sampling=Sampling(max_tokens=9, forced=(1,) * 9))])
+    loop.stop()
+    for taken in loop.reports():
+        assert taken.sequence == 1
+    loop.stop()
