@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+
 from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError
 from laban.cluster.gateway_ports import ExecutorPort, SessionsPort, StatusPort
 from laban.cluster.gateway_service import Gate
@@ -51,7 +52,7 @@ class Gateway:
             "Cluster": ClusterService(status),
         }
         self._gate = Gate()
-        self._health = health.aio.HealthServicer()
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server: aio.Server | None = None
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> int:
@@ -61,7 +62,7 @@ class Gateway:
         """
         if self._server is not None:
             raise FailedPrecondition("the gateway has been started before")
-        _check_address(host, port)
+        check_address(host, port)
         limits = self._limits
         server = aio.server(
             maximum_concurrent_rpcs=limits.max_concurrent_calls,
@@ -107,7 +108,7 @@ class Gateway:
         await server.stop(1.0)
 
 
-def _check_address(host: str, port: int) -> None:
+def check_address(host: str, port: int) -> None:
     """Say why an address cannot be had, which gRPC does not."""
     if not 0 <= port <= 65_535:
         raise InvalidInput("expected 0 (any) to 65535", field="port", value=port)

@@ -13,6 +13,7 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
+
 from laban.actors.errors import InvalidInput, LabanError, Unavailable
 from laban.cluster.translate_errors import error_to_status, trailing_metadata
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from laban.actors.calls import TokenLogprob
 from laban.cluster import records
 from laban.proto import laban_pb2 as pb
@@ -228,8 +229,8 @@ def event_to_pb(event: records.Event) -> pb.Event:
     return message
 
 
-def event_from_pb(message: pb.Event) -> records.Event:
-    """Raises ValueError for a kind of event that this version does not know."""
+def event_from_pb(message: pb.Event) -> records.Event | None:
+    """None for a kind of event that this version does not know."""
     base = (message.number, message.workflow_id, seconds(message.at))
     what = message.WhichOneof("what")
     if what == "workflow_state":
@@ -254,7 +255,7 @@ def event_from_pb(message: pb.Event) -> records.Event:
     if what == "step_result":
         result = step_from_pb(message.step_result)
         return records.Event(*base, "step_result", address=result.address, attempt=result.attempt, result=result)
-    raise ValueError(f"event {message.number} is of a kind that this client does not know: update it")
+    return None
 
 
 def chunk_to_pb(chunk: records.TokenChunk) -> pb.TokenChunk:
@@ -280,5 +281,9 @@ def watch_to_pb(item: records.Event | records.TokenChunk) -> pb.WatchResponse:
     return pb.WatchResponse(event=event_to_pb(item))
 
 
-def watch_from_pb(item: pb.WatchResponse) -> records.Event | records.TokenChunk:
-    return chunk_from_pb(item.chunk) if item.WhichOneof("item") == "chunk" else event_from_pb(item.event)
+def watch_from_pb(item: pb.WatchResponse) -> records.Event | records.TokenChunk | None:
+    """None for what this version does not know."""
+    what = item.WhichOneof("item")
+    if what == "chunk":
+        return chunk_from_pb(item.chunk)
+    return event_from_pb(item.event) if what == "event" else None

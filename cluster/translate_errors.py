@@ -13,6 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
+
 from laban.actors import errors
 from laban.actors.errors import LabanError, shorten
 from laban.cluster.workflow.diagnostics import Diagnostic, WorkflowErrors

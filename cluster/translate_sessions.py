@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from google.protobuf.duration_pb2 import Duration
+
 from laban.cluster import records
 from laban.cluster.translate import (
     NANOS,

@@ -12,6 +12,7 @@ from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.struct_pb2 import NULL_VALUE, ListValue, Struct, Value
+
 from laban.actors.errors import InvalidInput, NotBuilt
 from laban.cluster.translate import enum_number, enum_word
 from laban.cluster.workflow.diagnostics import suggest

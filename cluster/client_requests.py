@@ -1,0 +1,275 @@
+"""The client's requests: plain Python values into protobuf messages. Raises InvalidInput with the field's path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol, TypedDict, runtime_checkable
+
+from laban.actors.errors import InvalidInput, NotFound
+from laban.cluster.records import Layout, MessageRecord, SessionPlacement
+from laban.cluster.translate import enum_number
+from laban.cluster.translate_sessions import duration
+from laban.cluster.translate_spec import spec_from_dict, value_from_python
+from laban.proto import laban_pb2 as pb
+
+MAX_TTL_S = 315_576_000_000  # of a protobuf Duration
+WHOLE = frozenset({"max_tokens", "top_k", "seed", "logprobs"})
+REAL = frozenset({"temperature", "top_p"})
+SAMPLING = (*sorted(WHOLE | REAL), "stop", "forced_text")
+
+_PLAIN_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
+_SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:")
+
+
+@runtime_checkable
+class Document(Protocol):
+    """A workflow under construction, such as `workflow.builder.Workflow`."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+WorkflowSource = str | bytes | PathLike[str] | Mapping[str, Any] | Document
+"""YAML text, a file, the document's dict form, or a builder."""
+
+Overrides = Mapping[str | tuple[str, str], Any]
+"""`{"answer[bob].max_tokens": 64}` or `{("answer[bob]", "max_tokens"): 64}`. A number may be given as its text."""
+
+Placed = str | SessionPlacement | MessageRecord
+"""An entry of a session's view: a message's id, the message, or a placement."""
+
+
+class SubmitOptions(TypedDict, total=False):
+    """How to run a workflow. `source_name` is what its errors call the document."""
+
+    fidelity: str | None
+    seed: int | None
+    overrides: Overrides | None
+    idempotency_key: str
+    source_name: str
+
+
+class PlaceOptions(TypedDict, total=False):
+    """Where a session's message goes, and what it attends to."""
+
+    role: str
+    name: str | None
+    view: Sequence[Placed]
+    layout: Layout
+    position: int | None
+    fidelity: str
+
+
+class DecodeOptions(PlaceOptions, total=False):
+    """And how it is generated. `prefill` is the text at its start."""
+
+    prefill: str
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    stop: str | Sequence[str]
+    forced_text: str
+    logprobs: int
+
+
+def checked_address(address: str) -> str:
+    if not address.startswith(_SCHEMES) and _PLAIN_ADDRESS.fullmatch(address) is None:
+        raise InvalidInput("expected host:port", field="address", value=address)
+    return address
+
+
+def submit_request(
+    workflow: WorkflowSource,
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    fidelity: str | None = None,
+    seed: int | None = None,
+    overrides: Overrides | None = None,
+    idempotency_key: str = "",
+    source_name: str = "",
+) -> pb.SubmitRequest:
+    request = pb.SubmitRequest()
+    put(request, "idempotency_key", idempotency_key)
+    put(request, "source_name", source_name)
+    if isinstance(workflow, PathLike):
+        request.yaml = _read(Path(workflow))
+        request.source_name = source_name or str(workflow)
+    elif isinstance(workflow, bytes):
+        request.yaml = workflow
+    elif isinstance(workflow, str):
+        put(request, "yaml", workflow.encode("utf-8", "surrogatepass"), "yaml")
+    elif isinstance(workflow, Mapping):
+        request.workflow.CopyFrom(spec_from_dict(workflow))
+    elif isinstance(workflow, Document):
+        request.workflow.CopyFrom(spec_from_dict(workflow.to_dict()))
+    else:
+        kind = type(workflow).__name__
+        raise InvalidInput("expected YAML text, a path, a dict or a builder", field="workflow", value=kind)
+    for name, value in (inputs or {}).items():
+        request.inputs[name].CopyFrom(value_from_python(value, f"inputs.{name}"))
+    if fidelity is not None:
+        request.overrides.fidelity = fidelity_of(fidelity, "overrides.fidelity")
+    if seed is not None:
+        put(request.overrides, "seed", seed, "overrides.seed")
+    _put_overrides(request.overrides, overrides or {})
+    return request
+
+
+def fidelity_of(word: str, path: str = "fidelity") -> pb.Fidelity:
+    return _enum(pb.Fidelity, word, "FIDELITY_", path)  # type: ignore[return-value]
+
+
+def states_of(states: Iterable[str]) -> list[pb.WorkflowState]:
+    return [
+        _enum(pb.WorkflowState, state, "WORKFLOW_STATE_", f"states[{place}]")  # type: ignore[misc]
+        for place, state in enumerate(states)
+    ]
+
+
+def put_sampling(sampling: pb.Sampling, name: str, value: Any, path: str) -> None:
+    """Set one field; a number may be given as its text."""
+    if name not in SAMPLING:
+        raise InvalidInput(f"no such setting, expected one of {', '.join(SAMPLING)}", field=path)
+    if name == "stop":
+        stops = [value] if isinstance(value, str) else value
+        if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) for stop in stops):
+            raise InvalidInput("expected text or a list of texts", field=path, value=value)
+        sampling.stop.extend(stops)
+        return
+    if isinstance(value, str) and name != "forced_text":
+        try:
+            value = int(value) if name in WHOLE else float(value)
+        except ValueError:
+            expected = "a whole number" if name in WHOLE else "a number"
+            raise InvalidInput(f"expected {expected}", field=path, value=value) from None
+    put(sampling, name, value, path)
+
+
+def view_of(view: Sequence[Placed], layout: str) -> pb.View:
+    placements = []
+    for place, item in enumerate(view):
+        if isinstance(item, str | MessageRecord):
+            item = SessionPlacement(item if isinstance(item, str) else item.message_id)
+        placement = pb.Placement(message_id=item.message_id)
+        for name in ("position", "begin", "end"):
+            value = getattr(item, name)
+            if value is not None:
+                put(placement, name, value, f"view.placements[{place}].{name}")
+        placements.append(placement)
+    return pb.View(placements=placements, layout=_enum(pb.Layout, layout, "LAYOUT_", "view.layout"))  # type: ignore[arg-type]
+
+
+def prefill_request(
+    session_id: str, text: str | None, token_ids: Sequence[int] | None, options: PlaceOptions
+) -> pb.PrefillRequest:
+    if (text is None) == (token_ids is None):
+        raise InvalidInput("expected either text or token_ids", field="content")
+    request = pb.PrefillRequest(session_id=session_id)
+    _put_place(request, options, "user")
+    if text is not None:
+        put(request, "text", text)
+    else:
+        request.token_ids.SetInParent()
+        put(request.token_ids, "ids", list(token_ids or ()), "token_ids.ids")
+    return request
+
+
+def decode_request(session_id: str, options: DecodeOptions) -> pb.DecodeRequest:
+    request = pb.DecodeRequest(session_id=session_id)
+    _put_place(request, options, "assistant")
+    put(request, "prefill", options.get("prefill", ""))
+    for name, value in options.items():
+        if name not in PlaceOptions.__annotations__ and name != "prefill" and value is not None:
+            put_sampling(request.sampling, name, value, f"sampling.{name}")
+    return request
+
+
+def _put_place(request: pb.PrefillRequest | pb.DecodeRequest, options: PlaceOptions, role: str) -> None:
+    put(request, "role", options.get("role", role))
+    put(request, "name", options.get("name") or "")
+    request.view.CopyFrom(view_of(options.get("view", ()), options.get("layout", "packed")))
+    request.fidelity = fidelity_of(options.get("fidelity", "exact"))
+    position = options.get("position")
+    if position is not None:
+        put(request, "position", position)
+
+
+def release_request(session_id: str, messages: Sequence[str | MessageRecord]) -> pb.ReleaseRequest:
+    """None named: all."""
+    ids = [message if isinstance(message, str) else message.message_id for message in messages]
+    return pb.ReleaseRequest(session_id=session_id, message_ids=ids, all=not ids)
+
+
+def open_request(ttl_s: float | None) -> pb.OpenSessionRequest:
+    if ttl_s is None:
+        return pb.OpenSessionRequest()
+    if not 0 < ttl_s < MAX_TTL_S:
+        raise InvalidInput("expected more than 0 seconds", field="ttl", value=ttl_s)
+    return pb.OpenSessionRequest(ttl=duration(ttl_s))
+
+
+def list_request(page_size: int, page_token: str, states: Iterable[str]) -> pb.ListRequest:
+    request = pb.ListRequest(states=states_of(states))
+    put(request, "page_size", page_size)
+    put(request, "page_token", page_token)
+    return request
+
+
+def complete_request(workflow_id: str, address: str, text: str, idempotency_key: str) -> pb.CompleteStepRequest:
+    request = pb.CompleteStepRequest(workflow_id=workflow_id, address=address)
+    put(request, "text", text)
+    put(request, "idempotency_key", idempotency_key)
+    return request
+
+
+def fail_request(workflow_id: str, address: str, message: str, idempotency_key: str) -> pb.FailStepRequest:
+    request = pb.FailStepRequest(workflow_id=workflow_id, address=address)
+    put(request, "message", message)
+    put(request, "idempotency_key", idempotency_key)
+    return request
+
+
+def _put_overrides(target: pb.Overrides, overrides: Overrides) -> None:
+    steps: dict[str, pb.StepOverride] = {}
+    for key, value in overrides.items():
+        address, name = key if isinstance(key, tuple) else key.rpartition(".")[::2]
+        if not address or not name:
+            raise InvalidInput(
+                "expected ADDRESS.SETTING, such as answer[bob,2].max_tokens", field="overrides", value=key
+            )
+        if address not in steps:
+            steps[address] = target.steps.add()
+            put(steps[address], "address", address, "overrides")
+        put_sampling(steps[address].sampling, name, value, f"overrides.{address}.{name}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise NotFound("no such file", field="workflow", value=str(path)) from None
+    except OSError as error:
+        raise InvalidInput(f"cannot be read ({error.strerror})", field="workflow", value=str(path)) from None
+
+
+def _enum(enum: Any, word: str, prefix: str, path: str) -> int:
+    try:
+        return enum_number(enum, word, prefix)
+    except (ValueError, AttributeError):
+        words = [name.removeprefix(prefix).lower() for name in enum.keys()[1:]]
+        raise InvalidInput(f"expected one of {', '.join(words)}", field=path, value=word) from None
+
+
+def put(message: Any, name: str, value: Any, path: str = "") -> None:
+    """Set a field; protobuf's complaints about type, range and surrogates become ours."""
+    try:
+        if isinstance(value, list):
+            getattr(message, name).extend(value)
+        else:
+            setattr(message, name, value)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(str(error).splitlines()[0], field=path or name, value=value) from None

@@ -1,0 +1,93 @@
+"""A session of the client."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from types import TracebackType
+from typing import Self, Unpack
+
+from laban.actors.errors import LabanError, NotFound
+from laban.cluster import client_requests as requests
+from laban.cluster.client_channel import SyncChannel
+from laban.cluster.client_requests import DecodeOptions, PlaceOptions
+from laban.cluster.records import MessageRecord, SessionRecord, TokenChunk
+from laban.cluster.translate import chunk_from_pb
+from laban.cluster.translate_sessions import message_from_pb, session_from_pb
+from laban.proto import laban_pb2 as pb
+
+
+class Session:
+    """Messages encoded and generated one by one, each under a view. `with` closes it."""
+
+    def __init__(self, channel: SyncChannel, record: SessionRecord) -> None:
+        self._channel = channel
+        self.session_id = record.session_id
+        self.ttl_s = record.ttl_s
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except NotFound:
+            return  # it has ended already
+        except LabanError:
+            if error is None:
+                raise
+
+    def prefill(
+        self,
+        text: str | None = None,
+        *,
+        token_ids: Sequence[int] | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[PlaceOptions],
+    ) -> MessageRecord:
+        """Encode a message under a view: `text` in its role's frame, or exactly `token_ids`."""
+        request = requests.prefill_request(self.session_id, text, token_ids, options)
+        call = self._channel.call_within(self._channel.choreography.Prefill, request, timeout_s)
+        return message_from_pb(call)
+
+    def decode(
+        self, *, timeout_s: float | None = None, **options: Unpack[DecodeOptions]
+    ) -> Generator[TokenChunk | MessageRecord, None, None]:
+        """Generate a message under a view: chunks, then the message. Leaving early aborts the call."""
+        request = requests.decode_request(self.session_id, options)
+        return self._decoded(request, timeout_s)
+
+    def generate(self, *, timeout_s: float | None = None, **options: Unpack[DecodeOptions]) -> MessageRecord:
+        """`decode`, for callers who want the message alone."""
+        with closing(self.decode(timeout_s=timeout_s, **options)) as items:
+            for item in items:
+                if isinstance(item, MessageRecord):
+                    return item
+        raise LabanError("the server ended the stream without the message")
+
+    def get(self) -> SessionRecord:
+        request = pb.GetSessionRequest(session_id=self.session_id)
+        return session_from_pb(self._channel.call(self._channel.choreography.GetSession, request))
+
+    def release(self, *messages: str | MessageRecord) -> int:
+        """Forget these messages, or with none named all. Returns how many."""
+        request = requests.release_request(self.session_id, messages)
+        response = self._channel.call(self._channel.choreography.Release, request)
+        return int(response.num_released)
+
+    def close(self) -> None:
+        request = pb.CloseSessionRequest(session_id=self.session_id)
+        self._channel.call(self._channel.choreography.CloseSession, request)
+
+    def _decoded(
+        self, request: pb.DecodeRequest, timeout_s: float | None
+    ) -> Generator[TokenChunk | MessageRecord, None, None]:
+        call = self._channel.choreography.Decode(request, timeout=timeout_s)
+        with closing(self._channel.items(call)) as responses:
+            for response in responses:
+                if response.WhichOneof("item") == "message":
+                    yield message_from_pb(response.message)
+                else:
+                    yield chunk_from_pb(response.chunk)
