@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from laban.cluster.workflow.diagnostics import Marks
-from laban.cluster.workflow.names import name_problem
-from laban.cluster.workflow.selectors import MAX_CHARS, SelectorError, parse_selector
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
+
+from laban.cluster.workflow.diagnostics import Marks
+from laban.cluster.workflow.names import NAME, NAME_RULE, name_problem
+from laban.cluster.workflow.selectors import MAX_CHARS, SelectorError, parse_selector
 
 MAX_TEXT = 4_000_000  # characters of one text
 MAX_STEPS = 1_000
@@ -54,7 +55,14 @@ def _list_of_one(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Name = Annotated[str, AfterValidator(_name)]
+def _label(value: str) -> str:
+    if NAME.fullmatch(value) is None:
+        raise PydanticCustomError("name", "{problem}", {"problem": f"not a name: {NAME_RULE}"})
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]  # of what reads may name
+Label = Annotated[str, AfterValidator(_label)]  # of what they may not
 Fidelity = Annotated[Literal["exact", "direct"], BeforeValidator(_fidelity)]
 SelectorText = Annotated[str, Field(max_length=MAX_CHARS), AfterValidator(_selector)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
@@ -126,6 +134,12 @@ class Join(Model):
 
     at_least: Annotated[int, Field(ge=1, le=MAX_FAN_OUT * MAX_ROUNDS)] | None = None  # None: all of them
     rest: Literal["keep", "cancel"] = "keep"  # what becomes of those no longer needed
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> Self:
+        if self.rest == "cancel" and self.at_least is None:
+            raise PydanticCustomError("rest", "`rest: cancel` goes with `at_least`: a join on all leaves nothing over")
+        return self
 
 
 def _join(value: Any) -> Any:
@@ -221,15 +235,15 @@ class Workflow(Model):
     """A whole workflow. `parse.py` makes it from YAML or a dict; `graph.py` says whether it can run."""
 
     version: Literal[1]
-    name: Name
+    name: Label
     description: str = Field(default="", max_length=10_000)
-    inputs: dict[Name, Input] = {}
+    inputs: dict[Label, Input] = {}
     fidelity: Fidelity = "exact"
     sampling: Sampling = Sampling()
     messages: dict[Name, Annotated[Message, _spelled("text")]] = {}
     agents: dict[Name, Annotated[Agent, _spelled("prompt")]] = {}
     steps: Annotated[list[Step], Field(min_length=1, max_length=MAX_STEPS)]
-    outputs: dict[Name, Annotated[Output, _spelled("read")]] = {}  # none: the last step, under its own name
+    outputs: dict[Label, Annotated[Output, _spelled("read")]] = {}  # none: the last step, under its own name
 
     _marks: Marks = PrivateAttr(default_factory=Marks)
 

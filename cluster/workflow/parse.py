@@ -1,0 +1,93 @@
+"""From YAML, or from a dict, to a workflow that can run; or to everything that is wrong with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+
+from laban.cluster.workflow.build import build_graph
+from laban.cluster.workflow.diagnostics import Diagnostic, Marks, Problem, WorkflowErrors
+from laban.cluster.workflow.explain import explain
+from laban.cluster.workflow.schema import Workflow
+from laban.cluster.workflow.static import static_problems
+from laban.cluster.workflow.yamltree import MAX_DEPTH, MAX_VALUES, YamlProblem, load
+
+__all__ = ["Diagnostic", "Workflow", "WorkflowErrors", "parse_dict", "parse_yaml", "to_dict"]
+
+
+def parse_yaml(text: str | bytes, source: str = "workflow") -> Workflow:
+    """The workflow that a YAML text declares; `source` names it in diagnostics. Raises WorkflowErrors.
+
+    A workflow that is returned can be run with the right inputs: its references, joins and order are checked.
+    """
+    try:
+        value, marks, problems = load(_decode(text), source)
+    except YamlProblem as error:
+        found = Diagnostic("error", "", error.line, error.column, error.message, source=source)
+        raise WorkflowErrors([found]) from None
+    return _validate(value, marks, problems)
+
+
+def parse_dict(data: Mapping[str, object], source: str = "") -> Workflow:
+    """The same for the dict form, which the builder and the protobuf messages give. Diagnostics have no lines."""
+    problem = _not_plain(data)
+    if problem:
+        raise WorkflowErrors([Diagnostic("error", "", None, None, problem, source=source)])
+    return _validate(data, Marks(source), [])
+
+
+def to_dict(workflow: Workflow) -> dict[str, object]:
+    """The dict form: what was given, shorthands spelled out. `parse_dict` makes an equal workflow of it."""
+    return workflow.model_dump(exclude_unset=True)
+
+
+def _validate(value: object, marks: Marks, problems: list[Problem]) -> Workflow:
+    try:
+        workflow = Workflow.model_validate(value).with_marks(marks)
+    except ValidationError as error:
+        raise WorkflowErrors(marks.locate([*problems, *explain(error)])) from None
+    problems = [*problems, *static_problems(workflow)]
+    graph, more = build_graph(workflow)
+    if problems or graph is None:
+        raise WorkflowErrors(marks.locate([*problems, *more]))
+    return workflow
+
+
+def _decode(text: str | bytes) -> str:
+    if isinstance(text, str):
+        return text
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        before = text[: error.start].decode("utf-8")
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        raise YamlProblem(f"not UTF-8: the byte {text[error.start]:#04x}", line, column) from None
+
+
+def _not_plain(data: object) -> str:
+    """Why `data` is not a tree of plain values of bounded size; empty if it is."""
+    stack: list[tuple[object, int]] = [(data, 0)]
+    num_values = 0
+    while stack:
+        value, depth = stack.pop()
+        num_values += 1
+        if num_values > MAX_VALUES:
+            return f"more than {MAX_VALUES} values"
+        if depth > MAX_DEPTH:
+            return f"nested more than {MAX_DEPTH} deep"
+        if isinstance(value, Mapping):
+            bad = next((key for key in value if not isinstance(key, str)), None)
+            if bad is not None:
+                return f"a key must be a text, got {str(bad)[:60]!r}"
+            stack += [(child, depth + 1) for child in value.values()]
+        elif isinstance(value, list | tuple):
+            stack += [(child, depth + 1) for child in value]
+        elif isinstance(value, int) and abs(value) > 10**300:
+            return "a number of more than 300 digits"
+        elif not (value is None or isinstance(value, str | int | float | bool)):
+            return f"a value of the type {type(value).__name__}"
+        elif isinstance(value, float) and math.isnan(value):
+            continue  # where numbers go, the schema says so with the path
+    return ""

@@ -1,0 +1,225 @@
+"""What a read selects: a selector, the shape of the step it names and of the reader -> instances.
+
+A step's shape is its members (agents or numbers, if it fans out) and its rounds (if it has any). A
+selector gives the member first, then the round; a step with only one of the two takes one argument.
+Left out, the member is `all` and the round is `last`. See docs/workflow-language.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from laban.cluster.workflow.diagnostics import suggest
+from laban.cluster.workflow.selectors import Selector, Winner
+
+Member = str | int
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """`members` None: no fan-out; `rounds` None: no rounds. `agent`: the one that all instances run as, if any."""
+
+    step: str
+    members: tuple[Member, ...] | None = None
+    rounds: int | None = None
+    agent: str | None = None
+
+    @property
+    def num_instances(self) -> int:
+        return (1 if self.members is None else len(self.members)) * (self.rounds or 1)
+
+    def address(self, member: Member | None, round_: int | None) -> str:
+        parts = [str(part) for part in (member, round_) if part is not None]
+        return f"{self.step}[{','.join(parts)}]" if parts else self.step
+
+    def members_named(self, kind: type) -> tuple[Member, ...]:
+        """Who `self` can be when members are of `kind`: agents by name, numbers by number."""
+        if self.members and isinstance(self.members[0], kind):
+            return self.members
+        return (self.agent,) if kind is str and self.agent is not None else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ballot:
+    """What a vote decides: one of `members` of the step `over`, in `round`."""
+
+    over: str
+    members: tuple[Member, ...]
+    round: int | None
+
+
+class ReadProblem(ValueError):
+    """A read that means nothing here: why, and what would."""
+
+    def __init__(self, message: str, expected: str = "") -> None:
+        self.message = message
+        self.expected = expected
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A read with its defaults filled in, checked against `target`; `own` if the reader reads its own step."""
+
+    target: Shape
+    member: Member | Winner | None  # "all", "self", "others", a member; None: the step does not fan out
+    round: str | int | None  # "all", "previous", "current", a number; None: the step has no rounds
+    own: bool
+    ballot: Ballot | None = None  # of a Winner
+
+    @property
+    def vote(self) -> str | None:
+        """The step whose winner is meant, if one is."""
+        return self.member.vote if isinstance(self.member, Winner) else None
+
+    def candidates(self) -> frozenset[str]:
+        """Those of the selected instances that the vote itself waits for."""
+        if self.ballot is None or self.ballot.over != self.target.step:
+            return frozenset()
+        return frozenset(self.target.address(member, self.ballot.round) for member in self.ballot.members)
+
+    def width(self) -> int:
+        """At most this many instances are selected."""
+        one = self.member is None or self.member not in ("all", "others")
+        members = 1 if one and not isinstance(self.member, Winner) else len(self.target.members or ())
+        return members * ((self.target.rounds or 1) if self.round == "all" else 1)
+
+    def addresses(self, reader_member: Member | None, reader_agent: str | None, reader_round: int | None) -> list[str]:
+        """The instances selected by one instance of the reader, rounds first, then members, each in order.
+
+        For a winner: every candidate.
+        """
+        rounds = self._rounds(reader_round)
+        members = self._members(reader_member, reader_agent)
+        return [self.target.address(member, round_) for round_ in rounds for member in members]
+
+    def _rounds(self, current: int | None) -> Sequence[int | None]:
+        if self.target.rounds is None:
+            return (None,)
+        if isinstance(self.round, int):
+            return () if self.own and self.round >= (current or 0) else (self.round,)
+        if self.round == "all":
+            return range(1, current or 1) if self.own else range(1, self.target.rounds + 1)
+        assert current is not None  # `previous` and `current` are refused where the reader has no rounds
+        wanted = current - 1 if self.round == "previous" else current
+        return (wanted,) if wanted >= 1 else ()
+
+    def _members(self, member: Member | None, agent: str | None) -> Sequence[Member | None]:
+        known = self.target.members
+        if known is None:
+            return (None,)
+        if self.member == "all" or isinstance(self.member, Winner):
+            return known
+        if self.member in ("self", "others"):
+            me = _me(member, agent, known)
+            return [m for m in known if (m == me) == (self.member == "self")]
+        return (self.member,)
+
+
+def _me(member: Member | None, agent: str | None, known: tuple[Member, ...]) -> Member | None:
+    return agent if isinstance(known[0], str) else member
+
+
+def resolve(selector: Selector, target: Shape, reader: Shape, ballots: Mapping[str, Ballot]) -> Selection:
+    """The selection that `selector`, which names `target`, means to `reader`. Raises ReadProblem."""
+    own = target.step == reader.step
+    member, round_ = _arguments(selector, target)
+    chosen = None if target.members is None else _member(member, target, reader, ballots)
+    if isinstance(chosen, Winner) and round_ is None and ballots[chosen.vote].over == target.step:
+        round_ = ballots[chosen.vote].round
+    when = None if target.rounds is None else _round(round_, target, reader, own)
+    if own and target.rounds is None:
+        raise ReadProblem(f"step '{target.step}' reads itself", "another step, or `rounds` and an earlier round")
+    return Selection(target, chosen, when, own, ballots[chosen.vote] if isinstance(chosen, Winner) else None)
+
+
+def _form(shape: Shape) -> str:
+    dims = [word for word, has in (("member", shape.members), ("round", shape.rounds)) if has]
+    return f"{shape.step}[{','.join(dims)}]" if dims else shape.step
+
+
+def _arguments(selector: Selector, target: Shape) -> tuple[Member | Winner | None, Member | Winner | None]:
+    given = selector.arguments
+    num_dims = (target.members is not None) + (target.rounds is not None)
+    if len(given) > num_dims:
+        what = ["neither fans out nor has rounds", "has no rounds" if target.members else "does not fan out"][num_dims]
+        raise ReadProblem(f"step '{target.step}' {what}", _form(target))
+    first = given[0] if given else None
+    if target.members is None:
+        return None, first
+    return first, given[1] if len(given) == 2 else None
+
+
+def _member(
+    given: Member | Winner | None, target: Shape, reader: Shape, ballots: Mapping[str, Ballot]
+) -> Member | Winner:
+    known = target.members
+    assert known is not None
+    if given is None or given == "all":
+        return "all"
+    if isinstance(given, Winner):
+        ballot = ballots.get(given.vote)
+        if ballot is None:
+            raise ReadProblem(
+                f"'{given.vote}' is not a step that votes", suggest(given.vote, ballots) or "a step with `vote`"
+            )
+        if ballot.members != known:
+            raise ReadProblem(
+                f"'{given.vote}' votes over the members of '{ballot.over}'", f"a step with the members of {ballot.over}"
+            )
+        return given
+    if given in ("previous", "current", "last"):
+        raise ReadProblem(f"'{given}' is a round", f"{target.step}[all,{given}]" if target.rounds else _form(target))
+    if given in ("self", "others"):
+        mine = reader.members_named(type(known[0]))
+        if not mine:
+            raise ReadProblem(f"'{given}' means nothing to a reader with no member in common", "all, or one member")
+        missing = [m for m in mine if m not in known]
+        if missing:
+            raise ReadProblem(
+                f"'{given}' means nothing to '{missing[0]}', which is not a member of '{target.step}'",
+                f"all, or one of {_some(known)}",
+            )
+        return given
+    if given not in known:
+        raise ReadProblem(
+            f"'{given}' is not a member of '{target.step}'",
+            suggest(str(given), [str(m) for m in known]) if isinstance(known[0], str) else f"1 to {len(known)}",
+        )
+    return given
+
+
+def _some(members: tuple[Member, ...]) -> str:
+    shown = ", ".join(str(m) for m in members[:8])
+    return shown if len(members) <= 8 else f"{shown}, ..."
+
+
+def _round(given: Member | Winner | None, target: Shape, reader: Shape, own: bool) -> str | int:
+    rounds = target.rounds
+    assert rounds is not None
+    words = "all, previous, current, last, or a number"
+    if own and given in (None, "last", "current"):
+        raise ReadProblem(f"step '{target.step}' reads itself in the same round", "round `previous` or `all`")
+    if given in (None, "last"):
+        return rounds
+    if given == "all":
+        return "all"
+    if isinstance(given, int):
+        if given > rounds or (own and given == rounds):
+            raise ReadProblem(
+                f"round {given} of '{target.step}', which has {rounds}" + (", comes after every reader" if own else ""),
+                f"1 to {rounds - 1 if own else rounds}",
+            )
+        return given
+    if given not in ("previous", "current"):
+        shown = f"winner({given.vote})" if isinstance(given, Winner) else given
+        raise ReadProblem(f"'{shown}' is not a round", words)
+    if reader.rounds is None:
+        raise ReadProblem(f"'{given}' means nothing to a reader without rounds", "all, last, or a number")
+    furthest = reader.rounds - (given == "previous")
+    if furthest > rounds:
+        raise ReadProblem(
+            f"'{given}' reaches round {furthest} of '{target.step}', which has {rounds}", f"{furthest} rounds or more"
+        )
+    return str(given)

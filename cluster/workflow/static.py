@@ -1,0 +1,57 @@
+"""Checks of a workflow's parts that need neither inputs nor the graph: input names, defaults, templates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from laban.cluster.workflow.diagnostics import Loc, Problem, suggest
+from laban.cluster.workflow.inputs import check_defaults
+from laban.cluster.workflow.schema import Workflow
+from laban.cluster.workflow.templates import TemplateProblem, variables_of
+
+# Variables of a step's own, and words of the template language.
+RESERVED_INPUTS = frozenset(
+    {"agent", "index", "round", "step", "loop", "true", "false", "none", "True", "False", "None"}
+    | {"and", "or", "not", "in", "is", "if", "elif", "else", "for", "recursive"}
+)
+
+
+def static_problems(workflow: Workflow) -> list[Problem]:
+    """What is wrong with input names, defaults, and templates."""
+    problems = [
+        Problem(
+            ("inputs", name, "[key]"), f"'{name}' is a word of templates and cannot be an input", None, "another name"
+        )
+        for name in workflow.inputs
+        if name in RESERVED_INPUTS
+    ]
+    return [*problems, *check_defaults(workflow), *_templates(workflow)]
+
+
+def _templates(workflow: Workflow) -> Iterator[Problem]:
+    for loc, text, own in _texts(workflow):
+        known = {*workflow.inputs, *own}
+        try:
+            unknown = sorted(variables_of(text) - known)
+        except TemplateProblem as problem:
+            yield Problem(loc, f"not a template: {problem}")
+            continue
+        for name in unknown:
+            yield Problem(loc, f"unknown variable '{name}'", None, suggest(name, known) or "an input of the workflow")
+
+
+def _texts(workflow: Workflow) -> Iterator[tuple[Loc, str, set[str]]]:
+    """Each template with the variables it has beside the inputs."""
+    for name, message in workflow.messages.items():
+        yield ("messages", name, "text"), message.text, set()
+    for name, agent in workflow.agents.items():
+        if agent.prompt is not None:
+            yield ("agents", name, "prompt"), agent.prompt, {"agent"}
+    for index, step in enumerate(workflow.steps):
+        own = {"step"}
+        own |= {"agent"} if step.agent is not None or (step.for_each and step.for_each.count is None) else set()
+        own |= {"index"} if step.for_each is not None else set()
+        own |= {"round"} if step.rounds is not None else set()
+        yield ("steps", index, "prefill"), step.prefill, own
+        if step.name is not None:
+            yield ("steps", index, "name"), step.name, own

@@ -1,0 +1,193 @@
+"""Templates of texts: a small part of Jinja that cannot run away.
+
+Allowed are variables, `{% if %}`, `{% for %}`, comparisons, whole-number arithmetic, a few filters and
+tests. Calls, assignments, imports, macros, slices and attribute access (but `loop.index` and its like) are not, so a
+template can neither reach Python nor grow without bound: one rendering has a budget of work and one of
+characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import StrictUndefined, Template, TemplateError, nodes, pass_context
+from jinja2.meta import find_undeclared_variables
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+MAX_OUTPUT = 4_000_000  # characters
+MAX_WORK = 20_000  # iterations of loops, comparisons in them, and thousands of characters filtered
+MAX_NODES = 20_000
+_TICK = "_tick"
+
+_ALLOWED: tuple[type[nodes.Node], ...] = (
+    *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.Name, nodes.Const, nodes.If, nodes.For),
+    *(nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.CondExpr, nodes.Filter, nodes.Test),
+    *(nodes.Add, nodes.Sub, nodes.Mod, nodes.FloorDiv, nodes.Neg, nodes.List, nodes.Tuple, nodes.Getitem),
+)
+_LOOP = frozenset({"index", "index0", "revindex", "revindex0", "first", "last", "length"})
+_FILTERS = ["abs", "capitalize", "count", "d", "default", "first", "float", "int", "last", "length", "lower"]
+_FILTERS += ["reverse", "sort", "string", "title", "tojson", "trim", "upper"]
+_TESTS = ["defined", "undefined", "none", "string", "number", "odd", "even", "divisibleby", "in", "true", "false"]
+_TESTS += ["boolean", "integer", "float", "eq", "ne", "lt", "le", "gt", "ge"]
+
+
+class TemplateProblem(ValueError):
+    """A template that does not parse, uses what is not allowed, or does not render; the message says which."""
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset({"+", "-", "%", "//"})
+
+    def __init__(self) -> None:
+        super().__init__(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True, cache_size=0)
+        self.globals.clear()
+        self.filters = {name: _charged(self.filters[name]) for name in _FILTERS} | {"join": _charged(_join)}
+        self.tests = {name: self.tests[name] for name in _TESTS}
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        # Jinja's own falls back to attributes: here `x[...]` is an item or nothing.
+        try:
+            return obj[argument]
+        except (LookupError, TypeError, AttributeError):
+            return self.undefined(obj=obj, name=argument)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        # "%" on text formats it to any width, "+" on text doubles it: arithmetic is for numbers.
+        if not (isinstance(left, int | float) and isinstance(right, int | float)):
+            raise TemplateProblem(f"'{operator}' is for numbers; texts follow each other by themselves")
+        return super().call_binop(context, operator, left, right)
+
+
+def _charged(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter, paying for the size of what it is given. Being asked for the context also keeps it from
+    being run when a template is compiled."""
+    wants = getattr(function, "jinja_pass_arg", None)
+
+    @pass_context
+    def run(context: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        context[_TICK](1 + (len(value) // 1_000 if isinstance(value, str | tuple | list) else 0))
+        given = {"environment": context.environment, "eval_context": context.eval_ctx, "context": context}
+        before = () if wants is None else (given[wants.name],)
+        return function(*before, value, *args, **kwargs)
+
+    return run
+
+
+def _join(values: Iterable[object], separator: str = "") -> str:
+    parts = [str(value) for value in values]
+    if sum(map(len, parts)) + len(separator) * len(parts) > MAX_OUTPUT:
+        raise TemplateProblem(f"more than {MAX_OUTPUT} characters")
+    return separator.join(parts)
+
+
+_ENVIRONMENT = _Environment()
+
+# What Jinja and the code it generates raise for templates that are wrong; anything else is our own mistake.
+_FAULTS: tuple[type[BaseException], ...] = (
+    *(TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, SyntaxError),
+    *(RecursionError, MemoryError),
+)
+
+
+def variables_of(text: str) -> frozenset[str]:
+    """The variables that a template uses. Raises TemplateProblem if it cannot be one."""
+    return _prepare(text)[1] if _is_template(text) else frozenset()
+
+
+def render(text: str, variables: Mapping[str, object]) -> str:
+    """The text with its template filled in. Raises TemplateProblem."""
+    if not _is_template(text):
+        return text
+    template, _ = _prepare(text)
+    try:
+        pieces: list[str] = []
+        size = 0
+        for piece in template.generate({**variables, _TICK: _budget()}):
+            pieces.append(piece)
+            size += len(piece)
+            if size > MAX_OUTPUT:
+                raise TemplateProblem(f"more than {MAX_OUTPUT} characters")
+    except TemplateProblem:
+        raise
+    except _FAULTS as error:
+        raise TemplateProblem(_say(error)) from None
+    return "".join(pieces)
+
+
+def _budget() -> Callable[[int], str]:
+    left = MAX_WORK
+
+    def tick(work: int) -> str:
+        nonlocal left
+        left -= work
+        if left < 0:
+            raise TemplateProblem(f"more than {MAX_WORK} rounds of its loops")
+        return ""
+
+    return tick
+
+
+def _is_template(text: str) -> bool:
+    return "{{" in text or "{%" in text or "{#" in text
+
+
+def _prepare(text: str) -> tuple[Template, frozenset[str]]:
+    return _remembered(text) if len(text) <= 20_000 else _compile(text)
+
+
+def _compile(text: str) -> tuple[Template, frozenset[str]]:
+    try:
+        tree = _ENVIRONMENT.parse(text)
+        _check(tree)
+        names = frozenset(find_undeclared_variables(tree))
+        for loop in tree.find_all(nodes.For):
+            work = nodes.Const(1 + sum(1 for _ in loop.find_all((nodes.Compare, nodes.Test))))
+            tick = nodes.Call(nodes.Name(_TICK, "load"), [work], [], None, None)
+            loop.body.insert(0, nodes.Output([tick]).set_lineno(loop.lineno))
+        tree.set_environment(_ENVIRONMENT)
+        return _ENVIRONMENT.from_string(tree), names
+    except TemplateProblem:
+        raise
+    except _FAULTS as error:
+        raise TemplateProblem(_say(error)) from None
+
+
+_remembered = lru_cache(maxsize=256)(_compile)
+
+
+def _check(tree: nodes.Template) -> None:
+    stack: list[nodes.Node] = [tree]
+    num_nodes = 0
+    while stack:
+        node = stack.pop()
+        num_nodes += 1
+        if num_nodes > MAX_NODES:
+            raise TemplateProblem(f"a template of more than {MAX_NODES} parts")
+        if isinstance(node, nodes.Getattr) and isinstance(node.node, nodes.Name) and node.node.name == "loop":
+            if node.attr not in _LOOP:
+                raise TemplateProblem(
+                    f"line {node.lineno}: loop.{node.attr} is not served; {', '.join(sorted(_LOOP))} are"
+                )
+        elif not isinstance(node, _ALLOWED):
+            kind = type(node).__name__
+            raise TemplateProblem(f"line {node.lineno}: {kind} is not allowed in a template")
+        if isinstance(node, nodes.For) and node.recursive:
+            raise TemplateProblem(f"line {node.lineno}: a recursive loop is not allowed in a template")
+        if isinstance(node, nodes.Filter) and node.name != "join" and node.name not in _FILTERS:
+            allowed = ", ".join(sorted([*_FILTERS, "join"]))
+            raise TemplateProblem(f"line {node.lineno}: no filter '{node.name}'; there are {allowed}")
+        if isinstance(node, nodes.Test) and node.name not in _TESTS:
+            raise TemplateProblem(f"line {node.lineno}: no test '{node.name}'; there are {', '.join(_TESTS)}")
+        if isinstance(node, nodes.Name) and node.name.startswith("_"):
+            raise TemplateProblem(f"line {node.lineno}: a name cannot start with _")
+        stack.extend(node.iter_child_nodes())
+
+
+def _say(error: BaseException) -> str:
+    if isinstance(error, RecursionError | MemoryError):
+        return "nested too deeply"
+    line = getattr(error, "lineno", None)
+    text = getattr(error, "message", None) or str(error) or type(error).__name__
+    return f"line {line}: {text}" if isinstance(line, int) else text
