@@ -37,8 +37,7 @@ class Diagnostic:
             place += f":{self.line}:{self.column}"
         where = f"{self.path}: " if self.path else ""
         got = "" if self.value is None else f" (got {shorten(self.value)})"
-        hint = f"; expected {self.expected}" if self.expected else ""
-        return f"{place}{': ' if place else ''}{self.severity}: {where}{self.message}{got}{hint}"
+        return f"{place}{': ' if place else ''}{self.severity}: {where}{self.message}{got}{hint(self.expected)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +103,7 @@ class WorkflowErrors(InvalidInput):
         errors = [d for d in self.diagnostics if d.severity == "error"]
         first = errors[0]
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        expected = f"; expected {first.expected}" if first.expected else ""
-        super().__init__(first.message + expected + more, field=first.path, value=first.value)
+        super().__init__(first.message + hint(first.expected) + more, field=first.path, value=first.value)
         if all(d.code == "not_built" for d in errors):
             self.status = "UNIMPLEMENTED"
 
@@ -114,6 +112,13 @@ class WorkflowErrors(InvalidInput):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (WorkflowErrors, (self.diagnostics,))
+
+
+def hint(expected: str) -> str:
+    """What was expected, as the end of a sentence."""
+    if not expected:
+        return ""
+    return f"; {expected}" if expected.startswith("did you mean") else f"; expected {expected}"
 
 
 def path_text(loc: Loc) -> str:

@@ -30,6 +30,7 @@ class Source:
     begin: int | None = None
     end: int | None = None
     index: int | None = None  # of the read in the step; None: the agent's prompt, put first
+    num_chosen: int = 0  # with `vote`: how many of the keys are the winner's, one a round
     waits: tuple[str, ...] = ()  # the units behind it: its keys, or its vote and what that does not wait for
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
 
 from pydantic import ValidationError
 
 from laban.cluster.workflow.build import build_graph
-from laban.cluster.workflow.diagnostics import Diagnostic, Marks, Problem, WorkflowErrors
+from laban.cluster.workflow.diagnostics import Diagnostic, Loc, Marks, Problem, WorkflowErrors
 from laban.cluster.workflow.explain import explain
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.static import static_problems
@@ -45,14 +47,31 @@ def to_dict(workflow: Workflow) -> dict[str, object]:
 
 def _validate(value: object, marks: Marks, problems: list[Problem]) -> Workflow:
     try:
-        workflow = Workflow.model_validate(value).with_marks(marks)
+        workflow = Workflow.model_validate(value)
     except ValidationError as error:
-        raise WorkflowErrors(marks.locate([*problems, *explain(error)])) from None
+        problems = [*problems, *explain(error)]
+        locs = [detail["loc"] for detail in error.errors() if detail["type"] == "extra_forbidden"]
+        try:  # keys too many need not hide what else is wrong
+            workflow = Workflow.model_validate(_without(value, locs))
+        except (ValidationError, LookupError, TypeError, AttributeError):
+            raise WorkflowErrors(marks.locate(problems)) from None
+    workflow = workflow.with_marks(marks)
     problems = [*problems, *static_problems(workflow)]
     graph, more = build_graph(workflow)
     if problems or graph is None:
         raise WorkflowErrors(marks.locate([*problems, *more]))
     return workflow
+
+
+def _without(value: object, locs: list[Loc]) -> object:
+    """A copy of a plain value without the entries at `locs`."""
+    copy = deepcopy(value)
+    for loc in locs:
+        inner: Any = copy
+        for part in loc[:-1]:
+            inner = inner[part]
+        inner.pop(loc[-1])
+    return copy
 
 
 def _decode(text: str | bytes) -> str:

@@ -116,7 +116,8 @@ def chosen_source(
         return Source(keys, fidelity, fixed=False, waits=keys)
     settled = chosen.candidates()
     waits = (vote_unit(chosen.vote), *(key for key in keys if key not in settled))
-    return Source(keys, fidelity, fixed=False, vote=chosen.vote, waits=waits)
+    rounds = len(keys) // len(chosen.target.members or (None,))
+    return Source(keys, fidelity, fixed=False, vote=chosen.vote, num_chosen=rounds, waits=waits)
 
 
 def waits_of(sources: Iterable[Source]) -> tuple[str, ...]:

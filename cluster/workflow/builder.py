@@ -1,0 +1,120 @@
+"""Workflows in plain Python: produces the dict form, with nothing but the standard library.
+
+    debate = (
+        Workflow("debate")
+        .input("question", default="What weighs more, a kilo of lead or of feathers?")
+        .agent("ann", "You are Ann.")
+        .agent("bob", "You are Bob.")
+        .message("question", "{{ question }}")
+        .step("answer", read=["question", "answer[others,previous]"], for_each="agents", rounds=3)
+        .output("answers", "answer[all,last]")
+    )
+
+What the pieces mean is the workflow language's documentation; whether they fit together is said when the
+workflow is linted or submitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any, Self
+
+Readable = str | Mapping[str, Any]
+
+
+def read(
+    selector: str, *, fidelity: str | None = None, begin: int | None = None, end: int | None = None
+) -> dict[str, Any]:
+    """One entry of a step's reads with more than its selector."""
+    return _given(read=selector, fidelity=fidelity, begin=begin, end=end)
+
+
+class Workflow:
+    """Collects a workflow; each method adds a part and returns the same object. `to_dict` gives the dict form."""
+
+    def __init__(self, name: str, *, description: str = "", fidelity: str | None = None, version: int = 1) -> None:
+        self._data: dict[str, Any] = {"version": version, "name": name}
+        self._data |= _given(description=description or None, fidelity=fidelity)
+
+    def sampling(self, **values: Any) -> Self:
+        """Sampling defaults of the whole workflow."""
+        self._data["sampling"] = _given(**values)
+        return self
+
+    def input(self, name: str, type: str = "string", *, default: Any = None, description: str = "") -> Self:
+        """A value given when the workflow is run; without a default it must be."""
+        return self._add("inputs", name, _given(type=type, default=default, description=description or None))
+
+    def agent(
+        self,
+        name: str,
+        prompt: str | None = None,
+        *,
+        role: str | None = None,
+        private: bool | None = None,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """A role with its prompt."""
+        return self._add("agents", name, _given(prompt=prompt, role=role, private=private, sampling=sampling))
+
+    def message(
+        self, key: str, text: str, *, role: str | None = None, name: str | None = None, private: bool | None = None
+    ) -> Self:
+        """A fixed message that steps read as `key`; `name` is its name line."""
+        return self._add("messages", key, _given(text=text, role=role, name=name, private=private))
+
+    def step(
+        self,
+        step: str,
+        *,
+        read: Sequence[Readable] = (),
+        agent: str | None = None,
+        for_each: str | int | Sequence[str] | None = None,
+        rounds: int | None = None,
+        join: str | Mapping[str, Any] | None = None,
+        external: Mapping[str, Any] | None = None,
+        vote: str | Mapping[str, Any] | None = None,
+        role: str | None = None,
+        name: str | None = None,
+        prefill: str | None = None,
+        fidelity: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        private: bool | None = None,
+    ) -> Self:
+        """A step; steps may be added in any order."""
+        fields = {"agent": agent, "for_each": for_each, "rounds": rounds, "join": join, "external": external}
+        fields |= {"vote": vote, "role": role, "name": name, "prefill": prefill, "fidelity": fidelity}
+        entry = {"step": step, "read": list(read), **_given(**fields, sampling=sampling, private=private)}
+        self._data.setdefault("steps", []).append(_plain(entry))
+        return self
+
+    def output(
+        self, name: str, read: str, *, join: str | Mapping[str, Any] | None = None, separator: str | None = None
+    ) -> Self:
+        """A named result."""
+        return self._add("outputs", name, _given(read=read, join=join, separator=separator))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The dict form, a copy."""
+        return {**deepcopy(self._data), "steps": deepcopy(self._data.get("steps", []))}
+
+    def _add(self, section: str, name: str, entry: dict[str, Any]) -> Self:
+        entries = self._data.setdefault(section, {})
+        if name in entries:
+            raise ValueError(f"{section}.{name} is given twice")
+        entries[name] = entry
+        return self
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {key: _plain(value) for key, value in values.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """Tuples and mappings of any kind as lists and dicts."""
+    if isinstance(value, Mapping):
+        return {key: _plain(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(child) for child in value]
+    return value

@@ -1,0 +1,80 @@
+"""Whether every view fits the model's context at its worst: every read there, every text as long as it may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass
+from typing import Protocol
+
+from laban.cluster.workflow.graph import Node, Source, StepGraph
+from laban.cluster.workflow.overrides import SamplingPlan
+from laban.cluster.workflow.states import MessageText
+
+
+class Framing(Protocol):
+    """What a model's framing says of a message: its tokens, of which only the number matters here."""
+
+    def root(self, first_role: str) -> Sized: ...
+    def message(self, role: str, text: str, name: str | None = None) -> Sized: ...
+    def header(self, role: str, name: str | None = None, *, prefill: str = "") -> Sized: ...
+    def terminator(self, role: str, *, after_stop_token: bool) -> Sized: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ViewFit:
+    """One instance's view at its worst, in tokens. `total` is what it reads and makes, root included."""
+
+    address: str
+    total: int
+    made: int  # header, max_tokens and terminator
+    max_context: int
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.max_context
+
+
+def view_fits(
+    graph: StepGraph,
+    messages: Mapping[str, MessageText],
+    texts: Mapping[str, tuple[str, str | None]],
+    plan: SamplingPlan,
+    framing: Framing,
+    max_context: int,
+) -> list[ViewFit]:
+    """A ViewFit for every generating instance, in order. An external step's text has no bound: it counts as empty."""
+    size = {key: len(framing.message(m.role, m.text, m.name)) for key, m in messages.items()}
+    roles = {key: message.role for key, message in messages.items()}
+    for address, node in graph.nodes.items():
+        roles[address] = role_of(node)
+        size[address] = _made(node, texts[address], plan, framing)
+    roots = {role: len(framing.root(role)) for role in set(roles.values())}
+    fits = []
+    for address, node in graph.nodes.items():
+        if node.kind == "external":
+            continue
+        read = sum(_read(source, size) for source in node.sources)
+        first = next((source.keys[0] for source in node.sources if source.keys), address)
+        fits.append(ViewFit(address, roots[roles[first]] + read + size[address], size[address], max_context))
+    return fits
+
+
+def role_of(node: Node) -> str:
+    """The role of the message that an instance makes."""
+    return node.step.role or ("assistant" if node.step.external is None else "user")
+
+
+def _made(node: Node, texts: tuple[str, str | None], plan: SamplingPlan, framing: Framing) -> int:
+    role, (prefill, name) = role_of(node), texts
+    if node.kind == "external":
+        return len(framing.message(role, "", name))
+    closing = max(len(framing.terminator(role, after_stop_token=after)) for after in (False, True))
+    return len(framing.header(role, name, prefill=prefill)) + plan.of(node).max_tokens + closing
+
+
+def _read(source: Source, size: Mapping[str, int]) -> int:
+    """The most tokens that a source's placements take."""
+    ends = (size[key] if source.end is None else min(size[key], source.end) for key in source.keys)
+    lengths = [max(0, end - (source.begin or 0)) for end in ends]
+    # Of a vote's candidates one is read, but of each of its rounds: sum them, round by round, at their longest.
+    return max(lengths, default=0) * source.num_chosen if source.vote is not None else sum(lengths)

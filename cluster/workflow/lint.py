@@ -1,0 +1,136 @@
+"""Everything that can be said of a workflow before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from laban.cluster.workflow.build import build_graph
+from laban.cluster.workflow.diagnostics import Diagnostic, Problem
+from laban.cluster.workflow.fits import Framing, ViewFit, view_fits
+from laban.cluster.workflow.graph import StepGraph, prompt_key
+from laban.cluster.workflow.inputs import check_inputs, placeholder
+from laban.cluster.workflow.overrides import SamplingPlan, check_fidelity, plan_sampling
+from laban.cluster.workflow.schema import Workflow
+from laban.cluster.workflow.states import MessageText, Overrides
+from laban.cluster.workflow.texts import fixed_messages, instance_texts, used_variables
+from laban.cluster.workflow.visibility import Blockage, Leak, Visibility, private_leaks
+
+_NO_OVERRIDES = Overrides()
+
+
+@dataclass(frozen=True, slots=True)
+class LintReport:
+    """`views` is empty unless a framing and a context were given, or if there are errors before it."""
+
+    diagnostics: tuple[Diagnostic, ...] = ()
+    num_instances: int = 0
+    leaks: tuple[Leak, ...] = ()
+    blockages: tuple[Blockage, ...] = ()
+    views: tuple[ViewFit, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return not any(d.severity == "error" for d in self.diagnostics)
+
+
+def lint(
+    workflow: Workflow,
+    inputs: Mapping[str, object] | None = None,
+    overrides: Overrides = _NO_OVERRIDES,
+    *,
+    framing: Framing | None = None,
+    max_context: int | None = None,
+) -> LintReport:
+    """What a parsed workflow would do wrong, leak or block. `parse_yaml` has found what keeps it from running at all.
+
+    Inputs that are missing are stood in for, and said so: the lengths of views then leave them out.
+    """
+    level, problems = check_fidelity(overrides)
+    given = dict(inputs or {})
+    for name, declared in workflow.inputs.items():
+        if name not in given and declared.default is None:
+            given[name] = placeholder(declared)
+            message = f"input '{name}' has no default: its length is not counted"
+            problems.append(Problem(("inputs", name), message, severity="info"))
+    values, more = check_inputs(workflow, given)
+    graph, even_more = build_graph(workflow, level)
+    problems += more + even_more
+    if graph is None or _fatal(problems):
+        return LintReport(tuple(workflow.marks.locate(problems)))
+    messages, more = fixed_messages(workflow, values)
+    texts, even_more = instance_texts(graph, values)
+    plan, last = plan_sampling(graph, overrides)
+    problems += [*more, *even_more, *last, *private_leaks(graph)]
+    problems += [*_unused(workflow, graph), *_empty(messages), *_same_texts(graph, plan, texts)]
+    views: list[ViewFit] = []
+    if framing is not None and max_context is not None and not more and not even_more:
+        views = view_fits(graph, messages, texts, plan, framing, max_context)
+        problems += _too_long(graph, views)
+    visibility = Visibility(graph)
+    leaks, blockages = tuple(visibility.leaks()), tuple(visibility.blockages())
+    return LintReport(tuple(workflow.marks.locate(problems)), len(graph.nodes), leaks, blockages, tuple(views))
+
+
+def _fatal(problems: list[Problem]) -> bool:
+    return any(problem.severity == "error" for problem in problems)
+
+
+def _too_long(graph: StepGraph, views: list[ViewFit]) -> Iterator[Problem]:
+    """One error a step, for its longest view."""
+    worst: dict[int, ViewFit] = {}
+    for view in views:
+        index = graph.nodes[view.address].step_index
+        if not view.fits and (index not in worst or view.total > worst[index].total):
+            worst[index] = view
+    for index, view in worst.items():
+        read = view.total - view.made
+        message = (
+            f"the view of '{view.address}' may outgrow the model's context: reads {read} tokens, makes {view.made}"
+        )
+        yield Problem(("steps", index), message, view.total, f"at most {view.max_context} tokens")
+
+
+def _unused(workflow: Workflow, graph: StepGraph) -> Iterator[Problem]:
+    """Warnings for parts that nothing uses."""
+    read = {key for node in graph.nodes.values() for source in node.sources for key in source.keys}
+    read |= {key for output in graph.outputs.values() for key in output.source.keys}
+    variables = used_variables(workflow)
+    agents = {node.agent for node in graph.nodes.values()}
+    steps = {node.step.step for address, node in graph.nodes.items() if graph.consumers[address]}
+    for name in workflow.inputs:
+        if name not in variables:
+            yield Problem(("inputs", name), f"no template uses the input '{name}'", severity="warning")
+    for name in workflow.messages:
+        if name not in read:
+            yield Problem(("messages", name), f"no step reads the message '{name}'", severity="warning")
+    for name in workflow.agents:
+        if name not in agents:
+            yield Problem(("agents", name), f"no step runs as the agent '{name}'", severity="warning")
+    for index, step in enumerate(workflow.steps):
+        if step.step not in steps:
+            yield Problem(("steps", index), f"no step and no output reads the step '{step.step}'", severity="warning")
+
+
+def _empty(messages: Mapping[str, MessageText]) -> Iterator[Problem]:
+    for key, message in messages.items():
+        if not message.text.strip():
+            name = key.removeprefix("agent:")
+            loc = ("agents", name, "prompt") if key == prompt_key(name) else ("messages", key, "text")
+            yield Problem(loc, "the text is empty", severity="warning")
+
+
+def _same_texts(graph: StepGraph, plan: SamplingPlan, texts: Mapping[str, tuple[str, str | None]]) -> Iterator[Problem]:
+    """Warns of a greedy fan-out whose members read and start the same: they will all say the same."""
+    groups: dict[object, list[str]] = {}
+    for address, node in graph.nodes.items():
+        if node.member is not None and node.kind == "generate" and plan.of(node).temperature == 0:
+            key = (node.step_index, node.round, node.sources, texts[address], plan.of(node).forced_text)
+            groups.setdefault(key, []).append(address)
+    said: set[int] = set()
+    for group in groups.values():
+        index = graph.nodes[group[0]].step_index
+        if len(group) > 1 and index not in said:
+            said.add(index)
+            message = f"'{group[0]}' and '{group[1]}' read the same and are greedy: they will say the same"
+            yield Problem(("steps", index), message, expected="a temperature above 0", severity="warning")
