@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Literal
 
@@ -54,11 +54,14 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """Where each value and key of a file stands: path -> (line, column), counted from 1. Empty for the dict form."""
+    """Where each value and key of a file stands: path -> (line, column), counted from 1. Empty for the dict form.
 
-    source: str = ""
-    values: tuple[tuple[Loc, tuple[int, int]], ...] = ()
-    keys: tuple[tuple[Loc, tuple[int, int]], ...] = ()
+    All marks are equal: where a workflow was written is no part of what it is.
+    """
+
+    source: str = field(default="", compare=False)
+    values: tuple[tuple[Loc, tuple[int, int]], ...] = field(default=(), compare=False)
+    keys: tuple[tuple[Loc, tuple[int, int]], ...] = field(default=(), compare=False)
 
     def locate(self, problems: Iterable[Problem]) -> list[Diagnostic]:
         """Each problem at its value's place, or at its nearest enclosing value's; in the order of the file."""
