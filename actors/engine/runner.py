@@ -11,6 +11,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from laban.actors.engine.batch import Batch
 from laban.actors.errors import UnsupportedModel
+from laban.kernels.packed_linear import can_pack, pack_linears
 from laban.kernels.view_attention import attend
 
 ATTENTION = "laban_views"
@@ -33,6 +34,8 @@ class Runner:
         self.inv_freq: Tensor = _inverse_frequencies(model)
         model.set_attn_implementation(ATTENTION)
         shape = (config.num_hidden_layers, num_slots, config.num_key_value_heads, self.head_dim)
+        if self.device.type == "cpu" and can_pack(self.dtype):
+            pack_linears(model)
         self.k_pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
         self.v_pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
 
