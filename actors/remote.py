@@ -110,11 +110,10 @@ class _WorkerProcess:
 
 def spawn_worker(plan: WorkerPlan) -> Any:
     """Start a worker's process and the loading of its model. Returns a handle, at once, that can be pickled."""
-    actor = ray.remote(_WorkerProcess).options(
+    actor = ray.remote(concurrency_groups={"control": 1, "stream": 2})(_WorkerProcess).options(
         num_cpus=plan.num_cpus,
         num_gpus=plan.num_gpus,
         max_restarts=0,  # a new life is a new actor, with a new epoch: the supervisor's decision
-        concurrency_groups={"control": 1, "stream": 2},
         runtime_env={"env_vars": dict(plan.env)} if plan.env else None,
     )
     handle: Any = actor.remote(plan)

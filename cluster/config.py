@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from laban.actors.engine.config import EngineConfig
 from laban.actors.errors import InvalidInput, NotFound
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 FILE_NAME = "laban.yaml"
 # Read by the command line itself: no fields of the configuration.
-OTHER_VARIABLES = ("LABAN_CONFIG", "LABAN_ADDRESS")
+OTHER_VARIABLES = ("LABAN_CONFIG", "LABAN_ADDRESS", "LABAN_DEBUG")
 
 
 class _Section(BaseModel):
@@ -26,51 +27,59 @@ class _Section(BaseModel):
 class EngineSection(_Section):
     """The engine inside each worker."""
 
-    pool_tokens: int | None = Field(None, gt=0, description="tokens the pool holds; null: as memory allows")
-    page_size: int = Field(16, gt=0, le=1024, description="tokens a page")
-    max_batch_tokens: int = Field(512, gt=0, description="new tokens an iteration; longer prefills go in chunks")
-    max_running: int = Field(64, gt=0, description="calls in the batch at once")
-    max_waiting: int = Field(10_000, gt=0, description="calls queued in a worker; one more is refused")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of weights, keys and values")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one")
-    num_threads: int | None = Field(None, gt=0, description="CPU threads a worker; null: cores divided by workers")
+    pool_tokens: int | None = Field(default=None, gt=0, description="tokens the pool holds; null: as memory allows")
+    page_size: int = Field(default=16, gt=0, le=1024, description="tokens a page")
+    max_batch_tokens: int = Field(
+        default=512, gt=0, description="new tokens an iteration; longer prefills go in chunks"
+    )
+    max_running: int = Field(default=64, gt=0, description="calls in the batch at once")
+    max_waiting: int = Field(default=10_000, gt=0, description="calls queued in a worker; one more is refused")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="of weights, keys and values"
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one")
+    num_threads: int | None = Field(
+        default=None, gt=0, description="CPU threads a worker; null: cores divided by workers"
+    )
 
 
 class ServerSection(_Section):
     """The gRPC gateway."""
 
-    host: str = Field("127.0.0.1", description="the address to listen on")
-    port: int = Field(50051, ge=0, le=65_535, description="0 takes a free port")
-    max_message_bytes: int = Field(16 << 20, gt=0, description="of one request; larger ones are refused")
-    max_concurrent_calls: int = Field(1024, gt=0, description="gRPC calls at once, streams included")
+    host: str = Field(default="127.0.0.1", description="the address to listen on")
+    port: int = Field(default=8470, ge=0, le=65_535, description="0 takes a free port")
+    max_message_bytes: int = Field(default=16 << 20, gt=0, description="of one request; larger ones are refused")
+    max_concurrent_calls: int = Field(default=1024, gt=0, description="gRPC calls at once, streams included")
 
 
 class LimitsSection(_Section):
     """How much is kept and allowed."""
 
-    max_active_workflows: int = Field(256, gt=0, description="running at once; more are refused")
-    max_finished_workflows: int = Field(1000, gt=0, description="kept after their end; the oldest goes first")
-    max_attempts: int = Field(3, gt=0, description="of one call, while workers die under it")
-    session_ttl_s: float = Field(600.0, gt=0, description="a session unused for so long ends, unless it says otherwise")
-    max_sessions: int = Field(1024, gt=0, description="open at once")
+    max_active_workflows: int = Field(default=256, gt=0, description="running at once; more are refused")
+    max_finished_workflows: int = Field(default=1000, gt=0, description="kept after their end; the oldest goes first")
+    max_attempts: int = Field(default=3, gt=0, description="of one call, while workers die under it")
+    session_ttl_s: float = Field(
+        default=600.0, gt=0, description="a session unused for so long ends, unless it says otherwise"
+    )
+    max_sessions: int = Field(default=1024, gt=0, description="open at once")
 
 
 class RaySection(_Section):
     """The Ray cluster underneath."""
 
-    address: str | None = Field(None, description="of a running Ray; null starts one on this machine")
-    num_cpus: int | None = Field(None, gt=0, description="CPUs that a Ray started here may use; null: all")
+    address: str | None = Field(default=None, description="of a running Ray; null starts one on this machine")
+    num_cpus: int | None = Field(default=None, gt=0, description="CPUs that a Ray started here may use; null: all")
 
 
 class LabanConfig(_Section):
     """All of it. `model` null is the default model."""
 
-    model: str | None = Field(None, description="folder of the model; null: SmolLM2-135M-Instruct")
-    workers: int = Field(1, gt=0, le=1024, description="model replicas")
-    engine: EngineSection = Field(default_factory=EngineSection, description="the engine inside each worker")
-    server: ServerSection = Field(default_factory=ServerSection, description="the gRPC gateway")
-    limits: LimitsSection = Field(default_factory=LimitsSection, description="how much is kept and allowed")
-    ray: RaySection = Field(default_factory=RaySection, description="the Ray cluster underneath")
+    model: str | None = Field(default=None, description="folder of the model; null: SmolLM2-135M-Instruct")
+    workers: int = Field(default=1, gt=0, le=1024, description="model replicas")
+    engine: EngineSection = Field(default=EngineSection(), description="the engine inside each worker")
+    server: ServerSection = Field(default=ServerSection(), description="the gRPC gateway")
+    limits: LimitsSection = Field(default=LimitsSection(), description="how much is kept and allowed")
+    ray: RaySection = Field(default=RaySection(), description="the Ray cluster underneath")
 
     def engine_config(self) -> EngineConfig:
         """The engine's own, with the cores of this machine shared out among the workers."""

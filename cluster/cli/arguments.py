@@ -1,0 +1,168 @@
+"""The commands and their flags. Nothing heavy is imported here, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from laban.cluster.cli import commands
+
+DEFAULT_ADDRESS = "127.0.0.1:8470"
+
+ABOUT = """\
+Laban runs multi-agent workflows on a language model. A workflow says which messages each step reads, in what order;
+Laban encodes every message once and lets any later step attend to it at any position.
+
+    laban run examples/debate.yaml            run a workflow here and now, and watch it
+    laban lint examples/debate.yaml           what is wrong with it, and what its steps would read
+    laban serve                               keep a cluster up, for `laban run --address` and programs
+"""
+
+EXAMPLES = {
+    "serve": """\
+    laban serve                               the default model, on 127.0.0.1:8470
+    laban serve --model ~/models/Qwen3-8B --workers 2 --port 9000
+    laban config > laban.yaml                 every setting, to change and keep""",
+    "run": """\
+    laban run examples/debate.yaml
+    laban run examples/debate.yaml --input question='Why is the sky blue?' --fidelity direct
+    laban run flow.yaml --input report=@report.txt --set 'answer[bob,2].max_tokens=64' --seed 7
+    laban run flow.yaml --json | jq .outputs
+    laban run flow.yaml --address 10.0.0.5:8470     on a cluster that `laban serve` keeps up""",
+    "submit": """\
+    laban submit flow.yaml --key nightly-2026-11-22     the same key again gives the same workflow
+    laban watch "$(laban submit flow.yaml)\"""",
+    "watch": """\
+    laban watch wf-0123456789abcdef
+    laban watch wf-0123456789abcdef --after 12          events after number 12""",
+    "get": """\
+    laban get wf-0123456789abcdef
+    laban get wf-0123456789abcdef --json""",
+    "list": """\
+    laban list --state running --state failed""",
+    "cancel": """\
+    laban cancel wf-0123456789abcdef""",
+    "lint": """\
+    laban lint flow.yaml
+    laban lint flow.yaml --model ~/models/Qwen3-8B --input question=why""",
+    "config": """\
+    laban config                              as resolved here: laban.yaml, LABAN_* variables, flags
+    LABAN_ENGINE_POOL_TOKENS=20000 laban config --workers 2""",
+    "status": """\
+    laban status --address 127.0.0.1:8470""",
+    "version": "    laban version",
+}
+
+FILE_HELP = "the workflow, a YAML file"
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Exits with status 2, and says why, if the arguments make no sense."""
+    return _parser().parse_args(argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="laban", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, about: str) -> argparse.ArgumentParser:
+        made = subparsers.add_parser(
+            name,
+            help=about,
+            description=about[0].upper() + about[1:] + ".",
+            epilog=f"examples:\n{EXAMPLES[name]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        made.set_defaults(command=getattr(commands, name if name != "list" else "list_workflows"))
+        return made
+
+    serve = command("serve", "start a cluster and serve the API until interrupted")
+    _cluster_flags(serve)
+    serve.add_argument("--host", dest="server_host", help="the address to listen on")
+    serve.add_argument("--port", dest="server_port", help="the port to listen on; 0 takes a free one")
+
+    run = command("run", "run a workflow and watch it; without --address on a cluster of its own")
+    run.add_argument("file", metavar="FILE", help=FILE_HELP)
+    run.add_argument("--address", metavar="HOST:PORT", help="a cluster to run it on; none: start one here")
+    _run_flags(run)
+    _json_flag(run)
+    _cluster_flags(run)
+
+    submit = command("submit", "start a workflow on a cluster and print its id")
+    submit.add_argument("file", metavar="FILE", help=FILE_HELP)
+    submit.add_argument("--key", default="", help="an idempotency key: the same one again starts nothing new")
+    _run_flags(submit)
+    _client_flags(submit)
+
+    watch = command("watch", "watch a workflow to its end")
+    watch.add_argument("workflow_id", metavar="ID")
+    watch.add_argument("--after", type=int, default=0, metavar="N", help="only events after number N (default 0)")
+    _client_flags(watch)
+
+    get = command("get", "show a workflow as it stands")
+    get.add_argument("workflow_id", metavar="ID")
+    _client_flags(get)
+
+    listing = command("list", "list workflows, newest first")
+    listing.add_argument(
+        "--state", action="append", default=[], help="running, succeeded, failed or cancelled; repeatable"
+    )
+    listing.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many (default 50)")
+    _client_flags(listing)
+
+    cancel = command("cancel", "stop a workflow")
+    cancel.add_argument("workflow_id", metavar="ID")
+    _client_flags(cancel)
+
+    lint = command("lint", "check a workflow without running it; needs neither a cluster nor a GPU")
+    lint.add_argument("file", metavar="FILE", help=FILE_HELP)
+    lint.add_argument("--input", dest="inputs", action="append", default=[], metavar="K=V", help="an input's value")
+    lint.add_argument("--fidelity", help="as if every read had this fidelity: exact or direct")
+    _cluster_flags(lint, only_model=True)
+    _json_flag(lint)
+
+    config = command("config", "print the configuration as resolved, every field explained")
+    _cluster_flags(config)
+
+    _client_flags(command("status", "show a cluster's workers, queues and pools"))
+    command("version", "print Laban's version")
+    return parser
+
+
+def _cluster_flags(parser: argparse.ArgumentParser, *, only_model: bool = False) -> None:
+    group = parser.add_argument_group("configuration (`laban config` lists every setting)")
+    group.add_argument("--config", metavar="FILE", help="default: laban.yaml here, if there is one")
+    group.add_argument("--model", metavar="FOLDER", help="a Hugging Face model folder; default: the built-in model")
+    if not only_model:
+        group.add_argument("--workers", metavar="N", help="model replicas")
+
+
+def _run_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input", dest="inputs", action="append", default=[], metavar="K=V",
+        help="an input's value; K=@FILE reads it from a file, K:=JSON takes a list; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--fidelity", help="for every read: exact or direct; default: as the workflow says")
+    parser.add_argument("--seed", type=int, help="of all sampling noise; default: as the workflow says, else any")
+    parser.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="ADDRESS.FIELD=V",
+        help="change a step's sampling, e.g. 'answer[bob,2].max_tokens=64' or answer.temperature=0.7; repeatable",
+    )  # fmt: skip
+
+
+def _json_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print exactly one JSON document")
+
+
+def _client_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        default=os.environ.get("LABAN_ADDRESS") or DEFAULT_ADDRESS,
+        help=f"of the cluster; default: LABAN_ADDRESS, else {DEFAULT_ADDRESS}",
+    )
+    _json_flag(parser)

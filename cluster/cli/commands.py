@@ -1,0 +1,263 @@
+"""What each command does. Imports what it needs when it runs: most commands need neither Ray nor a model."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from typing import TYPE_CHECKING, Any
+
+from laban.actors.errors import InvalidInput, Unavailable
+from laban.cluster.cli.files import parse_inputs, parse_settings, read_file
+from laban.cluster.cli.follow import Followed, document, summary
+
+if TYPE_CHECKING:
+    from laban.cluster.client import Client
+    from laban.cluster.config import Resolved
+    from laban.cluster.records import Event, TokenChunk, WorkflowRecord
+    from laban.cluster.render import Screen
+
+CHECK_EVERY_S = 5.0
+MAX_SILENCES = 3
+
+
+def serve(arguments: Namespace) -> int:
+    from laban.cluster.client import Client
+    from laban.cluster.launch import start_cluster
+    from laban.cluster.render import screen_for
+
+    config = _configuration(arguments).config
+    screen = screen_for()
+    with screen:
+        cluster = start_cluster(config, screen.phase)
+    with cluster, Client(cluster.address) as client:
+        print(f"serving {cluster.model.name} on {cluster.address}", flush=True)
+        print(f"try: laban run FILE --address {cluster.address}  (Ctrl-C ends the server)", file=sys.stderr, flush=True)
+        try:
+            _stay_while_serving(client)
+        except KeyboardInterrupt:
+            print("stopping", file=sys.stderr)
+    return 0
+
+
+def run(arguments: Namespace) -> int:
+    from laban.cluster.client import Client
+    from laban.cluster.render import screen_for
+
+    request = _request(arguments)
+    screen = screen_for()
+    if arguments.address:
+        with _client(arguments) as client:
+            with screen:
+                record = _follow(client, client.run(**request, cancel_on_disconnect=True), screen)
+            return _report(record, as_json=arguments.json)
+
+    from laban.cluster.launch import start_cluster
+
+    config = _configuration(arguments).config
+    _check_locally(request)
+    # A cluster of its own listens where nobody else does.
+    private = config.model_copy(update={"server": config.server.model_copy(update={"host": "127.0.0.1", "port": 0})})
+    with screen:
+        cluster = start_cluster(private, screen.phase)
+    with cluster, Client(cluster.address) as client:
+        with screen:
+            record = _follow(client, client.run(**request, cancel_on_disconnect=True), screen)
+        return _report(record, as_json=arguments.json)
+
+
+def submit(arguments: Namespace) -> int:
+    with _client(arguments) as client:
+        record = client.submit(**_request(arguments), idempotency_key=arguments.key)
+    print(json.dumps({"workflow_id": record.workflow_id}) if arguments.json else record.workflow_id)
+    return 0
+
+
+def watch(arguments: Namespace) -> int:
+    from laban.cluster.render import screen_for
+
+    if arguments.after < 0:
+        raise InvalidInput("expected 0 or more", field="--after", value=arguments.after)
+    with _client(arguments) as client:
+        with screen_for() as screen:
+            record = _follow(client, client.watch(arguments.workflow_id, arguments.after), screen)
+        return _report(record or client.get(arguments.workflow_id), as_json=arguments.json)
+
+
+def get(arguments: Namespace) -> int:
+    with _client(arguments) as client:
+        record = client.get(arguments.workflow_id)
+    _show(record, as_json=arguments.json)
+    return 0
+
+
+def list_workflows(arguments: Namespace) -> int:
+    if arguments.limit < 1:
+        raise InvalidInput("expected 1 or more", field="--limit", value=arguments.limit)
+    records: list[WorkflowRecord] = []
+    token = ""
+    with _client(arguments) as client:
+        while len(records) < arguments.limit:
+            size = min(1000, arguments.limit - len(records))
+            page, token = client.list(page_size=size, page_token=token, states=arguments.state)
+            records.extend(page)
+            if not token:
+                break
+    if arguments.json:
+        print(json.dumps({"workflows": [summary(record) for record in records]}, ensure_ascii=False))
+    else:
+        from laban.cluster.render import print_workflows
+
+        print_workflows(records)
+        if token:
+            print(f"there are more; --limit {arguments.limit * 2} shows them", file=sys.stderr)
+    return 0
+
+
+def cancel(arguments: Namespace) -> int:
+    with _client(arguments) as client:
+        record = client.cancel(arguments.workflow_id)
+    if arguments.json:
+        print(document(record))
+    else:
+        print(f"{record.workflow_id}: {record.state}")
+    return 0
+
+
+def lint(arguments: Namespace) -> int:
+    from laban.cluster.cli.lint import lint_file
+
+    return lint_file(arguments)
+
+
+def config(arguments: Namespace) -> int:
+    from laban.cluster.config import describe
+
+    print(describe(_configuration(arguments)), end="")
+    return 0
+
+
+def status(arguments: Namespace) -> int:
+    from dataclasses import asdict
+
+    with _client(arguments) as client:
+        found = client.status()
+    if arguments.json:
+        print(json.dumps(asdict(found)))
+    else:
+        from laban.cluster.render import print_status
+
+        print_status(found)
+    return 0
+
+
+def version(arguments: Namespace) -> int:
+    try:
+        print(f"laban {package_version('laban')}")
+    except PackageNotFoundError:
+        print("laban, from a source folder that is not installed")
+    return 0
+
+
+def _configuration(arguments: Namespace) -> Resolved:
+    from laban.cluster.config import resolve
+
+    named = {"model": "model", "workers": "workers", "server.host": "server_host", "server.port": "server_port"}
+    flags = {key: getattr(arguments, attribute, None) for key, attribute in named.items()}
+    return resolve(arguments.config, flags=flags)
+
+
+def _request(arguments: Namespace) -> dict[str, Any]:
+    """The client's arguments for a submission. Raises NotFound or InvalidInput for what cannot be sent."""
+    return {
+        "workflow": read_file(arguments.file),
+        "source_name": arguments.file,
+        "inputs": parse_inputs(arguments.inputs),
+        "fidelity": arguments.fidelity,
+        "seed": arguments.seed,
+        "overrides": parse_settings(arguments.settings),
+    }
+
+
+def _check_locally(request: dict[str, Any]) -> None:
+    """Refuse a bad workflow, input or override before a cluster is started for it. Raises WorkflowErrors."""
+    from laban.cluster.workflow.parse import parse_yaml
+    from laban.cluster.workflow.run import Run
+    from laban.cluster.workflow.states import Overrides
+
+    workflow = parse_yaml(request["workflow"], request["source_name"])
+    changes: dict[tuple[str, str], object] = {}
+    for key, value in request["overrides"].items():
+        address, _, name = key.rpartition(".")
+        changes[address, name] = value
+    Run(workflow, request["inputs"], Overrides(request["fidelity"], request["seed"], changes))
+
+
+def _follow(client: Client, items: Iterator[Event | TokenChunk], screen: Screen) -> WorkflowRecord | None:
+    """Show a workflow to its end. Returns its record, None if there was nothing to show."""
+    followed = Followed()
+    for item in items:
+        if not followed.workflow_id:
+            followed.begin(client.get(item.workflow_id))
+        followed.apply(item)
+        screen.update(followed, item)
+    return client.get(followed.workflow_id) if followed.workflow_id else None
+
+
+def _report(record: WorkflowRecord | None, *, as_json: bool) -> int:
+    """Print what a workflow came to; returns the exit code."""
+    if record is None:
+        raise Unavailable("the server ended the watch before it began; try again")
+    _show(record, as_json=as_json)
+    if record.error is not None:
+        where = f"{record.error.field}: " if record.error.field else ""
+        print(f"laban: the workflow {record.state}: {where}{record.error.message}", file=sys.stderr)
+    return 0 if record.state == "succeeded" else 1
+
+
+def _show(record: WorkflowRecord, *, as_json: bool) -> None:
+    if as_json:
+        print(document(record))
+    else:
+        from laban.cluster.render import print_results
+
+        print_results(record)
+
+
+def _stay_while_serving(client: Client) -> None:
+    """Until interrupted. Raises Unavailable if the control plane is gone."""
+    failures = 0
+    while failures < MAX_SILENCES:
+        time.sleep(CHECK_EVERY_S)
+        try:
+            client.status()
+            failures = 0
+        except Unavailable:
+            failures += 1
+    raise Unavailable("the control plane does not answer any more; start it again with `laban serve`")
+
+
+@contextmanager
+def _client(arguments: Namespace) -> Iterator[Client]:
+    from laban.cluster.client import Client
+
+    with _hinted(arguments.address), Client(arguments.address) as client:
+        yield client
+
+
+@contextmanager
+def _hinted(address: str) -> Iterator[None]:
+    """Say what to do when nobody answers at `address`."""
+    try:
+        yield
+    except Unavailable as error:
+        if "cannot reach" not in error.message:
+            raise
+        raise Unavailable(
+            f"no Laban answers at {address}; start one with `laban serve`, or give --address or LABAN_ADDRESS"
+        ) from error

@@ -1,0 +1,60 @@
+"""What flags and files say: a workflow's text, its inputs, its overrides."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from laban.actors.errors import InvalidInput, NotFound
+
+
+def read_file(name: str) -> bytes:
+    path = Path(name)
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise NotFound("no such file", field="FILE", value=name) from None
+    except OSError as error:
+        raise InvalidInput(f"cannot be read ({error.strerror})", field="FILE", value=name) from None
+
+
+def parse_inputs(given: list[str]) -> dict[str, object]:
+    """`K=V`, `K=@FILE` or `K:=JSON`, each input once."""
+    inputs: dict[str, object] = {}
+    for item in given:
+        name, found, value = item.partition("=")
+        if not found or not name.rstrip(":"):
+            raise InvalidInput("expected K=V", field="--input", value=item)
+        parsed: object = value
+        if name.endswith(":"):
+            name = name[:-1]
+            try:
+                parsed = json.loads(value)
+            except ValueError as error:
+                raise InvalidInput(f"is not JSON ({error})", field=f"--input {name}", value=value) from None
+        elif value.startswith("@"):
+            try:
+                parsed = read_file(value[1:]).decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InvalidInput(f"is not UTF-8 ({error.reason})", field=f"--input {name}", value=value) from None
+        if name in inputs:
+            raise InvalidInput("is given twice", field=f"--input {name}", value=value)
+        inputs[name] = parsed
+    return inputs
+
+
+def parse_settings(given: list[str]) -> dict[str, str]:
+    """`ADDRESS.FIELD=V`, each once."""
+    settings: dict[str, str] = {}
+    for item in given:
+        # An address may hold no "=", a value may.
+        key, found, value = item.partition("=")
+        address, _, name = key.rpartition(".")
+        if not found or not address or not name:
+            raise InvalidInput(
+                "expected ADDRESS.FIELD=V, such as answer[bob,2].max_tokens=64", field="--set", value=item
+            )
+        if key in settings:
+            raise InvalidInput("is given twice", field=f"--set {key}", value=value)
+        settings[key] = value
+    return settings

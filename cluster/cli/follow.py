@@ -1,0 +1,165 @@
+"""What a watcher knows of a workflow, pieced together from its events and token chunks. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from laban.cluster.records import (
+    TERMINAL_STEP,
+    TERMINAL_WORKFLOW,
+    ErrorInfo,
+    Event,
+    StepResult,
+    TokenChunk,
+    WorkflowRecord,
+)
+
+
+@dataclass(slots=True)
+class FollowedStep:
+    """One instance, as far as its events tell."""
+
+    address: str
+    state: str = "waiting"
+    attempt: int = 0
+    worker: str = ""
+    text: str = ""
+    num_tokens: int = 0
+    result: StepResult | None = None
+
+
+@dataclass(slots=True)
+class Followed:
+    """`apply` items in the order they come; attributes are the state after the last one."""
+
+    workflow_id: str = ""
+    state: str = "running"
+    steps: dict[str, FollowedStep] = field(default_factory=dict)  # by address
+    outputs: tuple[tuple[str, str], ...] = ()
+    error: ErrorInfo | None = None
+    last_event: int = 0
+
+    def begin(self, record: WorkflowRecord) -> None:
+        """Take the instances, in the graph's order, and the states of those that ended before the watch began."""
+        self.workflow_id = record.workflow_id
+        for result in record.steps:
+            step = self._step(result.address)
+            step.state, step.worker = result.state, result.worker
+            if result.state in TERMINAL_STEP:
+                step.result = result
+
+    def apply(self, item: Event | TokenChunk) -> bool:
+        """Take one item; whether it changed a state (not just a text)."""
+        self.workflow_id = self.workflow_id or item.workflow_id
+        if isinstance(item, TokenChunk):
+            self._add_tokens(item)
+            return False
+        if item.number <= self.last_event:
+            return False  # a watch that resumed too early
+        self.last_event = item.number
+        if item.kind == "workflow_state":
+            self.state = item.workflow_state or self.state
+            self.outputs = item.outputs or self.outputs
+            self.error = item.error or self.error
+        elif item.kind == "step_state":
+            step = self._step(item.address)
+            if item.attempt != step.attempt:
+                step.text, step.num_tokens = "", 0
+            step.attempt = item.attempt
+            step.state = item.step_state or step.state
+            step.worker = item.worker or step.worker
+        elif item.result is not None:
+            step = self._step(item.result.address)
+            step.result, step.state = item.result, item.result.state
+            step.text, step.num_tokens = item.result.text, item.result.tokens_generated
+            step.worker = item.result.worker or step.worker
+        return True
+
+    @property
+    def ended(self) -> bool:
+        return self.state in TERMINAL_WORKFLOW
+
+    def results(self) -> list[StepResult]:
+        """Every instance's result; of one that has not ended, what is known."""
+        return [step.result or StepResult(step.address, step.address.partition("[")[0]) for step in self.steps.values()]
+
+    def counts(self) -> dict[str, int]:
+        """The number of instances by state."""
+        counts: dict[str, int] = {}
+        for step in self.steps.values():
+            counts[step.state] = counts.get(step.state, 0) + 1
+        return counts
+
+    def _add_tokens(self, chunk: TokenChunk) -> None:
+        step = self._step(chunk.address)
+        if chunk.attempt < step.attempt or step.state in TERMINAL_STEP:
+            return  # of an attempt that has been given up
+        if chunk.index == 0 or chunk.attempt > step.attempt:
+            step.text, step.num_tokens, step.attempt = "", 0, chunk.attempt
+        step.text += chunk.text
+        step.num_tokens = chunk.index + len(chunk.token_ids)
+
+    def _step(self, address: str) -> FollowedStep:
+        return self.steps.setdefault(address, FollowedStep(address))
+
+
+STEP_KEYS = ("address", "state", "fidelity", "text", "token_ids", "tokens_read", "tokens_reused", "tokens_encoded",
+             "tokens_generated", "ttft_ms", "wall_ms", "worker")  # fmt: skip
+
+
+def document(record: WorkflowRecord) -> str:
+    """The JSON document that `--json` prints, on one line."""
+    return json.dumps(
+        {
+            "workflow_id": record.workflow_id,
+            "state": record.state,
+            "outputs": dict(record.outputs),
+            "wall_ms": round(record.wall_ms, 3),
+            "ttft_ms_sum": round(record.ttft_ms_sum, 3),
+            "steps": [_step_object(step) for step in record.steps],
+        },
+        ensure_ascii=False,
+    )
+
+
+def summary(record: WorkflowRecord) -> dict[str, object]:
+    """A workflow without its steps, for lists."""
+    return {
+        "workflow_id": record.workflow_id,
+        "name": record.name,
+        "state": record.state,
+        "created_at": record.created_at,
+        "finished_at": record.finished_at,
+    }
+
+
+def shown_fidelity(fidelity: str) -> str:
+    """Reuse that is not exact has not been measured on this workflow: say so.
+
+    >>> shown_fidelity("direct")
+    'direct, unaudited'
+    """
+    return fidelity if fidelity in ("exact", "") else f"{fidelity}, unaudited"
+
+
+def sums(steps: Iterable[StepResult]) -> tuple[int, int, int, int, float, float]:
+    """Tokens read, reused, encoded and generated; milliseconds to the first token and in all."""
+    read = reused = encoded = generated = 0
+    ttft_ms = wall_ms = 0.0
+    for step in steps:
+        read += step.tokens_read
+        reused += step.tokens_reused
+        encoded += step.tokens_encoded
+        generated += step.tokens_generated
+        ttft_ms += step.ttft_ms
+        wall_ms += step.wall_ms
+    return read, reused, encoded, generated, ttft_ms, wall_ms
+
+
+def _step_object(step: StepResult) -> dict[str, object]:
+    values = {key: getattr(step, key) for key in STEP_KEYS}
+    values["token_ids"] = list(step.token_ids)
+    values["ttft_ms"], values["wall_ms"] = round(step.ttft_ms, 3), round(step.wall_ms, 3)
+    return values

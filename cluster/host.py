@@ -1,0 +1,111 @@
+"""The control plane's process: dispatcher, executor, sessions and gateway in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from laban.actors.framing import derive_framing
+from laban.actors.tokenizer import Tokenizer
+from laban.cluster.config import LabanConfig
+from laban.cluster.dispatch import Dispatcher, DispatchLimits
+from laban.cluster.executor import Executor, ExecutorLimits
+from laban.cluster.gateway import Gateway, GatewayLimits, check_address
+from laban.cluster.sessions import SessionLimits, Sessions
+
+if TYPE_CHECKING:
+    from laban.actors.remote import WorkerPlan
+
+logger = logging.getLogger(__name__)
+
+FACTORY = "laban.cluster.host:ControlPlane"
+READY_EVERY_S = 1.0
+EVERYWHERE = ("0.0.0.0", "::", "")
+
+
+@dataclass(frozen=True)
+class HostPlan:
+    """What the control plane is made of. Handles are of processes that have been started already."""
+
+    config: LabanConfig
+    model_folder: str
+    workers: Sequence[WorkerPlan]
+    worker_handles: Mapping[str, Any]
+    directory_handle: Any
+
+
+class ControlPlane:
+    """Implements HostedService."""
+
+    def __init__(self, plan: HostPlan) -> None:
+        self._plan = plan
+        self._gateway: Gateway | None = None
+        self._executor: Executor | None = None
+        self._ticker: asyncio.Task[None] | None = None
+
+    async def start(self) -> str:
+        """Wait for the workers, then serve. Returns the address for clients.
+
+        Raises FailedPrecondition for a port in use, and what the workers raise.
+        """
+        from laban.actors.remote import RemoteDirectory, RemoteSupervisor
+
+        config, folder = self._plan.config, self._plan.model_folder
+        check_address(config.server.host, config.server.port)  # before the model takes its time
+        supervisor = RemoteSupervisor(self._plan.workers, self._plan.worker_handles)
+        tokenizer = await asyncio.to_thread(Tokenizer.from_folder, folder)
+        framing = await asyncio.to_thread(derive_framing, folder, tokenizer)
+        workers = await supervisor.start_all()
+        dispatcher = Dispatcher(
+            workers,
+            supervisor=supervisor,
+            directory=RemoteDirectory(self._plan.directory_handle),
+            limits=DispatchLimits(max_attempts=config.limits.max_attempts),
+        )
+        executor = Executor(
+            dispatcher,
+            framing,
+            tokenizer,
+            limits=ExecutorLimits(config.limits.max_active_workflows, config.limits.max_finished_workflows),
+        )
+        sessions = Sessions(
+            dispatcher,
+            executor.language,
+            limits=SessionLimits(default_ttl_s=config.limits.session_ttl_s, max_sessions=config.limits.max_sessions),
+        )
+        gateway = Gateway(
+            executor,
+            sessions,
+            lambda: executor.status(sessions_open=sessions.num_open),
+            GatewayLimits(config.server.max_message_bytes, config.server.max_concurrent_calls),
+        )
+        executor.start()
+        try:
+            port = await gateway.start(config.server.host, config.server.port)
+        except BaseException:
+            await executor.stop()
+            raise
+        await gateway.set_ready(True)
+        self._gateway, self._executor = gateway, executor
+        self._ticker = asyncio.get_running_loop().create_task(self._tick(gateway, executor, sessions))
+        host = "127.0.0.1" if config.server.host in EVERYWHERE else config.server.host
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def stop(self) -> None:
+        """End the workflows, their watches, the gateway and the workers."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        if self._gateway is not None:
+            await self._gateway.stop(grace_s=0.5)
+        if self._executor is not None:
+            await self._executor.stop()
+
+    async def _tick(self, gateway: Gateway, executor: Executor, sessions: Sessions) -> None:
+        """Keep health true and forget sessions that have expired."""
+        while True:
+            await asyncio.sleep(READY_EVERY_S)
+            sessions.sweep()
+            await gateway.set_ready(executor.status().ready)

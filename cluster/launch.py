@@ -1,0 +1,176 @@
+"""Start a cluster: the model, Ray, the workers, the directory and the control plane."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laban.actors.errors import FailedPrecondition, InvalidInput, Unavailable
+from laban.actors.framing import derive_framing
+from laban.actors.models import ModelFacts, check_model_folder, prepare_default_model
+from laban.cluster.config import LabanConfig
+from laban.cluster.gateway import check_address
+from laban.cluster.host import FACTORY, HostPlan
+
+if TYPE_CHECKING:
+    from laban.actors.remote import RemoteHost
+
+# What is being done, and the share of it done (0 to 1; None where that is not known).
+Progress = Callable[[str, float | None], None]
+
+START_TIMEOUT_S = 600.0
+OBJECT_STORE_BYTES = 256 << 20  # calls and reports are small; keys and values stay in the workers
+QUIET_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+class ClusterHandle:
+    """A running cluster. `stop`, or the end of a `with`, ends it and every process that it started."""
+
+    def __init__(self, address: str, model: ModelFacts, host: RemoteHost, *, owns_ray: bool) -> None:
+        self.address = address
+        self.model = model
+        self._host: RemoteHost | None = host
+        self._owns_ray = owns_ray
+
+    def stop(self) -> None:
+        """Idempotent."""
+        host, self._host = self._host, None
+        if host is not None:
+            host.stop()
+            _end_ray(self._owns_ray)
+
+    def __enter__(self) -> ClusterHandle:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+
+def start_cluster(config: LabanConfig, progress: Progress = lambda doing, share: None) -> ClusterHandle:
+    """Start everything and wait until it serves. Cleans up after itself when it fails or is interrupted.
+
+    Raises NotFound, InvalidInput or UnsupportedModel for the model, FailedPrecondition for a port in use or a Ray
+    that is running already, Unavailable if a process does not come up.
+    """
+    if config.ray.address is None:
+        check_address(config.server.host, config.server.port)
+    folder = model_folder(config, progress)
+    progress("checking the model", None)
+    facts = check_model_folder(folder)
+    derive_framing(folder)  # refuses a chat template before anything is started
+    owns_ray = _start_ray(config, progress)
+    try:
+        return _start_services(config, facts, progress, owns_ray)
+    except BaseException:
+        _end_ray(owns_ray)
+        raise
+
+
+def model_folder(config: LabanConfig, progress: Progress) -> Path:
+    """The configured model's folder; the default model is converted first if need be."""
+    if config.model is not None:
+        return Path(config.model).expanduser()
+    return prepare_default_model(progress)
+
+
+def _start_ray(config: LabanConfig, progress: Progress) -> bool:
+    """Returns whether this process started Ray (and so has to end it)."""
+    import ray
+
+    if ray.is_initialized():
+        return False
+    for name, value in QUIET_RAY.items():
+        os.environ.setdefault(name, value)
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    address = config.ray.address
+    progress("starting Ray" if address is None else f"connecting to Ray at {address}", None)
+    try:
+        if address is not None:
+            ray.init(address=address, **quiet)
+        else:
+            # "local": a fresh one, whatever RAY_ADDRESS or an earlier cluster on this machine say.
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                num_cpus=config.ray.num_cpus,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **quiet,
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        if address is not None:
+            raise Unavailable(f"no Ray answers there ({reason})", field="ray.address", value=address) from None
+        raise Unavailable(f"Ray did not start: {reason}") from error
+    return True
+
+
+def _start_services(config: LabanConfig, facts: ModelFacts, progress: Progress, owns_ray: bool) -> ClusterHandle:
+    import ray
+
+    from laban.actors.remote import RemoteHost, WorkerPlan, spawn_directory, spawn_worker
+
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    num_gpus = _gpus_each(config, resources.get("GPU", 0.0))
+    num_cpus = min(1.0, resources.get("CPU", 1.0) / config.workers)
+    plans = [
+        WorkerPlan(
+            worker_id=f"worker-{number}",
+            model_folder=str(facts.folder),
+            config=config.engine_config(),
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+        )
+        for number in range(config.workers)
+    ]
+    # Workers load while the control plane's process starts.
+    handles = {plan.worker_id: spawn_worker(plan) for plan in plans}
+    directory = spawn_directory()
+    host = RemoteHost(FACTORY, HostPlan(config, str(facts.folder), plans, handles, directory))
+    loading = f"loading {facts.name} into {config.workers} worker{'s' if config.workers > 1 else ''}"
+    progress(loading, None)
+    began = time.monotonic()
+    try:
+        while (address := host.wait(0.2)) is None:
+            if time.monotonic() - began > START_TIMEOUT_S:
+                raise Unavailable(f"the workers were not up after {START_TIMEOUT_S:.0f} s")
+            progress(loading, None)
+    except BaseException:
+        host.stop(timeout_s=1.0)
+        raise
+    progress(f"serving {facts.name} on {address}", 1.0)
+    return ClusterHandle(address, facts, host, owns_ray=owns_ray)
+
+
+def _gpus_each(config: LabanConfig, available: float) -> float:
+    """GPUs a worker: one, or an equal share where there are fewer than workers."""
+    if config.engine.device == "cpu":
+        return 0.0
+    if available < 1:
+        if config.engine.device.startswith("cuda"):
+            raise InvalidInput(
+                "Ray sees no GPU, expected at least one", field="engine.device", value=config.engine.device
+            )
+        return 0.0
+    if config.engine.device != "auto" and config.engine.device != "cuda":
+        raise FailedPrecondition(
+            "Ray gives each worker its GPU, expected auto, cpu or cuda",
+            field="engine.device",
+            value=config.engine.device,
+        )
+    return min(1.0, available / config.workers)
+
+
+def _end_ray(owned: bool) -> None:
+    if owned:
+        import ray
+
+        with contextlib.suppress(Exception):  # a half-started Ray may not know how to end
+            ray.shutdown()

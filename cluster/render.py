@@ -1,0 +1,275 @@
+"""What the command line shows: a live step graph in a terminal, plain lines elsewhere, tables at the end.
+
+Progress goes to stderr, results to stdout. Texts come from models: they are never read as markup.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+from laban.cluster.cli.follow import Followed, FollowedStep, shown_fidelity, sums
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+    from rich.status import Status
+
+    from laban.cluster.records import ClusterStatus, Event, StepResult, TokenChunk, WorkflowRecord
+
+COLUMNS = ("step", "state", "fidelity", "read", "reused", "encoded", "generated", "TTFT", "time")
+MARKS = {
+    "waiting": "·",
+    "ready": "○",
+    "running": "▶",
+    "succeeded": "✓",
+    "failed": "✗",
+    "cancelled": "–",
+    "skipped": "–",
+}
+STYLES = {"waiting": "dim", "ready": "yellow", "running": "cyan", "succeeded": "green", "failed": "bold red",
+          "cancelled": "dim", "skipped": "dim"}  # fmt: skip
+PLAIN_WIDTH = 140  # of tables that no terminal limits
+
+
+class Screen(Protocol):
+    """Where a run is shown while it goes on."""
+
+    def phase(self, doing: str, share: float | None) -> None: ...
+    def update(self, followed: Followed, item: Event | TokenChunk) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class PlainScreen:
+    """One line for each phase and each step that starts or ends. `write` takes a line."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._last = ""
+
+    def phase(self, doing: str, share: float | None) -> None:
+        if doing != self._last:
+            self._last = doing
+            self._write(f"{doing} ...")
+
+    def update(self, followed: Followed, item: Event | TokenChunk) -> None:
+        address, state = getattr(item, "address", ""), getattr(item, "step_state", None)
+        result: StepResult | None = getattr(item, "result", None)
+        if result is not None:
+            self._write(f"{result.address}: {ended_line(result)}")
+        elif state == "running":
+            again = f", attempt {item.attempt}" if getattr(item, "attempt", 1) > 1 else ""
+            self._write(f"{address}: running on {getattr(item, 'worker', '')}{again}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+class LiveScreen:
+    """A table of the steps that redraws itself: states, tokens as they come, what was reused."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status: Status | None = None
+        self._live: Live | None = None
+        self._followed = Followed()
+        self._began = time.monotonic()
+
+    def phase(self, doing: str, share: float | None) -> None:
+        from rich.markup import escape
+
+        passed = time.monotonic() - self._began
+        done = f" {share:.0%}" if share is not None and share < 1 else ""
+        text = f"{escape(doing)}{done} [dim]{passed:.0f} s[/dim]"
+        if self._status is None:
+            self._status = self._console.status(text)
+            self._status.start()
+        else:
+            self._status.update(text)
+
+    def update(self, followed: Followed, item: Event | TokenChunk) -> None:
+        from rich.live import Live
+
+        self._followed = followed
+        if self._live is None:
+            self._end_status()
+            self._began = time.monotonic()
+            # Redrawn four times a second by rich's own thread: tokens may come faster.
+            self._live = Live(get_renderable=self._picture, console=self._console, refresh_per_second=4, transient=True)
+            self._live.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end_status()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _end_status(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def _picture(self) -> RenderableType:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 1))
+        table.add_column(width=1)
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, overflow="ellipsis")
+        steps = list(self._followed.steps.values())
+        room = max(3, self._console.height - 3)
+        for step in visible(steps, room):
+            style = STYLES.get(step.state, "")
+            table.add_row(Text(MARKS.get(step.state, "?"), style), Text(step.address, style), Text(live_line(step)))
+        counts = ", ".join(f"{number} {state}" for state, number in sorted(self._followed.counts().items()))
+        foot = Text(f"{time.monotonic() - self._began:.0f} s · {len(steps)} steps: {counts}", "dim")
+        return Group(table, foot)
+
+
+def screen_for(*, quiet: bool = False) -> Screen:
+    """The screen that fits stderr."""
+    if quiet:
+        return PlainScreen(lambda line: None)
+    if sys.stderr.isatty():
+        from rich.console import Console
+
+        return LiveScreen(Console(stderr=True))
+    return PlainScreen(lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def visible(steps: Sequence[FollowedStep], room: int) -> list[FollowedStep]:
+    """At most `room` steps, in their order: those running first of all, then those that ended last."""
+    if len(steps) <= room:
+        return list(steps)
+    rank = {"running": 0, "failed": 1, "ready": 2, "succeeded": 3}
+    order = sorted(range(len(steps)), key=lambda n: (rank.get(steps[n].state, 4), -n if steps[n].result else n))
+    return [steps[n] for n in sorted(order[:room])]
+
+
+def live_line(step: FollowedStep) -> str:
+    """What stands beside a step while the workflow runs."""
+    if step.result is not None:
+        return ended_line(step.result)
+    if step.state == "running":
+        tail = " ".join(step.text[-160:].split())
+        return f"{step.num_tokens} tokens  {tail}" if step.num_tokens else f"encoding on {step.worker}"
+    return step.state
+
+
+def ended_line(result: StepResult) -> str:
+    if result.state != "succeeded":
+        return f"{result.state}: {result.error.message}" if result.error else result.state
+    if result.finish_reason == "external":
+        return "answered from outside"
+    share = f" ({result.tokens_reused / result.tokens_read:.0%})" if result.tokens_read else ""
+    return (
+        f"{result.tokens_generated} tokens in {_seconds(result.wall_ms)}, "
+        f"reused {result.tokens_reused} of {result.tokens_read} read{share}"
+    )
+
+
+def print_results(record: WorkflowRecord) -> None:
+    """The table of the steps with its sums, then the outputs, on stdout."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = _stdout()
+    table = Table(title=Text(f"{record.name}: {record.state}"), title_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in COLUMNS[:3] else "right", no_wrap=column == "step")
+    for step in record.steps:
+        numbers = (step.tokens_read, step.tokens_reused, step.tokens_encoded, step.tokens_generated)
+        times = (_seconds(step.ttft_ms), _seconds(step.wall_ms)) if step.attempt else ("", "")
+        row = (step.address, step.state, shown_fidelity(step.fidelity), *map(str, numbers), *times)
+        table.add_row(
+            *(Text(cell) for cell in row), style=STYLES.get(step.state) if step.state != "succeeded" else None
+        )
+    *tokens, ttft_ms, _ = sums(record.steps)
+    table.add_section()
+    wall = _seconds(record.wall_ms)
+    table.add_row("sum", f"{len(record.steps)} steps", "", *map(str, tokens), _seconds(ttft_ms), wall, style="bold")
+    console.print(table)
+    for name, text in record.outputs:
+        console.print(Text(f"\n{name}", "bold"))
+        console.print(Text(text.strip("\n")), soft_wrap=True)
+
+
+def print_workflows(records: Iterable[WorkflowRecord]) -> None:
+    rows = [
+        (record.workflow_id, record.name, record.state, _clock(record.created_at), _seconds(record.wall_ms))
+        for record in records
+    ]
+    print_table(("workflow", "name", "state", "submitted", "time"), rows)
+
+
+def print_status(status: ClusterStatus) -> None:
+    """Workers, queues and pools."""
+    ready = "ready" if status.ready else "not ready"
+    print(f"Laban {status.version}: {ready}, {status.model}, context {status.max_context} tokens")
+    print(
+        f"up {_seconds(status.uptime_s * 1000)}, {status.workflows_running} workflows running, "
+        f"{status.sessions_open} sessions open"
+    )
+    rows = []
+    for worker in status.workers:
+        used, total = worker.pages - worker.pages_free, worker.pages
+        pool_mib = total * worker.page_size * worker.bytes_per_token / (1 << 20)
+        rows.append(
+            (
+                worker.worker_id,
+                "up" if worker.alive else "lost",
+                f"{worker.device}, {worker.dtype}",
+                str(worker.calls_running),
+                str(worker.calls_waiting),
+                str(worker.queued_tokens),
+                f"{used} of {total} pages ({used / total:.0%} of {pool_mib:.0f} MiB)" if total else "",
+                str(worker.encodings),
+            )
+        )
+    print_table(("worker", "state", "device", "running", "waiting", "tokens queued", "pool", "encodings"), rows)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    _stdout().print(table)
+
+
+def _stdout() -> Console:
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+
+
+def _seconds(milliseconds: float) -> str:
+    """
+    >>> _seconds(85.4), _seconds(12345)
+    ('85 ms', '12.3 s')
+    """
+    return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
+
+
+def _clock(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
