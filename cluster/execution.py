@@ -65,7 +65,7 @@ class Execution:
     ) -> None:
         """`book` holds the run's fixed messages. `seed` is the workflow's, from which each step's is derived."""
         self.workflow_id = workflow_id
-        steps = [StepResult(address, each.step, each.agent) for address, each in run.instances.items()]
+        steps = [StepResult(each.address, each.step, each.agent) for each in run.instances]
         self.board = Board(workflow_id, name, steps, clock)
         self._run: Run | None = run
         self._book: MessageBook | None = book
@@ -164,7 +164,7 @@ class Execution:
         except LabanError as error:
             failure = ErrorInfo(error.status, str(error), error.field)
             self.board.end_step(replace(self.board.steps[address], state="failed", error=failure))
-            self._error = _error_of(address, failure)
+            self._error = failure
             run.fail(address, str(error))
 
     def _order(self, step: ReadyStep) -> Order:
@@ -208,7 +208,7 @@ class Execution:
         if run is None:
             return
         self.board.end_step(replace(self.board.steps[address], state="failed", error=error))
-        self._error = _error_of(address, error)
+        self._error = error
         run.fail(address, error.message)
         self._advance()
 
@@ -218,21 +218,21 @@ class Execution:
         if run is None:
             return
         given_up: list[str] = []
-        for address, instance in run.instances.items():
+        # Whatever is open when a run ends, the run has cancelled.
+        for address in run.skipped():
             result = self.board.steps[address]
-            if result.state in TERMINAL_STEP:
-                continue
-            if run.state != "running" and instance.state not in TERMINAL_STEP:
-                self._give_up(result, "cancelled", given_up)
-            elif instance.state in ("skipped", "cancelled", "failed"):
-                self._give_up(result, instance.state, given_up)
+            if result.state not in TERMINAL_STEP:
+                self._give_up(result, "skipped" if run.status(address).state == "skipped" else "cancelled", given_up)
         self._dispatcher.abort(given_up)
         if run.state != "running":
-            outputs = tuple(run.outputs().items()) if run.state == "succeeded" else ()
-            error = self._error if run.state == "failed" else None
-            if run.state == "failed" and error is None:
-                error = ErrorInfo("INTERNAL", "the workflow failed without saying why")
+            outputs = tuple(run.outputs().items())
+            error = None
+            if run.state == "failed":
+                cause = self._error or ErrorInfo("INTERNAL", "")
+                error = ErrorInfo(cause.status, run.error, cause.field)
             self._end(run.state, outputs, error)
+        elif not any(result.state in ("ready", "running") for result in self.board.steps.values()):
+            raise RuntimeError("the run goes on, but none of its steps does")
 
     def _give_up(self, result: StepResult, state: StepState, given_up: list[str]) -> None:
         if result.state in ("ready", "running"):
@@ -288,7 +288,3 @@ class Execution:
 
     def _address(self, key: str) -> str:
         return key[len(self.workflow_id) + 1 :]
-
-
-def _error_of(address: str, error: ErrorInfo) -> ErrorInfo:
-    return ErrorInfo(error.status, f"step {address}: {error.message}", error.field)

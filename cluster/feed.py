@@ -84,8 +84,8 @@ class Feed:
                         if rest is not None:
                             yield rest
                     yield event
-                    if event.workflow_state in TERMINAL_WORKFLOW:
-                        return
+                if self._events and self._events[-1].workflow_state in TERMINAL_WORKFLOW:
+                    return
                 for address in list(self._live):
                     chunk = self._next_chunk(address, sent)
                     if chunk is not None:
