@@ -59,12 +59,7 @@ def read_submission(request: pb.SubmitRequest, path: str = "") -> Submission:
     if source is None:
         raise InvalidInput("missing, expected `yaml` or `workflow`", field=f"{path}source")
     if source == "yaml":
-        try:
-            text = request.yaml.decode("utf-8")
-        except UnicodeDecodeError as error:
-            bad = request.yaml[error.start : error.start + 1]
-            raise InvalidInput(f"not UTF-8 at byte {error.start}", field=f"{path}yaml", value=bad) from None
-        workflow = parse_yaml(text, request.source_name or "workflow.yaml")
+        workflow = parse_yaml(request.yaml, request.source_name or "workflow.yaml")
     else:
         workflow = parse_dict(spec_to_dict(request.workflow))
     inputs = {name: value_to_python(value, f"{path}inputs.{name}") for name, value in request.inputs.items()}

@@ -44,7 +44,7 @@ class Gate:
             handlers[method.name] = make(
                 self._stream(behaviour) if streaming else self._unary(behaviour),
                 request_deserializer=_reader(GetMessageClass(method.input_type)),
-                response_serializer=Message.SerializeToString,
+                response_serializer=GetMessageClass(method.output_type).SerializeToString,
             )
         return grpc.method_handlers_generic_handler(service.full_name, handlers)
 

@@ -24,9 +24,9 @@ STATUS_KEY = "grpc-status-details-bin"
 RETRY_AFTER_S = {"UNAVAILABLE": 1, "RESOURCE_EXHAUSTED": 2}
 
 # gRPC's metadata may have 8 KiB in all, with the message percent-encoded and the details in base64.
-MAX_MESSAGE_CHARS = 400
-MAX_TEXT_CHARS = 200
-MAX_DETAIL_BYTES = 2_800
+MAX_MESSAGE_CHARS = 300
+MAX_TEXT_CHARS = 150
+MAX_DETAIL_BYTES = 2_400
 
 _KINDS: dict[str, type[LabanError]] = {
     re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).upper(): kind
@@ -51,7 +51,7 @@ class Shown(str):
 def error_to_status(error: LabanError) -> Status:
     """The status of a failed call: code, message and details, small enough for gRPC's metadata."""
     code = _code_of(error.status)
-    status = Status(code=code.value[0], message=_cut(str(error), MAX_MESSAGE_CHARS))
+    status = Status(code=code.value[0], message=_cut(_summary(error), MAX_MESSAGE_CHARS))
     metadata = {"message": _cut(error.message), "field": _cut(error.field), "value": _value_text(error.value)}
     reason = next((_REASONS[kind] for kind in type(error).__mro__ if kind in _REASONS), "LABAN_ERROR")
     details: list[Message] = [
@@ -92,13 +92,21 @@ def _code_of(name: str) -> grpc.StatusCode:
     return grpc.StatusCode[name] if name in grpc.StatusCode.__members__ else grpc.StatusCode.INTERNAL
 
 
+def _summary(error: LabanError) -> str:
+    if not isinstance(error, WorkflowErrors):
+        return str(error)
+    found = [diagnostic for diagnostic in error.diagnostics if diagnostic.severity == "error"]
+    return str(found[0]) + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
+
+
 def _cut(text: str, limit: int = MAX_TEXT_CHARS) -> str:
-    """`text` in at most `limit` characters and twice as many bytes, cut in the middle."""
-    text = text.encode("utf-8", "replace").decode()
-    while len(text) > limit or len(text.encode()) > 2 * limit:
-        keep = min(limit, len(text) * 3 // 4)
-        text = f"{text[: keep * 2 // 3]} ... {text[-(keep // 3 - 5) :]}"
-    return text
+    """`text` in at most `limit` characters and twice as many bytes, cut in the middle. `limit` is 40 or more."""
+    if len(text) > limit:
+        text = f"{text[: limit * 2 // 3]} ... {text[-(limit // 4) :]}"
+    data = text.encode("utf-8", "replace")
+    if len(data) > 2 * limit:
+        data = data[: limit * 4 // 3] + b" ... " + data[-(limit // 2) :]
+    return data.decode("utf-8", "ignore")
 
 
 def _value_text(value: object) -> str:
@@ -154,7 +162,7 @@ def _diagnostic_details(diagnostics: Iterable[Diagnostic]) -> list[Message]:
             break
         found.diagnostics.append(message)
         if diagnostic.severity == "error":
-            violations.append((diagnostic.path, str(diagnostic)))
+            violations.append((diagnostic.path or "workflow", str(diagnostic)))
     return [_bad_request(violations), found]
 
 

@@ -1,0 +1,265 @@
+"""A scripted executor and scripted sessions: what the gateway is tested over. They answer, and note what was asked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from laban.actors.calls import TokenLogprob
+from laban.actors.errors import Conflict, LabanError, NotFound, OutOfRange
+from laban.cluster.client import AsyncClient
+from laban.cluster.gateway import Gateway, GatewayLimits
+from laban.cluster.records import (
+    ClusterStatus,
+    ErrorInfo,
+    Event,
+    MessageRecord,
+    SessionRecord,
+    StepResult,
+    TokenChunk,
+    WorkerStatus,
+    WorkflowRecord,
+)
+
+YAML = """\
+version: 1
+name: greet
+inputs:
+  who: {type: string}
+messages:
+  task: "Greet {{ who }}."
+steps:
+  - step: answer
+    read: [task]
+outputs:
+  reply: answer
+"""
+
+STEP = StepResult(
+    "answer[bob,2]",
+    "answer",
+    "bob",
+    2,
+    "succeeded",
+    "mixed",
+    "Hélló 🌍",
+    (1, 2, 3),
+    30,
+    20,
+    10,
+    3,
+    12.5,
+    40.25,
+    "w0",
+    "stop",
+    None,
+    (TokenLogprob(1, -0.5, ((1, -0.5), (7, -1.25))), TokenLogprob(2, -0.25)),
+)
+FAILED = StepResult("final", "final", state="failed", attempt=3, error=ErrorInfo("UNAVAILABLE", "died", "steps[1]"))
+RECORD = WorkflowRecord(
+    "wf-1", "greet", "failed", 1_700_000_000.125, 1_700_000_001.5, (("b", "x"), ("a", "y")), (STEP, FAILED),
+    ErrorInfo("UNAVAILABLE", "died"), 9,
+)  # fmt: skip
+EVENTS: tuple[Event | TokenChunk, ...] = (
+    Event(1, "wf-1", 5.0, "workflow_state", workflow_state="running"),
+    Event(2, "wf-1", 6.0, "step_state", address="answer", attempt=1, step_state="running", worker="w0"),
+    TokenChunk("wf-1", "answer", 1, 0, (5, 6), "Hi"),
+    Event(3, "wf-1", 7.25, "step_result", address="answer[bob,2]", attempt=2, result=STEP),
+    Event(4, "wf-1", 8.0, "workflow_state", workflow_state="succeeded", outputs=(("z", "1"), ("a", "2"))),
+)
+MESSAGE = MessageRecord(
+    "s-1", "m1", "assistant", "bob", 7, 12, "direct", 7, 6, 5, 4, 1.5, 2.5, "w1", "length", "text", (4, 5),
+    (TokenLogprob(4, -1.0),), ("view[0] and view[1] share the positions 3 to 4",),
+)  # fmt: skip
+STATUS = ClusterStatus(
+    "0.1.0", True, "tiny", 2048,
+    (WorkerStatus("w0", "e1", True, "cpu", "float32", "reference", 1, 2, 300, 64, 60, 16, 1024, 9),), 3, 2, 12.5,
+)  # fmt: skip
+
+
+@dataclass
+class FakeExecutor:
+    """`script` is what a watch brings; with `hang` it then waits until it is closed."""
+
+    script: tuple[Event | TokenChunk, ...] = EVENTS
+    hang: bool = False
+    error: Exception | None = None
+    submitted: list[Any] = field(default_factory=list)
+    calls: list[Any] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    keys: dict[str, str] = field(default_factory=dict)
+    watches_open: int = 0
+    produced: int = 0
+    endless: bool = False
+    submit_gate: asyncio.Event | None = None
+
+    def language(self, tenant: str) -> Any:
+        return SimpleNamespace(tokenizer=SimpleNamespace(encode=lambda text: [ord(char) for char in text]))
+
+    async def submit(self, workflow: Any, inputs: Any, overrides: Any = None, **options: Any) -> WorkflowRecord:
+        if self.error is not None:
+            raise self.error
+        if self.submit_gate is not None:
+            await self.submit_gate.wait()
+        self.submitted.append(SimpleNamespace(workflow=workflow, inputs=inputs, overrides=overrides, **options))
+        key = options.get("idempotency_key")
+        content = json.dumps([workflow.model_dump(mode="json"), inputs])
+        if key is not None and self.keys.setdefault(key, content) != content:
+            raise Conflict("was used before, with other content", field="idempotency_key", value=key)
+        return RECORD
+
+    async def watch(self, workflow_id: str, after_event: int = 0) -> AsyncGenerator[Event | TokenChunk, None]:
+        self._find(workflow_id)
+        self.calls.append(("watch", workflow_id, after_event))
+        self.watches_open += 1
+        try:
+            for item in self.script:
+                if not isinstance(item, Event) or item.number > after_event:
+                    yield item
+            while self.endless:
+                self.produced += 1
+                yield TokenChunk("wf-1", "answer", 1, self.produced, (1,) * 100, "x" * 10_000)
+                await asyncio.sleep(0)
+            if self.hang:
+                await asyncio.Event().wait()
+        finally:
+            self.watches_open -= 1
+
+    def get(self, workflow_id: str) -> WorkflowRecord:
+        if self.error is not None:
+            raise self.error
+        return self._find(workflow_id)
+
+    def list(self, **options: Any) -> tuple[list[WorkflowRecord], str]:
+        self.calls.append(("list", options))
+        return [RECORD], "7"
+
+    async def cancel(self, workflow_id: str) -> WorkflowRecord:
+        self.cancelled.append(workflow_id)
+        return self._find(workflow_id)
+
+    async def complete_step(self, workflow_id: str, address: str, text: str, key: str = "") -> WorkflowRecord:
+        self.calls.append(("complete", workflow_id, address, text, key))
+        return RECORD
+
+    async def fail_step(self, workflow_id: str, address: str, message: str, key: str = "") -> WorkflowRecord:
+        self.calls.append(("fail", workflow_id, address, message, key))
+        return RECORD
+
+    def _find(self, workflow_id: str) -> WorkflowRecord:
+        if workflow_id != "wf-1":
+            raise NotFound("no such workflow", field="workflow_id", value=workflow_id)
+        return RECORD
+
+
+@dataclass
+class FakeSessions:
+    """Decode brings two chunks and the message; with `hang` it waits after the first until it is closed."""
+
+    hang: bool = False
+    calls: list[Any] = field(default_factory=list)
+    aborted: int = 0
+    open_sessions: set[str] = field(default_factory=set)
+
+    def open(self, ttl_s: float | None = None, **options: Any) -> SessionRecord:
+        self.calls.append(("open", ttl_s))
+        self.open_sessions.add("s-1")
+        return SessionRecord("s-1", 600.0 if ttl_s is None else ttl_s, 10.0, 610.0)
+
+    def get(self, session_id: str, **options: Any) -> SessionRecord:
+        self._find(session_id)
+        return SessionRecord("s-1", 600.0, 10.0, 610.0, (MESSAGE,))
+
+    def close(self, session_id: str, **options: Any) -> None:
+        self._find(session_id)
+        self.open_sessions.discard(session_id)
+
+    def release(self, session_id: str, message_ids: Any = (), *, everything: bool = False, **options: Any) -> int:
+        self._find(session_id)
+        self.calls.append(("release", tuple(message_ids), everything))
+        return 99 if everything else len(message_ids)
+
+    async def prefill(self, session_id: str, role: str, **options: Any) -> MessageRecord:
+        self._find(session_id)
+        self.calls.append(("prefill", role, options))
+        for place, item in enumerate(options["view"]):
+            if (item.position or 0) >= 2048:
+                raise OutOfRange("expected 0 to 2047", field=f"view[{place}].position", value=item.position)
+        return MESSAGE
+
+    async def decode(self, session_id: str, **options: Any) -> AsyncGenerator[TokenChunk | MessageRecord, None]:
+        self._find(session_id)
+        self.calls.append(("decode", options))
+        ended = False
+        try:
+            yield TokenChunk("", "m1", 1, 0, (4,), "te")
+            if self.hang:
+                await asyncio.Event().wait()
+            yield TokenChunk("", "m1", 1, 1, (5,), "xt")
+            ended = True
+            yield MESSAGE
+        finally:
+            self.aborted += not ended
+
+    def _find(self, session_id: str) -> None:
+        if session_id not in self.open_sessions:
+            raise NotFound("no such session, or it has ended", field="session_id", value=session_id)
+
+
+@dataclass
+class Served:
+    """A gateway on a loopback port over the fakes, and a client of it."""
+
+    executor: FakeExecutor
+    sessions: FakeSessions
+    gateway: Gateway
+    port: int
+    client: AsyncClient
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+
+@asynccontextmanager
+async def serving(
+    executor: FakeExecutor | None = None,
+    sessions: FakeSessions | None = None,
+    limits: GatewayLimits | None = None,
+) -> AsyncIterator[Served]:
+    executor, sessions = executor or FakeExecutor(), sessions or FakeSessions()
+    gateway = Gateway(executor, sessions, lambda: STATUS, limits)
+    port = await gateway.start("127.0.0.1", 0)
+    client = AsyncClient(f"127.0.0.1:{port}", timeout_s=20)
+    try:
+        yield Served(executor, sessions, gateway, port, client)
+    finally:
+        await client.close()
+        await gateway.stop(0)
+
+
+async def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Wait until `condition` holds; fail, saying `what`, if it does not within ten seconds."""
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"still not so: {what}")
+
+
+async def error_of(awaitable: Any) -> LabanError:
+    """The LabanError that awaiting (or reading a stream) raises."""
+    try:
+        if hasattr(awaitable, "__aiter__"):
+            async for _ in awaitable:
+                continue
+        else:
+            await awaitable
+    except LabanError as error:
+        return error
+    raise AssertionError("no error")

@@ -1,0 +1,202 @@
+"""Values survive the way to protobuf and back, and nothing of the records is left out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import Any, get_args
+
+import pytest
+from api_fakes import EVENTS, MESSAGE, RECORD, STATUS, STEP
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laban.actors.errors import InvalidInput, NotBuilt
+from laban.cluster import records
+from laban.cluster import translate as tr
+from laban.cluster import translate_sessions as trs
+from laban.cluster.translate_spec import spec_from_dict, spec_to_dict, value_from_python, value_to_python
+from laban.proto import laban_pb2 as pb
+
+
+def wire(message: Any) -> Any:
+    return type(message).FromString(message.SerializeToString())
+
+
+def test_records_come_back_equal() -> None:
+    assert tr.workflow_from_pb(wire(tr.workflow_to_pb(RECORD))) == RECORD
+    for item in EVENTS:
+        assert tr.watch_from_pb(wire(tr.watch_to_pb(item))) == item
+    assert trs.message_from_pb(wire(trs.message_to_pb(MESSAGE))) == MESSAGE
+    assert trs.status_from_pb(wire(trs.status_to_pb(STATUS))) == STATUS
+    session = records.SessionRecord("s", 0.5, 1.25, 1.75, (MESSAGE,))
+    assert trs.session_from_pb(wire(trs.session_to_pb(session))) == session
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (records.StepResult, pb.StepResult),
+        (records.WorkflowRecord, pb.WorkflowRecord),
+        (records.TokenChunk, pb.TokenChunk),
+        (records.MessageRecord, pb.MessageRecord),
+        (records.WorkerStatus, pb.WorkerStatus),
+        (records.ClusterStatus, pb.ClusterStatus),
+        (records.ErrorInfo, pb.Error),
+        (records.SessionPlacement, pb.Placement),
+    ],
+)
+def test_records_and_messages_have_the_same_fields(record: Any, message: Any) -> None:
+    assert {item.name for item in fields(record)} == set(message.DESCRIPTOR.fields_by_name)
+
+
+def test_every_field_of_the_samples_is_set() -> None:
+    # So that the round trips above would notice a field that is not carried.
+    for sample in (STEP, MESSAGE, STATUS, STATUS.workers[0], RECORD):
+        empty = [item.name for item in fields(sample) if not getattr(sample, item.name)]
+        assert empty in ([], ["error"]), sample
+
+
+@pytest.mark.parametrize(
+    ("words", "number", "word"),
+    [
+        (records.WorkflowState, tr.workflow_state_number, tr.workflow_state_word),
+        (records.StepState, tr.step_state_number, tr.step_state_word),
+        (records.FinishReason, tr.finish_reason_number, tr.finish_reason_word),
+    ],
+)
+def test_every_word_has_a_number_of_its_own(words: Any, number: Any, word: Any) -> None:
+    assert [word(number(item)) for item in get_args(words)] == list(get_args(words))
+
+
+def test_unknown_enum_values_and_events_of_a_newer_server_are_no_errors() -> None:
+    assert tr.step_state_word(77) == ""
+    assert tr.watch_from_pb(pb.WatchResponse(event=pb.Event(number=3))) is None
+    assert tr.watch_from_pb(pb.WatchResponse()) is None
+
+
+DOCUMENT: dict[str, Any] = {
+    "version": 1,
+    "name": "debate",
+    "inputs": {"z": {"type": "integer", "default": 3}, "a": {"default": ["x", 1.5, None, True, {"k": "v"}]}},
+    "fidelity": "direct",
+    "sampling": {"max_tokens": 40, "temperature": 0.0, "stop": ["\n", "END"]},
+    "messages": {"zeta": {"text": "Q", "name": "x"}, "alpha": {"text": "", "private": False}},
+    "agents": {"b": {"prompt": "B"}, "a": {"prompt": "A", "sampling": {"seed": 0}}},
+    "steps": [
+        {"step": "answer", "for_each": {}, "rounds": 3, "read": [{"read": "zeta"}, {"read": "answer", "begin": 0}]},
+        {"step": "pick", "for_each": {"count": 4}, "vote": {"over": "answer"}, "join": {"at_least": 2}},
+        {"step": "human", "external": {}, "read": [], "for_each": {"agents": ["b"]}},
+    ],
+    "outputs": {"y": {"read": "pick"}, "b": {"read": "answer", "separator": ""}},
+}
+
+
+def test_documents_come_back_equal_and_in_order() -> None:
+    found = spec_to_dict(wire(spec_from_dict(DOCUMENT)))
+    expected = {**DOCUMENT, "steps": [{k: v for k, v in step.items() if v != []} for step in DOCUMENT["steps"]]}
+    assert found == expected
+    for name in ("inputs", "messages", "agents", "outputs"):
+        assert list(found[name]) == list(DOCUMENT[name])
+
+
+def test_shorthands_are_spelled_out() -> None:
+    document = {
+        "messages": {"m": "text"},
+        "agents": {"a": "prompt"},
+        "sampling": {"stop": "END"},
+        "steps": [
+            {"step": "s", "read": ["m"], "join": "any", "vote": "x", "for_each": "agents"},
+            {"step": "t", "join": "all", "count": 3},
+            {"step": "u", "for_each": ["a"]},
+        ],
+        "outputs": {"o": "s"},
+    }
+    assert spec_to_dict(spec_from_dict(document)) == {
+        "messages": {"m": {"text": "text"}},
+        "agents": {"a": {"prompt": "prompt"}},
+        "sampling": {"stop": ["END"]},
+        "steps": [
+            {"step": "s", "read": [{"read": "m"}], "join": {"at_least": 1}, "vote": {"over": "x"}, "for_each": {}},
+            {"step": "t", "join": {}, "for_each": {"count": 3}},
+            {"step": "u", "for_each": {"agents": ["a"]}},
+        ],
+        "outputs": {"o": {"read": "s"}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("document", "path"),
+    [
+        ({"nam": "x"}, "nam"),
+        ({"steps": [{"step": "a", "red": []}]}, "steps[0].red"),
+        ({"steps": {"a": 1}}, "steps"),
+        ({"steps": [3]}, "steps[0]"),
+        ({"agents": ["a"]}, "agents"),
+        ({"agents": {"a": {"key": "b"}}}, "agents.a.key"),
+        ({"sampling": {"max_tokens": "many"}}, "sampling.max_tokens"),
+        ({"sampling": {"max_tokens": True}}, "sampling.max_tokens"),
+        ({"sampling": {"max_tokens": 2**40}}, "sampling.max_tokens"),
+        ({"fidelity": "perfect"}, "fidelity"),
+        ({"name": "\ud800"}, "name"),
+        ({"messages": {"a": {"text": 1}}}, "messages.a.text"),
+        ({"inputs": {"a": {"default": math.nan}}}, "inputs.a.default"),
+        ({"steps": [{"for_each": []}]}, "steps[0].for_each.agents"),
+        ({"steps": [{"for_each": 2, "count": 2}]}, "steps[0].count"),
+    ],
+)
+def test_documents_that_cannot_be_structured(document: dict[str, Any], path: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        spec_from_dict(document)
+    assert caught.value.field == path
+
+
+def test_what_is_reserved_is_said_to_be() -> None:
+    spec = spec_from_dict({"agents": {"bob": {"prompt": "", "model": "other"}}})
+    with pytest.raises(NotBuilt) as caught:
+        spec_to_dict(spec)
+    assert caught.value.field == "agents.bob.model"
+    spec = spec_from_dict({"steps": [{"step": "a"}, {"step": "b", "response_schema": {"type": "object"}}]})
+    with pytest.raises(NotBuilt) as caught:
+        spec_to_dict(spec)
+    assert caught.value.field == "steps[1].response_schema"
+
+
+def test_keys_are_there_and_given_once() -> None:
+    for keys, place in (["a", "a"], 1), (["a", ""], 1), ([""], 0):
+        with pytest.raises(InvalidInput) as caught:
+            spec_to_dict(pb.WorkflowSpec(agents=[pb.AgentSpec(key=key) for key in keys]))
+        assert caught.value.field == f"agents[{place}].key"
+
+
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(plain)
+def test_plain_values_come_back_equal(value: Any) -> None:
+    assert value_to_python(wire(value_from_python(value, "x")), "x") == value
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, 2**53 + 1, b"x", object(), "\udc80", {"a": [math.nan]}])
+def test_values_that_protobuf_cannot_keep(value: object) -> None:
+    with pytest.raises(InvalidInput, match=r"^inputs\.x"):
+        value_from_python(value, "inputs.x")
+
+
+def test_nesting_is_bounded() -> None:
+    deep: Any = 1
+    for _ in range(500):
+        deep = [deep]
+    with pytest.raises(InvalidInput, match="nested too deep"):
+        value_from_python(deep, "inputs.x")
