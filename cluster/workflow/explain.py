@@ -39,8 +39,12 @@ _OWN = {"name", "selector", "join", "for_each", "count", "range", "rest"}  # rai
 
 
 def explain(error: ValidationError) -> list[Problem]:
-    """One problem for each error."""
-    return [_problem(dict(detail)) for detail in error.errors(include_url=False)]
+    """One problem for each error. What a reserved key leaves out (a loop has no `step`) is not held against it."""
+    details = error.errors(include_url=False)
+    problems = [_problem(dict(detail)) for detail in details]
+    reserved = {p.loc[:-2] for p in problems if p.code == "not_built" and p.loc[-1:] == ("[key]",)}
+    pairs = zip(details, problems, strict=True)
+    return [p for detail, p in pairs if not (detail["type"] == "missing" and p.loc in reserved)]
 
 
 def _problem(detail: Mapping[str, Any]) -> Problem:

@@ -50,6 +50,8 @@ def _validate(value: object, marks: Marks, problems: list[Problem]) -> Workflow:
         workflow = Workflow.model_validate(value)
     except ValidationError as error:
         problems = [*problems, *explain(error)]
+        if any(problem.code == "not_built" for problem in problems):
+            raise WorkflowErrors(marks.locate(problems)) from None
         locs = [detail["loc"] for detail in error.errors() if detail["type"] == "extra_forbidden"]
         try:  # keys too many need not hide what else is wrong
             workflow = Workflow.model_validate(_without(value, locs))

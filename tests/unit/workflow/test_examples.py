@@ -1,0 +1,60 @@
+"""The examples that ship: they lint clean, need no inputs, and are what their names say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from laban.cluster.workflow.lint import lint
+from laban.cluster.workflow.parse import parse_yaml
+from laban.cluster.workflow.run import Run
+from laban.cluster.workflow.schema import Workflow
+
+FOLDER = Path(__file__).parents[3] / "examples"
+NAMES = ["branch_solve_merge", "parallel_debate", "retrieval", "tree_of_thoughts"]
+
+
+def example(name: str) -> Workflow:
+    return parse_yaml((FOLDER / f"{name}.yaml").read_text(), name)
+
+
+def play(workflow: Workflow) -> Run:
+    run = Run(workflow, {})
+    while run.state == "running":
+        for step in run.ready():
+            run.finish(step.address, f"3, says {step.step}")
+    return run
+
+
+def test_every_example_is_tested() -> None:
+    assert sorted(path.stem for path in FOLDER.glob("*.yaml")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_lints_clean_and_runs_without_inputs(name: str) -> None:
+    workflow = example(name)
+    assert workflow.name == name
+    assert lint(workflow).diagnostics == ()
+    assert play(workflow).state == "succeeded"
+
+
+def test_the_debate_has_three_agents_and_three_rounds() -> None:
+    run = play(example("parallel_debate"))
+    assert len(run.instances) == 9
+    assert {i.agent for i in run.instances} == {"ann", "bob", "cleo"}
+
+
+def test_the_tree_has_eight_proposals_four_voters_and_one_final() -> None:
+    run = play(example("tree_of_thoughts"))
+    assert [i.step for i in run.instances] == ["propose"] * 8 + ["vote"] * 4 + ["final"]
+    assert run.tallies()["vote"].winner == "propose[3]"
+    assert run.outputs() == {"best": "3, says propose", "final": "3, says final"}
+
+
+def test_retrieval_reads_the_documents_in_different_orders() -> None:
+    first, second = (step for step in Run(example("retrieval"), {}).ready())
+    documents = [[ref.key for ref in step.reads if ref.key.startswith("doc_")] for step in (first, second)]
+    assert documents[0] != documents[1]
+    assert sorted(documents[0]) == sorted(documents[1])
+    assert first.fidelity == second.fidelity == "direct"
