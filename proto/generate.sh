@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-tools_version=1.73.1
+tools_version=1.73.0
 venv=.venv-proto
 if [[ "$("$venv/bin/python" -c 'import importlib.metadata as m; print(m.version("grpcio-tools"))' 2>/dev/null)" != "$tools_version" ]]; then
     "${PYTHON:-python3}" -m venv "$venv"

@@ -5,7 +5,7 @@ import warnings
 
 from laban.proto import laban_pb2 as laban_dot_proto_dot_laban__pb2
 
-GRPC_GENERATED_VERSION = '1.73.1'
+GRPC_GENERATED_VERSION = '1.73.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
