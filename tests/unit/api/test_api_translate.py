@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import yaml
 from api_fakes import EVENTS, MESSAGE, RECORD, STATUS, STEP
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +17,9 @@ from laban.actors.errors import InvalidInput, NotBuilt
 from laban.cluster import records
 from laban.cluster import translate as tr
 from laban.cluster import translate_sessions as trs
-from laban.cluster.translate_spec import spec_from_dict, spec_to_dict, value_from_python, value_to_python
+from laban.cluster.translate_spec import RESERVED, spec_from_dict, spec_to_dict, value_from_python, value_to_python
+from laban.cluster.workflow import schema
+from laban.cluster.workflow.parse import parse_dict, parse_yaml
 from laban.proto import laban_pb2 as pb
 
 
@@ -200,3 +204,38 @@ def test_nesting_is_bounded() -> None:
         deep = [deep]
     with pytest.raises(InvalidInput, match="nested too deep"):
         value_from_python(deep, "inputs.x")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (schema.Workflow, pb.WorkflowSpec),
+        (schema.Input, pb.InputSpec),
+        (schema.Sampling, pb.Sampling),
+        (schema.Agent, pb.AgentSpec),
+        (schema.Message, pb.MessageSpec),
+        (schema.Read, pb.ReadSpec),
+        (schema.Join, pb.JoinSpec),
+        (schema.Vote, pb.VoteSpec),
+        (schema.External, pb.ExternalSpec),
+        (schema.ForEach, pb.ForEachSpec),
+        (schema.Step, pb.StepSpec),
+        (schema.Output, pb.OutputSpec),
+    ],
+)
+def test_the_structured_form_has_the_fields_of_the_language(model: Any, message: Any) -> None:
+    assert set(message.DESCRIPTOR.fields_by_name) - RESERVED - {"key"} == set(model.model_fields)
+
+
+EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) >= 4
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_are_the_same_workflow_in_the_structured_form(path: Path) -> None:
+    given_form = yaml.safe_load(path.read_text())
+    structured = parse_dict(spec_to_dict(wire(spec_from_dict(given_form))))
+    assert structured.model_dump() == parse_yaml(path.read_text()).model_dump()
