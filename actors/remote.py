@@ -9,108 +9,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib import import_module
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
 from laban.actors.calls import Call, WorkerInfo, WorkerReport
 from laban.actors.directory import DirectoryService, DirectoryUpdate
-from laban.actors.errors import FailedPrecondition, LabanError, Unavailable
-from laban.actors.ports import HostedService, WorkerLost
-from laban.actors.worker import WorkerLoop
+from laban.actors.errors import LabanError, Unavailable
+from laban.actors.ports import WorkerLost
+from laban.actors.processes import CONCURRENCY_GROUPS, HostProcess, WorkerPlan, WorkerProcess
 from laban.kvstore.directory import Holdings
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_ENGINE = "laban.actors.engine.load:load_engine"
-REPORTS_IN_FLIGHT = 4
-"""Reports on their way to the reader; past that they are merged at the worker."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerPlan:
-    """How to make a worker, now and after every loss.
-
-    `engine_factory` is "module:name" of a callable taking (model_folder, config, worker_id). Ray limits a
-    process's threads to its `num_cpus` (OMP_NUM_THREADS) unless `env` or the engine's own setting says otherwise.
-    """
-
-    worker_id: str
-    model_folder: str
-    config: object  # the engine's
-    engine_factory: str = DEFAULT_ENGINE
-    num_cpus: float = 1.0
-    num_gpus: float = 0.0
-    env: Mapping[str, str] = field(default_factory=dict)
-
-
-def import_path(path: str) -> Callable[..., Any]:
-    """What "module:name" names. Raises FailedPrecondition if there is no such thing."""
-    module, _, name = path.partition(":")
-    try:
-        found: Callable[..., Any] = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise FailedPrecondition(
-            f"cannot be imported ({error}), expected module:name", field="factory", value=path
-        ) from None
-    return found
-
-
-class _WorkerProcess:
-    """A worker's process. Constructed at once; `load` takes as long as the model does."""
-
-    def __init__(self, plan: WorkerPlan) -> None:
-        self._plan = plan
-        self._loop: WorkerLoop | None = None
-        self._failure: Exception | None = None
-
-    def load(self) -> WorkerInfo:
-        """Loads once; later calls have the same outcome."""
-        if self._failure is not None:
-            raise self._failure
-        if self._loop is None:
-            plan = self._plan
-            try:
-                engine = import_path(plan.engine_factory)(plan.model_folder, plan.config, plan.worker_id)
-            except Exception as error:
-                self._failure = error
-                raise
-            self._loop = WorkerLoop(engine)
-        return self._loop.info
-
-    @ray.method(concurrency_group="control")
-    def submit(self, calls: tuple[Call, ...]) -> None:
-        self._running().submit(calls)
-
-    # One thread serves both, so an abort never overtakes the call it means.
-    @ray.method(concurrency_group="control")
-    def abort(self, call_ids: tuple[str, ...]) -> None:
-        self._running().abort(call_ids)
-
-    @ray.method(concurrency_group="control")
-    def snapshot(self) -> Holdings:
-        return self._running().snapshot()
-
-    @ray.method(
-        concurrency_group="stream",
-        num_returns="streaming",
-        _generator_backpressure_num_objects=REPORTS_IN_FLIGHT,
-    )
-    def reports(self) -> Iterator[WorkerReport]:
-        yield from self._running().reports()
-
-    def _running(self) -> WorkerLoop:
-        if self._loop is None:
-            raise FailedPrecondition("the worker has not loaded its model")
-        return self._loop
+__all__ = [
+    "RemoteDirectory",
+    "RemoteHost",
+    "RemoteSupervisor",
+    "RemoteWorker",
+    "WorkerPlan",
+    "spawn_directory",
+    "spawn_worker",
+]
 
 
 def spawn_worker(plan: WorkerPlan) -> Any:
     """Start a worker's process and the loading of its model. Returns a handle, at once, that can be pickled."""
-    actor = ray.remote(concurrency_groups={"control": 1, "stream": 2})(_WorkerProcess).options(
+    remote: Any = ray.remote  # its types know tasks' options only
+    actor = remote(concurrency_groups=CONCURRENCY_GROUPS)(WorkerProcess).options(
         num_cpus=plan.num_cpus,
         num_gpus=plan.num_gpus,
         max_restarts=0,  # a new life is a new actor, with a new epoch: the supervisor's decision
@@ -263,31 +191,12 @@ class RemoteDirectory:
             raise ConnectionError(_first_line(error)) from None
 
 
-class _HostProcess:
-    """Runs one service in its event loop. Async methods make Ray give the actor a loop."""
-
-    def __init__(self, factory: str, arguments: tuple[object, ...]) -> None:
-        self._factory = factory
-        self._arguments = arguments
-        self._service: HostedService | None = None
-
-    async def start(self) -> str:
-        service: HostedService = import_path(self._factory)(*self._arguments)
-        address = await service.start()
-        self._service = service
-        return address
-
-    async def stop(self) -> None:
-        if self._service is not None:
-            await self._service.stop()
-
-
 class RemoteHost:
     """A service in a process of its own; used from the driver, outside of any event loop."""
 
     def __init__(self, factory: str, *arguments: object, num_cpus: float = 0.0, env: Mapping[str, str] | None = None):
         """`factory` is "module:name" of a callable that takes `arguments` and makes a HostedService."""
-        actor: Any = ray.remote(_HostProcess).options(
+        actor: Any = ray.remote(HostProcess).options(
             num_cpus=num_cpus, max_restarts=0, runtime_env={"env_vars": dict(env)} if env else None
         )
         self._handle: Any = actor.remote(factory, arguments)

@@ -1,0 +1,120 @@
+"""What runs in the processes that `remote` makes: a worker around its engine, a host around its service."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import ray
+
+from laban.actors.calls import Call, WorkerInfo, WorkerReport
+from laban.actors.errors import FailedPrecondition
+from laban.actors.ports import HostedService
+from laban.actors.worker import WorkerLoop
+from laban.kvstore.directory import Holdings
+
+CONCURRENCY_GROUPS = {"control": 1, "stream": 2}
+"""Threads of a worker's process. One for control, so an abort never overtakes the call it means; two for readers
+of the reports, so that a new one can displace the old."""
+
+DEFAULT_ENGINE = "laban.actors.engine.load:load_engine"
+REPORTS_IN_FLIGHT = 4
+"""Reports on their way to the reader; past that they are merged at the worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """How to make a worker, now and after every loss.
+
+    `engine_factory` is "module:name" of a callable taking (model_folder, config, worker_id). Ray limits a
+    process's threads to its `num_cpus` (OMP_NUM_THREADS) unless `env` or the engine's own setting says otherwise.
+    """
+
+    worker_id: str
+    model_folder: str
+    config: object  # the engine's
+    engine_factory: str = DEFAULT_ENGINE
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def import_path(path: str) -> Callable[..., Any]:
+    """What "module:name" names. Raises FailedPrecondition if there is no such thing."""
+    module, _, name = path.partition(":")
+    try:
+        found: Callable[..., Any] = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise FailedPrecondition(
+            f"cannot be imported ({error}), expected module:name", field="factory", value=path
+        ) from None
+    return found
+
+
+class WorkerProcess:
+    """A worker's process. Constructed at once; `load` takes as long as the model does."""
+
+    def __init__(self, plan: WorkerPlan) -> None:
+        self._plan = plan
+        self._loop: WorkerLoop | None = None
+        self._failure: Exception | None = None
+
+    def load(self) -> WorkerInfo:
+        """Loads once; later calls have the same outcome."""
+        if self._failure is not None:
+            raise self._failure
+        if self._loop is None:
+            plan = self._plan
+            try:
+                engine = import_path(plan.engine_factory)(plan.model_folder, plan.config, plan.worker_id)
+            except Exception as error:
+                self._failure = error
+                raise
+            self._loop = WorkerLoop(engine)
+        return self._loop.info
+
+    @ray.method(concurrency_group="control")
+    def submit(self, calls: tuple[Call, ...]) -> None:
+        self._running().submit(calls)
+
+    @ray.method(concurrency_group="control")
+    def abort(self, call_ids: tuple[str, ...]) -> None:
+        self._running().abort(call_ids)
+
+    @ray.method(concurrency_group="control")
+    def snapshot(self) -> Holdings:
+        return self._running().snapshot()
+
+    @ray.method(
+        concurrency_group="stream",
+        num_returns="streaming",
+        _generator_backpressure_num_objects=REPORTS_IN_FLIGHT,
+    )
+    def reports(self) -> Iterator[WorkerReport]:
+        yield from self._running().reports()
+
+    def _running(self) -> WorkerLoop:
+        if self._loop is None:
+            raise FailedPrecondition("the worker has not loaded its model")
+        return self._loop
+
+
+class HostProcess:
+    """Runs one service in its event loop. Async methods make Ray give the actor a loop."""
+
+    def __init__(self, factory: str, arguments: tuple[object, ...]) -> None:
+        self._factory = factory
+        self._arguments = arguments
+        self._service: HostedService | None = None
+
+    async def start(self) -> str:
+        service: HostedService = import_path(self._factory)(*self._arguments)
+        address = await service.start()
+        self._service = service
+        return address
+
+    async def stop(self) -> None:
+        if self._service is not None:
+            await self._service.stop()
