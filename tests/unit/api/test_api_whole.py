@@ -1,0 +1,123 @@
+"""The gateway over the real executor and sessions, whose workers run a scripted engine: client to engine and back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from api_fakes import error_of
+from executor_rig import rig
+
+from laban.actors.errors import Conflict, FailedPrecondition, InvalidInput, NotFound, OutOfRange
+from laban.cluster.client import AsyncClient
+from laban.cluster.gateway import Gateway
+from laban.cluster.records import Event, MessageRecord, SessionPlacement, TokenChunk
+from laban.cluster.sessions import Sessions
+from laban.cluster.workflow.diagnostics import WorkflowErrors
+
+DEBATE = (Path(__file__).parents[3] / "examples" / "parallel_debate.yaml").read_text()
+EXTERNAL = """\
+version: 1
+name: ask
+messages: {q: "Well?"}
+steps:
+  - {step: human, external: {}}
+  - {step: answer, read: [q, human], sampling: {max_tokens: 8}}
+"""
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[AsyncClient]:
+    async with rig() as made:
+        executor, sessions = made.executor, Sessions(made.dispatcher, made.executor.language)
+        gateway = Gateway(executor, sessions, lambda: executor.status(sessions_open=sessions.num_open))
+        port = await gateway.start()
+        client = AsyncClient(f"127.0.0.1:{port}", timeout_s=20)
+        try:
+            yield client
+        finally:
+            await client.close()
+            await gateway.stop(0)
+
+
+def test_a_workflow_runs_and_its_chunks_add_up() -> None:
+    async def main() -> None:
+        async with serving() as client:
+            items = [item async for item in client.run(DEBATE, seed=1)]
+            events = [item for item in items if isinstance(item, Event)]
+            assert [event.number for event in events] == list(range(1, len(events) + 1))
+            assert events[-1].workflow_state == "succeeded"
+            record = await client.get(events[0].workflow_id)
+            assert record.outputs == events[-1].outputs
+            text: dict[str, str] = {}
+            for item in items:
+                if isinstance(item, TokenChunk):
+                    text[item.address] = item.text if item.index == 0 else text[item.address] + item.text
+            assert text == {step.address: step.text for step in record.steps}
+            assert len(record.steps) == 9
+            again = [item async for item in client.watch(record.workflow_id, 3) if isinstance(item, Event)]
+            assert again == events[3:]
+            page, token = await client.list(states=["succeeded"])
+            assert ([found.workflow_id for found in page], token) == ([record.workflow_id], "")
+
+    asyncio.run(main())
+
+
+def test_an_external_step_is_completed() -> None:
+    async def main() -> None:
+        async with serving() as client:
+            record = await client.submit(EXTERNAL, idempotency_key="k")
+            assert (await client.submit(EXTERNAL, idempotency_key="k")).workflow_id == record.workflow_id
+            assert type(await error_of(client.submit(DEBATE, idempotency_key="k"))) is Conflict
+            workflow_id = record.workflow_id
+            assert type(await error_of(client.complete_step(workflow_id, "answer", "x"))) is FailedPrecondition
+            assert type(await error_of(client.complete_step(workflow_id, "nobody", "x"))) is NotFound
+            await client.complete_step(workflow_id, "human", "Hm.")
+            assert type(await error_of(client.fail_step(workflow_id, "human", "no"))) is Conflict
+            assert (await client.wait(workflow_id)).state == "succeeded"
+
+    asyncio.run(main())
+
+
+def test_bad_inputs_and_overrides() -> None:
+    async def main() -> None:
+        async with serving() as client:
+            for error in (
+                await error_of(client.submit(DEBATE, {"questoin": "?"})),
+                await error_of(client.submit(DEBATE, {"question": 3})),
+                await error_of(client.submit(DEBATE, overrides={"answr.max_tokens": 3})),
+            ):
+                assert isinstance(error, WorkflowErrors)
+            assert type(await error_of(client.watch("wf-none"))) is NotFound
+            record = await client.wait((await client.submit(DEBATE, overrides={"answer.max_tokens": "4"})).workflow_id)
+            assert {step.tokens_generated for step in record.steps} <= {1, 2, 3, 4}
+
+    asyncio.run(main())
+
+
+def test_a_session() -> None:
+    async def main() -> None:
+        async with serving() as client, await client.open_session(60) as session:
+            first = await session.prefill("one", role="user")
+            second = await session.prefill("two", view=[first])
+            items = [item async for item in session.decode(view=[second, first], fidelity="direct", max_tokens=6)]
+            assert isinstance(items[-1], MessageRecord)
+            assert "".join(item.text for item in items[:-1] if isinstance(item, TokenChunk)) == items[-1].text
+            assert (await client.status()).sessions_open == 1
+            error = await error_of(session.prefill("x", view=[first, SessionPlacement(first.message_id, 10**6)]))
+            assert type(error) is OutOfRange
+            assert error.field == "view.placements[1].position"
+            error = await error_of(session.prefill(token_ids=[1, 10**8]))
+            assert type(error) is InvalidInput
+            assert error.field == "token_ids.ids[1]"
+            error = await error_of(session.prefill("x", view=["m99"]))
+            assert type(error) is NotFound
+            assert error.field == "view.placements[0].message_id"
+            with pytest.raises(NotFound):
+                await session.release("m99")
+            assert await session.release() == 3
+
+    asyncio.run(main())
