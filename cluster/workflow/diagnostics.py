@@ -9,6 +9,8 @@ from typing import Literal
 
 from laban.actors.errors import InvalidInput, shorten
 
+MAX_PROBLEMS = 100  # of one kind: past that, what is wrong is the file
+
 Severity = Literal["error", "warning", "info"]
 Code = Literal["invalid", "not_built"]
 Loc = tuple[str | int, ...]
@@ -138,7 +140,7 @@ def path_text(loc: Loc) -> str:
 def suggest(name: str, known: Iterable[str]) -> str:
     """`did you mean 'answer'?` with the nearest known name, the known names if they are few, else nothing."""
     names = sorted(set(known))
-    near = get_close_matches(name[:100], names[:2000], n=1, cutoff=0.6)
+    near = get_close_matches(name[:100], names[:500], n=1, cutoff=0.6)
     if near:
         return f"did you mean '{near[0]}'?"
     return f"one of {', '.join(names)}" if 0 < len(names) <= 12 else ""

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from laban.cluster.workflow import schema
-from laban.cluster.workflow.diagnostics import Code, Loc, Problem, suggest
+from laban.cluster.workflow.diagnostics import MAX_PROBLEMS, Code, Loc, Problem, suggest
 from laban.cluster.workflow.names import NAME_RULE
 
 # Keys of parts of the language still to come: said to be so, instead of "unknown".
@@ -40,7 +40,7 @@ _OWN = {"name", "selector", "join", "for_each", "count", "range", "rest"}  # rai
 
 def explain(error: ValidationError) -> list[Problem]:
     """One problem for each error. What a reserved key leaves out (a loop has no `step`) is not held against it."""
-    details = error.errors(include_url=False)
+    details = error.errors(include_url=False)[:MAX_PROBLEMS]
     problems = [_problem(dict(detail)) for detail in details]
     reserved = {p.loc[:-2] for p in problems if p.code == "not_built" and p.loc[-1:] == ("[key]",)}
     pairs = zip(details, problems, strict=True)

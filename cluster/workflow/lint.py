@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from laban.cluster.workflow.build import build_graph
 from laban.cluster.workflow.diagnostics import Diagnostic, Problem
@@ -16,12 +17,17 @@ from laban.cluster.workflow.states import MessageText, Overrides
 from laban.cluster.workflow.texts import fixed_messages, instance_texts, used_variables
 from laban.cluster.workflow.visibility import Blockage, Leak, Visibility, private_leaks
 
+MAX_LEAKS = 1_000  # listed; private ones are all errors besides
+
 _NO_OVERRIDES = Overrides()
 
 
 @dataclass(frozen=True, slots=True)
 class LintReport:
-    """`views` is empty unless a framing and a context were given, or if there are errors before it."""
+    """`views` is empty unless a framing and a context were given, or if there are errors before it.
+
+    `leaks` lists at most MAX_LEAKS.
+    """
 
     diagnostics: tuple[Diagnostic, ...] = ()
     num_instances: int = 0
@@ -68,7 +74,7 @@ def lint(
         views = view_fits(graph, messages, texts, plan, framing, max_context)
         problems += _too_long(graph, views)
     visibility = Visibility(graph)
-    leaks, blockages = tuple(visibility.leaks()), tuple(visibility.blockages())
+    leaks, blockages = tuple(islice(visibility.leaks(), MAX_LEAKS)), tuple(visibility.blockages())
     return LintReport(tuple(workflow.marks.locate(problems)), len(graph.nodes), leaks, blockages, tuple(views))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from laban.cluster.workflow.diagnostics import Problem, suggest
+from laban.cluster.workflow.diagnostics import MAX_PROBLEMS, Problem, suggest
 from laban.cluster.workflow.resolve import Ballot, Member, Shape
 from laban.cluster.workflow.schema import Step, Workflow
 from laban.cluster.workflow.selectors import parse_selector
@@ -13,6 +13,8 @@ def check_steps(workflow: Workflow) -> list[Problem]:
     problems: list[Problem] = []
     seen: dict[str, str] = {name: "a message" for name in workflow.messages}
     for index, step in enumerate(workflow.steps):
+        if len(problems) >= MAX_PROBLEMS:
+            break
         if step.step in seen:
             problems.append(Problem(("steps", index, "step"), f"'{step.step}' is also {seen[step.step]}", step.step))
         seen[step.step] = "an earlier step"
@@ -38,6 +40,9 @@ def shapes_of(workflow: Workflow) -> tuple[dict[str, Shape], frozenset[str], lis
     broken: set[str] = set()
     problems: list[Problem] = []
     for index, step in enumerate(workflow.steps):
+        if len(problems) >= MAX_PROBLEMS:
+            broken.add(step.step)
+            continue
         members, more = _members(workflow, index, step)
         problems += more
         if more:
@@ -60,11 +65,15 @@ def _members(workflow: Workflow, index: int, step: Step) -> tuple[tuple[Member, 
         problems.append(Problem(loc, "a fan-out over no agents", expected="at least one agent"))
     if step.agent is not None:
         problems.append(Problem(("steps", index, "agent"), "a step for each agent runs as each of them", step.agent))
+    seen: set[str] = set()
     for place, name in enumerate(names):
+        if len(problems) >= MAX_PROBLEMS:
+            break
         if name not in workflow.agents:
             problems.append(Problem((*loc, place), f"unknown agent '{name}'", None, suggest(name, workflow.agents)))
-        elif name in names[:place]:
+        elif name in seen:
             problems.append(Problem((*loc, place), f"agent '{name}' is listed twice"))
+        seen.add(name)
     return tuple(names), problems
 
 
@@ -75,7 +84,7 @@ def ballots_of(
     ballots: dict[str, Ballot] = {}
     problems: list[Problem] = []
     for index, step in enumerate(workflow.steps):
-        if step.vote is None or step.step in broken:
+        if step.vote is None or step.step in broken or len(problems) >= MAX_PROBLEMS:
             continue
         loc = ("steps", index, "vote", "over")
         selector = parse_selector(step.vote.over)

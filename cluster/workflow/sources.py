@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from laban.cluster.workflow.diagnostics import Loc, Problem, suggest
+from laban.cluster.workflow.diagnostics import MAX_PROBLEMS, Loc, Problem, suggest
 from laban.cluster.workflow.graph import Fidelity, Source, prompt_key, vote_unit
 from laban.cluster.workflow.resolve import Ballot, Member, ReadProblem, Selection, Shape, resolve
 from laban.cluster.workflow.schema import Read, Step, Workflow
@@ -29,6 +29,8 @@ class Scope:
 
     def understand(self, text: str, reader: Shape, loc: Loc) -> Selection | None:
         """The instances that a read selects; None for a fixed message, and after adding a problem."""
+        if len(self.problems) >= MAX_PROBLEMS:
+            return None
         selector = parse_selector(text)
         name = selector.name
         if name in self.workflow.messages:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
-from laban.cluster.workflow.diagnostics import Loc, Problem, suggest
+from laban.cluster.workflow.diagnostics import MAX_PROBLEMS, Loc, Problem, suggest
 from laban.cluster.workflow.inputs import check_defaults
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.templates import TemplateProblem, variables_of
@@ -25,7 +26,7 @@ def static_problems(workflow: Workflow) -> list[Problem]:
         for name in workflow.inputs
         if name in RESERVED_INPUTS
     ]
-    return [*problems, *check_defaults(workflow), *_templates(workflow)]
+    return [*problems, *check_defaults(workflow), *islice(_templates(workflow), MAX_PROBLEMS)]
 
 
 def _templates(workflow: Workflow) -> Iterator[Problem]:

@@ -17,7 +17,7 @@ from laban.cluster.workflow.diagnostics import Loc, Marks, Problem
 
 MAX_CHARS = 8_000_000
 MAX_DEPTH = 40
-MAX_VALUES = 200_000  # aliases written out
+MAX_VALUES = 50_000  # aliases written out
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser where PyYAML has it
 _NULL = re.compile(r"~|null|Null|NULL|")
