@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from laban.actors.calls import CallEvent, CallFailed, CallFinished, CallStarted, CallTokens, WorkerReport
+from laban.actors.calls import CallEvent, CallFailed, CallFinished, CallTokens, WorkerReport
 from laban.actors.errors import FailedPrecondition, Unavailable
 from laban.actors.ports import DirectoryPort, WorkerLost, WorkerPort, WorkerSupervisor
 from laban.cluster.records import ErrorInfo, WorkerStatus
@@ -54,7 +54,9 @@ class Dispatcher:
         self._clock = clock
         self.info = workers[0].info  # what all workers have in common: namespace, model, max_context
         for port in workers:
-            self._check_same_model(port)
+            if port.info.namespace != self.info.namespace:
+                other = f"worker {port.info.worker_id} serves another model than worker {self.info.worker_id}"
+                raise FailedPrecondition(other, field="namespace", value=port.info.namespace)
         self.directory = Directory()
         self._mirror = None if directory is None else DirectoryMirror(directory, self.directory)
         self._rates = Rates()
@@ -126,11 +128,17 @@ class Dispatcher:
             return
         batches: dict[str, list[Ticket]] = {}
         for ticket in list(self._waiting.values()):
-            slot = self._choose(ticket.order)
-            if slot is None:
-                break  # every worker is full: the rest waits until calls end
+            try:
+                slot = self._choose(ticket.order)
+                if slot is None:  # every worker is full: the rest waits until calls end
+                    break
+                slot.add(ticket)
+            except Exception as error:
+                logger.exception("routing call %s failed", ticket.call_id)
+                del self._waiting[ticket.order.key]
+                self._tell(ticket, ErrorInfo("INTERNAL", f"routing failed: {error!r}"))
+                continue
             del self._waiting[ticket.order.key]
-            slot.add(ticket)
             self._sent[ticket.order.key] = (slot, ticket)
             ticket.waited_ms = (self._clock() - ticket.ordered_at) * 1000.0
             batches.setdefault(slot.info.worker_id, []).append(ticket)
@@ -209,8 +217,6 @@ class Dispatcher:
                 self._rates.observe(worker_id, event.tokens_encoded, event.ttft_ms)
             self._forget(slot, ticket)
             sink.call_finished(key, ticket.attempt, worker_id, event, ticket.waited_ms)
-        else:
-            assert isinstance(event, CallStarted)
 
     def _forget(self, slot: Slot, ticket: Ticket) -> None:
         slot.remove(ticket)
@@ -276,30 +282,18 @@ class Dispatcher:
                 except Exception as error:
                     logger.warning("worker %s did not come back: %s", worker_id, error)
                     continue
-                try:
-                    self._check_same_model(port)
-                except FailedPrecondition as error:
-                    logger.error("worker %s came back as another: %s", worker_id, error)
-                    await port.close()
-                    continue
-                self._attach(port)
-                return port
+                if port.info.namespace == self.info.namespace:
+                    self._attach(port)
+                    return port
+                logger.error("worker %s came back with another model", worker_id)
+                await port.close()
             logger.error("worker %s stays lost after %d tries", worker_id, len(self._limits.restart_delays_s))
             return None
         finally:
             self._returning.discard(worker_id)
             self._schedule_flush()
 
-    def _check_same_model(self, port: WorkerPort) -> None:
-        if port.info.namespace != self.info.namespace:
-            raise FailedPrecondition(
-                f"worker {port.info.worker_id} serves another model than worker {self.info.worker_id}",
-                field="namespace",
-                value=port.info.namespace,
-            )
-
-    def _spawn(self, work: object, name: str) -> None:
-        assert asyncio.iscoroutine(work)
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work, name=name)
+    def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from laban.actors.calls import Call, Sampling
-from laban.actors.errors import UnsupportedModel
+from laban.actors.errors import InvalidInput, UnsupportedModel
 from laban.cluster.records import Layout
 from laban.cluster.views import Composed, Entry, Message, check_fits, compose, home_of
 from laban.kvstore.encodings import EncodingId, EncodingSpec, closure, dependencies
@@ -51,6 +51,28 @@ class Opening:
     role: str
     name: str | None = None
     prefill: str = ""
+
+
+def tokens_of(
+    language: Language, role: str, name: str | None, text: str | None, token_ids: Sequence[int] | None, *, first: bool
+) -> Sequence[int]:
+    """The tokens of a message that is given as text, to be framed, or as exactly its tokens.
+
+    Raises InvalidInput for both or neither, a role without a frame, and ids that are none of the model's.
+    """
+    if (text is None) == (token_ids is None):
+        raise InvalidInput("expected either text or token ids", field="content")
+    language.framing.root(role)  # refuses a role that the model has no frame for
+    if text is not None:
+        return language.framing.message(role, text, name, first=first)
+    assert token_ids is not None
+    if not token_ids:
+        raise InvalidInput("expected at least one token", field="token_ids")
+    size = language.tokenizer.vocab_size
+    for index, token_id in enumerate(token_ids):
+        if not 0 <= token_id < size:
+            raise InvalidInput(f"expected 0 to {size - 1}", field=f"token_ids[{index}]", value=token_id)
+    return token_ids
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from laban.actors.calls import Call, Sampling
 from laban.actors.errors import Exhausted, InvalidInput, NotFound
 from laban.cluster.dispatch import Dispatcher
-from laban.cluster.messages import Language, MessageBook, Opening
+from laban.cluster.messages import Language, MessageBook, Opening, tokens_of
 from laban.cluster.records import ErrorInfo, Layout, MessageRecord, SessionPlacement, SessionRecord, TokenChunk
 from laban.cluster.slots import Order
 from laban.cluster.views import Composed, Entry, ReadFidelity
@@ -135,7 +135,7 @@ class Sessions:
         """Encode a message under a view: `text` in its role's frame, or exactly `token_ids`."""
         session = self._find(session_id, tenant)
         message_id = self._new_id(session)
-        tokens = self._tokens(session, role, name, text, token_ids, first=not view)
+        tokens = tokens_of(session.book.language, role, name, text, token_ids, first=not view)
         entries = self._entries(session, view, fidelity)
         key = f"{session_id}/{message_id}"
         call, composed = session.book.prefill(
@@ -208,31 +208,6 @@ class Sessions:
             )
         session.last_number += 1
         return f"m{session.last_number}"
-
-    def _tokens(
-        self,
-        session: _Session,
-        role: str,
-        name: str | None,
-        text: str | None,
-        token_ids: Sequence[int] | None,
-        *,
-        first: bool,
-    ) -> Sequence[int]:
-        language = session.book.language
-        if (text is None) == (token_ids is None):
-            raise InvalidInput("expected either text or token ids", field="content")
-        language.framing.root(role)  # refuses a role that the model has no frame for
-        if text is not None:
-            return language.framing.message(role, text, name, first=first)
-        assert token_ids is not None
-        if not token_ids:
-            raise InvalidInput("expected at least one token", field="token_ids")
-        size = language.tokenizer.vocab_size
-        for index, token_id in enumerate(token_ids):
-            if not 0 <= token_id < size:
-                raise InvalidInput(f"expected 0 to {size - 1}", field=f"token_ids[{index}]", value=token_id)
-        return token_ids
 
     def _entries(self, session: _Session, view: Sequence[SessionPlacement], fidelity: ReadFidelity) -> list[Entry]:
         if len(view) > self._limits.max_view:

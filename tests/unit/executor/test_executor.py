@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import random
 
 import pytest
 from executor_rig import results, rig, until
@@ -531,3 +532,57 @@ async def test_too_many_watchers():
             await watch.aclose()
         await anext(r.executor.watch(record.workflow_id))
         await r.executor.cancel(record.workflow_id)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_dies_when_every_workflow_ends_and_nothing_is_left(seed):
+    chance = random.Random(seed)
+
+    async def scenario():
+        async with rig(3) as r:
+            ids = []
+            for n in range(6):
+                fidelity = chance.choice(["exact", "direct"])
+                ids.append((await r.submit(DEBATE, overrides=Overrides(fidelity=fidelity, seed=n))).workflow_id)
+            ends = [asyncio.create_task(r.end(workflow_id)) for workflow_id in ids]
+            for _ in range(3):
+                await asyncio.sleep(chance.random() * 0.01)
+                alive = [w for w in (*r.workers, *r.supervisor.made) if not w.closed]
+                if alive:
+                    chance.choice(alive).kill("by chance")
+            if chance.random() < 0.5:
+                await r.executor.cancel(chance.choice(ids))
+            records = await asyncio.gather(*ends)
+            for record in records:
+                # Three attempts are enough for three deaths unless the last falls upon the third.
+                assert record.state in ("succeeded", "cancelled", "failed")
+                assert record.state != "failed" or record.error.status == "UNAVAILABLE"
+                assert all(step.state in TERMINAL_STEP for step in record.steps)
+            await until(lambda: all(status.alive for status in r.executor.status().workers))
+            for slot in r.dispatcher._slots.values():
+                assert (slot.tickets, slot.queued_tokens, dict(slot._coming)) == ({}, 0, {})
+            assert (await r.run(one_step())).state == "succeeded"
+
+    asyncio.run(scenario())
+
+
+@asynchronous
+async def test_the_text_of_a_run_does_not_depend_on_who_died():
+    texts = []
+    for kill in (False, True):
+        async with rig(2) as r:
+            record = await r.submit(DEBATE, overrides=Overrides(seed=3))
+            if kill:
+                await until(lambda r=r: any(worker.batches for worker in r.workers))
+                r.workers[0].kill()
+            texts.append({step.address: step.text for step in (await r.end(record.workflow_id)).steps})
+    assert texts[0] == texts[1]
+
+
+@asynchronous
+async def test_an_error_in_routing_ends_the_workflow(monkeypatch):
+    async with rig() as r:
+        monkeypatch.setattr(r.dispatcher, "_choose", lambda order: 1 / 0)
+        record = await r.run(one_step())
+        assert record.error.status == "INTERNAL"
+        assert "routing failed" in record.error.message
