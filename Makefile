@@ -8,7 +8,7 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints-cpu.txt
 EXTRAS ?= server,dev
 TORCH ?= torch==2.13.0
-EXAMPLE ?= examples/debate.yaml
+EXAMPLE ?= examples/parallel_debate.yaml
 ARGS ?=
 
 BIN := .venv/bin
@@ -40,9 +40,9 @@ demo: setup  ## run a parallel debate of three agents on the default model, live
 	$(BIN)/laban run $(EXAMPLE) $(ARGS)
 
 test: setup  ## all tests: units, Ray, end to end
-	$(BIN)/python -m pytest tests/unit
-	@if [ -d tests/ray ]; then $(BIN)/python -m pytest tests/ray; fi
-	@if [ -d tests/e2e ]; then $(BIN)/python -m pytest tests/e2e; fi
+	$(BIN)/pytest tests/unit
+	@if [ -d tests/ray ]; then $(BIN)/pytest tests/ray; fi
+	@if [ -d tests/e2e ]; then $(BIN)/pytest tests/e2e; fi
 
 check: lint types unit  ## what to run before a commit, under a minute: lint, types, imports, units
 
@@ -55,7 +55,7 @@ types: setup $(LINKS)
 	$(BIN)/mypy -p laban.cluster -p laban.actors -p laban.kvstore -p laban.kernels
 
 unit: setup
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/pytest tests/unit
 
 bench: setup  ## measure reuse against recomputing and prefix caching (ARGS= for options)
 	$(BIN)/python benchmarks/reuse.py $(ARGS)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +93,7 @@ def _start_ray(config: LabanConfig, progress: Progress) -> bool:
         os.environ.setdefault(name, value)
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     address = config.ray.address
+    on_terminate = signal.getsignal(signal.SIGTERM)
     progress("starting Ray" if address is None else f"connecting to Ray at {address}", None)
     try:
         if address is not None:
@@ -109,6 +112,9 @@ def _start_ray(config: LabanConfig, progress: Progress) -> bool:
         if address is not None:
             raise Unavailable(f"no Ray answers there ({reason})", field="ray.address", value=address) from None
         raise Unavailable(f"Ray did not start: {reason}") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray takes it for itself
     return True
 
 

@@ -144,10 +144,8 @@ class LiveScreen:
         return Group(table, foot)
 
 
-def screen_for(*, quiet: bool = False) -> Screen:
+def screen_for() -> Screen:
     """The screen that fits stderr."""
-    if quiet:
-        return PlainScreen(lambda line: None)
     if sys.stderr.isatty():
         from rich.console import Console
 

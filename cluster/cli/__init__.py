@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except LabanError as error:
-        print(f"laban: {error}", file=sys.stderr)
+        for line in str(error).splitlines():  # a bad workflow may have several mistakes
+            print(f"laban: {line}", file=sys.stderr)
         return 2 if error.status in BAD_INPUT else 1
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]

@@ -14,9 +14,9 @@ ABOUT = """\
 Laban runs multi-agent workflows on a language model. A workflow says which messages each step reads, in what order;
 Laban encodes every message once and lets any later step attend to it at any position.
 
-    laban run examples/debate.yaml            run a workflow here and now, and watch it
-    laban lint examples/debate.yaml           what is wrong with it, and what its steps would read
-    laban serve                               keep a cluster up, for `laban run --address` and programs
+    laban run examples/parallel_debate.yaml     run a workflow here and now, and watch it
+    laban lint examples/parallel_debate.yaml    what is wrong with it, and what its steps would read
+    laban serve                                 keep a cluster up, for `laban run --address` and programs
 """
 
 EXAMPLES = {
@@ -25,8 +25,8 @@ EXAMPLES = {
     laban serve --model ~/models/Qwen3-8B --workers 2 --port 9000
     laban config > laban.yaml                 every setting, to change and keep""",
     "run": """\
-    laban run examples/debate.yaml
-    laban run examples/debate.yaml --input question='Why is the sky blue?' --fidelity direct
+    laban run examples/parallel_debate.yaml
+    laban run examples/parallel_debate.yaml --input question='Why is the sky blue?' --fidelity direct
     laban run flow.yaml --input report=@report.txt --set 'answer[bob,2].max_tokens=64' --seed 7
     laban run flow.yaml --json | jq .outputs
     laban run flow.yaml --address 10.0.0.5:8470     on a cluster that `laban serve` keeps up""",

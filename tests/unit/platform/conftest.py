@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from laban.actors.models import prepare_default_model
 from laban.actors.tokenizer import Tokenizer
 

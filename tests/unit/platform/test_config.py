@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from laban.actors.errors import InvalidInput, NotFound
 from laban.cluster.config import LabanConfig, describe, resolve
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from laban.actors.errors import InvalidInput, UnsupportedModel
 from laban.actors.framing import Framing, derive_framing
 

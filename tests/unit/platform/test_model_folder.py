@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from laban.actors.errors import InvalidInput, LabanError, NotFound, UnsupportedModel
 from laban.actors.model_folder import check_model_folder
 

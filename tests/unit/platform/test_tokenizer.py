@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from laban.actors.errors import InvalidInput, NotFound
 from laban.actors.tokenizer import Tokenizer
 

@@ -1,0 +1,101 @@
+"""Run `laban` in processes of its own, and find what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STARTING_S = 300
+ENDING_S = 60
+MARK = "E2E_RUN"  # an environment variable that every process a command starts inherits
+
+
+@dataclass
+class Cli:
+    """Runs `laban` in a process of its own. `mark` finds what it left behind."""
+
+    folder: Path
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("LABAN_")}
+        return subprocess.Popen(
+            [sys.executable, "-m", "laban.cluster.cli", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.folder,
+            env={**plain, MARK: self.mark},
+        )
+
+    def __call__(self, *arguments: str, timeout_s: float = STARTING_S) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments)
+        try:
+            out, error = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, error = process.communicate()
+            pytest.fail(f"laban {' '.join(arguments)} took more than {timeout_s} s\n{out}\n{error}")
+        return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+
+    def leftovers(self, within_s: float = 20.0) -> list[str]:
+        """Command lines of processes that still run `within_s` after their command has ended."""
+        deadline = time.monotonic() + within_s
+        while (found := _marked(self.mark)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return found
+
+
+def _marked(mark: str) -> list[str]:
+    found = []
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit() or int(process.name) == os.getpid():
+            continue
+        try:
+            if f"{MARK}={mark}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if line:  # a zombie has none
+                    found.append(line)
+        except OSError:
+            continue  # it has ended meanwhile, or is another user's
+    return found
+
+
+QUESTION = """\
+version: 1
+name: question
+inputs:
+  question: {default: Name three colours of the rainbow.}
+messages:
+  question: "{{ question }}"
+steps:
+  - step: answer
+    read: [question]
+    sampling: {max_tokens: 16}
+"""
+LONG = QUESTION.replace("max_tokens: 16", "max_tokens: 2000, forced_text: '" + "word " * 1500 + "'")
+KEYS = {"workflow_id", "state", "outputs", "wall_ms", "ttft_ms_sum", "steps"}
+STEP_KEYS = {"address", "state", "fidelity", "text", "token_ids", "tokens_read", "tokens_reused", "tokens_encoded",
+             "tokens_generated", "ttft_ms", "wall_ms", "worker"}  # fmt: skip
+
+
+def document(out: str) -> dict[str, Any]:
+    """The one JSON document on stdout, which has exactly the keys promised."""
+    parsed: dict[str, Any] = json.loads(out)
+    assert set(parsed) == KEYS
+    assert all(set(step) == STEP_KEYS for step in parsed["steps"])
+    return parsed
+
+
+def write(cli: Cli, text: str, name: str = "flow.yaml") -> str:
+    (cli.folder / name).write_text(text)
+    return name

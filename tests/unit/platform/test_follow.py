@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from laban.cluster.cli.follow import Followed, document, shown_fidelity, sums
+from laban.cluster.records import ErrorInfo, Event, StepResult, TokenChunk, WorkflowRecord
+from laban.cluster.render import PlainScreen, ended_line, live_line, print_results, visible
+
+
+def state(number: int, address: str, word: str, attempt: int = 1) -> Event:
+    return Event(number, "wf", 0.0, "step_state", address=address, step_state=word, attempt=attempt, worker="w0")  # type: ignore[arg-type]
+
+
+def chunk(index: int, text: str, *ids: int, attempt: int = 1) -> TokenChunk:
+    return TokenChunk("wf", "a", attempt, index, ids, text)
+
+
+RESULT = StepResult(
+    "a", "a", attempt=1, state="succeeded", text="hi", token_ids=(5, 6), tokens_read=10, tokens_reused=4,
+    tokens_encoded=7, tokens_generated=2, ttft_ms=20.0, wall_ms=50.0, worker="w0", finish_reason="stop",
+)  # fmt: skip
+RECORD = WorkflowRecord(
+    "wf", "flow", "succeeded", 100.0, 100.25, (("out", "h[i]"),), (RESULT, replace(RESULT, address="b[x,1]"))
+)
+
+
+def test_chunks_add_up() -> None:
+    followed = Followed()
+    for item in (state(1, "a", "running"), chunk(0, "he", 1), chunk(1, "llo", 2, 3)):
+        followed.apply(item)
+    assert (followed.steps["a"].text, followed.steps["a"].num_tokens) == ("hello", 3)
+
+
+def test_chunk_with_index_0_starts_anew() -> None:
+    followed = Followed()
+    for item in (chunk(0, "he", 1), chunk(1, "y", 2), chunk(0, "hey you", 1, 2, 3), chunk(3, "!", 4)):
+        followed.apply(item)
+    assert (followed.steps["a"].text, followed.steps["a"].num_tokens) == ("hey you!", 4)
+
+
+def test_a_new_attempt_voids_the_old_ones_chunks() -> None:
+    followed = Followed()
+    followed.apply(chunk(0, "old", 1))
+    followed.apply(state(1, "a", "ready", attempt=2))
+    assert followed.steps["a"].text == ""
+    followed.apply(chunk(1, " late", 2))
+    assert followed.steps["a"].text == ""
+    followed.apply(chunk(0, "new", 9, attempt=2))
+    assert followed.steps["a"].text == "new"
+
+
+def test_the_result_is_the_last_word() -> None:
+    followed = Followed()
+    followed.apply(chunk(0, "h", 1))
+    followed.apply(Event(1, "wf", 0.0, "step_result", result=RESULT))
+    followed.apply(chunk(1, "junk", 2))
+    step = followed.steps["a"]
+    assert (step.text, step.state, step.num_tokens) == ("hi", "succeeded", 2)
+
+
+def test_the_end() -> None:
+    followed = Followed()
+    error = ErrorInfo("UNAVAILABLE", "no worker is up")
+    assert followed.apply(Event(1, "wf", 0.0, "workflow_state", workflow_state="running"))
+    assert not followed.ended
+    followed.apply(Event(2, "wf", 0.0, "workflow_state", workflow_state="failed", error=error))
+    assert followed.ended
+    assert (followed.error, followed.last_event) == (error, 2)
+
+
+def test_events_come_once() -> None:
+    followed = Followed()
+    followed.apply(state(2, "a", "running"))
+    assert not followed.apply(state(1, "a", "ready"))
+    assert followed.steps["a"].state == "running"
+
+
+def test_begin_keeps_the_graphs_order() -> None:
+    followed = Followed()
+    waiting = StepResult("z", "z")
+    followed.begin(replace(RECORD, steps=(waiting, RESULT)))
+    followed.apply(state(1, "a", "running"))
+    assert list(followed.steps) == ["z", "a"]
+    assert followed.steps["a"].result == RESULT
+    assert followed.counts()["waiting"] == 1
+
+
+def test_document_has_exactly_the_keys() -> None:
+    parsed = json.loads(document(RECORD))
+    assert list(parsed) == ["workflow_id", "state", "outputs", "wall_ms", "ttft_ms_sum", "steps"]
+    assert list(parsed["steps"][0]) == [
+        "address", "state", "fidelity", "text", "token_ids", "tokens_read", "tokens_reused", "tokens_encoded",
+        "tokens_generated", "ttft_ms", "wall_ms", "worker",
+    ]  # fmt: skip
+    assert (parsed["wall_ms"], parsed["ttft_ms_sum"], parsed["outputs"]) == (250.0, 40.0, {"out": "h[i]"})
+    assert "\n" not in document(RECORD)
+
+
+def test_sums_and_words() -> None:
+    assert sums(RECORD.steps) == (20, 8, 14, 4, 40.0, 100.0)
+    assert shown_fidelity("exact") == "exact"
+    assert shown_fidelity("mixed") == "mixed, unaudited"
+
+
+def test_table(capsys: pytest.CaptureFixture[str]) -> None:
+    print_results(RECORD)
+    out = capsys.readouterr().out
+    assert "b[x,1]" in out  # brackets are no markup
+    assert "h[i]" in out
+    [total] = [line for line in out.splitlines() if "sum" in line]
+    assert total.replace("│", " ").split() == ["sum", "2", "steps", "20", "8", "14", "4", "40", "ms", "250", "ms"]
+
+
+def test_plain_lines() -> None:
+    lines: list[str] = []
+    screen, followed = PlainScreen(lines.append), Followed()
+    for phase in ("starting Ray", "starting Ray", "loading"):
+        screen.phase(phase, None)
+    for item in (state(1, "a", "running"), chunk(0, "h", 1), Event(2, "wf", 0.0, "step_result", result=RESULT)):
+        followed.apply(item)
+        screen.update(followed, item)
+    assert lines == [
+        "starting Ray ...",
+        "loading ...",
+        "a: running on w0",
+        "a: 2 tokens in 50 ms, reused 4 of 10 read (40%)",
+    ]
+
+
+def test_live_lines() -> None:
+    followed = Followed()
+    followed.apply(state(1, "a", "running"))
+    assert live_line(followed.steps["a"]) == "encoding on w0"
+    followed.apply(chunk(0, "one\n two", 1, 2))
+    assert live_line(followed.steps["a"]) == "2 tokens  one two"
+    failed = replace(RESULT, state="failed", error=ErrorInfo("UNAVAILABLE", "gone"))
+    assert ended_line(failed) == "failed: gone"
+
+
+@given(
+    states=st.lists(st.sampled_from(["waiting", "running", "succeeded", "failed"]), max_size=30),
+    room=st.integers(1, 30),
+)
+def test_what_runs_is_visible(states: list[str], room: int) -> None:
+    followed = Followed()
+    for number, word in enumerate(states):
+        followed.apply(state(number + 1, f"s[{number}]", word))
+    steps = list(followed.steps.values())
+    shown = visible(steps, room)
+    assert len(shown) == min(room, len(steps))
+    assert [step.address for step in steps if step in shown] == [step.address for step in shown]
+    running = [step for step in steps if step.state == "running"]
+    assert len([step for step in shown if step.state == "running"]) == min(room, len(running))
