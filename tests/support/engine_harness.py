@@ -32,10 +32,13 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer(backend)
 
 
-def make_engine(kind: str = "llama", *, pool_tokens: int = 4096, seed: int = 0, **config: int) -> Engine:
+def make_engine(
+    kind: str = "llama", *, pool_tokens: int = 4096, seed: int = 0, device: str = "cpu", **config: int
+) -> Engine:
     """An engine over `random_model(kind, seed)`."""
     settings = EngineConfig(pool_tokens=pool_tokens, **config)  # type: ignore[arg-type]
-    runner = Runner(random_model(kind, seed), pool_tokens // settings.page_size * settings.page_size)
+    model = random_model(kind, seed).to(device)  # type: ignore[arg-type]
+    runner = Runner(model, pool_tokens // settings.page_size * settings.page_size)
     return Engine(runner, byte_tokenizer(), settings, namespace="test", max_context=MAX_CONTEXT)
 
 
@@ -114,7 +117,8 @@ class Driver:
         assert entry is not None
         assert entry.ready
         slots = [first + i for first, length in entry.runs(0, entry.num_tokens) for i in range(length)]
-        return self.engine.runner.k_pool[:, slots].clone(), self.engine.runner.v_pool[:, slots].clone()
+        runner = self.engine.runner
+        return runner.k_pool[:, slots].cpu(), runner.v_pool[:, slots].cpu()
 
 
 def force(tokens: list[int]) -> Sampling:
