@@ -69,6 +69,7 @@ def lint(
     plan, last = plan_sampling(graph, overrides)
     problems += [*more, *even_more, *last, *private_leaks(graph)]
     problems += [*_unused(workflow, graph), *_empty(messages), *_same_texts(graph, plan, texts)]
+    problems += _trailing_spaces(graph, texts)
     views: list[ViewFit] = []
     if framing is not None and max_context is not None and not more and not even_more:
         views = view_fits(graph, messages, texts, plan, framing, max_context)
@@ -140,3 +141,11 @@ def _same_texts(graph: StepGraph, plan: SamplingPlan, texts: Mapping[str, tuple[
             said.add(index)
             message = f"'{group[0]}' and '{group[1]}' read the same and are greedy: they will say the same"
             yield Problem(("steps", index), message, expected="a temperature above 0", severity="warning")
+
+
+def _trailing_spaces(graph: StepGraph, texts: Mapping[str, tuple[str, str | None]]) -> Iterator[Problem]:
+    """Warns of prefills that end in a space: tokenizers join it to the next word, so models go astray after one."""
+    ending = {graph.nodes[address].step_index for address, (prefill, _) in texts.items() if prefill.endswith(" ")}
+    for index in sorted(ending):
+        message = "the prefill ends in a space: most tokenizers join it to the word that follows"
+        yield Problem(("steps", index, "prefill"), message, expected="no space at the end", severity="warning")

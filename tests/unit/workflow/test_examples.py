@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from laban.cluster.workflow.lint import lint
-from laban.cluster.workflow.parse import parse_yaml
+from laban.cluster.workflow.parse import parse_dict, parse_yaml
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.schema import Workflow
 
 FOLDER = Path(__file__).parents[3] / "examples"
 NAMES = ["branch_solve_merge", "parallel_debate", "retrieval", "tree_of_thoughts"]
+
+
+LANGUAGE = Path(__file__).parents[3] / "docs" / "workflow-language.md"
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of the language's documentation."""
+    parts = LANGUAGE.read_text().split(f"```{language}\n")[1:]
+    return [part.split("```")[0] for part in parts]
+
+
+def test_the_documentation_shows_what_works() -> None:
+    (text,) = blocks("yaml")
+    assert lint(parse_yaml(text)).diagnostics == ()
+    (program,) = blocks("python")
+    names: dict[str, Any] = {}
+    exec(program, names)
+    assert lint(parse_dict(names["workflow"].to_dict())).ok
 
 
 def example(name: str) -> Workflow:

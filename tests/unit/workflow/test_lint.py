@@ -118,6 +118,13 @@ def test_greedy_twins_are_a_warning() -> None:
         assert said(report(body % cure), "warning") == []
 
 
+def test_a_prefill_that_ends_in_a_space_is_a_warning() -> None:
+    body = "steps:\n- {step: a, count: 2, read: [q, r], prefill: 'No {{ index }}:%s'}\n"
+    body += "- {step: b, for_each: agents, read: [a]}\n"
+    assert said(report(body % ""), "warning") == []
+    assert any("space" in message for message in said(report(body % " "), "warning"))
+
+
 def test_inputs_not_given_are_stood_in_for_and_said() -> None:
     text = HEAD.replace("one two", "'{{ x }}'") + "inputs: {x: {}}\nsteps: [{step: a, read: [q, r]}]\n"
     found = lint(parse_yaml(text), framing=Words(), max_context=1000)
