@@ -40,7 +40,7 @@ demo: setup  ## run a parallel debate of three agents on the default model, live
 	$(BIN)/laban run $(EXAMPLE) $(ARGS)
 
 test: setup  ## all tests: units, Ray, end to end
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest tests/unit -n auto
 	@if [ -d tests/ray ]; then $(BIN)/pytest tests/ray; fi
 	@if [ -d tests/e2e ]; then $(BIN)/pytest tests/e2e; fi
 
@@ -55,7 +55,7 @@ types: setup $(LINKS)
 	$(BIN)/mypy -p laban.cluster -p laban.actors -p laban.kvstore -p laban.kernels
 
 unit: setup
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest tests/unit -n auto
 
 bench: setup  ## measure reuse against recomputing and prefix caching (ARGS= for options)
 	$(BIN)/python benchmarks/reuse.py $(ARGS)

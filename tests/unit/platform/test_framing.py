@@ -128,16 +128,24 @@ TEXTS = ["What is 12 x 34?", "  padded \n", "\n\n- a line\n", "ete 日本 🙂",
 
 
 @pytest.fixture(scope="module")
-def folders(default_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def reference(default_folder: Path) -> Any:
+    """transformers' tokenizer of the default model with every family's special tokens."""
+    loaded = transformers.AutoTokenizer.from_pretrained(default_folder)
+    loaded.add_tokens([transformers.AddedToken(token, special=True, normalized=False) for token in ADDED])
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def folders(default_folder: Path, reference: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {"smollm2": default_folder}
-    reference = transformers.AutoTokenizer.from_pretrained(default_folder)
-    reference.add_tokens([transformers.AddedToken(token, special=True, normalized=False) for token in ADDED])
+    saved = tmp_path_factory.mktemp("tokenizer")
+    reference.save_pretrained(saved)
+    config = json.loads((saved / "tokenizer_config.json").read_text())
     for name, template in TEMPLATES.items():
         folder = tmp_path_factory.mktemp(name)
-        reference.save_pretrained(folder)
-        config = json.loads((folder / "tokenizer_config.json").read_text())
-        config |= {"bos_token": SPECIALS[name][0], "eos_token": SPECIALS[name][1]}
-        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        (folder / "tokenizer.json").symlink_to(saved / "tokenizer.json")
+        bos, eos = SPECIALS[name]
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"bos_token": bos, "eos_token": eos}))
         (folder / "chat_template.jinja").write_text(template)
         made[name] = folder
     return made
@@ -149,11 +157,6 @@ FAMILIES = ["smollm2", *TEMPLATES]
 @pytest.fixture(scope="module")
 def framings(folders: dict[str, Path]) -> dict[str, Framing]:
     return {name: derive_framing(folder) for name, folder in folders.items()}
-
-
-@pytest.fixture(scope="module")
-def references(folders: dict[str, Path]) -> dict[str, Any]:
-    return {name: transformers.AutoTokenizer.from_pretrained(folder) for name, folder in folders.items()}
 
 
 def framed(framing: Framing, turns: list[tuple[str, str]]) -> list[int]:
@@ -171,22 +174,25 @@ def conversations(system: bool) -> list[list[tuple[str, str]]]:
     return made
 
 
-def expected(reference: Any, turns: list[tuple[str, str]]) -> list[int]:
+def expected(reference: Any, family: str, turns: list[tuple[str, str]]) -> list[int]:
+    """What transformers makes of the conversation with the family's template."""
+    reference.bos_token, reference.eos_token = SPECIALS.get(family, SPECIALS["chatml"])
     messages = [{"role": role, "content": text} for role, text in turns]
-    ids = reference.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    template = TEMPLATES.get(family)  # None: the folder's own
+    ids = reference.apply_chat_template(messages, chat_template=template, add_generation_prompt=True, return_dict=False)
     return list(ids)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_conversations_tokenize_as_the_template_does(family, framings, references) -> None:  # type: ignore[no-untyped-def]
+def test_conversations_tokenize_as_the_template_does(family, framings, reference) -> None:  # type: ignore[no-untyped-def]
     for turns in conversations(system=False):
-        assert framed(framings[family], turns) == expected(references[family], turns), turns
+        assert framed(framings[family], turns) == expected(reference, family, turns), turns
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("gemma", "mistral")])
-def test_with_a_system_message(family, framings, references) -> None:  # type: ignore[no-untyped-def]
+def test_with_a_system_message(family, framings, reference) -> None:  # type: ignore[no-untyped-def]
     for turns in conversations(system=True):
-        assert framed(framings[family], turns) == expected(references[family], turns), turns
+        assert framed(framings[family], turns) == expected(reference, family, turns), turns
 
 
 NOTES = {
