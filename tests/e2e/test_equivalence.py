@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def test_a_chain_is_the_prefill_of_the_whole(model: Model, cuts: list[int]) -> N
     tokens = [draw.randrange(100, 40_000) for _ in range(160)]
     edges = [0, *cuts, 160]
     view = EMPTY_VIEW
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in itertools.pairwise(edges):
         spec = make_spec("test", tokens[begin:end], begin, view, model.driver.specs)
         model.driver.specs[spec.encoding_id] = spec
         view = View(spec.encoding_id)

@@ -6,7 +6,7 @@ import collections
 
 import pytest
 import torch
-from engine_harness import Driver, make_engine
+from engine_harness import TOLERANCE, Driver, make_engine
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -93,8 +93,11 @@ def test_what_a_stop_string_cut_off_is_not_in_the_message() -> None:
     entry = driver.engine.store.get(result.encoding.encoding_id)
     assert entry is not None
     assert entry.num_tokens == len(result.encoding.tokens)
-    again = Driver(make_engine("llama", seed=3)).prefill(list(result.encoding.tokens))
+    fresh = Driver(make_engine("llama", seed=3))
+    again = fresh.prefill(list(result.encoding.tokens))
     assert again.encoding_id == result.encoding.encoding_id
+    for kept, expected in zip(driver.keys_and_values(result.encoding), fresh.keys_and_values(again), strict=True):
+        torch.testing.assert_close(kept, expected, atol=TOLERANCE, rtol=0)
 
 
 def test_a_stop_token_ends_the_text_and_the_terminator_closes_it() -> None:
