@@ -32,6 +32,11 @@ class Sampling:
     forced: tuple[int, ...] = ()
     num_logprobs: int | None = None
 
+    @property
+    def most_tokens(self) -> int:
+        """How many tokens are generated at most."""
+        return min(self.max_tokens, len(self.forced)) if self.forced else self.max_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Call:

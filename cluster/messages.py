@@ -138,8 +138,7 @@ class MessageBook:
         if not header:
             raise UnsupportedModel(f"the model's template has no header for the role {role}, expected one")
         terminator = framing.terminator(role, after_stop_token=False)
-        most = min(sampling.max_tokens, len(sampling.forced)) if sampling.forced else sampling.max_tokens
-        parts = {"header": len(header), "max_tokens": most, "terminator": len(terminator)}
+        parts = {"header": len(header), "max_tokens": sampling.most_tokens, "terminator": len(terminator)}
         check_fits(what, composed.start, parts, self.language.max_context)
         call = self._call(call_id, composed, header)
         sampling = replace(sampling, stop_token_ids=framing.stop_token_ids)

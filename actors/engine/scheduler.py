@@ -297,7 +297,7 @@ def check_call(call: Call, max_context: int, vocab_size: int) -> None:
         raise InvalidInput("must be 1 or more", field="sampling.max_tokens", value=sampling.max_tokens)
     new = len(call.tokens)
     if sampling is not None:
-        new += max(sampling.max_tokens, len(sampling.forced)) + len(call.terminator)
+        new += sampling.most_tokens + len(call.terminator)
     if call.start < 0 or call.start + new > max_context:
         raise OutOfRange(
             f"starts at position {call.start} and takes up to {new} tokens, "
@@ -311,6 +311,5 @@ def _worst_case_tokens(call: Call) -> int:
     """Tokens of the call's own message at full length."""
     if call.sampling is None:
         return len(call.tokens)
-    generated = max(call.sampling.max_tokens, len(call.sampling.forced))
     slack = STOP_SLACK_TOKENS if call.sampling.stop else 0
-    return len(call.tokens) + generated + len(call.terminator) + slack
+    return len(call.tokens) + call.sampling.most_tokens + len(call.terminator) + slack
