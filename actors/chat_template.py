@@ -13,6 +13,7 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
+
 from laban.actors.errors import InvalidInput, UnsupportedModel
 
 Turn = tuple[str, str]  # role, text

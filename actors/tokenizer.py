@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
+
 from laban.actors.errors import InvalidInput, NotFound
 
 REPLACEMENT = "\ufffd"  # what decoding makes of bytes that are no character, or not yet one

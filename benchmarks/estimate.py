@@ -9,10 +9,10 @@ from workloads import Workload
 from laban.actors.frames import Framing
 
 ENCODED_PER_S = 450.0
-DECODE_ITERATION_S = {1: 0.03, 4: 0.06, 16: 0.15}  # by batch
+DECODE_ITERATION_S = {1: 0.05, 4: 0.08, 16: 0.18}  # by batch
 PEER_ITERATION_S = {1: 0.08, 4: 0.12, 16: 0.25}
 START_S = 45.0  # cluster, models, first calls
-ENGINE_S = 240.0  # divergence and decode speed
+ENGINE_S = 220.0  # divergence and decode speed
 SHARES_ALL = ("direct", "prefix_shared_first", "vllm_shared_first")
 
 

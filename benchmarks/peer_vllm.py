@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from report import ROOT, num_cores
+from report import ROOT, cores
 from samples import Sample
 from texts import FreshRun, prompt_ids
 from workloads import FlatStep
@@ -59,7 +59,7 @@ class VllmPeer:
         command += ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
         environment = {
             **os.environ,
-            "VLLM_CPU_OMP_THREADS_BIND": f"0-{num_cores() - 1}",
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores())),
             "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
             "VLLM_CPU_KVCACHE_SPACE": str(cache_gib),
             "VLLM_NO_USAGE_STATS": "1",

@@ -10,8 +10,8 @@ transformers         `generate` on batches of the steps that are ready together
 vllm_*               with --peer vllm: the two prefix arms on a vLLM server
 
 All but `transformers` and vLLM go through the real cluster and the client over gRPC. No run finds anything that
-an earlier one left: all texts have a salt at their head. Where a workload is long, `reencode` and `transformers`,
-which cannot gain from it, run once only.
+an earlier one left: all texts have a salt at their head. To stay under half an hour, the arms that no target is
+about are not repeated (--full repeats them): `reencode`, `transformers`, and on the long debate the shared-first ones.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ from laban.cluster.launch import start_cluster
 POOL_TOKENS = 65_536  # room for the panel's sixteen exact views at once, so that memory decides nothing
 VLLM_CACHE_GIB = 3  # as many of the default model's tokens
 ARMS = (*LABAN_ARMS, "transformers")
-LONG = ("debate370", "panel")
-ONCE_ON_LONG = ("reencode", "transformers")
+ONCE = ("reencode", "transformers")
+ONCE_ON_LONG = {"debate370": ("prefix_shared_first", "vllm_shared_first")}
+QUALITY_TOKENS, QUALITY_READERS = 128, 2
 
 
 @dataclass(slots=True)
@@ -63,7 +64,8 @@ class Bench:
     def rotated(self, repetition: int, workload: str) -> list[str]:
         by = repetition % len(self.arms)
         arms = self.arms[by:] + self.arms[:by]
-        return [a for a in arms if repetition == 0 or workload not in LONG or a not in ONCE_ON_LONG]
+        once = (*ONCE, *ONCE_ON_LONG.get(workload, ()))
+        return [a for a in arms if repetition == 0 or self.args.full or a not in once]
 
     def keep(self, sample: Sample) -> None:
         self.samples.append(sample)
@@ -132,8 +134,8 @@ def measure_engine(bench: Bench) -> None:
             engine,
             Generator(bench.folder),
             seed=bench.args.seed,
-            blocks=2 if quick else 8,
-            num_tokens=12 if quick else 48,
+            blocks=2 if quick else 6,
+            num_tokens=12 if quick else 40,
         )
         gc.collect()
         rows += [
@@ -145,10 +147,10 @@ def measure_engine(bench: Bench) -> None:
         ]
         bench.report.save_partial()
     for name, workload in bench.workloads.items():
-        if "direct" not in bench.arms:
+        if "direct" not in bench.arms or bench.args.skip_quality:
             break
         bench.clock.say(f"divergence of direct from exact: {name}")
-        readers = fewer_readers(workload, 4) if name == "panel" else workload
+        readers = fewer_readers(workload, QUALITY_READERS) if name == "panel" else workload
         quality = measure_quality(engine, framing, fresh_run(readers, writer, rng), bench.args.quality_tokens)
         rows += [
             Row(f"{name}.direct.kl_mean", quality.kl_mean, "nats", better="lower"),
@@ -167,7 +169,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--peer", choices=["vllm"], help="add a peer's arms; `make peer-vllm` installs it")
     parser.add_argument("--skip-decode", action="store_true", help="leave out the decode speed")
     parser.add_argument("--skip-quality", action="store_true", help="leave out KL and agreement")
-    parser.add_argument("--quality-tokens", type=int, help="most tokens of a text whose KL is measured")
+    parser.add_argument("--full", action="store_true", help="repeat every arm")
+    parser.add_argument(
+        "--quality-tokens",
+        type=int,
+        default=QUALITY_TOKENS,
+        help=f"most tokens of a text whose KL is measured; default {QUALITY_TOKENS}",
+    )
     return parser.parse_args()
 
 

@@ -1,7 +1,8 @@
 """What is measured: workflows flattened into explicit steps, one an instance, whose texts are forced.
 
 The run state machine itself says which instances there are and what each reads, so a workload is what
-the workflow would do, with every text of an exact length.
+the workflow would do, with every text of an exact length. One thing is lost: whoever wins a vote is known
+beforehand, so a step that reads the winner does not wait for the ballots. It is so for every arm alike.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ class PackedLinear(nn.Module):
 @torch.no_grad()
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether this build of torch packs, and rightly so: tried on a small layer against `nn.Linear`."""
-    if dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if dtype != torch.float32 or not available:
         return False
     linear, x = nn.Linear(48, 40), torch.randn(3, 48)
     try:
@@ -42,7 +43,7 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 @torch.no_grad()
 def pack_linears(module: nn.Module) -> int:
-    """Replaces every `nn.Linear` under `module` by a packed one, and frees what it no longer needs. Returns how many."""
+    """Replaces every `nn.Linear` under `module` by a packed one. Returns how many."""
     count = 0
     for name, child in list(module.named_children()):
         if type(child) is nn.Linear:
