@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import NoReturn
 
 import pytest
+
+# One thread a process, set before torch is imported: the tests run in as many processes as there are cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
