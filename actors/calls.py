@@ -55,7 +55,6 @@ class Call:
     specs: tuple[EncodingSpec, ...]
     sampling: Sampling | None = None
     terminator: tuple[int, ...] = ()
-    priority: int = 0  # lower runs first
 
 
 @dataclass(frozen=True, slots=True)

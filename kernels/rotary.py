@@ -1,4 +1,4 @@
-"""Turning a query instead of moving a key (DESIGN, section 4).
+"""Turning a query instead of moving a key.
 
 Keys stay rotated for the position `s` at which they were encoded. A query at position `p` that reads them
 `d` positions further on is turned by `-d`: R(p - d) q . R(s) k = R(p) q . R(s + d) k.

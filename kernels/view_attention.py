@@ -3,7 +3,7 @@
 The work is a list of tiles: a tile is a set of query rows that all see a set of keys whole, or a run of
 new tokens that see one another causally. Rows that read an encoding away from its place do so with a
 turned query. The tiles' results are merged by log-sum-exp. Readers of one encoding, at whatever offsets,
-stack into one tile, so that its keys are read once (DESIGN, section 4).
+stack into one tile, so that its keys are read once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from laban.kernels.rotary import turn
+from laban.kernels.rotary import turn, turn_tables
 
 Index = slice | Tensor  # of rows: a slice costs no gather
 
@@ -177,8 +177,6 @@ def attend_reference(
     Returns:
         [num_tokens, num_heads, head_dim] float64.
     """
-    from laban.kernels.rotary import turn_tables
-
     group = q.shape[1] // k_pool.shape[1]
     rows = []
     for query, seen in zip(q.double(), reads, strict=True):

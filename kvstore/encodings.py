@@ -54,7 +54,7 @@ class EncodingSpec:
     """How to compute an encoding: its tokens, the position of the first, and what they attend to.
 
     `namespace` names the model weights, tokenizer, RoPE, dtype, adapter and tenant. `exact` says that
-    the encoding is what encoding its whole view as one prompt gives (DESIGN, section 5).
+    the encoding is what encoding its whole view as one prompt gives.
     """
 
     encoding_id: EncodingId

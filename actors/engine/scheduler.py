@@ -7,18 +7,17 @@ message at full length. So an admitted call never waits for memory, and nothing 
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
 
 from laban.actors.calls import Call
 from laban.actors.engine.batch import Chunk
+from laban.actors.engine.checks import check_call
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.decoding import Decode
 from laban.actors.engine.sequence import Read, RunningCall, Sequence
-from laban.actors.errors import Exhausted, InvalidInput, LabanError, OutOfRange
-from laban.kvstore.encodings import EncodingSpec, Placement, dependencies, flatten, make_spec
+from laban.actors.errors import Exhausted, InvalidInput, LabanError
+from laban.kvstore.encodings import EncodingSpec, Placement, flatten, make_spec
 from laban.kvstore.store import EncodingStore, Entry
 
 # Room for text before a stop string inside a token, which is tokenized again.
@@ -42,8 +41,7 @@ class Scheduler:
         self.running: dict[str, RunningCall] = {}
         self.sequences: list[Sequence] = []  # in order of admission: each after those it reads
         self._producers: dict[Entry, Sequence] = {}
-        self._waiting: list[tuple[int, int, Waiting]] = []
-        self._order = count()
+        self._waiting: dict[str, Waiting] = {}  # by call id, in the order they came
 
     @property
     def num_waiting(self) -> int:
@@ -52,11 +50,11 @@ class Scheduler:
     def queued_tokens(self) -> int:
         """Known tokens still to encode, of running and waiting calls."""
         running = sum(sequence.num_pending for sequence in self.sequences)
-        return running + sum(len(item.call.tokens) for _, _, item in self._waiting)
+        return running + sum(len(item.call.tokens) for item in self._waiting.values())
 
     def enqueue(self, call: Call, now: float) -> None:
         """Raises LabanError for a call that can never run, or that is one too many."""
-        if call.call_id in self.running or any(call.call_id == w.call.call_id for _, _, w in self._waiting):
+        if call.call_id in self.running or call.call_id in self._waiting:
             raise InvalidInput("is in use by another call", field="call_id", value=call.call_id)
         if len(self._waiting) >= self.config.max_waiting:
             raise Exhausted(f"the worker's queue holds {self.config.max_waiting} calls already; try again later")
@@ -64,7 +62,7 @@ class Scheduler:
         specs = {spec.encoding_id: spec for spec in call.specs}
         view = {p.encoding_id for p in flatten(call.view, specs)}
         self._check_size(sum(self.store.pages_for(specs[i].num_tokens) for i in view) + self._own_pages(call))
-        heapq.heappush(self._waiting, (call.priority, next(self._order), Waiting(call, now)))
+        self._waiting[call.call_id] = Waiting(call, now)
 
     def _own_pages(self, call: Call) -> int:
         return self.store.pages_for(_worst_case_tokens(call))
@@ -84,16 +82,16 @@ class Scheduler:
         evicted, and encoding that again, ancestors and all, takes more than the pool.
         """
         while self._waiting and len(self.running) < self.config.max_running:
-            waiting = self._waiting[0][2]
+            waiting = next(iter(self._waiting.values()))
             try:
                 admitted = self._try_admit(waiting, make_decode)
             except Exhausted as error:
-                heapq.heappop(self._waiting)
+                del self._waiting[waiting.call.call_id]
                 yield waiting.call, error
                 continue
             if admitted is None:
                 return
-            heapq.heappop(self._waiting)
+            del self._waiting[waiting.call.call_id]
             yield admitted
 
     def _missing(
@@ -219,10 +217,7 @@ class Scheduler:
 
     def abort(self, call_id: str) -> bool:
         """Takes a call out, waiting or running; the store is as if it had never come. False for an unknown call."""
-        kept = [item for item in self._waiting if item[2].call.call_id != call_id]
-        if len(kept) < len(self._waiting):
-            self._waiting = kept
-            heapq.heapify(self._waiting)
+        if self._waiting.pop(call_id, None) is not None:
             return True
         running = self.running.pop(call_id, None)
         if running is None:
@@ -263,48 +258,6 @@ class Scheduler:
         self.sequences.remove(sequence)
         for read in sequence.reads:
             self.store.unpin(read.entry)
-
-
-def check_call(call: Call, max_context: int, vocab_size: int) -> None:
-    """Raises LabanError for a call that no worker could run."""
-    specs = {spec.encoding_id: spec for spec in call.specs}
-    if not call.tokens:
-        raise InvalidInput("must have at least one token", field="tokens")
-    for spec in call.specs:
-        if unknown := [d for d in dependencies(spec.view) if d not in specs]:
-            raise InvalidInput("names an encoding whose spec is missing", field="specs", value=unknown[0])
-    if unknown := [d for d in dependencies(call.view) if d not in specs]:
-        raise InvalidInput("names an encoding whose spec is missing", field="view", value=unknown[0])
-    for i, placed in enumerate(call.view.placements):
-        size = specs[placed.encoding_id].num_tokens
-        if not 0 <= placed.begin < placed.end <= size:
-            raise InvalidInput(
-                f"must be a range within the message's {size} tokens",
-                field=f"view[{i}]",
-                value=(placed.begin, placed.end),
-            )
-        if placed.position < 0 or placed.stop > max_context:
-            raise OutOfRange(
-                f"must lie within the model's context of {max_context} tokens",
-                field=f"view[{i}].position",
-                value=placed.position,
-            )
-    bad = [t for tokens in (call.tokens, *(s.tokens for s in call.specs)) for t in tokens if not 0 <= t < vocab_size]
-    if bad:
-        raise InvalidInput(f"must be token ids below {vocab_size}", field="tokens", value=bad[0])
-    sampling = call.sampling
-    if sampling is not None and sampling.max_tokens < 1:
-        raise InvalidInput("must be 1 or more", field="sampling.max_tokens", value=sampling.max_tokens)
-    new = len(call.tokens)
-    if sampling is not None:
-        new += sampling.most_tokens + len(call.terminator)
-    if call.start < 0 or call.start + new > max_context:
-        raise OutOfRange(
-            f"starts at position {call.start} and takes up to {new} tokens, "
-            f"which does not fit the model's context of {max_context}",
-            field="start",
-            value=call.start,
-        )
 
 
 def _worst_case_tokens(call: Call) -> int:

@@ -75,19 +75,21 @@ def test_decodes_go_on_while_a_long_prefill_is_cut_into_chunks() -> None:
     driver.run()
 
 
-def test_a_lower_priority_number_runs_first() -> None:
+def test_calls_are_admitted_in_the_order_they_came() -> None:
     driver = Driver(make_engine("llama", max_running=1))
     driver.submit([1], sampling=Sampling(max_tokens=5))
     driver.step()
-    for call_id, priority in (("late", 5), ("soon", 1)):
+    for call_id in ("second", "third", "fourth"):
         driver.events[call_id] = []
-        driver.engine.submit(replace(DECODE, call_id=call_id, priority=priority))
+        driver.engine.submit(replace(DECODE, call_id=call_id))
+    driver.engine.abort("third")
     order = []
     while driver.engine.has_work():
         for event in driver.engine.step().events:
             if event.call_id not in order:
                 order.append(event.call_id)
-    assert order[-2:] == ["soon", "late"]
+    assert order[-2:] == ["second", "fourth"]
+    assert "third" not in order
 
 
 def test_a_failing_iteration_ends_its_calls_and_not_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,49 @@
+"""What a call must be for any worker to run it."""
+
+from __future__ import annotations
+
+from laban.actors.calls import Call
+from laban.actors.errors import InvalidInput, OutOfRange
+from laban.kvstore.encodings import dependencies
+
+
+def check_call(call: Call, max_context: int, vocab_size: int) -> None:
+    """Raises LabanError for a call that no worker could run."""
+    specs = {spec.encoding_id: spec for spec in call.specs}
+    if not call.tokens:
+        raise InvalidInput("must have at least one token", field="tokens")
+    for spec in call.specs:
+        if unknown := [d for d in dependencies(spec.view) if d not in specs]:
+            raise InvalidInput("names an encoding whose spec is missing", field="specs", value=unknown[0])
+    if unknown := [d for d in dependencies(call.view) if d not in specs]:
+        raise InvalidInput("names an encoding whose spec is missing", field="view", value=unknown[0])
+    for i, placed in enumerate(call.view.placements):
+        size = specs[placed.encoding_id].num_tokens
+        if not 0 <= placed.begin < placed.end <= size:
+            raise InvalidInput(
+                f"must be a range within the message's {size} tokens",
+                field=f"view[{i}]",
+                value=(placed.begin, placed.end),
+            )
+        if placed.position < 0 or placed.stop > max_context:
+            raise OutOfRange(
+                f"must lie within the model's context of {max_context} tokens",
+                field=f"view[{i}].position",
+                value=placed.position,
+            )
+    bad = [t for tokens in (call.tokens, *(s.tokens for s in call.specs)) for t in tokens if not 0 <= t < vocab_size]
+    if bad:
+        raise InvalidInput(f"must be token ids below {vocab_size}", field="tokens", value=bad[0])
+    sampling = call.sampling
+    if sampling is not None and sampling.max_tokens < 1:
+        raise InvalidInput("must be 1 or more", field="sampling.max_tokens", value=sampling.max_tokens)
+    new = len(call.tokens)
+    if sampling is not None:
+        new += sampling.most_tokens + len(call.terminator)
+    if call.start < 0 or call.start + new > max_context:
+        raise OutOfRange(
+            f"starts at position {call.start} and takes up to {new} tokens, "
+            f"which does not fit the model's context of {max_context}",
+            field="start",
+            value=call.start,
+        )
