@@ -12,12 +12,12 @@ ENCODED_PER_S = 450.0
 DECODE_ITERATION_S = {1: 0.05, 4: 0.08, 16: 0.18}  # by batch
 PEER_ITERATION_S = {1: 0.08, 4: 0.12, 16: 0.25}
 START_S = 45.0  # cluster, models, first calls
-ENGINE_S = 220.0  # divergence and decode speed
+ENGINE_S, QUICK_ENGINE_S = 220.0, 60.0  # divergence and decode speed
 SHARES_ALL = ("direct", "prefix_shared_first", "vllm_shared_first")
 
 
-def expected_s(planned: list[tuple[Workload, str]], framing: Framing) -> float:
-    return START_S + ENGINE_S + sum(_arm_s(workload, arm, framing) for workload, arm in planned)
+def expected_s(planned: list[tuple[Workload, str]], framing: Framing, *, quick: bool = False) -> float:
+    return START_S + (QUICK_ENGINE_S if quick else ENGINE_S) + sum(_arm_s(workload, arm, framing) for workload, arm in planned)
 
 
 def _arm_s(workload: Workload, arm: str, framing: Framing) -> float:

@@ -40,7 +40,9 @@ class Generator:
     def __init__(self, folder: Path) -> None:
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         torch.set_num_threads(num_cores())
         loader: Any = AutoModelForCausalLM
         self.model = loader.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
@@ -81,7 +83,11 @@ class TransformersPeer:
 
     def __init__(self, folder: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a Ctrl-C is for the parent, which then closes it
         )
         self._generate([[1, 2, 3, 4]], 2)  # the first call is slow
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-SCRATCH = ROOT / "build" / "benchmarks"  # of quick runs, whose numbers mean nothing
+SCRATCH = ROOT / "build" / "benchmarks"  # of quick and partial runs
 
 Better = Literal["higher", "lower"]
 
@@ -116,9 +116,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the texts")
 
 
-def new_report(benchmark: str, args: argparse.Namespace) -> Report:
-    """Results of quick runs do not go among the real ones."""
-    return Report(benchmark, args.out or (SCRATCH if args.quick else RESULTS))
+def new_report(benchmark: str, args: argparse.Namespace, *, part: bool = False) -> Report:
+    """Quick runs, and those of a part of the benchmark, do not go among the results."""
+    return Report(benchmark, args.out or (SCRATCH if args.quick or part else RESULTS))
 
 
 def finish(report: Report, args: argparse.Namespace, clock: Clock) -> None:

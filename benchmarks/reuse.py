@@ -12,6 +12,8 @@ vllm_*               with --peer vllm: the two prefix arms on a vLLM server
 All but `transformers` and vLLM go through the real cluster and the client over gRPC. No run finds anything that
 an earlier one left: all texts have a salt at their head. To stay under half an hour, the arms that no target is
 about are not repeated (--full repeats them): `reencode`, `transformers`, and on the long debate the shared-first ones.
+A whole run is stored in benchmarks/results and drawn in docs/reuse.svg; --quick, or a choice of workloads or arms,
+goes to build/benchmarks.
 """
 
 from __future__ import annotations
@@ -62,8 +64,9 @@ class Bench:
     samples: list[Sample] = field(default_factory=list)
 
     def rotated(self, repetition: int, workload: str) -> list[str]:
+        """The arms in the order of this repetition: rotated, and every other time backwards, so that none has a place."""
         by = repetition % len(self.arms)
-        arms = self.arms[by:] + self.arms[:by]
+        arms = (self.arms[by:] + self.arms[:by])[:: -1 if repetition % 2 else 1]
         once = (*ONCE, *ONCE_ON_LONG.get(workload, ()))
         return [a for a in arms if repetition == 0 or self.args.full or a not in once]
 
@@ -197,7 +200,9 @@ def main() -> None:
     if args.peer == "vllm":
         arms += ["vllm_prefix", "vllm_shared_first"]
     names = chosen(args.workloads, list(workloads), "workloads")
-    bench = Bench(args, folder, clock, new_report("reuse", args), {name: workloads[name] for name in names}, arms)
+    part = args.quick or bool(args.workloads or args.arms or args.skip_decode or args.skip_quality)
+    measured = {name: workloads[name] for name in names}
+    bench = Bench(args, folder, clock, new_report("reuse", args, part=part), measured, arms)
     planned = [
         (workloads[name], arm) for r in range(args.repetitions) for name in names for arm in bench.rotated(r, name)
     ]
@@ -209,11 +214,13 @@ def main() -> None:
         if not (args.skip_decode and args.skip_quality):
             measure_engine(bench)
     except KeyboardInterrupt:
-        clock.say(f"interrupted: what was measured is in {bench.report.partial_path}")
+        clock.say(
+            f"interrupted: what was measured is in {bench.report.partial_path}" if bench.samples else "interrupted"
+        )
         sys.exit(130)
     from chart import draw
 
-    picture = (SCRATCH if args.quick else ROOT / "docs") / "reuse.svg"
+    picture = (SCRATCH if part else ROOT / "docs") / "reuse.svg"
     draw(bench.report, names, arms, picture)
     clock.say(f"drawn: {picture}")
     finish(bench.report, args, clock)
