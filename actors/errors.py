@@ -27,6 +27,15 @@ class LabanError(Exception):
         return (_rebuild, (type(self), self.message, self.field, self.value))
 
 
+def of_status(status: str) -> type[LabanError]:
+    """The most general class of a gRPC status; LabanError for one that has none.
+
+    >>> of_status("FAILED_PRECONDITION"), of_status("DATA_LOSS")
+    (<class 'laban.actors.errors.FailedPrecondition'>, <class 'laban.actors.errors.LabanError'>)
+    """
+    return next((kind for kind in LabanError.__subclasses__() if kind.status == status), LabanError)
+
+
 def _rebuild(kind: type[LabanError], message: str, field: str, value: object) -> LabanError:
     return kind(message, field=field, value=value)
 

@@ -92,14 +92,14 @@ class Client:
         request = pb.CancelRequest(workflow_id=workflow_id)
         return workflow_from_pb(self._channel.call(self._channel.workflows.Cancel, request))
 
-    def complete_step(self, workflow_id: str, address: str, text: str, *, idempotency_key: str = "") -> WorkflowRecord:
-        """Give the text of an external step."""
-        request = requests.complete_request(workflow_id, address, text, idempotency_key)
+    def complete_step(self, workflow_id: str, address: str, text: str) -> WorkflowRecord:
+        """Give the text of an external step. The same text again is no error."""
+        request = requests.complete_request(workflow_id, address, text)
         return workflow_from_pb(self._channel.call(self._channel.workflows.CompleteStep, request))
 
-    def fail_step(self, workflow_id: str, address: str, message: str, *, idempotency_key: str = "") -> WorkflowRecord:
+    def fail_step(self, workflow_id: str, address: str, message: str) -> WorkflowRecord:
         """Say that an external step failed."""
-        request = requests.fail_request(workflow_id, address, message, idempotency_key)
+        request = requests.fail_request(workflow_id, address, message)
         return workflow_from_pb(self._channel.call(self._channel.workflows.FailStep, request))
 
     def open_session(self, ttl_s: float | None = None) -> Session:

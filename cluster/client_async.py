@@ -90,18 +90,14 @@ class AsyncClient:
         request = pb.CancelRequest(workflow_id=workflow_id)
         return workflow_from_pb(await self._channel.call(self._channel.workflows.Cancel, request))
 
-    async def complete_step(
-        self, workflow_id: str, address: str, text: str, *, idempotency_key: str = ""
-    ) -> WorkflowRecord:
-        """Give the text of an external step."""
-        request = requests.complete_request(workflow_id, address, text, idempotency_key)
+    async def complete_step(self, workflow_id: str, address: str, text: str) -> WorkflowRecord:
+        """Give the text of an external step. The same text again is no error."""
+        request = requests.complete_request(workflow_id, address, text)
         return workflow_from_pb(await self._channel.call(self._channel.workflows.CompleteStep, request))
 
-    async def fail_step(
-        self, workflow_id: str, address: str, message: str, *, idempotency_key: str = ""
-    ) -> WorkflowRecord:
+    async def fail_step(self, workflow_id: str, address: str, message: str) -> WorkflowRecord:
         """Say that an external step failed."""
-        request = requests.fail_request(workflow_id, address, message, idempotency_key)
+        request = requests.fail_request(workflow_id, address, message)
         return workflow_from_pb(await self._channel.call(self._channel.workflows.FailStep, request))
 
     async def open_session(self, ttl_s: float | None = None) -> AsyncSession:

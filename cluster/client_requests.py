@@ -219,17 +219,15 @@ def list_request(page_size: int, page_token: str, states: Iterable[str]) -> pb.L
     return request
 
 
-def complete_request(workflow_id: str, address: str, text: str, idempotency_key: str) -> pb.CompleteStepRequest:
+def complete_request(workflow_id: str, address: str, text: str) -> pb.CompleteStepRequest:
     request = pb.CompleteStepRequest(workflow_id=workflow_id, address=address)
     put(request, "text", text)
-    put(request, "idempotency_key", idempotency_key)
     return request
 
 
-def fail_request(workflow_id: str, address: str, message: str, idempotency_key: str) -> pb.FailStepRequest:
+def fail_request(workflow_id: str, address: str, message: str) -> pb.FailStepRequest:
     request = pb.FailStepRequest(workflow_id=workflow_id, address=address)
     put(request, "message", message)
-    put(request, "idempotency_key", idempotency_key)
     return request
 
 

@@ -162,10 +162,11 @@ class Execution:
         try:
             orders.append(self._order(step))
         except LabanError as error:
-            failure = ErrorInfo(error.status, str(error), error.field)
+            # The field is told apart from the message, and the value within it.
+            failure = ErrorInfo(error.status, str(LabanError(error.message, value=error.value)), error.field)
             self.board.end_step(replace(self.board.steps[address], state="failed", error=failure))
             self._error = failure
-            run.fail(address, str(error))
+            run.fail(address, failure.message)
 
     def _order(self, step: ReadyStep) -> Order:
         book = self._book

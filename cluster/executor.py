@@ -178,8 +178,8 @@ class Executor:
         execution.cancel()
         return execution.board.record()
 
-    async def complete_step(self, workflow_id: str, address: str, text: str, key: str = "") -> WorkflowRecord:
-        """Answer an external step. Idempotent: the same answer again changes nothing, whatever its `key`.
+    async def complete_step(self, workflow_id: str, address: str, text: str) -> WorkflowRecord:
+        """Answer an external step. Idempotent: the same answer again changes nothing.
 
         Raises NotFound, FailedPrecondition for a step that does not wait, Conflict for another answer than
         before, OutOfRange for a text longer than the context.
@@ -188,7 +188,7 @@ class Executor:
         execution.complete_step(address, text)
         return execution.board.record()
 
-    async def fail_step(self, workflow_id: str, address: str, message: str, key: str = "") -> WorkflowRecord:
+    async def fail_step(self, workflow_id: str, address: str, message: str) -> WorkflowRecord:
         """Say that an external step failed. Idempotent as `complete_step` is, and raises the same."""
         execution = self._execution(workflow_id)
         execution.fail_step(address, message)

@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 from laban.actors.errors import InvalidInput, LabanError
 from laban.cluster.gateway_ports import ExecutorPort, StatusPort
-from laban.cluster.gateway_requests import Submission, read_id, read_key, read_states, read_submission
+from laban.cluster.gateway_requests import Submission, read_id, read_states, read_submission
 from laban.cluster.records import TERMINAL_WORKFLOW, Event, WorkflowRecord
 from laban.cluster.translate import watch_to_pb, workflow_to_pb
 from laban.cluster.translate_sessions import status_to_pb
@@ -72,7 +72,6 @@ class WorkflowService:
             read_id(request.workflow_id, "workflow_id"),
             read_id(request.address, "address"),
             request.text,
-            read_key(request.idempotency_key, "idempotency_key") or "",
         )
         return workflow_to_pb(record)
 
@@ -81,7 +80,6 @@ class WorkflowService:
             read_id(request.workflow_id, "workflow_id"),
             read_id(request.address, "address"),
             request.message,
-            read_key(request.idempotency_key, "idempotency_key") or "",
         )
         return workflow_to_pb(record)
 

@@ -15,7 +15,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from laban.actors import errors
-from laban.actors.errors import LabanError, shorten
+from laban.actors.errors import LabanError, of_status, shorten
 from laban.cluster.workflow.diagnostics import Diagnostic, WorkflowErrors
 from laban.proto import laban_pb2 as pb
 
@@ -34,9 +34,6 @@ _KINDS: dict[str, type[LabanError]] = {
     if isinstance(kind, type) and issubclass(kind, LabanError)
 }
 _REASONS = {kind: reason for reason, kind in _KINDS.items()}
-_BY_STATUS: dict[str, type[LabanError]] = {}
-for _kind in _KINDS.values():
-    _BY_STATUS.setdefault(_kind.status, _kind)
 
 
 class Shown(str):
@@ -78,7 +75,7 @@ def error_from_status(code: grpc.StatusCode, message: str, trailing: Iterable[tu
                 break
             if rebuilt is not None:
                 return rebuilt
-    error = _BY_STATUS.get(code.name, LabanError)(message or code.name)
+    error = of_status(code.name)(message or code.name)
     if error.status != code.name:
         error.status = code.name
     return error

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from laban.actors.calls import CallFinished, CallTokens
-from laban.actors.errors import FailedPrecondition, LabanError
+from laban.actors.errors import of_status
 from laban.cluster.records import ErrorInfo, TokenChunk
 
 
@@ -73,11 +73,4 @@ class Waiter:
         if isinstance(self._end, Finish):
             return self._end
         assert self._end is not None
-        raise error_of(self._end)
-
-
-def error_of(error: ErrorInfo) -> LabanError:
-    """The exception that says what `error` says."""
-    kinds = {kind.status: kind for kind in LabanError.__subclasses__() if kind is not FailedPrecondition}
-    kind = FailedPrecondition if error.status == FailedPrecondition.status else kinds.get(error.status, LabanError)
-    return kind(error.message, field=error.field)
+        raise of_status(self._end.status)(self._end.message, field=self._end.field)

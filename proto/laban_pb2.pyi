@@ -381,28 +381,24 @@ class CancelRequest(_message.Message):
     def __init__(self, workflow_id: _Optional[str] = ...) -> None: ...
 
 class CompleteStepRequest(_message.Message):
-    __slots__ = ("workflow_id", "address", "text", "idempotency_key")
+    __slots__ = ("workflow_id", "address", "text")
     WORKFLOW_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
-    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
     workflow_id: str
     address: str
     text: str
-    idempotency_key: str
-    def __init__(self, workflow_id: _Optional[str] = ..., address: _Optional[str] = ..., text: _Optional[str] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+    def __init__(self, workflow_id: _Optional[str] = ..., address: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class FailStepRequest(_message.Message):
-    __slots__ = ("workflow_id", "address", "message", "idempotency_key")
+    __slots__ = ("workflow_id", "address", "message")
     WORKFLOW_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
-    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
     workflow_id: str
     address: str
     message: str
-    idempotency_key: str
-    def __init__(self, workflow_id: _Optional[str] = ..., address: _Optional[str] = ..., message: _Optional[str] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+    def __init__(self, workflow_id: _Optional[str] = ..., address: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
     __slots__ = ("ttl", "model", "adapter")

@@ -130,15 +130,15 @@ class WorkflowsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CompleteStep(self, request, context):
-        """Gives the text of an external step. FAILED_PRECONDITION: the step is not waiting for one. The same key and text
-        again is no error.
+        """Gives the text of an external step. The same text again is no error. ALREADY_EXISTS: it was given another one, or
+        failed. FAILED_PRECONDITION: the step is not waiting.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FailStep(self, request, context):
-        """Says that an external step failed. FAILED_PRECONDITION: the step is not waiting.
+        """Says that an external step failed. Errors as for CompleteStep.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -143,12 +143,12 @@ class FakeExecutor:
         self.cancelled.append(workflow_id)
         return self._find(workflow_id)
 
-    async def complete_step(self, workflow_id: str, address: str, text: str, key: str = "") -> WorkflowRecord:
-        self.calls.append(("complete", workflow_id, address, text, key))
+    async def complete_step(self, workflow_id: str, address: str, text: str) -> WorkflowRecord:
+        self.calls.append(("complete", workflow_id, address, text))
         return RECORD
 
-    async def fail_step(self, workflow_id: str, address: str, message: str, key: str = "") -> WorkflowRecord:
-        self.calls.append(("fail", workflow_id, address, message, key))
+    async def fail_step(self, workflow_id: str, address: str, message: str) -> WorkflowRecord:
+        self.calls.append(("fail", workflow_id, address, message))
         return RECORD
 
     def _find(self, workflow_id: str) -> WorkflowRecord:

@@ -79,11 +79,11 @@ def test_the_other_methods() -> None:
             assert executor.calls[-1] == (
                 "list", {"page_size": 5, "page_token": "t", "states": ("running", "failed")}
             )  # fmt: skip
-            await client.complete_step("wf-1", "human", "text", idempotency_key="k")
+            await client.complete_step("wf-1", "human", "text")
             await client.fail_step("wf-1", "human", "why")
             assert executor.calls[-2:] == [
-                ("complete", "wf-1", "human", "text", "k"),
-                ("fail", "wf-1", "human", "why", ""),
+                ("complete", "wf-1", "human", "text"),
+                ("fail", "wf-1", "human", "why"),
             ]
             assert await client.status() == STATUS
 

@@ -324,7 +324,7 @@ async def test_external_steps_wait_are_completed_once_and_are_read():
         done = await r.executor.complete_step(workflow_id, "human", "forty-two")
         assert results(done)["human"].text == "forty-two"
         assert results(done)["human"].finish_reason == "external"
-        await r.executor.complete_step(workflow_id, "human", "forty-two", "again")
+        await r.executor.complete_step(workflow_id, "human", "forty-two")
         with pytest.raises(Conflict):
             await r.executor.complete_step(workflow_id, "human", "other")
         with pytest.raises(Conflict):
