@@ -17,7 +17,11 @@ SHARES_ALL = ("direct", "prefix_shared_first", "vllm_shared_first")
 
 
 def expected_s(planned: list[tuple[Workload, str]], framing: Framing, *, quick: bool = False) -> float:
-    return START_S + (QUICK_ENGINE_S if quick else ENGINE_S) + sum(_arm_s(workload, arm, framing) for workload, arm in planned)
+    return (
+        START_S
+        + (QUICK_ENGINE_S if quick else ENGINE_S)
+        + sum(_arm_s(workload, arm, framing) for workload, arm in planned)
+    )
 
 
 def _arm_s(workload: Workload, arm: str, framing: Framing) -> float:

@@ -64,7 +64,7 @@ class Bench:
     samples: list[Sample] = field(default_factory=list)
 
     def rotated(self, repetition: int, workload: str) -> list[str]:
-        """The arms in the order of this repetition: rotated, and every other time backwards, so that none has a place."""
+        """The arms in the order of this repetition: rotated, and every other time backwards."""
         by = repetition % len(self.arms)
         arms = (self.arms[by:] + self.arms[:by])[:: -1 if repetition % 2 else 1]
         once = (*ONCE, *ONCE_ON_LONG.get(workload, ()))
