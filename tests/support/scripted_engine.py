@@ -26,7 +26,9 @@ from laban.actors.calls import (
     CallStarted,
     CallTokens,
     FinishReason,
+    Sampling,
     StoreDelta,
+    TokenLogprob,
     WorkerInfo,
     WorkerLoad,
     WorkerReport,
@@ -210,10 +212,19 @@ class ScriptedEngine:
                     running.encoded,
                     ttft_ms=1.0,
                     wall_ms=2.0,
+                    logprobs=logprobs_of(running.output, call.sampling),
                     tokens_generated=len(running.output),
                 )
             )
         return events
+
+
+def logprobs_of(output: tuple[int, ...], sampling: Sampling | None) -> tuple[TokenLogprob, ...]:
+    """Made up: the i-th token's is -i, and the n likeliest tokens at its place are 0 to n - 1."""
+    if sampling is None or sampling.num_logprobs is None:
+        return ()
+    top = tuple((token_id, -float(token_id)) for token_id in range(sampling.num_logprobs))
+    return tuple(TokenLogprob(token_id, -float(i), top) for i, token_id in enumerate(output))
 
 
 class LoopWorker:

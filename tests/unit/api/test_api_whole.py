@@ -11,6 +11,7 @@ import pytest
 from api_fakes import error_of
 from executor_rig import rig
 
+from laban.actors.calls import TokenLogprob
 from laban.actors.errors import Conflict, FailedPrecondition, InvalidInput, NotFound, OutOfRange
 from laban.cluster.client import AsyncClient
 from laban.cluster.gateway import Gateway
@@ -62,6 +63,21 @@ def test_a_workflow_runs_and_its_chunks_add_up() -> None:
             assert again == events[3:]
             page, token = await client.list(states=["succeeded"])
             assert ([found.workflow_id for found in page], token) == ([record.workflow_id], "")
+
+    asyncio.run(main())
+
+
+def test_log_probabilities_reach_the_result() -> None:
+    async def main() -> None:
+        async with serving() as client:
+            document = f"{EXTERNAL.split('steps:')[0]}steps: [{{step: a, read: [q], sampling: {{logprobs: 2}}}}]\n"
+            [step] = (await client.wait((await client.submit(document)).workflow_id)).steps
+            assert [told.token_id for told in step.logprobs] == list(step.token_ids)
+            assert step.logprobs[3] == TokenLogprob(step.token_ids[3], -3.0, ((0, 0.0), (1, -1.0)))
+            async with await client.open_session() as session:
+                message = await session.generate(max_tokens=4, logprobs=0)
+                assert [told.logprob for told in message.logprobs] == [0.0, -1.0, -2.0, -3.0]
+                assert (await session.generate(max_tokens=4)).logprobs == ()
 
     asyncio.run(main())
 

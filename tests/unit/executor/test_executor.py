@@ -450,6 +450,16 @@ async def test_a_view_that_outgrows_the_context_fails_its_step_naming_the_number
 
 
 @asynchronous
+async def test_a_read_that_cannot_be_placed_fails_its_step_and_names_the_field_once():
+    async with rig() as r:
+        record = await r.run(one_step().replace("read: [task]", "read: [{read: task, begin: 5000}]"))
+        assert record.state == "failed"
+        assert (record.error.status, record.error.field) == ("INVALID_ARGUMENT", "view[0].begin")
+        assert record.error.message.startswith("step 'only' failed: expected 0 to ")
+        assert record.error.message.endswith("(got 5000)")
+
+
+@asynchronous
 async def test_seeds_differ_between_steps_and_agree_between_runs():
     async with rig() as r:
         for _ in range(2):
