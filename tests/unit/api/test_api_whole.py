@@ -13,13 +13,16 @@ from executor_rig import rig
 
 from laban.actors.calls import TokenLogprob
 from laban.actors.errors import Conflict, FailedPrecondition, InvalidInput, NotFound, OutOfRange
-from laban.cluster.client import AsyncClient
+from laban.cluster.client import AsyncClient, Client
 from laban.cluster.gateway import Gateway
 from laban.cluster.records import Event, MessageRecord, SessionPlacement, TokenChunk
 from laban.cluster.sessions import Sessions
 from laban.cluster.workflow.diagnostics import WorkflowErrors
+from laban.cluster.workflow.lint import lint
+from laban.cluster.workflow.parse import parse_yaml
 
-DEBATE = (Path(__file__).parents[3] / "examples" / "parallel_debate.yaml").read_text()
+ROOT = Path(__file__).parents[3]
+DEBATE = (ROOT / "examples" / "parallel_debate.yaml").read_text()
 EXTERNAL = """\
 version: 1
 name: ask
@@ -135,5 +138,39 @@ def test_a_session() -> None:
             with pytest.raises(NotFound):
                 await session.release("m99")
             assert await session.release() == 3
+
+    asyncio.run(main())
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page of the documentation."""
+    parts = (ROOT / page).read_text().split(f"```{language}\n")[1:]
+    return [part.split("```")[0] for part in parts]
+
+
+def test_the_readme_shows_what_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with serving() as client:
+            [flow], [program] = blocks("README.md", "yaml"), blocks("README.md", "python")
+            assert lint(parse_yaml(flow)).diagnostics == ()
+            (tmp_path / "flow.yaml").write_text(flow)
+            monkeypatch.chdir(tmp_path)
+            assert "127.0.0.1:8470" in program
+            await asyncio.to_thread(exec, program.replace("127.0.0.1:8470", client._channel.address), {})
+            [record], _ = await client.list(states=["succeeded"])
+            assert record.name == "two_opinions"
+
+    asyncio.run(main())
+
+
+def test_the_api_page_shows_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with serving() as client:
+            workflows, session = blocks("docs/api.md", "python")
+            monkeypatch.chdir(ROOT)
+            assert "localhost:8470" in workflows
+            await asyncio.to_thread(exec, workflows.replace("localhost:8470", client._channel.address), {})
+            with Client(client._channel.address) as sync:
+                await asyncio.to_thread(exec, session, {"client": sync})
 
     asyncio.run(main())
