@@ -255,7 +255,8 @@ class Dispatcher:
             self._mirror.drop(worker_id)
         if self._supervisor is not None:
             self._returning.add(worker_id)
-        for ticket in list(slot.tickets.values()):
+        while slot.tickets:  # a sink that is told of one call's failure may abort others of these
+            ticket = next(iter(slot.tickets.values()))
             self._forget(slot, ticket)
             if ticket.attempt >= self._limits.max_attempts:
                 why = f"the worker died in each of {ticket.attempt} attempts; the last time: {reason}"

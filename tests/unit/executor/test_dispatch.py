@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from executor_rig import FAST, rig, until
-from scripted_engine import LoopWorker, ScriptedEngine, encode
+from scripted_engine import LoopSupervisor, LoopWorker, ScriptedEngine, encode
 
 from laban.actors.calls import Call, Sampling
 from laban.actors.errors import FailedPrecondition, Unavailable
@@ -155,6 +156,39 @@ def test_a_dead_workers_entries_vanish():
         assert {status.worker_id: status.alive for status in dispatcher.workers()}[worker_id] is False
 
     asyncio.run(with_dispatcher(scenario))
+
+
+def test_a_failure_that_aborts_other_calls_of_the_dead_worker_does_not_keep_it_down():
+    class Family(Sink):
+        def call_failed(self, key, attempt, error):
+            super().call_failed(key, attempt, error)
+            dispatcher.abort({"a", "b", "c"} - {key})  # as a workflow does that fails
+
+    async def scenario():
+        dispatcher.start()
+        try:
+            sink = Family()
+            worker.paused = True
+            dispatcher.submit([order(sink, key) for key in ("a", "b", "c")])
+            await until(lambda: worker.batches)
+            worker.kill()
+            await until(lambda: supervisor.made)
+            assert set(sink.ended) == {"a"}
+            assert dispatcher.num_outstanding == 0
+            dispatcher.submit([order(sink, "next")])
+            await until(lambda: "next" in sink.workers)
+        finally:
+            await dispatcher.stop()
+
+    async def main():
+        nonlocal worker, supervisor, dispatcher
+        worker, supervisor = LoopWorker(ScriptedEngine(worker_id="w0")), LoopSupervisor()
+        limits = replace(FAST, max_attempts=1)
+        dispatcher = Dispatcher([worker], supervisor=supervisor, limits=limits)
+        await scenario()
+
+    worker = supervisor = dispatcher = None
+    asyncio.run(main())
 
 
 def test_workers_of_different_models_are_refused():
