@@ -129,8 +129,9 @@ class MessageBook:
         *,
         layout: Layout = "packed",
         position: int | None = None,
+        path: str = "",
     ) -> tuple[Call, Composed]:
-        """A call that generates a message. Raises OutOfRange, naming `what`, if it may outgrow the context."""
+        """A call that generates a message. OutOfRange, naming `what` and `path`, if it may outgrow the context."""
         framing = self.language.framing
         role = opening.role
         composed = self._compose(entries, role, layout, position)
@@ -139,7 +140,7 @@ class MessageBook:
             raise UnsupportedModel(f"the model's template has no header for the role {role}, expected one")
         terminator = framing.terminator(role, after_stop_token=False)
         parts = {"header": len(header), "max_tokens": sampling.most_tokens, "terminator": len(terminator)}
-        check_fits(what, composed.start, parts, self.language.max_context)
+        check_fits(what, composed.start, parts, self.language.max_context, field=path)
         call = self._call(call_id, composed, header)
         sampling = replace(sampling, stop_token_ids=framing.stop_token_ids)
         call = replace(call, sampling=sampling, terminator=terminator)
@@ -155,10 +156,11 @@ class MessageBook:
         *,
         layout: Layout = "packed",
         position: int | None = None,
+        path: str = "",
     ) -> tuple[Call, Composed]:
-        """A call that encodes `tokens` as a message under a view. Raises OutOfRange if it outgrows the context."""
+        """A call that encodes `tokens` as a message under a view. Raises OutOfRange as `decode` does."""
         composed = self._compose(entries, role, layout, position)
-        check_fits(what, composed.start, {"the message": len(tokens)}, self.language.max_context)
+        check_fits(what, composed.start, {"the message": len(tokens)}, self.language.max_context, field=path)
         return self._call(call_id, composed, tokens), composed
 
     def _compose(self, entries: Sequence[Entry], role: str, layout: Layout, position: int | None) -> Composed:

@@ -139,7 +139,14 @@ class Sessions:
         entries = self._entries(session, view, fidelity)
         key = f"{session_id}/{message_id}"
         call, composed = session.book.prefill(
-            key, f"message {message_id}", entries, role, tokens, layout=layout, position=position
+            key,
+            f"message {message_id}",
+            entries,
+            role,
+            tokens,
+            layout=layout,
+            position=position,
+            path="token_ids" if text is None else "text",
         )
         waiter = Waiter(message_id)
         try:
@@ -171,7 +178,14 @@ class Sessions:
         key = f"{session_id}/{message_id}"
         opening = Opening(role, name, prefill)
         call, composed = session.book.decode(
-            key, f"message {message_id}", entries, opening, sampling, layout=layout, position=position
+            key,
+            f"message {message_id}",
+            entries,
+            opening,
+            sampling,
+            layout=layout,
+            position=position,
+            path="sampling.max_tokens",
         )
         waiter = Waiter(message_id)
         try:

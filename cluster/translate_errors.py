@@ -49,7 +49,9 @@ def error_to_status(error: LabanError) -> Status:
     """The status of a failed call: code, message and details, small enough for gRPC's metadata."""
     code = _code_of(error.status)
     status = Status(code=code.value[0], message=_cut(_summary(error), MAX_MESSAGE_CHARS))
-    metadata = {"message": _cut(error.message), "field": _cut(error.field), "value": _value_text(error.value)}
+    diagnosed = isinstance(error, WorkflowErrors)  # then what matters is in the diagnostics
+    room = MAX_TEXT_CHARS if diagnosed else MAX_MESSAGE_CHARS
+    metadata = {"message": _cut(error.message, room), "field": _cut(error.field), "value": _value_text(error.value)}
     reason = next((_REASONS[kind] for kind in type(error).__mro__ if kind in _REASONS), "LABAN_ERROR")
     details: list[Message] = [
         ErrorInfo(reason=reason, domain=DOMAIN, metadata={key: text for key, text in metadata.items() if text})
@@ -60,7 +62,7 @@ def error_to_status(error: LabanError) -> Status:
         details += _diagnostic_details(error.diagnostics)
     elif error.field:
         description = LabanError(error.message, value=error.value)
-        details.append(_bad_request([(error.field, str(description))]))
+        details.append(_bad_request([(error.field, str(description))], room))
     status.details.extend(_packed(details))
     return status
 
@@ -126,10 +128,10 @@ def _value_from(text: str) -> object:
         return Shown(text)
 
 
-def _bad_request(violations: Iterable[tuple[str, str]]) -> BadRequest:
+def _bad_request(violations: Iterable[tuple[str, str]], limit: int = MAX_TEXT_CHARS) -> BadRequest:
     return BadRequest(
         field_violations=[
-            BadRequest.FieldViolation(field=_cut(field), description=_cut(description))
+            BadRequest.FieldViolation(field=_cut(field), description=_cut(description, limit))
             for field, description in violations
         ]
     )

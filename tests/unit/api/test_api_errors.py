@@ -79,6 +79,16 @@ def test_diagnostics_come_back_with_their_places() -> None:
     assert back.status == "INVALID_ARGUMENT"
 
 
+def test_a_message_that_says_its_numbers_at_the_end_comes_whole() -> None:
+    text = (
+        "step a needs up to 9036 positions "
+        + "(30 + 4 of header) " * 8
+        + "expected at most the model's context of 8192"
+    )
+    back = there_and_back(errors.OutOfRange(text, field="sampling.max_tokens"))
+    assert back.message == text
+
+
 def test_only_reserved_things_are_unimplemented() -> None:
     back = there_and_back(WorkflowErrors([Diagnostic("error", "fidelity", 1, 1, "reserved", code="not_built")]))
     assert isinstance(back, WorkflowErrors)

@@ -123,7 +123,8 @@ async def test_what_cannot_be_placed(world, sessions):
             await sessions.prefill(session_id, "user", text="b", view=view)
         assert raised.value.field == field
     for options, error, field in (
-        ({"text": "x" * MAX_CONTEXT}, OutOfRange, ""),
+        ({"text": "x" * MAX_CONTEXT}, OutOfRange, "text"),
+        ({"token_ids": [1] * MAX_CONTEXT}, OutOfRange, "token_ids"),
         ({"token_ids": []}, InvalidInput, "token_ids"),
         ({"token_ids": [1, -1]}, InvalidInput, "token_ids[1]"),
         ({"token_ids": [CharTokenizer.vocab_size]}, InvalidInput, "token_ids[0]"),
@@ -135,8 +136,9 @@ async def test_what_cannot_be_placed(world, sessions):
         assert raised.value.field == field
     with pytest.raises(InvalidInput):
         await sessions.prefill(session_id, "narrator", token_ids=[1], view=[SessionPlacement("m1")])
-    with pytest.raises(OutOfRange, match="max_tokens"):
+    with pytest.raises(OutOfRange, match="max_tokens") as raised:
         await anext(sessions.decode(session_id, sampling=Sampling(max_tokens=MAX_CONTEXT)))
+    assert raised.value.field == "sampling.max_tokens"
     assert len(sessions.get(session_id).messages) == 1
 
 
