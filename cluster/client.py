@@ -64,8 +64,7 @@ class Client:
 
     def watch(self, workflow_id: str, after_event: int = 0) -> Generator[Event | TokenChunk, None, None]:
         """Events after number `after_event`, then live ones and token chunks, to the workflow's end."""
-        request = pb.WatchRequest(workflow_id=workflow_id)
-        requests.put(request, "after_event", after_event)
+        request = requests.filled(pb.WatchRequest, workflow_id=workflow_id, after_event=after_event)
         return self._watched(self._channel.workflows.Watch(request))
 
     def wait(self, workflow_id: str) -> WorkflowRecord:
@@ -76,7 +75,7 @@ class Client:
         return self.get(workflow_id)
 
     def get(self, workflow_id: str) -> WorkflowRecord:
-        request = pb.GetRequest(workflow_id=workflow_id)
+        request = requests.filled(pb.GetRequest, workflow_id=workflow_id)
         return workflow_from_pb(self._channel.call(self._channel.workflows.Get, request))
 
     def list(
@@ -89,7 +88,7 @@ class Client:
 
     def cancel(self, workflow_id: str) -> WorkflowRecord:
         """Stop a workflow; one that has ended is returned as it is."""
-        request = pb.CancelRequest(workflow_id=workflow_id)
+        request = requests.filled(pb.CancelRequest, workflow_id=workflow_id)
         return workflow_from_pb(self._channel.call(self._channel.workflows.Cancel, request))
 
     def complete_step(self, workflow_id: str, address: str, text: str) -> WorkflowRecord:

@@ -62,8 +62,7 @@ class AsyncClient:
 
     def watch(self, workflow_id: str, after_event: int = 0) -> AsyncGenerator[Event | TokenChunk, None]:
         """Events after number `after_event`, then live ones and token chunks, to the workflow's end."""
-        request = pb.WatchRequest(workflow_id=workflow_id)
-        requests.put(request, "after_event", after_event)
+        request = requests.filled(pb.WatchRequest, workflow_id=workflow_id, after_event=after_event)
         return self._watched(self._channel.workflows.Watch(request))
 
     async def wait(self, workflow_id: str) -> WorkflowRecord:
@@ -74,7 +73,7 @@ class AsyncClient:
         return await self.get(workflow_id)
 
     async def get(self, workflow_id: str) -> WorkflowRecord:
-        request = pb.GetRequest(workflow_id=workflow_id)
+        request = requests.filled(pb.GetRequest, workflow_id=workflow_id)
         return workflow_from_pb(await self._channel.call(self._channel.workflows.Get, request))
 
     async def list(
@@ -87,7 +86,7 @@ class AsyncClient:
 
     async def cancel(self, workflow_id: str) -> WorkflowRecord:
         """Stop a workflow; one that has ended is returned as it is."""
-        request = pb.CancelRequest(workflow_id=workflow_id)
+        request = requests.filled(pb.CancelRequest, workflow_id=workflow_id)
         return workflow_from_pb(await self._channel.call(self._channel.workflows.Cancel, request))
 
     async def complete_step(self, workflow_id: str, address: str, text: str) -> WorkflowRecord:

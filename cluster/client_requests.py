@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Any, Protocol, TypedDict, TypeVar, runtime_checkable
 
 from laban.actors.errors import InvalidInput, NotFound
 from laban.cluster.records import Layout, MessageRecord, SessionPlacement
@@ -37,6 +37,7 @@ WorkflowSource = str | bytes | PathLike[str] | Mapping[str, Any] | Document
 Overrides = Mapping[str | tuple[str, str], Any]
 """`{"answer[bob].max_tokens": 64}` or `{("answer[bob]", "max_tokens"): 64}`. A number may be given as its text."""
 
+M = TypeVar("M")
 Placed = str | SessionPlacement | MessageRecord
 """An entry of a session's view: a message's id, the message, or a placement."""
 
@@ -110,7 +111,11 @@ def submit_request(
         kind = type(workflow).__name__
         raise InvalidInput("expected YAML text, a path, a dict or a builder", field="workflow", value=kind)
     for name, value in (inputs or {}).items():
-        request.inputs[name].CopyFrom(value_from_python(value, f"inputs.{name}"))
+        given = value_from_python(value, f"inputs.{name}")
+        try:
+            request.inputs[name].CopyFrom(given)
+        except (TypeError, ValueError):
+            raise InvalidInput("expected names that are valid text", field="inputs", value=name) from None
     if fidelity is not None:
         request.overrides.fidelity = fidelity_of(fidelity, "overrides.fidelity")
     if seed is not None:
@@ -138,7 +143,7 @@ def put_sampling(sampling: pb.Sampling, name: str, value: Any, path: str) -> Non
         stops = [value] if isinstance(value, str) else value
         if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) for stop in stops):
             raise InvalidInput("expected text or a list of texts", field=path, value=value)
-        sampling.stop.extend(stops)
+        put(sampling, "stop", list(stops), path)
         return
     if isinstance(value, str) and name != "forced_text":
         try:
@@ -154,8 +159,12 @@ def view_of(view: Sequence[Placed], layout: str) -> pb.View:
     for place, item in enumerate(view):
         if isinstance(item, str | MessageRecord):
             item = SessionPlacement(item if isinstance(item, str) else item.message_id)
-        placement = pb.Placement(message_id=item.message_id)
-        for name in ("position", "begin", "end"):
+        if not isinstance(item, SessionPlacement):
+            raise InvalidInput(
+                "expected a message, its id or a placement", field=f"view.placements[{place}]", value=item
+            )
+        placement = pb.Placement()
+        for name in ("message_id", "position", "begin", "end"):
             value = getattr(item, name)
             if value is not None:
                 put(placement, name, value, f"view.placements[{place}].{name}")
@@ -200,8 +209,10 @@ def _put_place(request: pb.PrefillRequest | pb.DecodeRequest, options: PlaceOpti
 
 def release_request(session_id: str, messages: Sequence[str | MessageRecord]) -> pb.ReleaseRequest:
     """None named: all."""
-    ids = [message if isinstance(message, str) else message.message_id for message in messages]
-    return pb.ReleaseRequest(session_id=session_id, message_ids=ids, all=not ids)
+    ids = [message.message_id if isinstance(message, MessageRecord) else message for message in messages]
+    request = pb.ReleaseRequest(session_id=session_id, all=not ids)
+    put(request, "message_ids", ids)
+    return request
 
 
 def open_request(ttl_s: float | None) -> pb.OpenSessionRequest:
@@ -220,15 +231,11 @@ def list_request(page_size: int, page_token: str, states: Iterable[str]) -> pb.L
 
 
 def complete_request(workflow_id: str, address: str, text: str) -> pb.CompleteStepRequest:
-    request = pb.CompleteStepRequest(workflow_id=workflow_id, address=address)
-    put(request, "text", text)
-    return request
+    return filled(pb.CompleteStepRequest, workflow_id=workflow_id, address=address, text=text)
 
 
 def fail_request(workflow_id: str, address: str, message: str) -> pb.FailStepRequest:
-    request = pb.FailStepRequest(workflow_id=workflow_id, address=address)
-    put(request, "message", message)
-    return request
+    return filled(pb.FailStepRequest, workflow_id=workflow_id, address=address, message=message)
 
 
 def _put_overrides(target: pb.Overrides, overrides: Overrides) -> None:
@@ -250,8 +257,10 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise NotFound("no such file", field="workflow", value=str(path)) from None
-    except OSError as error:
-        raise InvalidInput(f"cannot be read ({error.strerror})", field="workflow", value=str(path)) from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise InvalidInput(
+            f"cannot be read ({getattr(error, 'strerror', error)})", field="workflow", value=str(path)
+        ) from None
 
 
 def _enum(enum: Any, word: str, prefix: str, path: str) -> int:
@@ -262,6 +271,14 @@ def _enum(enum: Any, word: str, prefix: str, path: str) -> int:
         raise InvalidInput(f"expected one of {', '.join(words)}", field=path, value=word) from None
 
 
+def filled(kind: type[M], **values: Any) -> M:
+    """A request with these fields, each checked as `put` does."""
+    request = kind()
+    for name, value in values.items():
+        put(request, name, value)
+    return request
+
+
 def put(message: Any, name: str, value: Any, path: str = "") -> None:
     """Set a field; protobuf's complaints about type, range and surrogates become ours."""
     try:
@@ -269,5 +286,5 @@ def put(message: Any, name: str, value: Any, path: str = "") -> None:
             getattr(message, name).extend(value)
         else:
             setattr(message, name, value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(str(error).splitlines()[0], field=path or name, value=value) from None

@@ -159,9 +159,12 @@ class Executor:
         """A page of workflows, newest first and without their steps, and the token of the next page or ""."""
         if not 0 <= page_size <= MAX_PAGE:
             raise InvalidInput(f"expected 1 to {MAX_PAGE}, or 0 for {DEFAULT_PAGE}", field="page_size", value=page_size)
-        if page_token and not (page_token.isascii() and page_token.isdigit()):
-            raise InvalidInput("expected a token from an earlier page", field="page_token", value=page_token)
-        before = int(page_token) if page_token else self._last_number + 1
+        before = self._last_number + 1
+        if page_token:
+            # Its length first: Python refuses to read thousands of digits.
+            if not (page_token.isascii() and page_token.isdigit() and len(page_token) <= len(str(before))):
+                raise InvalidInput("expected a token from an earlier page", field="page_token", value=page_token)
+            before = int(page_token)
         size = page_size or DEFAULT_PAGE
         found = [
             execution

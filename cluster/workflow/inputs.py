@@ -10,7 +10,7 @@ from laban.cluster.workflow.schema import MAX_TEXT, Input, Workflow
 
 MAX_ITEMS = 10_000
 EXPECTED = {
-    "string": "text",
+    "string": f"text of at most {MAX_TEXT} characters",
     "integer": "a whole number",
     "number": "a finite number",
     "boolean": "true or false",
@@ -90,4 +90,4 @@ def _from_text(text: str, kind: str) -> Value | None:
         value = int(text) if kind == "integer" else float(text)
     except ValueError:
         return None
-    return value if math.isfinite(value) and abs(value) < 2**63 else None
+    return value if abs(value) < 2**63 else None  # neither infinite nor NaN, then

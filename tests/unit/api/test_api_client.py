@@ -14,7 +14,14 @@ from api_fakes import EVENTS, MESSAGE, RECORD, STATUS, YAML, Served, eventually,
 
 from laban.actors.errors import InvalidInput, LabanError, NotFound, Unavailable
 from laban.cluster.client import Client
-from laban.cluster.client_requests import prefill_request, submit_request
+from laban.cluster.client_requests import (
+    complete_request,
+    fail_request,
+    prefill_request,
+    release_request,
+    submit_request,
+    view_of,
+)
 from laban.cluster.records import MessageRecord, SessionPlacement
 from laban.cluster.workflow.diagnostics import WorkflowErrors
 
@@ -150,6 +157,18 @@ def test_a_builder_is_taken_by_its_dict_form() -> None:
         (lambda: submit_request("", overrides={"a.max_tokens": 1.5}), "overrides.a.max_tokens"),
         (lambda: submit_request("", overrides={"a.stop": 1}), "overrides.a.stop"),
         (lambda: submit_request("", idempotency_key="\ud800"), "idempotency_key"),
+        (lambda: submit_request("", overrides={"a.temperature": 10**400}), "overrides.a.temperature"),
+        (lambda: submit_request("", overrides={"a.stop": ["\ud800"]}), "overrides.a.stop"),
+        (lambda: submit_request("", {"\ud800": 1}), "inputs"),
+        (lambda: submit_request(Path("a\0b")), "workflow"),
+        (lambda: complete_request("\ud800", "a", "x"), "workflow_id"),
+        (lambda: fail_request("wf-1", "\ud800", "x"), "address"),
+        (lambda: release_request("s", ["\ud800"]), "message_ids"),
+        (lambda: view_of(["\ud800"], "packed"), "view.placements[0].message_id"),
+        (lambda: view_of([5], "packed"), "view.placements[0]"),  # type: ignore[list-item]
+        (lambda: Client("127.0.0.1:1").get("\ud800"), "workflow_id"),
+        (lambda: Client("127.0.0.1:1").watch("\ud800"), "workflow_id"),
+        (lambda: Client("127.0.0.1:1").cancel("\ud800"), "workflow_id"),
         (lambda: prefill_request("s", None, None, {}), "content"),
         (lambda: prefill_request("s", "x", [1], {}), "content"),
         (lambda: prefill_request("s", None, [2**40], {}), "token_ids.ids"),

@@ -91,7 +91,7 @@ async def test_pages_newest_first():
         assert all(record.steps == () for record in first)
         only, _ = r.executor.list(states=["failed"])
         assert [record.workflow_id for record in only] == [failed]
-        for bad in ({"page_size": -1}, {"page_size": 1001}, {"page_token": "x"}):
+        for bad in ({"page_size": -1}, {"page_size": 1001}, {"page_token": "x"}, {"page_token": "9" * 5000}):
             with pytest.raises(InvalidInput):
                 r.executor.list(**bad)
 

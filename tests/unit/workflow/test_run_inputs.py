@@ -8,6 +8,7 @@ from laban.cluster.workflow.diagnostics import WorkflowErrors
 from laban.cluster.workflow.parse import parse_yaml
 from laban.cluster.workflow.run import Overrides, ReadyStep, Run
 from laban.cluster.workflow.sampling import instance_seed
+from laban.cluster.workflow.schema import MAX_TEXT
 
 HEAD = "version: 1\nname: t\nmessages: {q: hi}\nagents: {ann: {prompt: Be Ann, sampling: {seed: 5}}, bob: Be Bob}\n"
 
@@ -112,6 +113,9 @@ def test_inputs_fill_templates() -> None:
         ({"who": 3}, "expected text"),
         ({"who": "x", "n": "three"}, "whole number"),
         ({"who": "x", "n": 2.5}, "whole number"),
+        ({"who": "x", "n": "1" * 400}, "whole number"),  # more than a float holds
+        ({"who": "x", "n": "1" * 5000}, "whole number"),  # more digits than Python reads
+        ({"who": "x" * (MAX_TEXT + 1)}, f"at most {MAX_TEXT} characters"),
         ({"who": "x", "docs": "a"}, "a list"),
         ({"who": "x", "docs": [["a"]]}, "a list"),
         ({"who": "x", "b": "maybe"}, "true or false"),
