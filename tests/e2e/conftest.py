@@ -23,9 +23,14 @@ def cli(tmp_path: Path) -> Cli:
 
 
 @pytest.fixture(scope="session")
-def address(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """Whose processes are those of the cluster at `address`."""
+    return Cli(tmp_path_factory.mktemp("serve"))
+
+
+@pytest.fixture(scope="session")
+def address(model_folder: Path, serving: Cli) -> Iterator[str]:
     """Of a cluster that `laban serve` keeps up."""
-    serving = Cli(tmp_path_factory.mktemp("serve"))
     process = serving.start("serve", "--port", "0")
     assert process.stdout is not None
     line = process.stdout.readline()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import QUESTION, Cli, document, write
+from command_line import LONG, QUESTION, Cli, document, write
+
+from laban.cluster.client import Client
+from laban.cluster.records import TokenChunk
 
 pytestmark = pytest.mark.e2e
 
@@ -99,3 +104,27 @@ def test_a_huge_request_is_refused_and_the_next_workflow_runs(cli: Cli, address:
     refused(cli("run", write(cli, QUESTION), "--address", address, "--json", *too_long), "8192")
     done = cli("run", write(cli, QUESTION), "--address", address, "--json")
     assert document(done.stdout)["state"] == "succeeded"
+
+
+def test_a_killed_worker_loses_no_workflow(address: str, serving: Cli) -> None:
+    with Client(address) as client:
+        epoch = client.status().workers[0].epoch
+        killed = False
+        texts: dict[int, str] = {}
+        for item in client.run(LONG.replace("word " * 1500, "word " * 100)):
+            workflow_id = item.workflow_id
+            if isinstance(item, TokenChunk):
+                texts[item.attempt] = ("" if item.index == 0 else texts[item.attempt]) + item.text
+                if not killed and item.index > 5:
+                    (worker,) = serving.processes("ray::WorkerProcess")
+                    os.kill(worker, signal.SIGKILL)
+                    killed = True
+        record = client.get(workflow_id)
+        assert record.state == "succeeded", record.error
+        (step,) = record.steps
+        assert step.attempt == 2
+        assert step.text == texts[2] == "word " * 100
+        assert "word word" in texts[1]
+        assert client.status().workers[0].epoch != epoch
+        after = client.wait(client.submit(QUESTION).workflow_id)
+        assert (after.state, after.steps[0].attempt) == ("succeeded", 1)

@@ -52,11 +52,16 @@ class Cli:
         deadline = time.monotonic() + within_s
         while (found := _marked(self.mark)) and time.monotonic() < deadline:
             time.sleep(0.2)
-        return found
+        return list(found.values())
+
+    def processes(self, title: str) -> list[int]:
+        """Ids of the processes of its commands whose command line begins with `title`."""
+        return [number for number, line in _marked(self.mark).items() if line.startswith(title)]
 
 
-def _marked(mark: str) -> list[str]:
-    found = []
+def _marked(mark: str) -> dict[int, str]:
+    """Process id to command line."""
+    found = {}
     for process in Path("/proc").iterdir():
         if not process.name.isdigit() or int(process.name) == os.getpid():
             continue
@@ -64,7 +69,7 @@ def _marked(mark: str) -> list[str]:
             if f"{MARK}={mark}".encode() in (process / "environ").read_bytes().split(b"\0"):
                 line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 if line:  # a zombie has none
-                    found.append(line)
+                    found[int(process.name)] = line
         except OSError:
             continue  # it has ended meanwhile, or is another user's
     return found
