@@ -36,7 +36,7 @@ class ErrorInfo:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One step instance, as far as it has come. Counts and times are those of the last attempt.
+    """One step instance, as far as it has come. Tokens are those of the last attempt; times begin with the first.
 
     `text` is what was generated, without the step's prefill text; `token_ids` are its tokens as kept.
     `attempt` counts from 1; 0 means that the instance has not run.
