@@ -76,8 +76,13 @@ def attend(
     else:
         queries = q
     parts = [_causal(q[run], k[run], v[run], scale) for run in plan.causal]
-    parts += [_stacked(queries[t.rows], k_pool[t.slots], v_pool[t.slots], scale) for t in plan.stacked]
-    parts += [_padded(queries[t.rows], k_pool[t.slots], v_pool[t.slots], t.bias, scale) for t in plan.padded]
+    parts += [
+        _stacked(_rows(queries, t.rows), _rows(k_pool, t.slots), _rows(v_pool, t.slots), scale) for t in plan.stacked
+    ]
+    parts += [
+        _padded(_rows(queries, t.rows), _rows(k_pool, t.slots), _rows(v_pool, t.slots), t.bias, scale)
+        for t in plan.padded
+    ]
     if len(parts) == 1:
         out, lse = parts[0]
     else:
@@ -86,6 +91,13 @@ def attend(
     if plan.in_order:
         return out
     return merge(out, lse, plan.owners, plan.num_tokens)
+
+
+def _rows(x: Tensor, index: Index) -> Tensor:
+    """x[index], as a view for a slice. `index_select` copies rows several times faster than indexing does."""
+    if isinstance(index, slice):
+        return x[index]
+    return x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:])
 
 
 def merge(out: Tensor, lse: Tensor, owners: Tensor, num_tokens: int) -> Tensor:

@@ -21,7 +21,7 @@ from laban.kvstore.store import Entry
 # Below this many tokens a shared read costs more in queries and partial results than it saves in keys.
 MIN_SHARED_TOKENS = 64
 # For few rows, a stretch of keys this long is read where it lies: a gather would copy more than a merge costs.
-MIN_SLICE_TOKENS = 128
+MIN_SLICE_TOKENS = 1024
 MAX_SLICE_ROWS = 8
 
 Runs = list[tuple[int, int]]  # (first, length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def load_engine(folder: str | Path, config: EngineConfig, worker_id: str = "work
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     device = pick_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -66,6 +69,20 @@ def pick_device(name: str) -> torch.device:
     ):
         raise InvalidInput("must be auto, cpu or cuda, and the machine must have it", field="engine.device", value=name)
     return device
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what the process frees, for its next use.
+
+    Every operation of a forward allocates megabytes and frees them again. Handed back to the system and faulted
+    in anew each time, that costs more than the arithmetic of a small batch: attention of 8 calls over 512 tokens
+    takes a quarter of the time without. Other C libraries have no such call, and nothing happens.
+    """
+    trim_threshold, mmap_threshold, limit = -1, -3, 1 << 30
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(mmap_threshold, limit)
+        mallopt(trim_threshold, limit)
 
 
 def num_slots(model: PreTrainedModel, config: EngineConfig) -> int:
