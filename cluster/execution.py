@@ -223,7 +223,12 @@ class Execution:
         for address in run.skipped():
             result = self.board.steps[address]
             if result.state not in TERMINAL_STEP:
-                self._give_up(result, "skipped" if run.status(address).state == "skipped" else "cancelled", given_up)
+                if result.state in ("ready", "running"):
+                    given_up.append(f"{self.workflow_id}/{address}")
+                status = run.status(address)
+                state: StepState = "skipped" if status.state == "skipped" else "cancelled"
+                why = ErrorInfo("CANCELLED", status.reason) if status.reason else None
+                self.board.end_step(replace(result, state=state, error=why))
         self._dispatcher.abort(given_up)
         if run.state != "running":
             outputs = tuple(run.outputs().items())
@@ -234,11 +239,6 @@ class Execution:
             self._end(run.state, outputs, error)
         elif not any(result.state in ("ready", "running") for result in self.board.steps.values()):
             raise RuntimeError("the run goes on, but none of its steps does")
-
-    def _give_up(self, result: StepResult, state: StepState, given_up: list[str]) -> None:
-        if result.state in ("ready", "running"):
-            given_up.append(f"{self.workflow_id}/{result.address}")
-        self.board.end_step(replace(result, state=state))
 
     def _end(self, state: WorkflowState, outputs: tuple[tuple[str, str], ...], error: ErrorInfo | None) -> None:
         self._run = self._book = None  # the messages and their encodings are of no use to anyone now

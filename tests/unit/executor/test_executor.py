@@ -90,6 +90,7 @@ steps:
         assert states["try[bob]"] == "failed"
         assert states["final"] == "succeeded"
         assert all(step.state in TERMINAL_STEP for step in record.steps)
+        assert {step.error.message for step in record.steps if step.state == "skipped"} <= {"no longer needed"}
 
 
 @asynchronous
@@ -103,6 +104,7 @@ async def test_cancel_aborts_and_ends_every_watch():
         cancelled = await r.executor.cancel(record.workflow_id)
         assert cancelled.state == "cancelled"
         assert {step.state for step in cancelled.steps} == {"cancelled"}
+        assert {step.error.message for step in cancelled.steps} == {"the run was cancelled"}
         assert (await watching)[-1].workflow_state == "cancelled"
         assert sorted(r.worker.aborted) == sorted(r.worker.batches[0])
         assert r.dispatcher.num_outstanding == 0
