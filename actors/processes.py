@@ -67,12 +67,15 @@ class WorkerProcess:
             raise self._failure
         if self._loop is None:
             plan = self._plan
+
+            def make_engine() -> Any:
+                return import_path(plan.engine_factory)(plan.model_folder, plan.config, plan.worker_id)
+
             try:
-                engine = import_path(plan.engine_factory)(plan.model_folder, plan.config, plan.worker_id)
+                self._loop = WorkerLoop(make_engine)
             except Exception as error:
                 self._failure = error
                 raise
-            self._loop = WorkerLoop(engine)
         return self._loop.info
 
     @ray.method(concurrency_group="control")

@@ -30,6 +30,8 @@ QUIET_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
+    # Ray would run workers at a lower priority than everything else on the machine.
+    "RAY_worker_niceness": "0",
 }
 
 

@@ -114,8 +114,9 @@ def merge(out: Tensor, lse: Tensor, owners: Tensor, num_tokens: int) -> Tensor:
     highest = lse.new_full((num_tokens, num_heads), -torch.inf).scatter_reduce_(0, index, lse, "amax")
     weight = torch.exp(lse - highest.index_select(0, owners))
     total = lse.new_zeros(num_tokens, num_heads).index_add_(0, owners, weight)
-    summed = out.new_zeros(num_tokens, num_heads, head_dim).index_add_(0, owners, out * weight.to(out.dtype)[..., None])
-    return summed / total.to(out.dtype)[..., None]
+    # In float32 whatever the model's type: the partials are rounded once already.
+    summed = lse.new_zeros(num_tokens, num_heads, head_dim).index_add_(0, owners, out.float() * weight[..., None])
+    return (summed / total[..., None]).to(out.dtype)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -159,7 +160,19 @@ def _partial(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool,
             q, k, v, 0.0, causal, attn_mask=bias, scale=scale
         )
         return out, lse.contiguous()
+    if bias is None and attention_backend(q.device, q.dtype) == "torch-cuda-flash":
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)[:2]
+        return out, lse
     return partial_attention_reference(q, k, v, bias, causal, scale)
+
+
+def attention_backend(device: torch.device, dtype: torch.dtype) -> str:
+    """What computes a tile that needs no bias: torch's FlashAttention, or its definition where that has no kernel."""
+    if device.type == "cpu":
+        return "torch-cpu-flash"
+    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
+        return "torch-cuda-flash"
+    return "torch-math"
 
 
 def partial_attention_reference(

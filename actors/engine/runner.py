@@ -12,7 +12,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from laban.actors.engine.batch import Batch
 from laban.actors.errors import UnsupportedModel
 from laban.kernels.packed_linear import can_pack, pack_linears
-from laban.kernels.view_attention import attend
+from laban.kernels.view_attention import attend, attention_backend
 
 ATTENTION = "laban_views"
 
@@ -29,7 +29,7 @@ class Runner:
         self.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.vocab_size: int = config.vocab_size
-        self.attention_backend = "torch-cpu-flash" if self.device.type == "cpu" else "torch-math"
+        self.attention_backend = attention_backend(self.device, self.dtype)
         self.head_dim: int = head_dim(config)
         self.inv_freq: Tensor = _inverse_frequencies(model)
         model.set_attn_implementation(ATTENTION)

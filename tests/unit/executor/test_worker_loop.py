@@ -19,6 +19,7 @@ from laban.actors.calls import (
     WorkerLoad,
     WorkerReport,
 )
+from laban.actors.errors import UnsupportedModel
 from laban.actors.worker import Outbox, WorkerLoop
 from laban.kvstore.encodings import EMPTY_VIEW
 
@@ -124,7 +125,7 @@ def collect(loop: WorkerLoop, count: int) -> dict[str, list]:
 
 
 def test_calls_run_to_their_end_and_tokens_add_up():
-    loop = WorkerLoop(ScriptedEngine())
+    loop = WorkerLoop(ScriptedEngine)
     loop.submit([a_call("a"), a_call("b", text="xyz"), a_call("c", header="[FAIL]")])
     events = collect(loop, 3)
     assert isinstance(events["a"][0], CallStarted)
@@ -140,7 +141,7 @@ def test_calls_run_to_their_end_and_tokens_add_up():
 
 def test_an_aborted_call_reports_no_more_and_others_go_on():
     engine = ScriptedEngine()
-    loop = WorkerLoop(engine)
+    loop = WorkerLoop(lambda: engine)
     loop.submit([a_call("slow", header="[SLOW]", text="x" * 10_000), a_call("b")])
     loop.abort(["slow", "unknown"])
     events = collect(loop, 1)
@@ -150,7 +151,7 @@ def test_an_aborted_call_reports_no_more_and_others_go_on():
 
 
 def test_more_calls_than_it_takes_are_refused_and_ended_ones_make_room():
-    loop = WorkerLoop(ScriptedEngine(), max_outstanding=2)
+    loop = WorkerLoop(ScriptedEngine, max_outstanding=2)
     loop.submit([a_call(name, text="x") for name in ("a", "b", "c")])
     events = collect(loop, 3)
     assert events["c"][-1].status == "RESOURCE_EXHAUSTED"
@@ -160,7 +161,7 @@ def test_more_calls_than_it_takes_are_refused_and_ended_ones_make_room():
 
 
 def test_an_engine_that_raises_ends_the_reports():
-    loop = WorkerLoop(ScriptedEngine())
+    loop = WorkerLoop(ScriptedEngine)
     loop.submit([a_call("a", header="[BOOM]")])
     with pytest.raises(RuntimeError, match="the script says so"):
         list(loop.reports())
@@ -169,9 +170,27 @@ def test_an_engine_that_raises_ends_the_reports():
 
 
 def test_a_stopped_worker_ends_its_reports():
-    loop = WorkerLoop(ScriptedEngine())
+    loop = WorkerLoop(ScriptedEngine)
     loop.submit([replace(a_call("a", header="[SLOW]"), sampling=Sampling(max_tokens=9, forced=(1,) * 9))])
     loop.stop()
     for taken in loop.reports():
         assert taken.sequence == 1
     loop.stop()
+
+
+def test_an_engine_is_made_by_the_thread_that_runs_it_and_its_failure_is_the_callers() -> None:
+    made_in = []
+
+    def make_engine() -> ScriptedEngine:
+        made_in.append(threading.current_thread())
+        return ScriptedEngine()
+
+    loop = WorkerLoop(make_engine)
+    assert made_in == [loop._thread] != [threading.current_thread()]
+    loop.stop()
+
+    def refuse() -> ScriptedEngine:
+        raise UnsupportedModel("no", field="model")
+
+    with pytest.raises(UnsupportedModel, match="no"):
+        WorkerLoop(refuse)
