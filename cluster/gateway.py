@@ -52,7 +52,7 @@ class Gateway:
             "Cluster": ClusterService(status),
         }
         self._gate = Gate()
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._health = health.aio.HealthServicer()
         self._server: aio.Server | None = None
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> int:
