@@ -20,8 +20,9 @@ from laban.kvstore.store import Entry
 
 # Below this many tokens a shared read costs more in queries and partial results than it saves in keys.
 MIN_SHARED_TOKENS = 64
-# For few rows, a stretch of keys this long is read where it lies: a gather would copy more than a merge costs.
-MIN_SLICE_TOKENS = 1024
+# For few rows, a stretch of keys this long is read where it lies: a gather would copy more than another tile costs.
+# Where there is nothing else to merge with, four times as long: a single tile needs no merge.
+MIN_SLICE_TOKENS = 256
 MAX_SLICE_ROWS = 8
 
 Runs = list[tuple[int, int]]  # (first, length)
@@ -135,12 +136,15 @@ class _Planner:
         single: list[tuple[_Block, int, Runs]] = []
         for (entry, begin, end), members in shared.items():
             tiles.append((members, entry.runs(begin, end)))
+        sharing = {block.first for members in shared.values() for block, _ in members}
         for block, by_offset in zip(blocks, private, strict=True):
+            alone = block.num_rows == 1 and len(by_offset) == 1 and block.first not in sharing
+            min_slice = 4 * MIN_SLICE_TOKENS if alone else MIN_SLICE_TOKENS
             for offset, runs in by_offset.items():
                 if block.num_rows <= MAX_SLICE_ROWS:
                     merged = _merge_adjacent(runs)
-                    tiles += [([(block, offset)], [run]) for run in merged if run[1] >= MIN_SLICE_TOKENS]
-                    runs = [run for run in merged if run[1] < MIN_SLICE_TOKENS]
+                    tiles += [([(block, offset)], [run]) for run in merged if run[1] >= min_slice]
+                    runs = [run for run in merged if run[1] < min_slice]
                 if runs and block.num_rows == 1:
                     single.append((block, offset, runs))
                 elif runs:

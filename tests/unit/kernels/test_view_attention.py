@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from laban.actors.engine import batch as batch_module
 from laban.actors.engine.batch import Chunk, build_batch
 from laban.actors.engine.sequence import Read, Sequence
 from laban.kernels.rotary import turn, turn_tables
@@ -45,11 +48,20 @@ def batches(draw: st.DrawFn) -> tuple[list[Chunk], list[list[tuple[int, int]]], 
 
 
 @settings(max_examples=60, deadline=None)
-@given(case=batches(), seed=st.integers(0, 1000))
-def test_tiles_compute_the_definition(case: tuple[list[Chunk], list[list[tuple[int, int]]], int], seed: int) -> None:
+@given(
+    case=batches(),
+    seed=st.integers(0, 1000),
+    shared=st.sampled_from([1, 1000, batch_module.MIN_SHARED_TOKENS]),
+    piece=st.sampled_from([1, 50, batch_module.MIN_SLICE_TOKENS]),
+)
+def test_tiles_compute_the_definition(
+    case: tuple[list[Chunk], list[list[tuple[int, int]]], int], seed: int, shared: int, piece: int
+) -> None:
+    """Whatever is stacked, sliced or padded: the thresholds decide the speed alone."""
     chunks, sees, group = case
     torch.manual_seed(seed)
-    batch = build_batch(chunks, INV_FREQ, torch.float32, torch.device("cpu"))
+    with mock.patch.multiple(batch_module, MIN_SHARED_TOKENS=shared, MIN_SLICE_TOKENS=piece):
+        batch = build_batch(chunks, INV_FREQ, torch.float32, torch.device("cpu"))
     n = batch.num_tokens
     q, k, v = torch.randn(n, 2 * group, DIM), torch.randn(n, 2, DIM), torch.randn(n, 2, DIM)
     k_pool, v_pool = torch.full((PAGE * PAGES, 2, DIM), torch.nan), torch.full((PAGE * PAGES, 2, DIM), torch.nan)
