@@ -28,11 +28,15 @@ class StackedTile:
 
 @dataclass(frozen=True, slots=True)
 class PaddedTile:
-    """Row i sees the keys `slots[i]`, as far as `bias[i]` is 0; padding repeats a slot that the row may read."""
+    """Rows with little to read, each over pieces of keys that it reads by a query of its own, in one softmax.
 
-    rows: Tensor  # [num_rows] int64
-    slots: Tensor  # [num_rows, max_keys] int64
-    bias: Tensor  # [num_rows, 1, 1, max_keys], 0 or -inf
+    Row i reads the keys `slots[i, j]` by query `queries[i, j]`, as far as `bias[i]` is 0; padding repeats a slot that
+    the row may read.
+    """
+
+    queries: Tensor  # [num_rows, num_pieces] int64, into the queries, then the turned queries
+    slots: Tensor  # [num_rows, num_pieces, piece_tokens] int64
+    bias: Tensor  # [num_rows, 1, 1, num_pieces * piece_tokens] float32, 0 or -inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +83,7 @@ def attend(
     parts += [
         _stacked(_rows(queries, t.rows), _rows(k_pool, t.slots), _rows(v_pool, t.slots), scale) for t in plan.stacked
     ]
-    parts += [
-        _padded(_rows(queries, t.rows), _rows(k_pool, t.slots), _rows(v_pool, t.slots), t.bias, scale)
-        for t in plan.padded
-    ]
+    parts += [_padded(queries, k_pool, v_pool, tile, scale) for tile in plan.padded]
     if len(parts) == 1:
         out, lse = parts[0]
     else:
@@ -144,12 +145,20 @@ def _stacked(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Ten
     return out, lse.view(kv_heads, n, group).permute(1, 0, 2).reshape(n, heads)
 
 
-def _padded(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """q [n, heads, dim], row i over k[i], v[i] [m, kv_heads, dim] -> ([n, heads, dim], [n, heads])."""
-    n, heads, dim = q.shape
-    kv_heads = k.shape[2]
-    q4 = q.view(n, kv_heads, heads // kv_heads, dim)
-    out, lse = _partial(q4, k.transpose(1, 2), v.transpose(1, 2), bias, False, scale)
+def _padded(queries: Tensor, k_pool: Tensor, v_pool: Tensor, tile: PaddedTile, scale: float) -> tuple[Tensor, Tensor]:
+    """-> ([num_rows, heads, dim], float32 [num_rows, heads]). A flash kernel has no gain here: the scores are few."""
+    n, pieces, length = tile.slots.shape
+    heads, dim = queries.shape[1:]
+    kv_heads = k_pool.shape[1]
+    group = heads // kv_heads
+    q = _rows(queries, tile.queries).view(n, pieces, kv_heads, group, dim)
+    k = _rows(k_pool, tile.slots)
+    v = _rows(v_pool, tile.slots).view(n, pieces * length, kv_heads, dim)
+    scores = torch.matmul(q, k.permute(0, 1, 3, 4, 2)).permute(0, 2, 3, 1, 4)  # [n, kv_heads, group, pieces, length]
+    scores = scores.reshape(n, kv_heads, group, pieces * length).float() * scale + tile.bias
+    lse = torch.logsumexp(scores, dim=-1)
+    weights = torch.exp(scores - lse[..., None]).to(v.dtype)
+    out = torch.matmul(weights, v.transpose(1, 2))
     return out.reshape(n, heads, dim), lse.reshape(n, heads)
 
 

@@ -19,11 +19,13 @@ from laban.kernels.view_attention import AttentionPlan, Index, PaddedTile, Stack
 from laban.kvstore.store import Entry
 
 # Below this many tokens a shared read costs more in queries and partial results than it saves in keys.
-MIN_SHARED_TOKENS = 64
+MIN_SHARED_TOKENS = 128
 # For few rows, a stretch of keys this long is read where it lies: a gather would copy more than another tile costs.
 # Where there is nothing else to merge with, four times as long: a single tile needs no merge.
 MIN_SLICE_TOKENS = 256
 MAX_SLICE_ROWS = 8
+# Of the padded tiles: a longer piece pads more, a shorter one repeats the query more often.
+PIECE_TOKENS = 64
 
 Runs = list[tuple[int, int]]  # (first, length)
 
@@ -133,24 +135,25 @@ class _Planner:
         shared, private = _split(blocks)
         # (members, keys): each member is a block and the offset at which it reads the keys.
         tiles: list[tuple[list[tuple[_Block, int]], Runs]] = []
-        single: list[tuple[_Block, int, Runs]] = []
+        single: list[tuple[_Block, dict[int, Runs]]] = []
         for (entry, begin, end), members in shared.items():
             tiles.append((members, entry.runs(begin, end)))
         sharing = {block.first for members in shared.values() for block, _ in members}
         for block, by_offset in zip(blocks, private, strict=True):
             alone = block.num_rows == 1 and len(by_offset) == 1 and block.first not in sharing
             min_slice = 4 * MIN_SLICE_TOKENS if alone else MIN_SLICE_TOKENS
+            little: dict[int, Runs] = {}
             for offset, runs in by_offset.items():
                 if block.num_rows <= MAX_SLICE_ROWS:
                     merged = _merge_adjacent(runs)
                     tiles += [([(block, offset)], [run]) for run in merged if run[1] >= min_slice]
                     runs = [run for run in merged if run[1] < min_slice]
                 if runs and block.num_rows == 1:
-                    single.append((block, offset, runs))
+                    little[offset] = runs
                 elif runs:
                     tiles.append(([(block, offset)], runs))
-        padded, lonely = _pad_groups(single)
-        tiles += [([(block, offset)], runs) for block, offset, runs in lonely]
+            if little:
+                single.append((block, little))
 
         owners: Runs = [(block.first, block.num_rows) for block in causal]
         stacked_tiles = []
@@ -159,10 +162,13 @@ class _Planner:
             owners += [(block.first, block.num_rows) for block, _ in members]
             stacked_tiles.append(StackedTile(_to(_index(rows), device), _to(_index(runs), device)))
         padded_tiles = []
-        for group in padded:
-            rows = [self._rows(block, offset) for block, offset, _ in group]
-            owners += [(block.first, 1) for block, _, _ in group]
-            padded_tiles.append(_padded_tile(rows, [runs for _, _, runs in group], dtype, device))
+        for group in _pad_groups(single):
+            owners += [(block.first, 1) for block, _ in group]
+            pieces = [
+                [(self._rows(block, offset)[0], piece) for offset, runs in little.items() for piece in _pieces(runs)]
+                for block, little in group
+            ]
+            padded_tiles.append(_padded_tile(pieces, device))
         in_order = _index(owners) == slice(0, self.num_tokens)
         turned, cos, sin = self._turn(inv_freq, dtype, device)
         return AttentionPlan(
@@ -224,29 +230,49 @@ def _split(
     return shared, private
 
 
-def _pad_groups(
-    single: list[tuple[_Block, int, Runs]],
-) -> tuple[list[list[tuple[_Block, int, Runs]]], list[tuple[_Block, int, Runs]]]:
-    """Rows of similar length together, so that padding at most doubles the work; and those left alone."""
-    groups: list[list[tuple[_Block, int, Runs]]] = []
-    for item in sorted(single, key=lambda item: _length(item[2])):
-        if groups and _length(item[2]) <= 2 * _length(groups[-1][0][2]) + 32:
+def _pad_groups(single: list[tuple[_Block, dict[int, Runs]]]) -> list[list[tuple[_Block, dict[int, Runs]]]]:
+    """Rows with about as much to read together, so that padding at most doubles the work."""
+    sizes = {block.first: sum(len(_pieces(runs)) for runs in little.values()) for block, little in single}
+    groups: list[list[tuple[_Block, dict[int, Runs]]]] = []
+    for item in sorted(single, key=lambda item: sizes[item[0].first]):
+        if groups and sizes[item[0].first] <= 2 * sizes[groups[-1][0][0].first]:
             groups[-1].append(item)
         else:
             groups.append([item])
-    return [g for g in groups if len(g) > 1], [g[0] for g in groups if len(g) == 1]
+    return groups
 
 
-def _padded_tile(rows: Runs, keys: list[Runs], dtype: torch.dtype, device: torch.device) -> PaddedTile:
-    longest = max(_length(runs) for runs in keys)
-    slots = torch.empty(len(keys), longest, dtype=torch.int64)
-    bias = torch.zeros(len(keys), 1, 1, longest, dtype=dtype)
-    for i, runs in enumerate(keys):
-        own = _tensor(runs)
-        slots[i, : own.shape[0]] = own
-        slots[i, own.shape[0] :] = own[-1]  # padding reads what the row may read anyway, and weighs nothing
-        bias[i, ..., own.shape[0] :] = -torch.inf
-    return PaddedTile(_tensor(rows).to(device), slots.to(device), bias.to(device))
+def _pieces(runs: Runs) -> list[Runs]:
+    """`runs` cut into pieces of PIECE_TOKENS; the last may be shorter."""
+    pieces: list[Runs] = [[]]
+    room = PIECE_TOKENS
+    for first, length in runs:
+        at, left = first, length
+        while left:
+            if not room:
+                pieces.append([])
+                room = PIECE_TOKENS
+            taken = min(left, room)
+            pieces[-1].append((at, taken))
+            at, left, room = at + taken, left - taken, room - taken
+    return pieces
+
+
+def _padded_tile(rows: list[list[tuple[int, Runs]]], device: torch.device) -> PaddedTile:
+    """A tile of one row for each list of (query, keys)."""
+    most = max(map(len, rows))
+    longest = max(_length(runs) for pieces in rows for _, runs in pieces)
+    queries = torch.empty(len(rows), most, dtype=torch.int64)
+    slots = torch.empty(len(rows), most, longest, dtype=torch.int64)
+    bias = torch.full((len(rows), 1, 1, most, longest), -torch.inf)
+    for i, pieces in enumerate(rows):
+        # Padding reads what the row may read anyway, and weighs nothing.
+        queries[i], slots[i] = pieces[0][0], pieces[0][1][0][0]
+        for j, (query, runs) in enumerate(pieces):
+            queries[i, j] = query
+            slots[i, j, : _length(runs)] = _tensor(runs)
+            bias[i, ..., j, : _length(runs)] = 0
+    return PaddedTile(queries.to(device), slots.to(device), bias.flatten(3).to(device))
 
 
 def _merge_adjacent(runs: Runs) -> Runs:
