@@ -21,7 +21,6 @@ from laban.kvstore.store import Entry
 # Below this many tokens a shared read costs more in queries and partial results than it saves in keys.
 MIN_SHARED_TOKENS = 128
 # For few rows, a stretch of keys this long is read where it lies: a gather would copy more than another tile costs.
-# Where there is nothing else to merge with, four times as long: a single tile needs no merge.
 MIN_SLICE_TOKENS = 256
 MAX_SLICE_ROWS = 8
 # Of the padded tiles: a longer piece pads more, a shorter one repeats the query more often.
@@ -140,14 +139,17 @@ class _Planner:
             tiles.append((members, entry.runs(begin, end)))
         sharing = {block.first for members in shared.values() for block, _ in members}
         for block, by_offset in zip(blocks, private, strict=True):
+            # A single tile needs no merge, which is worth the gather of up to four times as many tokens.
             alone = block.num_rows == 1 and len(by_offset) == 1 and block.first not in sharing
-            min_slice = 4 * MIN_SLICE_TOKENS if alone else MIN_SLICE_TOKENS
+            if alone and _length(by_offset[next(iter(by_offset))]) < 4 * MIN_SLICE_TOKENS:
+                single.append((block, by_offset))
+                continue
             little: dict[int, Runs] = {}
             for offset, runs in by_offset.items():
                 if block.num_rows <= MAX_SLICE_ROWS:
                     merged = _merge_adjacent(runs)
-                    tiles += [([(block, offset)], [run]) for run in merged if run[1] >= min_slice]
-                    runs = [run for run in merged if run[1] < min_slice]
+                    tiles += [([(block, offset)], [run]) for run in merged if run[1] >= MIN_SLICE_TOKENS]
+                    runs = [run for run in merged if run[1] < MIN_SLICE_TOKENS]
                 if runs and block.num_rows == 1:
                     little[offset] = runs
                 elif runs:
