@@ -7,6 +7,7 @@ measured the whole server is stopped by a signal, so that it takes no core from 
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -84,9 +85,8 @@ class VllmPeer:
         self._signal(signal.SIGCONT)
         self._signal(signal.SIGTERM)
         try:
-            self._process.wait(15)
-        except subprocess.TimeoutExpired:
-            pass
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(15)
         finally:
             self._signal(signal.SIGKILL)  # its engine process may outlive it
             self._process.wait()
