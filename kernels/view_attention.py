@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from laban.kernels.rotary import turn, turn_tables
+from laban.kernels.row_attention import RowReads, attend_rows
 
 Index = slice | Tensor  # of rows: a slice costs no gather
 
@@ -27,24 +28,11 @@ class StackedTile:
 
 
 @dataclass(frozen=True, slots=True)
-class PaddedTile:
-    """Rows with little to read, each over pieces of keys that it reads by a query of its own, in one softmax.
-
-    Row i reads the keys `slots[i, j]` by query `queries[i, j]`, as far as `bias[i]` is 0; padding repeats a slot that
-    the row may read.
-    """
-
-    queries: Tensor  # [num_rows, num_pieces] int64, into the queries, then the turned queries
-    slots: Tensor  # [num_rows, num_pieces, piece_tokens] int64
-    bias: Tensor  # [num_rows, 1, 1, num_pieces * piece_tokens] float32, 0 or -inf
-
-
-@dataclass(frozen=True, slots=True)
 class AttentionPlan:
     """One iteration's attention, the same for every layer.
 
     Turned query j is query `turned[j]` rotated by (`turn_cos`, `turn_sin`)[j]; tiles number it num_tokens + j.
-    `owners` gives, for every row of every tile's result in the order causal, stacked, padded, the token it belongs to.
+    `owners` gives, for every row of every tile's result in the order causal, stacked, rows, the token it belongs to.
     """
 
     num_tokens: int
@@ -53,7 +41,7 @@ class AttentionPlan:
     turn_sin: Tensor | None
     causal: tuple[slice, ...]  # runs of new tokens; each sees its own run up to itself
     stacked: tuple[StackedTile, ...]
-    padded: tuple[PaddedTile, ...]
+    rows: RowReads | None
     owners: Tensor  # [num_partials] int64
     in_order: bool  # owners is 0, 1, ... num_tokens - 1: nothing to merge
 
@@ -83,7 +71,8 @@ def attend(
     parts += [
         _stacked(_rows(queries, t.rows), _rows(k_pool, t.slots), _rows(v_pool, t.slots), scale) for t in plan.stacked
     ]
-    parts += [_padded(queries, k_pool, v_pool, tile, scale) for tile in plan.padded]
+    if plan.rows is not None:
+        parts.append(attend_rows(q, k_pool, v_pool, plan.rows, scale))
     if len(parts) == 1:
         out, lse = parts[0]
     else:
@@ -129,7 +118,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tens
     q4 = q.view(n, kv_heads, group, dim).permute(2, 1, 0, 3)
     k4 = k.permute(1, 0, 2).expand(group, kv_heads, n, dim)
     v4 = v.permute(1, 0, 2).expand(group, kv_heads, n, dim)
-    out, lse = _partial(q4, k4, v4, None, True, scale)
+    out, lse = _partial(q4, k4, v4, True, scale)
     return out.permute(2, 1, 0, 3).reshape(n, heads, dim), lse.permute(2, 1, 0).reshape(n, heads)
 
 
@@ -140,43 +129,24 @@ def _stacked(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Ten
     group = heads // kv_heads
     # A group's query heads are just more rows over the same keys: [1, kv_heads, n * group, dim].
     q4 = q.view(n, kv_heads, group, dim).permute(1, 0, 2, 3).reshape(1, kv_heads, n * group, dim)
-    out, lse = _partial(q4, k.permute(1, 0, 2)[None], v.permute(1, 0, 2)[None], None, False, scale)
+    out, lse = _partial(q4, k.permute(1, 0, 2)[None], v.permute(1, 0, 2)[None], False, scale)
     out = out.view(kv_heads, n, group, dim).permute(1, 0, 2, 3).reshape(n, heads, dim)
     return out, lse.view(kv_heads, n, group).permute(1, 0, 2).reshape(n, heads)
 
 
-def _padded(queries: Tensor, k_pool: Tensor, v_pool: Tensor, tile: PaddedTile, scale: float) -> tuple[Tensor, Tensor]:
-    """-> ([num_rows, heads, dim], float32 [num_rows, heads]). A flash kernel has no gain here: the scores are few."""
-    n, pieces, length = tile.slots.shape
-    heads, dim = queries.shape[1:]
-    kv_heads = k_pool.shape[1]
-    group = heads // kv_heads
-    q = _rows(queries, tile.queries).view(n, pieces, kv_heads, group, dim)
-    k = _rows(k_pool, tile.slots)
-    v = _rows(v_pool, tile.slots).view(n, pieces * length, kv_heads, dim)
-    scores = torch.matmul(q, k.permute(0, 1, 3, 4, 2)).permute(0, 2, 3, 1, 4)  # [n, kv_heads, group, pieces, length]
-    scores = scores.reshape(n, kv_heads, group, pieces * length).float() * scale + tile.bias
-    lse = torch.logsumexp(scores, dim=-1)
-    weights = torch.exp(scores - lse[..., None]).to(v.dtype)
-    out = torch.matmul(weights, v.transpose(1, 2))
-    return out.reshape(n, heads, dim), lse.reshape(n, heads)
-
-
-def _partial(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def _partial(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """Attention with its log-sum-exp: q [b, h, n, d] over k, v [b, h, m, d] -> ([b, h, n, d], float32 [b, h, n])."""
     if q.device.type == "cpu":
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, causal, attn_mask=bias, scale=scale
-        )
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
         return out, lse.contiguous()
-    if bias is None and attention_backend(q.device, q.dtype) == "torch-cuda-flash":
+    if attention_backend(q.device, q.dtype) == "torch-cuda-flash":
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)[:2]
         return out, lse
-    return partial_attention_reference(q, k, v, bias, causal, scale)
+    return partial_attention_reference(q, k, v, causal, scale)
 
 
 def attention_backend(device: torch.device, dtype: torch.dtype) -> str:
-    """What computes a tile that needs no bias: torch's FlashAttention, or its definition where that has no kernel."""
+    """What computes a tile: torch's FlashAttention, or its definition where that has no kernel."""
     if device.type == "cpu":
         return "torch-cpu-flash"
     if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
@@ -184,13 +154,9 @@ def attention_backend(device: torch.device, dtype: torch.dtype) -> str:
     return "torch-math"
 
 
-def partial_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
+def partial_attention_reference(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """What a flash kernel computes, in plain torch: materializes the scores [b, h, n, m] in float32."""
     scores = torch.matmul(q, k.transpose(-1, -2)).float() * scale
-    if bias is not None:
-        scores = scores + bias.float()
     if causal:
         n = q.shape[-2]
         scores = scores.masked_fill(torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1), -torch.inf)

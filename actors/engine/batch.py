@@ -1,8 +1,8 @@
 """One iteration's batch: which tokens are computed, where their keys go, and who attends to what.
 
-Chunks of sequences become blocks of rows with the same reads; reads become the tiles of an
+Chunks of sequences become blocks of rows with the same reads; reads become the tiles and row reads of an
 `AttentionPlan`. What several blocks read is stacked into one tile, whatever their offsets; the rest is
-gathered per block and offset, and single rows with little to read are padded together.
+gathered per block and offset, or left to the kernel for single rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from laban.actors.engine.sequence import Read, Sequence
 from laban.kernels.rotary import turn_tables
-from laban.kernels.view_attention import AttentionPlan, Index, PaddedTile, StackedTile
+from laban.kernels.row_attention import RowReads, has_compiled_rows
+from laban.kernels.view_attention import AttentionPlan, Index, StackedTile
 from laban.kvstore.store import Entry
 
 # Below this many tokens a shared read costs more in queries and partial results than it saves in keys.
@@ -23,10 +24,11 @@ MIN_SHARED_TOKENS = 128
 # For few rows, a stretch of keys this long is read where it lies: a gather would copy more than another tile costs.
 MIN_SLICE_TOKENS = 256
 MAX_SLICE_ROWS = 8
-# Of the padded tiles: a longer piece pads more, a shorter one repeats the query more often.
-PIECE_TOKENS = 64
+# Rows times keys that the compiled kernel for single rows does in the time that a tile costs besides its arithmetic.
+ROW_WORK_PER_TILE = 2048
 
 Runs = list[tuple[int, int]]  # (first, length)
+ByOffset = dict[int, Runs]  # what is read, by how far from its place
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +62,18 @@ class _Block:
     reads: tuple[Read, ...]
     entry: Entry  # of the first row's message
     begin: int  # the first row's index in it
+    slots: Runs  # of the rows
 
     @property
     def num_rows(self) -> int:
         return self.stop - self.first
 
-    @property
-    def own_keys(self) -> Runs:
-        """The block's own tokens in the pool: those of earlier iterations, and a single row itself."""
-        return self.entry.runs(0, self.begin + (self.num_rows == 1))
+    def rows(self, by_offset: ByOffset) -> list[tuple[int, ByOffset]]:
+        """Each row alone, with what it sees: `by_offset`, and the block up to itself."""
+        return [
+            (self.first + i, by_offset | {0: _merge_adjacent(by_offset.get(0, []) + _clip(self.slots, i + 1))})
+            for i in range(self.num_rows)
+        ]
 
 
 def build_batch(chunks: Seq[Chunk], inv_freq: Tensor, dtype: torch.dtype, device: torch.device) -> Batch:
@@ -84,8 +89,7 @@ def build_batch(chunks: Seq[Chunk], inv_freq: Tensor, dtype: torch.dtype, device
         slots += sequence.entry.runs(chunk.begin, end)
         if sequence.wants_token and end == len(sequence.tokens):
             logit_rows.append(len(token_ids) - 1)
-    planner = _Planner(len(token_ids))
-    plan = planner.plan(_blocks(chunks), inv_freq, dtype, device)
+    plan = _Planner(len(token_ids), inv_freq, dtype, device).plan(_blocks(chunks))
     write_slots = _index(slots)
     return Batch(
         torch.tensor(token_ids, device=device),
@@ -101,11 +105,14 @@ def _blocks(chunks: Seq[Chunk]) -> list[_Block]:
     row = 0
     previous: Chunk | None = None
     for chunk in chunks:
+        entry, stop = chunk.sequence.entry, row + chunk.count
+        slots = entry.runs(chunk.begin, chunk.begin + chunk.count)
         if previous is not None and _continues(previous, chunk):
-            blocks[-1].stop += chunk.count
+            blocks[-1].stop = stop
+            blocks[-1].slots += slots
         else:
-            blocks.append(_Block(row, row + chunk.count, chunk.sequence.reads, chunk.sequence.entry, chunk.begin))
-        row += chunk.count
+            blocks.append(_Block(row, stop, chunk.sequence.reads, entry, chunk.begin, slots))
+        row = stop
         previous = chunk
     return blocks
 
@@ -123,56 +130,48 @@ def _continues(previous: Chunk, chunk: Chunk) -> bool:
 class _Planner:
     """Collects tiles. Rows of the queries are 0 .. num_tokens - 1; turned copies are numbered after them."""
 
-    def __init__(self, num_tokens: int) -> None:
-        self.num_tokens = num_tokens
+    def __init__(self, num_tokens: int, inv_freq: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+        self.num_tokens, self.inv_freq, self.dtype, self.device = num_tokens, inv_freq, dtype, device
+        self.compiled_rows = has_compiled_rows(device, dtype)
         self.turned: list[tuple[int, int, int]] = []  # (first row, number of rows, offset)
         self.num_turned = 0
         self.turned_at: dict[tuple[int, int], int] = {}  # (block's first row, offset) -> first turned row
 
-    def plan(self, blocks: list[_Block], inv_freq: Tensor, dtype: torch.dtype, device: torch.device) -> AttentionPlan:
-        causal = [block for block in blocks if block.num_rows > 1]
-        shared, private = _split(blocks)
+    def plan(self, blocks: list[_Block]) -> AttentionPlan:
+        causal: list[_Block] = []
         # (members, keys): each member is a block and the offset at which it reads the keys.
         tiles: list[tuple[list[tuple[_Block, int]], Runs]] = []
-        single: list[tuple[_Block, dict[int, Runs]]] = []
+        single: list[tuple[int, ByOffset]] = []  # (token, what it reads)
+        shared, private = self._split(blocks)
         for (entry, begin, end), members in shared.items():
             tiles.append((members, entry.runs(begin, end)))
-        sharing = {block.first for members in shared.values() for block, _ in members}
         for block, by_offset in zip(blocks, private, strict=True):
-            # A single tile needs no merge, which is worth the gather of up to four times as many tokens.
-            alone = block.num_rows == 1 and len(by_offset) == 1 and block.first not in sharing
-            if alone and _length(by_offset[next(iter(by_offset))]) < 4 * MIN_SLICE_TOKENS:
-                single.append((block, by_offset))
+            if self._belongs_to_rows(block, by_offset):
+                single += block.rows(by_offset)
                 continue
-            little: dict[int, Runs] = {}
+            rest: ByOffset = {}
             for offset, runs in by_offset.items():
                 if block.num_rows <= MAX_SLICE_ROWS:
                     merged = _merge_adjacent(runs)
                     tiles += [([(block, offset)], [run]) for run in merged if run[1] >= MIN_SLICE_TOKENS]
                     runs = [run for run in merged if run[1] < MIN_SLICE_TOKENS]
-                if runs and block.num_rows == 1:
-                    little[offset] = runs
-                elif runs:
-                    tiles.append(([(block, offset)], runs))
-            if little:
-                single.append((block, little))
+                if runs:
+                    rest[offset] = runs
+            if block.num_rows == 1:
+                single += block.rows(rest)
+            else:
+                causal.append(block)
+                tiles += [([(block, offset)], runs) for offset, runs in rest.items()]
 
         owners: Runs = [(block.first, block.num_rows) for block in causal]
         stacked_tiles = []
         for members, runs in tiles:
             rows = [self._rows(block, offset) for block, offset in members]
             owners += [(block.first, block.num_rows) for block, _ in members]
-            stacked_tiles.append(StackedTile(_to(_index(rows), device), _to(_index(runs), device)))
-        padded_tiles = []
-        for group in _pad_groups(single):
-            owners += [(block.first, 1) for block, _ in group]
-            pieces = [
-                [(self._rows(block, offset)[0], piece) for offset, runs in little.items() for piece in _pieces(runs)]
-                for block, little in group
-            ]
-            padded_tiles.append(_padded_tile(pieces, device))
+            stacked_tiles.append(StackedTile(_to(_index(rows), self.device), _to(_index(runs), self.device)))
+        owners += [(token, 1) for token, _ in single]
         in_order = _index(owners) == slice(0, self.num_tokens)
-        turned, cos, sin = self._turn(inv_freq, dtype, device)
+        turned, cos, sin = self._turn()
         return AttentionPlan(
             num_tokens=self.num_tokens,
             turned=turned,
@@ -180,9 +179,63 @@ class _Planner:
             turn_sin=sin,
             causal=tuple(slice(block.first, block.stop) for block in causal),
             stacked=tuple(stacked_tiles),
-            padded=tuple(padded_tiles),
-            owners=_tensor(owners).to(device),
+            rows=self._row_reads(single) if single else None,
+            owners=_tensor(owners).to(self.device),
             in_order=in_order,
+        )
+
+    def _split(
+        self, blocks: list[_Block]
+    ) -> tuple[dict[tuple[Entry, int, int], list[tuple[_Block, int]]], list[ByOffset]]:
+        """Reads worth stacking, by what is read, and for each block what it reads alone."""
+        readers: dict[tuple[Entry, int, int], list[tuple[_Block, int]]] = {}
+        for block in blocks:
+            for read in block.reads:
+                readers.setdefault((read.entry, read.begin, read.end), []).append((block, read.offset))
+        least_work = 2 * ROW_WORK_PER_TILE if self.compiled_rows else 0
+        shared = {
+            (entry, begin, end): members
+            for (entry, begin, end), members in readers.items()
+            if len(members) > 1
+            and end - begin >= MIN_SHARED_TOKENS
+            and (end - begin) * sum(block.num_rows for block, _ in members) >= least_work
+        }
+        private: list[ByOffset] = []
+        for block in blocks:
+            by_offset: ByOffset = {}
+            for read in block.reads:
+                if (read.entry, read.begin, read.end) not in shared:
+                    by_offset.setdefault(read.offset, []).extend(read.entry.runs(read.begin, read.end))
+            if block.begin:  # its own tokens of earlier iterations
+                by_offset.setdefault(0, []).extend(block.entry.runs(0, block.begin))
+            private.append(by_offset)
+        return shared, private
+
+    def _belongs_to_rows(self, block: _Block, by_offset: ByOffset) -> bool:
+        """Whether to leave all that `block` reads alone to the compiled kernel."""
+        if not self.compiled_rows:
+            return False
+        num_keys = block.num_rows + sum(map(_length, by_offset.values()))
+        return block.num_rows == 1 or block.num_rows * num_keys <= ROW_WORK_PER_TILE * (1 + len(by_offset))
+
+    def _row_reads(self, single: list[tuple[int, ByOffset]]) -> RowReads:
+        turns: dict[int, int] = {}
+        starts, runs, turn_of_run = [0], Runs(), list[int]()
+        for _, by_offset in single:
+            for offset, merged in by_offset.items():
+                runs += merged
+                turn_of_run += [turns.setdefault(offset, len(turns)) if offset else -1] * len(merged)
+            starts.append(len(runs))
+        cos, sin = turn_tables(torch.tensor(list(turns), device=self.inv_freq.device), self.inv_freq, self.dtype)
+        first, length = torch.tensor(runs, device=self.device).T.contiguous()
+        return RowReads(
+            torch.tensor([token for token, _ in single], device=self.device),
+            torch.tensor(starts, device=self.device),
+            first,
+            length,
+            torch.tensor(turn_of_run, device=self.device),
+            cos,
+            sin,
         )
 
     def _rows(self, block: _Block, offset: int) -> tuple[int, int]:
@@ -196,85 +249,15 @@ class _Planner:
             self.num_turned += block.num_rows
         return self.turned_at[key], block.num_rows
 
-    def _turn(
-        self, inv_freq: Tensor, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def _turn(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         if not self.turned:
             return None, None, None
-        rows = _tensor([(first, count) for first, count, _ in self.turned]).to(device)
+        rows = _tensor([(first, count) for first, count, _ in self.turned]).to(self.device)
         offsets = torch.tensor([offset for _, _, offset in self.turned])
         counts = torch.tensor([count for _, count, _ in self.turned])
-        cos, sin = turn_tables(offsets.to(inv_freq.device), inv_freq, dtype)
+        cos, sin = turn_tables(offsets.to(self.inv_freq.device), self.inv_freq, self.dtype)
         repeats = counts.to(cos.device)
         return rows, cos.repeat_interleave(repeats, 0), sin.repeat_interleave(repeats, 0)
-
-
-def _split(
-    blocks: list[_Block],
-) -> tuple[dict[tuple[Entry, int, int], list[tuple[_Block, int]]], list[dict[int, Runs]]]:
-    """Reads worth stacking, by what is read, and for each block what it reads alone, by offset."""
-    readers: dict[tuple[Entry, int, int], list[tuple[_Block, int]]] = {}
-    for block in blocks:
-        for read in block.reads:
-            readers.setdefault((read.entry, read.begin, read.end), []).append((block, read.offset))
-    shared = {
-        key: members for key, members in readers.items() if len(members) > 1 and key[2] - key[1] >= MIN_SHARED_TOKENS
-    }
-    private: list[dict[int, Runs]] = []
-    for block in blocks:
-        by_offset: dict[int, Runs] = {}
-        for read in block.reads:
-            if (read.entry, read.begin, read.end) not in shared:
-                by_offset.setdefault(read.offset, []).extend(read.entry.runs(read.begin, read.end))
-        if own_keys := block.own_keys:
-            by_offset.setdefault(0, []).extend(own_keys)
-        private.append(by_offset)
-    return shared, private
-
-
-def _pad_groups(single: list[tuple[_Block, dict[int, Runs]]]) -> list[list[tuple[_Block, dict[int, Runs]]]]:
-    """Rows with about as much to read together, so that padding at most doubles the work."""
-    sizes = {block.first: sum(len(_pieces(runs)) for runs in little.values()) for block, little in single}
-    groups: list[list[tuple[_Block, dict[int, Runs]]]] = []
-    for item in sorted(single, key=lambda item: sizes[item[0].first]):
-        if groups and sizes[item[0].first] <= 2 * sizes[groups[-1][0][0].first]:
-            groups[-1].append(item)
-        else:
-            groups.append([item])
-    return groups
-
-
-def _pieces(runs: Runs) -> list[Runs]:
-    """`runs` cut into pieces of PIECE_TOKENS; the last may be shorter."""
-    pieces: list[Runs] = [[]]
-    room = PIECE_TOKENS
-    for first, length in runs:
-        at, left = first, length
-        while left:
-            if not room:
-                pieces.append([])
-                room = PIECE_TOKENS
-            taken = min(left, room)
-            pieces[-1].append((at, taken))
-            at, left, room = at + taken, left - taken, room - taken
-    return pieces
-
-
-def _padded_tile(rows: list[list[tuple[int, Runs]]], device: torch.device) -> PaddedTile:
-    """A tile of one row for each list of (query, keys)."""
-    most = max(map(len, rows))
-    longest = max(_length(runs) for pieces in rows for _, runs in pieces)
-    queries = torch.empty(len(rows), most, dtype=torch.int64)
-    slots = torch.empty(len(rows), most, longest, dtype=torch.int64)
-    bias = torch.full((len(rows), 1, 1, most, longest), -torch.inf)
-    for i, pieces in enumerate(rows):
-        # Padding reads what the row may read anyway, and weighs nothing.
-        queries[i], slots[i] = pieces[0][0], pieces[0][1][0][0]
-        for j, (query, runs) in enumerate(pieces):
-            queries[i, j] = query
-            slots[i, j, : _length(runs)] = _tensor(runs)
-            bias[i, ..., j, : _length(runs)] = 0
-    return PaddedTile(queries.to(device), slots.to(device), bias.flatten(3).to(device))
 
 
 def _merge_adjacent(runs: Runs) -> Runs:
@@ -285,6 +268,17 @@ def _merge_adjacent(runs: Runs) -> Runs:
         else:
             merged.append((first, length))
     return merged
+
+
+def _clip(runs: Runs, num_slots: int) -> Runs:
+    """The first `num_slots` slots of `runs`."""
+    clipped: Runs = []
+    for first, length in runs:
+        if num_slots <= 0:
+            break
+        clipped.append((first, min(length, num_slots)))
+        num_slots -= length
+    return clipped
 
 
 def _length(runs: Runs) -> int:

@@ -12,6 +12,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from laban.actors.engine.batch import Batch
 from laban.actors.errors import UnsupportedModel
 from laban.kernels.packed_linear import can_pack, pack_linears
+from laban.kernels.row_attention import compile_rows, has_compiled_rows
 from laban.kernels.view_attention import attend, attention_backend
 
 ATTENTION = "laban_views"
@@ -36,6 +37,8 @@ class Runner:
         shape = (config.num_hidden_layers, num_slots, config.num_key_value_heads, self.head_dim)
         if self.device.type == "cpu" and can_pack(self.dtype):
             pack_linears(model)
+        if has_compiled_rows(self.device, self.dtype):
+            compile_rows(2 * self.inv_freq.shape[0])
         self.k_pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
         self.v_pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from laban.actors.engine import batch as batch_module
 from laban.actors.engine.batch import Chunk, build_batch
 from laban.actors.engine.sequence import Read, Sequence
+from laban.kernels import row_attention
 from laban.kernels.rotary import turn, turn_tables
+from laban.kernels.row_attention import RowReads, attend_rows, attend_rows_reference, has_compiled_rows
 from laban.kernels.view_attention import attend, attend_reference, merge, partial_attention_reference
 from laban.kvstore.store import Entry
 
@@ -53,14 +55,24 @@ def batches(draw: st.DrawFn) -> tuple[list[Chunk], list[list[tuple[int, int]]], 
     seed=st.integers(0, 1000),
     shared=st.sampled_from([1, 1000, batch_module.MIN_SHARED_TOKENS]),
     piece=st.sampled_from([1, 50, batch_module.MIN_SLICE_TOKENS]),
+    row_work=st.sampled_from([0, 500, 1_000_000]),
+    compiled=st.booleans(),
 )
 def test_tiles_compute_the_definition(
-    case: tuple[list[Chunk], list[list[tuple[int, int]]], int], seed: int, shared: int, piece: int
+    case: tuple[list[Chunk], list[list[tuple[int, int]]], int],
+    seed: int,
+    shared: int,
+    piece: int,
+    row_work: int,
+    compiled: bool,
 ) -> None:
-    """Whatever is stacked, sliced or padded: the thresholds decide the speed alone."""
+    """Whatever is stacked, sliced or left to single rows: the thresholds decide the speed alone."""
     chunks, sees, group = case
     torch.manual_seed(seed)
-    with mock.patch.multiple(batch_module, MIN_SHARED_TOKENS=shared, MIN_SLICE_TOKENS=piece):
+    with (
+        mock.patch.multiple(batch_module, MIN_SHARED_TOKENS=shared, MIN_SLICE_TOKENS=piece, ROW_WORK_PER_TILE=row_work),
+        mock.patch.object(batch_module, "has_compiled_rows", return_value=compiled),
+    ):
         batch = build_batch(chunks, INV_FREQ, torch.float32, torch.device("cpu"))
     n = batch.num_tokens
     q, k, v = torch.randn(n, 2 * group, DIM), torch.randn(n, 2, DIM), torch.randn(n, 2, DIM)
@@ -68,9 +80,39 @@ def test_tiles_compute_the_definition(
     visible = sorted({slot for row in sees for slot, _ in row})
     k_pool[visible], v_pool[visible] = torch.randn(len(visible), 2, DIM), torch.randn(len(visible), 2, DIM)
     k_pool[batch.write_slots], v_pool[batch.write_slots] = k, v
-    out = attend(q, k, v, k_pool, v_pool, batch.plan, 0.3)
+    with mock.patch.object(row_attention, "has_compiled_rows", return_value=compiled):
+        out = attend(q, k, v, k_pool, v_pool, batch.plan, 0.3)
     expected = attend_reference(q, k_pool, v_pool, sees, INV_FREQ, 0.3)
     torch.testing.assert_close(out.double(), expected, atol=2e-5, rtol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(
+        st.lists(st.tuples(st.integers(0, 90), st.integers(1, 10), st.integers(-1, 2)), min_size=1, max_size=6),
+        min_size=1,
+        max_size=5,
+    ),
+    group=st.sampled_from([1, 3]),
+    rotary_dim=st.sampled_from([DIM, DIM // 2]),
+    seed=st.integers(0, 1000),
+)
+def test_the_compiled_rows_and_the_reference_agree(
+    rows: list[list[tuple[int, int, int]]], group: int, rotary_dim: int, seed: int
+) -> None:
+    """Each row is a list of (first slot, number of slots, turn)."""
+    assert has_compiled_rows(torch.device("cpu"), torch.float32)
+    torch.manual_seed(seed)
+    runs = torch.tensor([run for row in rows for run in row])
+    starts = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
+    first, length, turns = runs.T.contiguous()
+    cos, sin = turn_tables(torch.tensor([3, -70, 4000]), INV_FREQ[: rotary_dim // 2], torch.float32)
+    reads = RowReads(torch.randint(0, 7, (len(rows),)), starts, first, length, turns, cos, sin)
+    q, k_pool, v_pool = torch.randn(7, 2 * group, DIM), torch.randn(100, 2, DIM), torch.randn(100, 2, DIM)
+    for a, b in zip(
+        attend_rows(q, k_pool, v_pool, reads, 0.3), attend_rows_reference(q, k_pool, v_pool, reads, 0.3), strict=True
+    ):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rotary_dim", [DIM, DIM // 2])
@@ -98,7 +140,5 @@ def test_the_flash_kernel_and_the_reference_agree(causal: bool) -> None:
     from laban.kernels.view_attention import _partial
 
     q, k, v = torch.randn(3, 2, 2, 33, 16).unbind(0)
-    for a, b in zip(
-        _partial(q, k, v, None, causal, 0.2), partial_attention_reference(q, k, v, None, causal, 0.2), strict=True
-    ):
+    for a, b in zip(_partial(q, k, v, causal, 0.2), partial_attention_reference(q, k, v, causal, 0.2), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
