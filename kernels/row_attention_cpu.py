@@ -7,20 +7,16 @@ operation by spinning: tried, that gains nothing, and without the spinning every
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from laban.kernels.compiled_loops import Floats, jit
+
 Ints = NDArray[np.int64]
 
-# Sums may be regrouped into vectors; infinities and not-a-numbers keep their meaning.
-_jit: Any = numba.njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, cache=True)
 
-
-@_jit  # type: ignore[untyped-decorator]
+@jit  # type: ignore[untyped-decorator]
 def fill_rows(
     q: Floats,  # [num_tokens, num_heads, head_dim]
     k_pool: Floats,  # [num_slots, num_kv_heads, head_dim]

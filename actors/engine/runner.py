@@ -11,6 +11,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from laban.actors.engine.batch import Batch
 from laban.actors.errors import UnsupportedModel
+from laban.kernels.compiled_ops import compile_norms, compile_rotary
 from laban.kernels.packed_linear import can_pack, pack_linears
 from laban.kernels.row_attention import compile_rows, has_compiled_rows
 from laban.kernels.view_attention import attend, attention_backend
@@ -35,6 +36,9 @@ class Runner:
         self.inv_freq: Tensor = _inverse_frequencies(model)
         model.set_attn_implementation(ATTENTION)
         shape = (config.num_hidden_layers, num_slots, config.num_key_value_heads, self.head_dim)
+        if self.device.type == "cpu" and self.dtype == torch.float32:
+            compile_norms(model)
+            compile_rotary(model, self.head_dim)
         if self.device.type == "cpu" and can_pack(self.dtype):
             pack_linears(model)
         if has_compiled_rows(self.device, self.dtype):
