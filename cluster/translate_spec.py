@@ -153,6 +153,8 @@ def _spelled(kind: Descriptor, value: Any, path: str) -> Any:
             return {}
         if isinstance(value, int) and not isinstance(value, bool):
             return {"count": value}
+        if isinstance(value, str):
+            return {"input": value}
         if isinstance(value, list | tuple):
             value = {"agents": value}
         if isinstance(value, Mapping) and value.get("agents") in ([], ()):

@@ -679,18 +679,20 @@ class InputSpec(_message.Message):
     def __init__(self, key: _Optional[str] = ..., type: _Optional[str] = ..., default: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., description: _Optional[str] = ...) -> None: ...
 
 class MessageSpec(_message.Message):
-    __slots__ = ("key", "text", "role", "name", "private")
+    __slots__ = ("key", "text", "role", "name", "private", "for_each")
     KEY_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PRIVATE_FIELD_NUMBER: _ClassVar[int]
+    FOR_EACH_FIELD_NUMBER: _ClassVar[int]
     key: str
     text: str
     role: str
     name: str
     private: bool
-    def __init__(self, key: _Optional[str] = ..., text: _Optional[str] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., private: bool = ...) -> None: ...
+    for_each: str
+    def __init__(self, key: _Optional[str] = ..., text: _Optional[str] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., private: bool = ..., for_each: _Optional[str] = ...) -> None: ...
 
 class AgentSpec(_message.Message):
     __slots__ = ("key", "prompt", "role", "private", "sampling", "model", "adapter", "tools")
@@ -713,7 +715,7 @@ class AgentSpec(_message.Message):
     def __init__(self, key: _Optional[str] = ..., prompt: _Optional[str] = ..., role: _Optional[str] = ..., private: bool = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ...) -> None: ...
 
 class StepSpec(_message.Message):
-    __slots__ = ("step", "agent", "for_each", "rounds", "read", "join", "external", "vote", "role", "name", "prefill", "fidelity", "sampling", "private", "tools", "response_schema")
+    __slots__ = ("step", "agent", "for_each", "rounds", "read", "join", "external", "vote", "role", "name", "prefill", "fidelity", "sampling", "private", "tools", "response_schema", "max_parallel", "on_error")
     STEP_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
     FOR_EACH_FIELD_NUMBER: _ClassVar[int]
@@ -730,6 +732,8 @@ class StepSpec(_message.Message):
     PRIVATE_FIELD_NUMBER: _ClassVar[int]
     TOOLS_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    MAX_PARALLEL_FIELD_NUMBER: _ClassVar[int]
+    ON_ERROR_FIELD_NUMBER: _ClassVar[int]
     step: str
     agent: str
     for_each: ForEachSpec
@@ -746,15 +750,23 @@ class StepSpec(_message.Message):
     private: bool
     tools: _containers.RepeatedCompositeFieldContainer[Tool]
     response_schema: _struct_pb2.Struct
-    def __init__(self, step: _Optional[str] = ..., agent: _Optional[str] = ..., for_each: _Optional[_Union[ForEachSpec, _Mapping]] = ..., rounds: _Optional[int] = ..., read: _Optional[_Iterable[_Union[ReadSpec, _Mapping]]] = ..., join: _Optional[_Union[JoinSpec, _Mapping]] = ..., external: _Optional[_Union[ExternalSpec, _Mapping]] = ..., vote: _Optional[_Union[VoteSpec, _Mapping]] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., prefill: _Optional[str] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., private: bool = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., response_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    max_parallel: int
+    on_error: str
+    def __init__(self, step: _Optional[str] = ..., agent: _Optional[str] = ..., for_each: _Optional[_Union[ForEachSpec, _Mapping]] = ..., rounds: _Optional[int] = ..., read: _Optional[_Iterable[_Union[ReadSpec, _Mapping]]] = ..., join: _Optional[_Union[JoinSpec, _Mapping]] = ..., external: _Optional[_Union[ExternalSpec, _Mapping]] = ..., vote: _Optional[_Union[VoteSpec, _Mapping]] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., prefill: _Optional[str] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., private: bool = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., response_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., max_parallel: _Optional[int] = ..., on_error: _Optional[str] = ...) -> None: ...
 
 class ForEachSpec(_message.Message):
-    __slots__ = ("agents", "count")
+    __slots__ = ("agents", "count", "input", "batch", "size")
     AGENTS_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
     agents: _containers.RepeatedScalarFieldContainer[str]
     count: int
-    def __init__(self, agents: _Optional[_Iterable[str]] = ..., count: _Optional[int] = ...) -> None: ...
+    input: str
+    batch: str
+    size: int
+    def __init__(self, agents: _Optional[_Iterable[str]] = ..., count: _Optional[int] = ..., input: _Optional[str] = ..., batch: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class ReadSpec(_message.Message):
     __slots__ = ("read", "fidelity", "begin", "end")

@@ -14,6 +14,7 @@ ABOUT = """\
 Laban runs multi-agent workflows on a language model. A workflow says which messages each step reads, in what order;
 Laban encodes every message once and lets any later step attend to it at any position.
 
+    laban new flow.yaml                         write a workflow to start from
     laban run examples/parallel_debate.yaml     run a workflow here and now, and watch it
     laban lint examples/parallel_debate.yaml    what is wrong with it, and what its steps would read
     laban serve                                 keep a cluster up, for `laban run --address` and programs
@@ -28,6 +29,7 @@ EXAMPLES = {
     laban run examples/parallel_debate.yaml
     laban run examples/parallel_debate.yaml --input question='Why is the sky blue?' --fidelity direct
     laban run flow.yaml --input report=@report.txt --set 'answer[bob,2].max_tokens=64' --seed 7
+    laban run flow.yaml --input docs='@papers/*.txt'
     laban run flow.yaml --json | jq .outputs
     laban run flow.yaml --address 10.0.0.5:8470     on a cluster that `laban serve` keeps up""",
     "submit": """\
@@ -46,6 +48,11 @@ EXAMPLES = {
     "lint": """\
     laban lint flow.yaml
     laban lint flow.yaml --model ~/models/Qwen3-8B --input question=why""",
+    "graph": """\
+    laban graph examples/parallel_debate.yaml
+    laban graph flow.yaml --svg flow.svg""",
+    "new": """\
+    laban new flow.yaml && laban run flow.yaml""",
     "config": """\
     laban config                              as resolved here: laban.yaml, LABAN_* variables, flags
     LABAN_ENGINE_POOL_TOKENS=20000 laban config --workers 2""",
@@ -125,6 +132,12 @@ def _parser() -> argparse.ArgumentParser:
     _cluster_flags(lint, only_model=True)
     _json_flag(lint)
 
+    graph = command("graph", "draw a workflow: its steps, who runs them, and what they read")
+    graph.add_argument("file", metavar="FILE", help=FILE_HELP)
+    graph.add_argument("--svg", metavar="OUT", help="write a picture to this file, instead of lines here")
+
+    command("new", "write a workflow to start from").add_argument("file", metavar="FILE", help="to be made")
+
     config = command("config", "print the configuration as resolved, every field explained")
     _cluster_flags(config)
 
@@ -144,7 +157,8 @@ def _cluster_flags(parser: argparse.ArgumentParser, *, only_model: bool = False)
 def _run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input", dest="inputs", action="append", default=[], metavar="K=V",
-        help="an input's value; K=@FILE reads it from a file, K:=JSON takes a list; repeatable",
+        help="an input's value; K=@FILE is a file's text, K='@DIR/*.txt' a list of texts, K:=JSON and K:=@FILE.json a "
+        "list or number, K:=@FILE.csv:COLUMN a column; repeatable",
     )  # fmt: skip
     parser.add_argument("--fidelity", help="for every read: exact or direct; default: as the workflow says")
     parser.add_argument("--seed", type=int, help="of all sampling noise; default: as the workflow says, else any")

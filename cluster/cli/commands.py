@@ -13,8 +13,9 @@ from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Any
 
 from laban.actors.errors import InvalidInput, Unavailable
-from laban.cluster.cli.files import parse_inputs, parse_settings, read_file
+from laban.cluster.cli.files import parse_settings, read_file
 from laban.cluster.cli.follow import Followed, document, summary
+from laban.cluster.cli.inputs import parse_inputs
 
 if TYPE_CHECKING:
     from laban.cluster.client import Client
@@ -133,6 +134,18 @@ def lint(arguments: Namespace) -> int:
     from laban.cluster.cli.lint import lint_file
 
     return lint_file(arguments)
+
+
+def graph(arguments: Namespace) -> int:
+    from laban.cluster.cli.graph import graph
+
+    return graph(arguments)
+
+
+def new(arguments: Namespace) -> int:
+    from laban.cluster.cli.new import new
+
+    return new(arguments)
 
 
 def config(arguments: Namespace) -> int:

@@ -1,8 +1,7 @@
-"""What flags and files say: a workflow's text, its inputs, its overrides."""
+"""What flags and files say: a workflow's text, its overrides."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from laban.actors.errors import InvalidInput, NotFound
@@ -16,31 +15,6 @@ def read_file(name: str) -> bytes:
         raise NotFound("no such file", field="FILE", value=name) from None
     except OSError as error:
         raise InvalidInput(f"cannot be read ({error.strerror})", field="FILE", value=name) from None
-
-
-def parse_inputs(given: list[str]) -> dict[str, object]:
-    """`K=V`, `K=@FILE` or `K:=JSON`, each input once."""
-    inputs: dict[str, object] = {}
-    for item in given:
-        name, found, value = item.partition("=")
-        if not found or not name.rstrip(":"):
-            raise InvalidInput("expected K=V", field="--input", value=item)
-        parsed: object = value
-        if name.endswith(":"):
-            name = name[:-1]
-            try:
-                parsed = json.loads(value)
-            except ValueError as error:
-                raise InvalidInput(f"is not JSON ({error})", field=f"--input {name}", value=value) from None
-        elif value.startswith("@"):
-            try:
-                parsed = read_file(value[1:]).decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise InvalidInput(f"is not UTF-8 ({error.reason})", field=f"--input {name}", value=value) from None
-        if name in inputs:
-            raise InvalidInput("is given twice", field=f"--input {name}", value=value)
-        inputs[name] = parsed
-    return inputs
 
 
 def parse_settings(given: list[str]) -> dict[str, str]:

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 
 from laban.actors.framing import Framing, derive_framing
 from laban.actors.models import check_model_folder, converted_default_model
-from laban.cluster.cli.files import parse_inputs, read_file
+from laban.cluster.cli.files import read_file
+from laban.cluster.cli.inputs import parse_inputs
 from laban.cluster.config import resolve
 from laban.cluster.workflow.diagnostics import WorkflowErrors
 from laban.cluster.workflow.lint import LintReport, lint

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from laban.cluster.workflow.diagnostics import Loc, Problem
 from laban.cluster.workflow.graph import Fidelity, Node, OutputNode, Source, StepGraph, VoteNode, vote_unit
+from laban.cluster.workflow.inputs import num_items
 from laban.cluster.workflow.order import find_cycle, topological
 from laban.cluster.workflow.resolve import Ballot, Member, Selection, Shape
 from laban.cluster.workflow.schema import Output, Step, Workflow
@@ -18,10 +19,15 @@ MAX_INSTANCES = 10_000
 MAX_READS = 250_000  # entries of all views together
 
 
-def build_graph(workflow: Workflow, fidelity: Fidelity | None = None) -> tuple[StepGraph | None, list[Problem]]:
-    """The graph, or None with at least one error. `fidelity` replaces every fidelity that the workflow states."""
+def build_graph(
+    workflow: Workflow, fidelity: Fidelity | None = None, values: Mapping[str, object] | None = None
+) -> tuple[StepGraph | None, list[Problem]]:
+    """The graph, or None with at least one error. `fidelity` replaces every fidelity that the workflow states.
+
+    `values` of the inputs: their lists say how many members a fan-out has.
+    """
     problems = check_steps(workflow)
-    shapes, broken, more = shapes_of(workflow)
+    shapes, broken, more = shapes_of(workflow, num_items(workflow, values or {}))
     problems += more
     ballots, more = ballots_of(workflow, shapes, broken)
     undecided = frozenset(s.step for s in workflow.steps if s.vote is not None and s.step not in ballots)
@@ -45,11 +51,16 @@ def build_graph(workflow: Workflow, fidelity: Fidelity | None = None) -> tuple[S
     waited = {unit for node in nodes.values() for unit in node.waits}
     waited |= {unit for end in ends.values() for unit in end.waits}
     votes = {s.step: _vote(s, shapes, ballots) for s in workflow.steps if vote_unit(s.step) in waited}
-    return _close(workflow, nodes, votes, ends)
+    fixed = {name: shape.keys() for name, shape in shapes.items() if shape.fixed}
+    return _close(workflow, {name: fixed.get(name, (name,)) for name in workflow.messages}, nodes, votes, ends)
 
 
 def _close(
-    workflow: Workflow, nodes: dict[str, Node], votes: dict[str, VoteNode], outputs: dict[str, OutputNode]
+    workflow: Workflow,
+    fixed: dict[str, tuple[str, ...]],
+    nodes: dict[str, Node],
+    votes: dict[str, VoteNode],
+    outputs: dict[str, OutputNode],
 ) -> tuple[StepGraph | None, list[Problem]]:
     waits = {address: node.waits for address, node in nodes.items()}
     waits |= {vote.unit: vote.waits for vote in votes.values()}
@@ -61,7 +72,7 @@ def _close(
         for need in needed:
             consumers[need].append(unit)
     frozen = {unit: tuple(users) for unit, users in consumers.items()}
-    return StepGraph(workflow, nodes, votes, outputs, frozen, tuple(order)), []
+    return StepGraph(workflow, fixed, nodes, votes, outputs, frozen, tuple(order)), []
 
 
 def _cycle(cycle: list[str], nodes: dict[str, Node]) -> Problem:

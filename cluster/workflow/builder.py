@@ -59,10 +59,17 @@ class Workflow:
         return self._add("agents", name, _given(prompt=prompt, role=role, private=private, sampling=sampling))
 
     def message(
-        self, key: str, text: str, *, role: str | None = None, name: str | None = None, private: bool | None = None
+        self,
+        key: str,
+        text: str,
+        *,
+        for_each: str | None = None,
+        role: str | None = None,
+        name: str | None = None,
+        private: bool | None = None,
     ) -> Self:
-        """A fixed message that steps read as `key`; `name` is its name line."""
-        return self._add("messages", key, _given(text=text, role=role, name=name, private=private))
+        """A fixed message that steps read as `key`, or one for each item of the list `for_each`; `name`: its line."""
+        return self._add("messages", key, _given(text=text, for_each=for_each, role=role, name=name, private=private))
 
     def step(
         self,
@@ -70,8 +77,10 @@ class Workflow:
         *,
         read: Sequence[Readable] = (),
         agent: str | None = None,
-        for_each: str | int | Sequence[str] | None = None,
+        for_each: str | int | Sequence[str] | Mapping[str, Any] | None = None,
+        max_parallel: int | None = None,
         rounds: int | None = None,
+        on_error: str | None = None,
         join: str | Mapping[str, Any] | None = None,
         external: Mapping[str, Any] | None = None,
         vote: str | Mapping[str, Any] | None = None,
@@ -84,6 +93,7 @@ class Workflow:
     ) -> Self:
         """A step; steps may be added in any order."""
         fields = {"agent": agent, "for_each": for_each, "rounds": rounds, "join": join, "external": external}
+        fields |= {"max_parallel": max_parallel, "on_error": on_error}
         fields |= {"vote": vote, "role": role, "name": name, "prefill": prefill, "fidelity": fidelity}
         entry = {"step": step, "read": list(read), **_given(**fields, sampling=sampling, private=private)}
         self._data.setdefault("steps", []).append(_plain(entry))

@@ -44,7 +44,10 @@ class Diagnostic:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A finding before it has a line: `loc` is the path of keys and indexes into the workflow."""
+    """A finding before it has a line: `loc` is the path of keys and indexes into the workflow.
+
+    One that is not `in_file` is about what the caller of a run added; `loc` is then a path into that.
+    """
 
     loc: Loc
     message: str
@@ -52,6 +55,7 @@ class Problem:
     expected: str = ""
     severity: Severity = "error"
     code: Code = "invalid"
+    in_file: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ class Marks:
         if loc and loc[-1] == "[key]":
             loc = loc[:-1]
             place = keys.get(loc)
-        for size in range(len(loc), -1, -1):
+        for size in range(len(loc), -1, -1) if problem.in_file else ():
             if place is not None:
                 break
             place = values.get(loc[:size])
@@ -93,7 +97,7 @@ class Marks:
             problem.value,
             problem.expected,
             problem.code,
-            self.source,
+            self.source if problem.in_file else "",
         )
 
 

@@ -13,14 +13,12 @@ from laban.cluster.workflow.names import NAME_RULE
 
 # Keys of parts of the language still to come: said to be so, instead of "unknown".
 _OF_ACTORS = {"model", "adapter", "tools", "response_schema"}
-_OF_STEPS = {"loop", "steps", "when", "branch", "max_parallel", "order", "timeout_s", "retries", "on_error", "workflow"}
+_OF_STEPS = {"loop", "steps", "when", "branch", "order", "timeout_s", "retries", "workflow"}
 _RESERVED: dict[str, set[str]] = {
     "Workflow": {*_OF_ACTORS, "include"},
     "Agent": _OF_ACTORS,
-    "Message": {"for_each"},
     "Step": _OF_ACTORS | _OF_STEPS,
     "External": {"args", "input_schema", "output_schema", "timeout_s", "retries", "on_error", "lease_s"},
-    "ForEach": {"batch", "size", "list", "max_parallel"},
     "Vote": {"pattern", "pointer"},
 }
 _TYPES = {

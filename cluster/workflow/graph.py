@@ -96,6 +96,7 @@ class StepGraph:
     before them."""
 
     workflow: Workflow
+    fixed: Mapping[str, tuple[str, ...]]  # the keys of each fixed message: one for each item of a list, or its name
     nodes: Mapping[str, Node]  # in order: by step, then round, then member
     votes: Mapping[str, VoteNode]  # by step; only those that something reads
     outputs: Mapping[str, OutputNode]

@@ -41,6 +41,16 @@ def check_inputs(workflow: Workflow, given: Mapping[str, object]) -> tuple[dict[
     return values, problems
 
 
+def num_items(workflow: Workflow, values: Mapping[str, object]) -> dict[str, int]:
+    """The number of items of each list input; of one that is not given its default's, or 1."""
+    found: dict[str, int] = {}
+    for name, declared in workflow.inputs.items():
+        if declared.type == "list":
+            value = values.get(name, declared.default)
+            found[name] = len(value) if isinstance(value, list | tuple) else 1
+    return found
+
+
 def check_defaults(workflow: Workflow) -> list[Problem]:
     """Defaults that are not of their input's type."""
     return [

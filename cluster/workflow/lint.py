@@ -60,9 +60,12 @@ def lint(
             message = f"input '{name}' has no default: its length is not counted"
             problems.append(Problem(("inputs", name), message, severity="info"))
     values, more = check_inputs(workflow, given)
-    graph, even_more = build_graph(workflow, level)
-    problems += more + even_more
-    if graph is None or _fatal(problems):
+    problems += more
+    if _fatal(problems):
+        return LintReport(tuple(workflow.marks.locate(problems)))
+    graph, more = build_graph(workflow, level, values)
+    problems += more
+    if graph is None:
         return LintReport(tuple(workflow.marks.locate(problems)))
     messages, more = fixed_messages(workflow, values)
     texts, even_more = instance_texts(graph, values)
@@ -102,14 +105,14 @@ def _unused(workflow: Workflow, graph: StepGraph) -> Iterator[Problem]:
     """Warnings for parts that nothing uses."""
     read = {key for node in graph.nodes.values() for source in node.sources for key in source.keys}
     read |= {key for output in graph.outputs.values() for key in output.source.keys}
-    variables = used_variables(workflow)
+    variables = used_variables(workflow) | _fanned_out(workflow)
     agents = {node.agent for node in graph.nodes.values()}
     steps = {node.step.step for address, node in graph.nodes.items() if graph.consumers[address]}
     for name in workflow.inputs:
         if name not in variables:
             yield Problem(("inputs", name), f"no template uses the input '{name}'", severity="warning")
-    for name in workflow.messages:
-        if name not in read:
+    for name, keys in graph.fixed.items():
+        if read.isdisjoint(keys):
             yield Problem(("messages", name), f"no step reads the message '{name}'", severity="warning")
     for name in workflow.agents:
         if name not in agents:
@@ -119,12 +122,20 @@ def _unused(workflow: Workflow, graph: StepGraph) -> Iterator[Problem]:
             yield Problem(("steps", index), f"no step and no output reads the step '{step.step}'", severity="warning")
 
 
+def _fanned_out(workflow: Workflow) -> set[str | None]:
+    """The lists that something fans out over."""
+    lists = {message.for_each for message in workflow.messages.values()}
+    return lists | {step.for_each.input for step in workflow.steps if step.for_each is not None}
+
+
 def _empty(messages: Mapping[str, MessageText]) -> Iterator[Problem]:
     for key, message in messages.items():
         if not message.text.strip():
             name = key.removeprefix("agent:")
-            loc = ("agents", name, "prompt") if key == prompt_key(name) else ("messages", key, "text")
-            yield Problem(loc, "the text is empty", severity="warning")
+            agents = key == prompt_key(name)
+            loc = ("agents", name, "prompt") if agents else ("messages", key.partition("[")[0], "text")
+            which = "" if agents or "[" not in key else f" of '{key}'"
+            yield Problem(loc, f"the text{which} is empty", severity="warning")
 
 
 def _same_texts(graph: StepGraph, plan: SamplingPlan, texts: Mapping[str, tuple[str, str | None]]) -> Iterator[Problem]:

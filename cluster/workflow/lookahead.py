@@ -27,7 +27,7 @@ def steps_to_execution(graph: StepGraph, states: Mapping[str, InstanceState]) ->
                 known[unit] = max(known[need] for need in vote.waits if need in known)
             continue
         state = states[unit]
-        if state == "succeeded":
+        if state == "succeeded" or (state == "failed" and node.step.on_error == "skip"):
             known[unit] = _THERE
         elif state in ("ready", "running"):
             known[unit] = 0

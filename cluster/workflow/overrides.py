@@ -24,8 +24,9 @@ def check_fidelity(overrides: Overrides) -> tuple[Fidelity | None, list[Problem]
     if level is None or level == "exact" or level == "direct":
         return level, []  # type: ignore[return-value]
     if level in RESERVED_FIDELITY:
-        return None, [Problem(("fidelity",), f"fidelity '{level}' is reserved, not served yet", code="not_built")]
-    return None, [Problem(("fidelity",), "not a fidelity", level, "exact or direct")]
+        message = f"fidelity '{level}' is reserved, not served yet"
+        return None, [Problem(("fidelity",), message, code="not_built", in_file=False)]
+    return None, [Problem(("fidelity",), "not a fidelity", level, "exact or direct", in_file=False)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def plan_sampling(graph: StepGraph, overrides: Overrides) -> tuple[SamplingPlan,
         sampling, more = _checked(values, ("set", target))
         problems += more
         changes[target] = sampling
-    return SamplingPlan(graph, overrides.seed, changes), problems
+    return SamplingPlan(graph, overrides.seed, changes), [replace(p, in_file=False) for p in problems]
 
 
 def _checked(values: dict[str, object], loc: tuple[str, ...]) -> tuple[Sampling, list[Problem]]:

@@ -31,6 +31,7 @@ class Progress:
         self._there: dict[str, int] = {}  # unit -> how many of what it waits for are there
         self._lost: dict[str, int] = {}  # ... and will never be
         self._ready: list[str] = []
+        self._num_running: dict[str, int] = {}  # by step
         self._rank = {address: index for index, address in enumerate(graph.nodes)}
         self._num_open = len(graph.nodes)
         for address, node in graph.nodes.items():
@@ -41,13 +42,19 @@ class Progress:
                 self._complete.add(output.unit)
 
     def take_ready(self) -> list[str]:
-        """The instances that became ready, in order, now running."""
+        """The instances that became ready, in order, now running; of a step no more than its `max_parallel`."""
         if self.state != "running":
             return []
-        taken = sorted((a for a in self._ready if self.states[a] == "ready"), key=self._rank.__getitem__)
-        self._ready.clear()
-        for address in taken:
+        taken, held = [], []
+        for address in sorted((a for a in self._ready if self.states[a] == "ready"), key=self._rank.__getitem__):
+            step = self.graph.nodes[address].step
+            if step.max_parallel is not None and self._num_running.get(step.step, 0) >= step.max_parallel:
+                held.append(address)
+                continue
+            self._num_running[step.step] = self._num_running.get(step.step, 0) + 1
             self.states[address] = "running"
+            taken.append(address)
+        self._ready = held
         return taken
 
     def finish(self, address: str, text: str) -> None:
@@ -57,9 +64,9 @@ class Progress:
         self._spread([(address, True)])
 
     def fail(self, address: str, message: str) -> None:
-        """A running instance ended badly."""
+        """A running instance ended badly. With `on_error: skip` it counts as there, without a text."""
         self._end(address, "failed", message)
-        self._spread([(address, False)])
+        self._spread([(address, self.graph.nodes[address].step.on_error == "skip")])
 
     def stop(self, state: Literal["failed", "cancelled"], reason: str) -> None:
         """Ends the run; what is open is cancelled."""
@@ -71,6 +78,8 @@ class Progress:
                 self._end(address, "cancelled", reason)
 
     def _end(self, address: str, state: InstanceState, reason: str = "") -> None:
+        if self.states[address] == "running":
+            self._num_running[self.graph.nodes[address].step.step] -= 1
         self.states[address] = state
         self._num_open -= 1
         if reason:

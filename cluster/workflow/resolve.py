@@ -18,12 +18,20 @@ Member = str | int
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`members` None: no fan-out; `rounds` None: no rounds. `agent`: the one that all instances run as, if any."""
+    """Of a step, or of a fixed message with an instance for each item of a list.
+
+    `members` None: no fan-out; `rounds` None: no rounds. `agent`: the one that all instances run as, if any. `over`:
+    whose items or members the members stand for, one for one: a list input, or itself. `batch`: what the members are
+    batches of, and their size.
+    """
 
     step: str
     members: tuple[Member, ...] | None = None
     rounds: int | None = None
     agent: str | None = None
+    over: str | None = None
+    batch: tuple[str, int] | None = None
+    fixed: bool = False
 
     @property
     def num_instances(self) -> int:
@@ -32,6 +40,10 @@ class Shape:
     def address(self, member: Member | None, round_: int | None) -> str:
         parts = [str(part) for part in (member, round_) if part is not None]
         return f"{self.step}[{','.join(parts)}]" if parts else self.step
+
+    def keys(self) -> tuple[str, ...]:
+        """The addresses of all members; of something without rounds."""
+        return tuple(self.address(member, None) for member in self.members or (None,))
 
     def members_named(self, kind: type) -> tuple[Member, ...]:
         """Who `self` can be when members are of `kind`: agents by name, numbers by number."""
@@ -60,13 +72,17 @@ class ReadProblem(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A read with its defaults filled in, checked against `target`; `own` if the reader reads its own step."""
+    """A read with its defaults filled in, checked against `target`; `own` if the reader reads its own step.
+
+    `batch_size` is the reader's, of the member `batch`.
+    """
 
     target: Shape
-    member: Member | Winner | None  # "all", "self", "others", a member; None: the step does not fan out
+    member: Member | Winner | None  # "all", "self", "others", "batch", a member; None: the step does not fan out
     round: str | int | None  # "all", "previous", "current", a number; None: the step has no rounds
     own: bool
     ballot: Ballot | None = None  # of a Winner
+    batch_size: int = 0
 
     @property
     def vote(self) -> str | None:
@@ -81,8 +97,9 @@ class Selection:
 
     def width(self) -> int:
         """At most this many instances are selected."""
-        one = self.member is None or self.member not in ("all", "others")
+        one = self.member is None or self.member not in ("all", "others", "batch")
         members = 1 if one and not isinstance(self.member, Winner) else len(self.target.members or ())
+        members = min(members, self.batch_size) if self.member == "batch" else members
         return members * ((self.target.rounds or 1) if self.round == "all" else 1)
 
     def addresses(self, reader_member: Member | None, reader_agent: str | None, reader_round: int | None) -> list[str]:
@@ -111,6 +128,9 @@ class Selection:
             return (None,)
         if self.member == "all" or isinstance(self.member, Winner):
             return known
+        if self.member == "batch":
+            assert isinstance(member, int)
+            return known[(member - 1) * self.batch_size : member * self.batch_size]
         if self.member in ("self", "others"):
             me = _me(member, agent, known)
             return [m for m in known if (m == me) == (self.member == "self")]
@@ -131,7 +151,8 @@ def resolve(selector: Selector, target: Shape, reader: Shape, ballots: Mapping[s
     when = None if target.rounds is None else _round(round_, target, reader, own)
     if own and target.rounds is None:
         raise ReadProblem(f"step '{target.step}' reads itself", "another step, or `rounds` and an earlier round")
-    return Selection(target, chosen, when, own, ballots[chosen.vote] if isinstance(chosen, Winner) else None)
+    ballot = ballots[chosen.vote] if isinstance(chosen, Winner) else None
+    return Selection(target, chosen, when, own, ballot, reader.batch[1] if chosen == "batch" and reader.batch else 0)
 
 
 def _form(shape: Shape) -> str:
@@ -171,6 +192,20 @@ def _member(
         return given
     if given in ("previous", "current", "last"):
         raise ReadProblem(f"'{given}' is a round", f"{target.step}[all,{given}]" if target.rounds else _form(target))
+    if given == "item":
+        if target.over is None or target.over != reader.over:
+            raise ReadProblem(
+                "'item' means nothing here: the two do not fan out over the same list",
+                f"a step with the for_each of '{target.step}', or all",
+            )
+        return "self"
+    if given == "batch":
+        if reader.batch is None or reader.batch[0] not in (target.step, target.over):
+            raise ReadProblem(
+                f"'batch' means nothing to a reader that is not for batches of '{target.step}'",
+                f"for_each: {{batch: {target.step}, size: 8}}, or all",
+            )
+        return "batch"
     if given in ("self", "others"):
         mine = reader.members_named(type(known[0]))
         if not mine:

@@ -53,9 +53,10 @@ class Run:
         values, problems = check_inputs(workflow, inputs)
         fidelity, more = check_fidelity(overrides)
         problems += more
-        graph, more = build_graph(workflow, fidelity)
-        problems += more
-        if graph is None or problems:
+        if problems:
+            raise WorkflowErrors(workflow.marks.locate(problems))
+        graph, problems = build_graph(workflow, fidelity, values)
+        if graph is None:
             raise WorkflowErrors(workflow.marks.locate(problems))
         self.graph: StepGraph = graph
         self.messages: Mapping[str, MessageText]
@@ -184,5 +185,5 @@ class Run:
 
     def _output(self, output: OutputNode) -> str:
         if output.source.fixed:
-            return self.messages[output.source.keys[0]].text
+            return output.separator.join(self.messages[key].text for key in output.source.keys)
         return output.separator.join(self._progress.texts[key] for key in self._keys(output.source))

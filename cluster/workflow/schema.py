@@ -104,9 +104,10 @@ class Agent(Model):
 
 
 class Message(Model):
-    """A fixed message; its text is a template over the inputs."""
+    """A fixed message; its text is a template over the inputs. With `for_each` one for each item of a list input."""
 
     text: Text
+    for_each: Label | None = None
     role: Role = "user"
     name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     private: bool = False
@@ -165,16 +166,26 @@ class External(Model):
 
 
 class ForEach(Model):
-    """The members of a fan-out: all agents, some of them, or the numbers 1 to `count`."""
+    """The members of a fan-out: agents, the numbers 1 to `count`, the items of a list input, or batches of members."""
 
-    agents: list[Name] | None = None  # None with no count: every agent of the workflow
+    agents: list[Name] | None = None  # None with none of the others: every agent of the workflow
     count: Annotated[int, Field(ge=1, le=MAX_FAN_OUT)] | None = None
+    input: Label | None = None  # of the type list
+    batch: Name | None = None  # the step or message whose members are taken `size` at a time, in order
+    size: Annotated[int, Field(ge=1, le=MAX_FAN_OUT)] | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if self.agents is not None and self.count is not None:
-            raise PydanticCustomError("for_each", "both agents and count are given: keep one")
+        given = [key for key in ("agents", "count", "input", "batch") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise PydanticCustomError("for_each", "{given} are given: keep one", {"given": " and ".join(given)})
+        if (self.batch is None) != (self.size is None):
+            raise PydanticCustomError("for_each", "batch and size go together: {batch: STEP, size: 8}")
         return self
+
+    @property
+    def over_agents(self) -> bool:
+        return self.count is None and self.input is None and self.batch is None
 
 
 def _for_each(value: Any) -> Any:
@@ -187,11 +198,7 @@ def _for_each(value: Any) -> Any:
     if isinstance(value, list):
         return {"agents": value}
     if isinstance(value, str):
-        raise PydanticCustomError(
-            "not_built",
-            "for_each over '{name}' is reserved, not served yet: write agents, a list of agents, or a number",
-            {"name": value[:64]},
-        )
+        return {"input": value}
     return value
 
 
@@ -201,7 +208,9 @@ class Step(Model):
     step: Name
     agent: Name | None = None
     for_each: Annotated[ForEach, BeforeValidator(_for_each)] | None = None
+    max_parallel: Annotated[int, Field(ge=1, le=MAX_FAN_OUT)] | None = None  # instances that run at a time
     rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] | None = None
+    on_error: Literal["fail", "skip"] = "fail"  # skip: who reads a failed instance goes on without it
     read: list[Annotated[Read, _spelled("read")]] = []
     join: Annotated[Join, BeforeValidator(_join)] = Join()
     external: External | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from laban.cluster.workflow.diagnostics import MAX_PROBLEMS, Problem, suggest
+from collections.abc import Mapping
+
+from laban.cluster.workflow.diagnostics import MAX_PROBLEMS, Loc, Problem, suggest
 from laban.cluster.workflow.resolve import Ballot, Member, Shape
 from laban.cluster.workflow.schema import Step, Workflow
 from laban.cluster.workflow.selectors import parse_selector
@@ -34,31 +36,109 @@ def check_steps(workflow: Workflow) -> list[Problem]:
     return problems
 
 
-def shapes_of(workflow: Workflow) -> tuple[dict[str, Shape], frozenset[str], list[Problem]]:
-    """The members and rounds of each step, and the steps that have errors instead."""
+def shapes_of(
+    workflow: Workflow, num_items: Mapping[str, int]
+) -> tuple[dict[str, Shape], frozenset[str], list[Problem]]:
+    """The members and rounds of each step and each message that fans out, and those that have errors instead.
+
+    `num_items` of each list input.
+    """
     shapes: dict[str, Shape] = {}
     broken: set[str] = set()
     problems: list[Problem] = []
+    for name, message in workflow.messages.items():
+        if message.for_each is None:
+            continue
+        found = _items(workflow, message.for_each, num_items, ("messages", name, "for_each"))
+        if isinstance(found, Problem):
+            problems.append(found)
+            broken.add(name)
+        else:
+            shapes[name] = Shape(name, found, over=message.for_each, fixed=True)
+    batched: dict[str, tuple[int, Step]] = {}
     for index, step in enumerate(workflow.steps):
+        fan_out = step.for_each
         if len(problems) >= MAX_PROBLEMS:
             broken.add(step.step)
-            continue
-        members, more = _members(workflow, index, step)
-        problems += more
-        if more:
-            broken.add(step.step)
+        elif fan_out is not None and fan_out.batch is not None:
+            batched[step.step] = (index, step)
         else:
-            shapes[step.step] = Shape(step.step, members, step.rounds, step.agent)
+            members, more = _members(workflow, index, step, num_items)
+            problems += more
+            if more:
+                broken.add(step.step)
+            else:
+                over = step.step if fan_out is None or fan_out.input is None else fan_out.input
+                shapes[step.step] = Shape(step.step, members, step.rounds, step.agent, over)
+    for index, step in batched.values():
+        shape = _batches(index, step, shapes, broken, batched, ())
+        if isinstance(shape, Problem):
+            problems.append(shape)
+        if not isinstance(shape, Shape):
+            broken.add(step.step)
     return shapes, frozenset(broken), problems
 
 
-def _members(workflow: Workflow, index: int, step: Step) -> tuple[tuple[Member, ...] | None, list[Problem]]:
+def _items(workflow: Workflow, name: str, num_items: Mapping[str, int], loc: Loc) -> tuple[Member, ...] | Problem:
+    """The numbers of a list input's items."""
+    declared = workflow.inputs.get(name)
+    if declared is None:
+        lists = [other for other, given in workflow.inputs.items() if given.type == "list"]
+        hint = suggest(name, lists) or "an input of the type list"
+        return Problem(loc, f"unknown list '{name}'", None, hint)
+    if declared.type != "list":
+        return Problem(loc, f"the input '{name}' is no list", declared.type, "an input of the type list")
+    if num_items[name] == 0:
+        return Problem(loc, f"the list '{name}' is empty", expected="at least one item to fan out over")
+    return tuple(range(1, num_items[name] + 1))
+
+
+def _batches(
+    index: int,
+    step: Step,
+    shapes: dict[str, Shape],
+    broken: set[str],
+    batched: Mapping[str, tuple[int, Step]],
+    within: tuple[str, ...],
+) -> Shape | Problem | None:
+    """The shape of a step over batches, after that of what it batches. None: that has an error of its own."""
+    assert step.for_each is not None
+    assert step.for_each.batch is not None
+    assert step.for_each.size is not None
+    if step.step in shapes:
+        return shapes[step.step]
+    base, size, loc = step.for_each.batch, step.for_each.size, ("steps", index, "for_each", "batch")
+    if base == step.step or base in within:
+        return Problem(loc, "a cycle of batches", base, "a step or message that fans out by itself")
+    if base in batched and base not in shapes:
+        below = _batches(*batched[base], shapes, broken, batched, (*within, step.step))
+        if isinstance(below, Problem):
+            return below
+    if base in broken:
+        return None
+    target = shapes.get(base)
+    if target is None:
+        return Problem(loc, f"unknown step or message '{base}'", None, suggest(base, shapes))
+    if target.members is None:
+        return Problem(loc, f"'{base}' has no members to batch: it does not fan out", base)
+    members = tuple(range(1, -(-len(target.members) // size) + 1))
+    shape = Shape(step.step, members, step.rounds, step.agent, step.step, (base, size))
+    shapes[step.step] = shape
+    return shape
+
+
+def _members(
+    workflow: Workflow, index: int, step: Step, num_items: Mapping[str, int]
+) -> tuple[tuple[Member, ...] | None, list[Problem]]:
     fan_out = step.for_each
     if fan_out is None:
         return None, []
     if fan_out.count is not None:
         return tuple(range(1, fan_out.count + 1)), []
     loc = ("steps", index, "for_each")
+    if fan_out.input is not None:
+        found = _items(workflow, fan_out.input, num_items, (*loc, "input"))
+        return (None, [found]) if isinstance(found, Problem) else (found, [])
     names = fan_out.agents if fan_out.agents is not None else list(workflow.agents)
     problems = []
     if not names:

@@ -33,7 +33,8 @@ class Scope:
             return None
         selector = parse_selector(text)
         name = selector.name
-        if name in self.workflow.messages:
+        message = self.workflow.messages.get(name)
+        if message is not None and message.for_each is None:
             if selector.arguments:
                 self.problems.append(Problem(loc, f"'{name}' is a fixed message", text, name))
             return None
@@ -72,7 +73,7 @@ class Scope:
 def has_prompt(workflow: Workflow, step: Step) -> bool:
     """Whether any instance of the step has a role prompt."""
     names: Iterable[str] = [] if step.agent is None else [step.agent]
-    if step.for_each is not None and step.for_each.count is None:
+    if step.for_each is not None and step.for_each.over_agents:
         names = workflow.agents if step.for_each.agents is None else step.for_each.agents
     agents = [workflow.agents.get(name) for name in names]
     return any(agent is not None and agent.prompt is not None for agent in agents)
@@ -114,6 +115,8 @@ def chosen_source(
 ) -> Source:
     """The selected instances as a source, with what it waits for."""
     keys = tuple(chosen.addresses(member, agent, round_))
+    if chosen.target.fixed:
+        return Source(keys, fidelity, fixed=True)
     if chosen.vote is None:
         return Source(keys, fidelity, fixed=False, waits=keys)
     settled = chosen.candidates()

@@ -12,7 +12,7 @@ from laban.cluster.workflow.templates import TemplateProblem, variables_of
 
 # Variables of a step's own, and words of the template language.
 RESERVED_INPUTS = frozenset(
-    {"agent", "index", "round", "step", "loop", "true", "false", "none", "True", "False", "None"}
+    {"agent", "index", "item", "round", "step", "loop", "true", "false", "none", "True", "False", "None"}
     | {"and", "or", "not", "in", "is", "if", "elif", "else", "for", "recursive"}
 )
 
@@ -44,14 +44,15 @@ def _templates(workflow: Workflow) -> Iterator[Problem]:
 def _texts(workflow: Workflow) -> Iterator[tuple[Loc, str, set[str]]]:
     """Each template with the variables it has beside the inputs."""
     for name, message in workflow.messages.items():
-        yield ("messages", name, "text"), message.text, set()
+        yield ("messages", name, "text"), message.text, {"item", "index"} if message.for_each is not None else set()
     for name, agent in workflow.agents.items():
         if agent.prompt is not None:
             yield ("agents", name, "prompt"), agent.prompt, {"agent"}
     for index, step in enumerate(workflow.steps):
         own = {"step"}
-        own |= {"agent"} if step.agent is not None or (step.for_each and step.for_each.count is None) else set()
+        own |= {"agent"} if step.agent is not None or (step.for_each and step.for_each.over_agents) else set()
         own |= {"index"} if step.for_each is not None else set()
+        own |= {"item"} if step.for_each is not None and step.for_each.input is not None else set()
         own |= {"round"} if step.rounds is not None else set()
         yield ("steps", index, "prefill"), step.prefill, own
         if step.name is not None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from laban.cluster.workflow.diagnostics import Loc, Problem
 from laban.cluster.workflow.graph import Node, StepGraph, prompt_key
-from laban.cluster.workflow.schema import Step, Workflow
+from laban.cluster.workflow.schema import Message, Step, Workflow
 from laban.cluster.workflow.states import MessageText
 from laban.cluster.workflow.templates import TemplateProblem, render, variables_of
 
@@ -16,14 +16,32 @@ def fixed_messages(workflow: Workflow, values: Mapping[str, object]) -> tuple[di
     messages: dict[str, MessageText] = {}
     problems: list[Problem] = []
     for name, message in workflow.messages.items():
-        text = _render(message.text, values, ("messages", name, "text"), problems)
-        messages[name] = MessageText(name, message.role, message.name, text, message.private)
+        found: list[Problem] = []
+        for key, own in _message_keys(name, message, values):
+            text = _render(message.text, {**values, **own}, ("messages", name, "text"), found)
+            messages[key] = MessageText(key, message.role, message.name, text, message.private)
+        problems += found[:1]
     for name, agent in workflow.agents.items():
         if agent.prompt is not None:
             key = prompt_key(name)
             text = _render(agent.prompt, {**values, "agent": name}, ("agents", name, "prompt"), problems)
             messages[key] = MessageText(key, agent.role, None, text, agent.private)
     return messages, problems
+
+
+def _message_keys(name: str, message: Message, values: Mapping[str, object]) -> Iterator[tuple[str, dict[str, object]]]:
+    """The keys of a fixed message, one for each item if it fans out, each with its own variables."""
+    if message.for_each is None:
+        yield name, {}
+        return
+    for index, item in enumerate(_items(values, message.for_each), 1):
+        yield f"{name}[{index}]", {"item": item, "index": index}
+
+
+def _items(values: Mapping[str, object], name: str) -> Sequence[object]:
+    items = values[name]
+    assert isinstance(items, tuple)
+    return items
 
 
 def instance_texts(
@@ -35,7 +53,7 @@ def instance_texts(
     failed: set[Loc] = set()
     for address, node in graph.nodes.items():
         step = node.step
-        given = {**values, **_own_variables(node)} if _is_dynamic(step) else values
+        given = {**values, **_own_variables(node, values)} if _is_dynamic(step) else values
         found: list[Problem] = []
         prefill = _render(step.prefill, given, ("steps", node.step_index, "prefill"), found)
         name = None
@@ -65,13 +83,15 @@ def _is_dynamic(step: Step) -> bool:
     return "{" in step.prefill or "{" in (step.name or "")
 
 
-def _own_variables(node: Node) -> dict[str, object]:
-    """`step`, and where they mean something `agent`, `index` (the member's number, from 1) and `round`."""
+def _own_variables(node: Node, values: Mapping[str, object]) -> dict[str, object]:
+    """`step`, and where they mean something `agent`, `index` (the member's number, from 1), `item` and `round`."""
     own: dict[str, object] = {"step": node.step.step}
     if node.agent is not None:
         own["agent"] = node.agent
     if node.index is not None:
         own["index"] = node.index
+        if node.step.for_each is not None and node.step.for_each.input is not None:
+            own["item"] = _items(values, node.step.for_each.input)[node.index - 1]
     if node.round is not None:
         own["round"] = node.round
     return own

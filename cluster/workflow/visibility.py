@@ -46,9 +46,10 @@ class Visibility:
     def __init__(self, graph: StepGraph) -> None:
         self.graph = graph
         workflow = graph.workflow
-        fixed = [*workflow.messages, *(prompt_key(name) for name in workflow.agents)]
-        self.groups: dict[str, int] = {key: 1 << index for index, key in enumerate(fixed)}
-        self.bit = dict(self.groups)
+        groups = {**graph.fixed, **{prompt_key(name): (prompt_key(name),) for name in workflow.agents}}
+        fixed = [key for keys in groups.values() for key in keys]
+        self.bit = {key: 1 << index for index, key in enumerate(fixed)}
+        self.groups = {name: sum(self.bit[key] for key in keys) for name, keys in groups.items()}
         for address, node in graph.nodes.items():
             self.bit[address] = 1 << len(self.bit)
             self.groups[node.step.step] = self.groups.get(node.step.step, 0) | self.bit[address]

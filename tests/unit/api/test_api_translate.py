@@ -91,6 +91,8 @@ DOCUMENT: dict[str, Any] = {
         {"step": "answer", "for_each": {}, "rounds": 3, "read": [{"read": "zeta"}, {"read": "answer", "begin": 0}]},
         {"step": "pick", "for_each": {"count": 4}, "vote": {"over": "answer"}, "join": {"at_least": 2}},
         {"step": "human", "external": {}, "read": [], "for_each": {"agents": ["b"]}},
+        {"step": "map", "for_each": {"input": "docs"}, "max_parallel": 3, "on_error": "skip"},
+        {"step": "fold", "for_each": {"batch": "map", "size": 8}},
     ],
     "outputs": {"y": {"read": "pick"}, "b": {"read": "answer", "separator": ""}},
 }
@@ -113,6 +115,7 @@ def test_shorthands_are_spelled_out() -> None:
             {"step": "s", "read": ["m"], "join": "any", "vote": "x", "for_each": "agents"},
             {"step": "t", "join": "all", "count": 3},
             {"step": "u", "for_each": ["a"]},
+            {"step": "v", "for_each": "docs"},
         ],
         "outputs": {"o": "s"},
     }
@@ -124,6 +127,7 @@ def test_shorthands_are_spelled_out() -> None:
             {"step": "s", "read": [{"read": "m"}], "join": {"at_least": 1}, "vote": {"over": "x"}, "for_each": {}},
             {"step": "t", "join": {}, "for_each": {"count": 3}},
             {"step": "u", "for_each": {"agents": ["a"]}},
+            {"step": "v", "for_each": {"input": "docs"}},
         ],
         "outputs": {"o": {"read": "s"}},
     }

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from command_line import QUESTION
@@ -13,9 +14,10 @@ from command_line import QUESTION
 from laban.actors.errors import InvalidInput, NotFound
 from laban.cluster.cli import main
 from laban.cluster.cli.arguments import EXAMPLES, parse
-from laban.cluster.cli.files import parse_inputs, parse_settings
+from laban.cluster.cli.files import parse_settings
+from laban.cluster.cli.inputs import parse_inputs
 
-COMMANDS = ("serve", "run", "submit", "watch", "get", "list", "cancel", "lint", "config", "status", "version")
+COMMANDS = ["serve", "run", "submit", "watch", "get", "list", "cancel", "lint", "graph", "new", "config", "status"]
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +26,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("signal.signal", lambda *_: None)  # main's handlers are not pytest's
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "version"])
 def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parse([command, "--help"])
@@ -55,6 +57,37 @@ def test_inputs(tmp_path: Path) -> None:
             parse_inputs(bad)
     with pytest.raises(NotFound, match="no such file"):
         parse_inputs(["a=@none.txt"])
+
+
+def test_a_pattern_is_a_list_of_texts_in_order(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "c.md", "odd[1].txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "d.txt").mkdir()
+    assert parse_inputs(["docs=@[ab].txt"]) == {"docs": ["a.txt", "b.txt"]}
+    assert parse_inputs(["docs=@*.txt"]) == {"docs": ["a.txt", "b.txt", "odd[1].txt"]}
+    assert parse_inputs(["docs=@odd[1].txt"]) == {"docs": "odd[1].txt"}  # a name is taken by its letters first
+    with pytest.raises(NotFound, match="no file matches"):
+        parse_inputs(["docs=@*.pdf"])
+
+
+def test_json_and_csv_files(tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text("[1, true]")
+    (tmp_path / "one.csv").write_text('\ufefftext\nplain\n\n"two\nlines, quoted"\n', encoding="utf-8")
+    (tmp_path / "two.csv").write_text("id,text\r\n1,x\r\n2,y\r\n")
+    assert parse_inputs(["d:=@d.json"]) == {"d": [1, True]}
+    assert parse_inputs(["d:=@one.csv"]) == {"d": ["plain", "two\nlines, quoted"]}
+    assert parse_inputs(["d:=@two.csv:text"]) == {"d": ["x", "y"]}
+    (tmp_path / "bad.csv").write_text("id,text\n1\n")
+    (tmp_path / "none.csv").write_text("")
+    for bad, words in (
+        ("two.csv", "2 columns, expected a column, one of id, text"),
+        ("two.csv:txt", "no such column"),
+        ("bad.csv:id", "row 1 has 1 cells, expected 2"),
+        ("none.csv", "has no row"),
+        ("one.csv.json", "no such file"),
+    ):
+        with pytest.raises((InvalidInput, NotFound), match=words):
+            parse_inputs([f"d:=@{bad}"])
 
 
 def test_settings() -> None:
@@ -130,3 +163,29 @@ def test_the_command_line_is_light() -> None:
     heavy = "{'torch', 'transformers', 'ray', 'pydantic', 'rich', 'yaml', 'jinja2'}"
     code = f"import sys, laban.cluster.cli, laban.cluster.client; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_new_file_runs_and_is_not_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new", "my-flow.yaml"]) == 0
+    assert main(["lint", "my-flow.yaml"]) == 0
+    assert "name: my_flow" in Path("my-flow.yaml").read_text()
+    capsys.readouterr()
+    assert main(["new", "my-flow.yaml"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main(["new", "7.yaml"]) == 2
+    assert main(["new", "no/such/folder.yaml"]) == 2
+
+
+def test_graph(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["new", "flow.yaml"])
+    capsys.readouterr()
+    assert main(["graph", "flow.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert "1 answer   for each of ann, bob, 2 rounds  reads question, task, answer[others,previous]" in out
+    assert main(["graph", "flow.yaml", "--svg", "flow.svg"]) == 0
+    picture = ElementTree.parse("flow.svg").getroot()
+    texts = [element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"flow", "question", "answer", "summary"} <= set(texts)
+    Path("flow.yaml").write_text("version: 1\nname: x\nsteps: [{step: a, read: [b]}]\n")
+    assert main(["graph", "flow.yaml"]) == 2
+    assert main(["graph", "none.yaml"]) == 2

@@ -26,8 +26,9 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_documentation_shows_what_works() -> None:
-    (text,) = blocks("yaml")
-    assert lint(parse_yaml(text)).diagnostics == ()
+    for text in blocks("yaml"):
+        assert lint(parse_yaml(text)).diagnostics == ()
+        assert play(parse_yaml(text)).state == "succeeded"
     (program,) = blocks("python")
     names: dict[str, Any] = {}
     exec(program, names)

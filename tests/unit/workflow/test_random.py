@@ -17,6 +17,7 @@ from laban.cluster.workflow.run import InstanceState, Run
 from laban.cluster.workflow.schema import Workflow
 
 AGENTS = ["ann", "bob", "cleo"]
+MESSAGES = ["m1", "m2", "d", "d[1]"]
 FIDELITY = st.sampled_from([None, None, "exact", "direct"])
 
 
@@ -24,7 +25,9 @@ FIDELITY = st.sampled_from([None, None, "exact", "direct"])
 def workflows(draw: st.DrawFn) -> dict[str, Any]:
     """Up to five steps, each with reads of messages, of earlier steps and of its own earlier rounds."""
     data: dict[str, Any] = {"version": 1, "name": "random", "messages": {"m1": "one {{ x }}", "m2": {"text": "two"}}}
-    data["inputs"] = {"x": {"type": "string", "default": "y"}}
+    data["messages"]["d"] = {"text": "{{ index }}: {{ item }}", "for_each": "docs"}
+    items = draw(st.lists(st.sampled_from(["p", 4, True]), min_size=1, max_size=5))
+    data["inputs"] = {"x": {"type": "string", "default": "y"}, "docs": {"type": "list", "default": items}}
     data["agents"] = {name: draw(st.sampled_from([{}, "Be {{ agent }}"])) for name in AGENTS}
     data["fidelity"] = draw(st.sampled_from(["exact", "direct"]))
     steps: list[dict[str, Any]] = []
@@ -37,11 +40,18 @@ def workflows(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def _step(draw: st.DrawFn, name: str, earlier: list[dict[str, Any]]) -> dict[str, Any]:
-    step: dict[str, Any] = {"step": name, "read": draw(st.lists(st.sampled_from(["m1", "m2"]), max_size=3))}
-    fan_out = draw(st.sampled_from([None, "agents", ["bob", "ann"], 1, 3]))
+    step: dict[str, Any] = {"step": name, "read": draw(st.lists(st.sampled_from(MESSAGES), max_size=3))}
+    wide = [other["step"] for other in earlier if "for_each" in other]
+    batches = [{"batch": base, "size": size} for base in ("d", *wide) for size in (1, 2, 7)]
+    fan_out = draw(st.sampled_from([None, "agents", ["bob", "ann"], 1, 3, "docs", draw(st.sampled_from(batches))]))
     if fan_out is not None:
         step["for_each"] = fan_out
-    if not isinstance(fan_out, str | list) and draw(st.booleans()):
+        step |= draw(st.sampled_from([{}, {"max_parallel": 1}, {"max_parallel": 2, "on_error": "skip"}]))
+    if fan_out == "docs":
+        step["read"].append("d[item]")
+    elif isinstance(fan_out, dict):
+        step["read"].append(f"{fan_out['batch']}[batch]")
+    if fan_out != "agents" and not isinstance(fan_out, list) and draw(st.booleans()):
         step["agent"] = draw(st.sampled_from(AGENTS))
     if draw(st.booleans()):
         step["rounds"] = draw(st.integers(1, 4))
@@ -67,7 +77,7 @@ def _read(draw: st.DrawFn, other: dict[str, Any], earlier: list[dict[str, Any]])
     arguments: list[str] = []
     voters = [step["step"] for step in earlier if step.get("vote") == other["step"]]
     if "for_each" in other:
-        first = {"agents": "cleo", 1: "1", 3: "3"}.get(str_or_int(other["for_each"]), "bob")
+        first = "cleo" if other["for_each"] == "agents" else "bob" if isinstance(other["for_each"], list) else "1"
         arguments.append(draw(st.sampled_from(["all", first, *(f"winner({v})" for v in voters)])))
     if "rounds" in other and draw(st.booleans()):
         arguments.append(draw(st.sampled_from(["all", "last", "1"])))
@@ -79,12 +89,8 @@ def _read(draw: st.DrawFn, other: dict[str, Any], earlier: list[dict[str, Any]])
     return selector if level is None else {"read": selector, "fidelity": level}
 
 
-def str_or_int(value: Any) -> str | int:
-    return value if isinstance(value, str | int) else ""
-
-
 def _is_message(read: str | dict[str, Any]) -> bool:
-    return read in ("m1", "m2")
+    return read in (*MESSAGES, "d[item]", "d[batch]")
 
 
 relaxed = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -84,8 +84,9 @@ def test_overrides_of_a_step_and_an_instance() -> None:
     ],
 )
 def test_wrong_overrides(overrides: Overrides, words: str) -> None:
-    with pytest.raises(WorkflowErrors, match=words):
+    with pytest.raises(WorkflowErrors, match=words) as raised:
         start(SAMPLING, overrides)
+    assert raised.value.diagnostics[0].line is None  # what the caller said stands in no file
 
 
 INPUTS = """inputs:
