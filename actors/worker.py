@@ -5,6 +5,7 @@ Plain objects that know neither Ray nor torch. `remote` puts a WorkerLoop into a
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections import deque
@@ -211,6 +212,9 @@ class WorkerLoop:
     def _make_and_run(self, make_engine: Callable[[], EnginePort], made: Future[EnginePort]) -> None:
         try:
             engine = make_engine()
+            # What is there now stays: the collector need not look at the libraries' objects again and again.
+            gc.collect()
+            gc.freeze()
             self._outbox = Outbox(engine.info)
         except BaseException as error:
             made.set_exception(error)

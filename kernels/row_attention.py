@@ -59,7 +59,8 @@ def attend_rows(q: Tensor, k_pool: Tensor, v_pool: Tensor, reads: RowReads, scal
         return attend_rows_reference(q, k_pool, v_pool, reads, scale)
     out = q.new_empty(reads.num_rows, *q.shape[1:])
     lse = q.new_empty(reads.num_rows, q.shape[1])
-    compiled.fill_rows(
+    num_kv_heads, head_dim = k_pool.shape[1:]
+    compiled.make_fill_rows(num_kv_heads, q.shape[1] // num_kv_heads, head_dim)(
         *(x.numpy() for x in (q.contiguous(), k_pool, v_pool, reads.tokens, reads.starts, reads.first, reads.length)),
         *(x.numpy() for x in (reads.turns, reads.turn_cos, reads.turn_sin, out, lse)),
         scale,
@@ -67,11 +68,11 @@ def attend_rows(q: Tensor, k_pool: Tensor, v_pool: Tensor, reads: RowReads, scal
     return out, lse
 
 
-def compile_rows(rotary_dim: int) -> None:
+def compile_rows(num_heads: int, num_kv_heads: int, head_dim: int) -> None:
     """Compiles the kernel now, which takes some seconds the first time, and not in the middle of a call."""
-    nothing, one = torch.zeros(1, 1, rotary_dim), torch.zeros(1, dtype=torch.int64)
-    starts, turns = torch.tensor([0, 1]), nothing.new_empty(0, 1, rotary_dim)
-    attend_rows(nothing, nothing, nothing, RowReads(one, starts, one, one + 1, one - 1, turns, turns), 1.0)
+    q, pool, one = torch.zeros(1, num_heads, head_dim), torch.zeros(1, num_kv_heads, head_dim), torch.ones(1).long()
+    no_turns = q.new_empty(0, 1, head_dim)
+    attend_rows(q, pool, pool, RowReads(one - 1, torch.tensor([0, 1]), one - 1, one, -one, no_turns, no_turns), 1.0)
 
 
 def attend_rows_reference(

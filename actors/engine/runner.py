@@ -42,7 +42,7 @@ class Runner:
         if self.device.type == "cpu" and can_pack(self.dtype):
             pack_linears(model)
         if has_compiled_rows(self.device, self.dtype):
-            compile_rows(2 * self.inv_freq.shape[0])
+            compile_rows(config.num_attention_heads, config.num_key_value_heads, self.head_dim)
         self.k_pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
         self.v_pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
 
