@@ -20,6 +20,7 @@ from laban.actors.engine.runner import Runner
 from laban.actors.frames import Framing
 from laban.cluster.messages import Language, MessageBook, Opening
 from laban.cluster.views import Entry
+from laban.kvstore.encodings import EncodingId
 
 
 def open_engine(folder: Path, *, pool_tokens: int) -> Engine:
@@ -63,6 +64,7 @@ class Story:
     run: FreshRun
     fidelity: Fidelity
     book: MessageBook = field(init=False)
+    _logits: dict[EncodingId, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         info = self.engine.info
@@ -95,9 +97,12 @@ class Story:
         call, _ = self.book.prefill(f"forced/{step.key}", step.key, self.entries(step), step.role, tokens)
         with CapturedLogits(self.engine.runner, len(tokens)) as captured:
             done = run_calls(self.engine, [call])
-        self.book.add_encoded(step.key, step.role, step.name, done[call.call_id].encoding)
-        header = len(self.framing.header(step.role, step.name, prefill=step.prefill))
-        return captured.logits()[header - 1 : header - 1 + len(generated)]
+        encoding = done[call.call_id].encoding
+        self.book.add_encoded(step.key, step.role, step.name, encoding)
+        if not captured.is_empty():  # else a step before had the same text under the same view
+            header = len(self.framing.header(step.role, step.name, prefill=step.prefill))
+            self._logits[encoding.encoding_id] = captured.logits()[header - 1 : header - 1 + len(generated)]
+        return self._logits[encoding.encoding_id]
 
 
 class CapturedLogits:
@@ -128,6 +133,9 @@ class CapturedLogits:
 
     def __exit__(self, *exception: object) -> None:
         del self._runner.forward  # back to the method of the class
+
+    def is_empty(self) -> bool:
+        return self._rows.shape[0] == 0
 
     def logits(self) -> torch.Tensor:
         assert self._rows.shape[0] == self._num_rows
