@@ -1,4 +1,4 @@
-"""How long a run will take, roughly: tokens to encode and iterations to decode, on 2 cores of a 2.8 GHz Xeon."""
+"""How long a run will take, roughly: tokens to encode and iterations to decode, on 2 cores of an AMD EPYC."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from workloads import Workload
 from laban.actors.frames import Framing
 
 ENCODED_PER_S = 450.0
-DECODE_ITERATION_S = {1: 0.05, 4: 0.08, 16: 0.18}  # by batch
-PEER_ITERATION_S = {1: 0.08, 4: 0.12, 16: 0.25}
+DECODE_ITERATION_S = {1: 0.07, 4: 0.1, 16: 0.2}  # by batch
+PEER_ITERATION_S = {1: 0.08, 4: 0.16, 16: 0.3}
 START_S = 45.0  # cluster, models, first calls
 ENGINE_S, QUICK_ENGINE_S = 220.0, 60.0  # divergence and decode speed
 SHARES_ALL = ("direct", "prefix_shared_first", "vllm_shared_first")
