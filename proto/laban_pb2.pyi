@@ -34,6 +34,7 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_FORCED: _ClassVar[FinishReason]
     FINISH_REASON_PREFILL: _ClassVar[FinishReason]
     FINISH_REASON_EXTERNAL: _ClassVar[FinishReason]
+    FINISH_REASON_ERROR: _ClassVar[FinishReason]
 
 class WorkflowState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -69,6 +70,7 @@ FINISH_REASON_LENGTH: FinishReason
 FINISH_REASON_FORCED: FinishReason
 FINISH_REASON_PREFILL: FinishReason
 FINISH_REASON_EXTERNAL: FinishReason
+FINISH_REASON_ERROR: FinishReason
 WORKFLOW_STATE_UNSPECIFIED: WorkflowState
 WORKFLOW_STATE_RUNNING: WorkflowState
 WORKFLOW_STATE_SUCCEEDED: WorkflowState
@@ -281,7 +283,7 @@ class StepStateChanged(_message.Message):
     def __init__(self, address: _Optional[str] = ..., state: _Optional[_Union[StepState, str]] = ..., attempt: _Optional[int] = ..., worker: _Optional[str] = ...) -> None: ...
 
 class StepResult(_message.Message):
-    __slots__ = ("address", "step", "agent", "attempt", "state", "fidelity", "text", "token_ids", "tokens_read", "tokens_reused", "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms", "worker", "finish_reason", "error", "logprobs")
+    __slots__ = ("address", "step", "agent", "attempt", "state", "fidelity", "text", "token_ids", "tokens_read", "tokens_reused", "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms", "worker", "finish_reason", "error", "logprobs", "values", "tool", "args")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
@@ -300,6 +302,9 @@ class StepResult(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    TOOL_FIELD_NUMBER: _ClassVar[int]
+    ARGS_FIELD_NUMBER: _ClassVar[int]
     address: str
     step: str
     agent: str
@@ -318,7 +323,10 @@ class StepResult(_message.Message):
     finish_reason: FinishReason
     error: Error
     logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
-    def __init__(self, address: _Optional[str] = ..., step: _Optional[str] = ..., agent: _Optional[str] = ..., attempt: _Optional[int] = ..., state: _Optional[_Union[StepState, str]] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., tokens_read: _Optional[int] = ..., tokens_reused: _Optional[int] = ..., tokens_encoded: _Optional[int] = ..., tokens_generated: _Optional[int] = ..., ttft_ms: _Optional[float] = ..., wall_ms: _Optional[float] = ..., worker: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...
+    values: _struct_pb2.Struct
+    tool: str
+    args: _struct_pb2.Struct
+    def __init__(self, address: _Optional[str] = ..., step: _Optional[str] = ..., agent: _Optional[str] = ..., attempt: _Optional[int] = ..., state: _Optional[_Union[StepState, str]] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., tokens_read: _Optional[int] = ..., tokens_reused: _Optional[int] = ..., tokens_encoded: _Optional[int] = ..., tokens_generated: _Optional[int] = ..., ttft_ms: _Optional[float] = ..., wall_ms: _Optional[float] = ..., worker: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., values: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., tool: _Optional[str] = ..., args: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class Output(_message.Message):
     __slots__ = ("name", "text")
@@ -381,24 +389,94 @@ class CancelRequest(_message.Message):
     def __init__(self, workflow_id: _Optional[str] = ...) -> None: ...
 
 class CompleteStepRequest(_message.Message):
-    __slots__ = ("workflow_id", "address", "text")
+    __slots__ = ("workflow_id", "address", "text", "output", "lease_id")
     WORKFLOW_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     workflow_id: str
     address: str
     text: str
-    def __init__(self, workflow_id: _Optional[str] = ..., address: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+    output: _struct_pb2.Value
+    lease_id: str
+    def __init__(self, workflow_id: _Optional[str] = ..., address: _Optional[str] = ..., text: _Optional[str] = ..., output: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., lease_id: _Optional[str] = ...) -> None: ...
 
 class FailStepRequest(_message.Message):
-    __slots__ = ("workflow_id", "address", "message")
+    __slots__ = ("workflow_id", "address", "message", "lease_id", "final")
     WORKFLOW_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    FINAL_FIELD_NUMBER: _ClassVar[int]
     workflow_id: str
     address: str
     message: str
-    def __init__(self, workflow_id: _Optional[str] = ..., address: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+    lease_id: str
+    final: bool
+    def __init__(self, workflow_id: _Optional[str] = ..., address: _Optional[str] = ..., message: _Optional[str] = ..., lease_id: _Optional[str] = ..., final: bool = ...) -> None: ...
+
+class LeaseStepRequest(_message.Message):
+    __slots__ = ("tools", "workflow_id", "handler", "wait")
+    TOOLS_FIELD_NUMBER: _ClassVar[int]
+    WORKFLOW_ID_FIELD_NUMBER: _ClassVar[int]
+    HANDLER_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    tools: _containers.RepeatedScalarFieldContainer[str]
+    workflow_id: str
+    handler: str
+    wait: _duration_pb2.Duration
+    def __init__(self, tools: _Optional[_Iterable[str]] = ..., workflow_id: _Optional[str] = ..., handler: _Optional[str] = ..., wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class LeaseStepResponse(_message.Message):
+    __slots__ = ("lease",)
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    lease: Lease
+    def __init__(self, lease: _Optional[_Union[Lease, _Mapping]] = ...) -> None: ...
+
+class RenewLeaseRequest(_message.Message):
+    __slots__ = ("lease_id",)
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    def __init__(self, lease_id: _Optional[str] = ...) -> None: ...
+
+class Lease(_message.Message):
+    __slots__ = ("lease_id", "workflow_id", "address", "tool", "attempt", "args", "messages", "description", "duration", "expires_at", "output_schema")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    WORKFLOW_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    ARGS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    DURATION_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    workflow_id: str
+    address: str
+    tool: str
+    attempt: int
+    args: _struct_pb2.Struct
+    messages: _containers.RepeatedCompositeFieldContainer[LeaseMessage]
+    description: str
+    duration: _duration_pb2.Duration
+    expires_at: _timestamp_pb2.Timestamp
+    output_schema: _struct_pb2.Struct
+    def __init__(self, lease_id: _Optional[str] = ..., workflow_id: _Optional[str] = ..., address: _Optional[str] = ..., tool: _Optional[str] = ..., attempt: _Optional[int] = ..., args: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[LeaseMessage, _Mapping]]] = ..., description: _Optional[str] = ..., duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., output_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class LeaseMessage(_message.Message):
+    __slots__ = ("key", "role", "name", "text")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    role: str
+    name: str
+    text: str
+    def __init__(self, key: _Optional[str] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
     __slots__ = ("ttl", "model", "adapter")
@@ -643,7 +721,7 @@ class WorkerStatus(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[str] = ..., alive: bool = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention_backend: _Optional[str] = ..., calls_running: _Optional[int] = ..., calls_waiting: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., pages: _Optional[int] = ..., pages_free: _Optional[int] = ..., page_size: _Optional[int] = ..., bytes_per_token: _Optional[int] = ..., encodings: _Optional[int] = ...) -> None: ...
 
 class WorkflowSpec(_message.Message):
-    __slots__ = ("version", "name", "description", "inputs", "fidelity", "sampling", "messages", "agents", "steps", "outputs")
+    __slots__ = ("version", "name", "description", "inputs", "fidelity", "sampling", "messages", "agents", "steps", "outputs", "workflows", "key")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -654,6 +732,8 @@ class WorkflowSpec(_message.Message):
     AGENTS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    WORKFLOWS_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
     version: int
     name: str
     description: str
@@ -664,7 +744,9 @@ class WorkflowSpec(_message.Message):
     agents: _containers.RepeatedCompositeFieldContainer[AgentSpec]
     steps: _containers.RepeatedCompositeFieldContainer[StepSpec]
     outputs: _containers.RepeatedCompositeFieldContainer[OutputSpec]
-    def __init__(self, version: _Optional[int] = ..., name: _Optional[str] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[InputSpec, _Mapping]]] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[MessageSpec, _Mapping]]] = ..., agents: _Optional[_Iterable[_Union[AgentSpec, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[OutputSpec, _Mapping]]] = ...) -> None: ...
+    workflows: _containers.RepeatedCompositeFieldContainer[WorkflowSpec]
+    key: str
+    def __init__(self, version: _Optional[int] = ..., name: _Optional[str] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[InputSpec, _Mapping]]] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[MessageSpec, _Mapping]]] = ..., agents: _Optional[_Iterable[_Union[AgentSpec, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[OutputSpec, _Mapping]]] = ..., workflows: _Optional[_Iterable[_Union[WorkflowSpec, _Mapping]]] = ..., key: _Optional[str] = ...) -> None: ...
 
 class InputSpec(_message.Message):
     __slots__ = ("key", "type", "default", "description")
@@ -715,7 +797,7 @@ class AgentSpec(_message.Message):
     def __init__(self, key: _Optional[str] = ..., prompt: _Optional[str] = ..., role: _Optional[str] = ..., private: bool = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ...) -> None: ...
 
 class StepSpec(_message.Message):
-    __slots__ = ("step", "agent", "for_each", "rounds", "read", "join", "external", "vote", "role", "name", "prefill", "fidelity", "sampling", "private", "tools", "response_schema", "max_parallel", "on_error")
+    __slots__ = ("step", "agent", "for_each", "rounds", "read", "join", "external", "vote", "role", "name", "prefill", "fidelity", "sampling", "private", "tools", "response_schema", "max_parallel", "on_error", "values", "when", "timeout_s", "retries", "loop", "steps", "otherwise", "workflow", "inputs", "messages", "output")
     STEP_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
     FOR_EACH_FIELD_NUMBER: _ClassVar[int]
@@ -734,6 +816,17 @@ class StepSpec(_message.Message):
     RESPONSE_SCHEMA_FIELD_NUMBER: _ClassVar[int]
     MAX_PARALLEL_FIELD_NUMBER: _ClassVar[int]
     ON_ERROR_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    WHEN_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    RETRIES_FIELD_NUMBER: _ClassVar[int]
+    LOOP_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    OTHERWISE_FIELD_NUMBER: _ClassVar[int]
+    WORKFLOW_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
     step: str
     agent: str
     for_each: ForEachSpec
@@ -752,7 +845,68 @@ class StepSpec(_message.Message):
     response_schema: _struct_pb2.Struct
     max_parallel: int
     on_error: str
-    def __init__(self, step: _Optional[str] = ..., agent: _Optional[str] = ..., for_each: _Optional[_Union[ForEachSpec, _Mapping]] = ..., rounds: _Optional[int] = ..., read: _Optional[_Iterable[_Union[ReadSpec, _Mapping]]] = ..., join: _Optional[_Union[JoinSpec, _Mapping]] = ..., external: _Optional[_Union[ExternalSpec, _Mapping]] = ..., vote: _Optional[_Union[VoteSpec, _Mapping]] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., prefill: _Optional[str] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., private: bool = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., response_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., max_parallel: _Optional[int] = ..., on_error: _Optional[str] = ...) -> None: ...
+    values: _containers.RepeatedCompositeFieldContainer[ValueSpec]
+    when: str
+    timeout_s: float
+    retries: RetriesSpec
+    loop: LoopSpec
+    steps: _containers.RepeatedCompositeFieldContainer[StepSpec]
+    otherwise: _containers.RepeatedCompositeFieldContainer[StepSpec]
+    workflow: str
+    inputs: _struct_pb2.Struct
+    messages: _containers.RepeatedCompositeFieldContainer[BoundMessage]
+    output: str
+    def __init__(self, step: _Optional[str] = ..., agent: _Optional[str] = ..., for_each: _Optional[_Union[ForEachSpec, _Mapping]] = ..., rounds: _Optional[int] = ..., read: _Optional[_Iterable[_Union[ReadSpec, _Mapping]]] = ..., join: _Optional[_Union[JoinSpec, _Mapping]] = ..., external: _Optional[_Union[ExternalSpec, _Mapping]] = ..., vote: _Optional[_Union[VoteSpec, _Mapping]] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., prefill: _Optional[str] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., private: bool = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., response_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., max_parallel: _Optional[int] = ..., on_error: _Optional[str] = ..., values: _Optional[_Iterable[_Union[ValueSpec, _Mapping]]] = ..., when: _Optional[str] = ..., timeout_s: _Optional[float] = ..., retries: _Optional[_Union[RetriesSpec, _Mapping]] = ..., loop: _Optional[_Union[LoopSpec, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., otherwise: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., workflow: _Optional[str] = ..., inputs: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[BoundMessage, _Mapping]]] = ..., output: _Optional[str] = ...) -> None: ...
+
+class BoundMessage(_message.Message):
+    __slots__ = ("key", "read")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    READ_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    read: str
+    def __init__(self, key: _Optional[str] = ..., read: _Optional[str] = ...) -> None: ...
+
+class LoopSpec(_message.Message):
+    __slots__ = ("name", "until", "max", "on_max")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    ON_MAX_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    until: str
+    max: int
+    on_max: str
+    def __init__(self, name: _Optional[str] = ..., until: _Optional[str] = ..., max: _Optional[int] = ..., on_max: _Optional[str] = ...) -> None: ...
+
+class RetriesSpec(_message.Message):
+    __slots__ = ("max", "delay_s")
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    DELAY_S_FIELD_NUMBER: _ClassVar[int]
+    max: int
+    delay_s: float
+    def __init__(self, max: _Optional[int] = ..., delay_s: _Optional[float] = ...) -> None: ...
+
+class ValueSpec(_message.Message):
+    __slots__ = ("key", "regex", "pointer", "expression", "type", "one_of", "all", "required", "default")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    REGEX_FIELD_NUMBER: _ClassVar[int]
+    POINTER_FIELD_NUMBER: _ClassVar[int]
+    EXPRESSION_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    ONE_OF_FIELD_NUMBER: _ClassVar[int]
+    ALL_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    regex: str
+    pointer: str
+    expression: str
+    type: str
+    one_of: _containers.RepeatedScalarFieldContainer[str]
+    all: bool
+    required: bool
+    default: _struct_pb2.Value
+    def __init__(self, key: _Optional[str] = ..., regex: _Optional[str] = ..., pointer: _Optional[str] = ..., expression: _Optional[str] = ..., type: _Optional[str] = ..., one_of: _Optional[_Iterable[str]] = ..., all: bool = ..., required: bool = ..., default: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ...) -> None: ...
 
 class ForEachSpec(_message.Message):
     __slots__ = ("agents", "count", "input", "batch", "size")
@@ -769,16 +923,18 @@ class ForEachSpec(_message.Message):
     def __init__(self, agents: _Optional[_Iterable[str]] = ..., count: _Optional[int] = ..., input: _Optional[str] = ..., batch: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class ReadSpec(_message.Message):
-    __slots__ = ("read", "fidelity", "begin", "end")
+    __slots__ = ("read", "fidelity", "begin", "end", "order")
     READ_FIELD_NUMBER: _ClassVar[int]
     FIDELITY_FIELD_NUMBER: _ClassVar[int]
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
     read: str
     fidelity: Fidelity
     begin: int
     end: int
-    def __init__(self, read: _Optional[str] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
+    order: str
+    def __init__(self, read: _Optional[str] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ..., order: _Optional[str] = ...) -> None: ...
 
 class JoinSpec(_message.Message):
     __slots__ = ("at_least", "rest")
@@ -789,20 +945,32 @@ class JoinSpec(_message.Message):
     def __init__(self, at_least: _Optional[int] = ..., rest: _Optional[str] = ...) -> None: ...
 
 class ExternalSpec(_message.Message):
-    __slots__ = ("description",)
+    __slots__ = ("description", "tool", "args", "input_schema", "output_schema", "lease_s")
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    TOOL_FIELD_NUMBER: _ClassVar[int]
+    ARGS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    LEASE_S_FIELD_NUMBER: _ClassVar[int]
     description: str
-    def __init__(self, description: _Optional[str] = ...) -> None: ...
+    tool: str
+    args: _struct_pb2.Struct
+    input_schema: _struct_pb2.Struct
+    output_schema: _struct_pb2.Struct
+    lease_s: float
+    def __init__(self, description: _Optional[str] = ..., tool: _Optional[str] = ..., args: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., input_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., output_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., lease_s: _Optional[float] = ...) -> None: ...
 
 class VoteSpec(_message.Message):
-    __slots__ = ("over", "ballot", "quorum")
+    __slots__ = ("over", "ballot", "quorum", "value")
     OVER_FIELD_NUMBER: _ClassVar[int]
     BALLOT_FIELD_NUMBER: _ClassVar[int]
     QUORUM_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
     over: str
     ballot: str
     quorum: int
-    def __init__(self, over: _Optional[str] = ..., ballot: _Optional[str] = ..., quorum: _Optional[int] = ...) -> None: ...
+    value: str
+    def __init__(self, over: _Optional[str] = ..., ballot: _Optional[str] = ..., quorum: _Optional[int] = ..., value: _Optional[str] = ...) -> None: ...
 
 class OutputSpec(_message.Message):
     __slots__ = ("key", "read", "join", "separator")

@@ -65,6 +65,16 @@ class WorkflowsStub(object):
                 request_serializer=laban_dot_proto_dot_laban__pb2.CancelRequest.SerializeToString,
                 response_deserializer=laban_dot_proto_dot_laban__pb2.WorkflowRecord.FromString,
                 _registered_method=True)
+        self.LeaseStep = channel.unary_unary(
+                '/laban.v1.Workflows/LeaseStep',
+                request_serializer=laban_dot_proto_dot_laban__pb2.LeaseStepRequest.SerializeToString,
+                response_deserializer=laban_dot_proto_dot_laban__pb2.LeaseStepResponse.FromString,
+                _registered_method=True)
+        self.RenewLease = channel.unary_unary(
+                '/laban.v1.Workflows/RenewLease',
+                request_serializer=laban_dot_proto_dot_laban__pb2.RenewLeaseRequest.SerializeToString,
+                response_deserializer=laban_dot_proto_dot_laban__pb2.Lease.FromString,
+                _registered_method=True)
         self.CompleteStep = channel.unary_unary(
                 '/laban.v1.Workflows/CompleteStep',
                 request_serializer=laban_dot_proto_dot_laban__pb2.CompleteStepRequest.SerializeToString,
@@ -129,16 +139,34 @@ class WorkflowsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LeaseStep(self, request, context):
+        """Hands an external step that waits to a handler, for as long as the lease runs. Waits for one if there is none; a
+        response without a lease means that none came in time, so ask again. A lease that runs out before the step is
+        completed, failed or the lease renewed gives the step to the next handler, as its next attempt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewLease(self, request, context):
+        """Makes a lease run for its full time again, from now. FAILED_PRECONDITION: it has run out, or the step has ended or
+        needs no answer any more; the handler should stop.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CompleteStep(self, request, context):
-        """Gives the text of an external step. The same text again is no error. ALREADY_EXISTS: it was given another one, or
-        failed. FAILED_PRECONDITION: the step is not waiting.
+        """Gives the text or the output of an external step. The same answer again is no error. ALREADY_EXISTS: it was given
+        another one, or failed. FAILED_PRECONDITION: the step is not waiting, or the lease named has run out.
+        INVALID_ARGUMENT: the answer is not what the step's output schema asks for; the step waits on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FailStep(self, request, context):
-        """Says that an external step failed. Errors as for CompleteStep.
+        """Says that an external step failed: it is tried again if its `retries` allow. Errors as for CompleteStep.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -176,6 +204,16 @@ def add_WorkflowsServicer_to_server(servicer, server):
                     servicer.Cancel,
                     request_deserializer=laban_dot_proto_dot_laban__pb2.CancelRequest.FromString,
                     response_serializer=laban_dot_proto_dot_laban__pb2.WorkflowRecord.SerializeToString,
+            ),
+            'LeaseStep': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeaseStep,
+                    request_deserializer=laban_dot_proto_dot_laban__pb2.LeaseStepRequest.FromString,
+                    response_serializer=laban_dot_proto_dot_laban__pb2.LeaseStepResponse.SerializeToString,
+            ),
+            'RenewLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewLease,
+                    request_deserializer=laban_dot_proto_dot_laban__pb2.RenewLeaseRequest.FromString,
+                    response_serializer=laban_dot_proto_dot_laban__pb2.Lease.SerializeToString,
             ),
             'CompleteStep': grpc.unary_unary_rpc_method_handler(
                     servicer.CompleteStep,
@@ -351,6 +389,60 @@ class Workflows(object):
             '/laban.v1.Workflows/Cancel',
             laban_dot_proto_dot_laban__pb2.CancelRequest.SerializeToString,
             laban_dot_proto_dot_laban__pb2.WorkflowRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LeaseStep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/laban.v1.Workflows/LeaseStep',
+            laban_dot_proto_dot_laban__pb2.LeaseStepRequest.SerializeToString,
+            laban_dot_proto_dot_laban__pb2.LeaseStepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/laban.v1.Workflows/RenewLease',
+            laban_dot_proto_dot_laban__pb2.RenewLeaseRequest.SerializeToString,
+            laban_dot_proto_dot_laban__pb2.Lease.FromString,
             options,
             channel_credentials,
             insecure,

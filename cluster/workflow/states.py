@@ -8,6 +8,8 @@ from typing import Literal
 
 from laban.cluster.workflow.sampling import SamplingSpec
 
+MAX_RETRY_DELAY_S = 3600.0
+
 RunState = Literal["running", "succeeded", "failed", "cancelled"]
 InstanceState = Literal["waiting", "ready", "running", "succeeded", "failed", "skipped", "cancelled"]
 
@@ -37,8 +39,39 @@ class ReadRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Tries:
+    """How long an attempt of a step may take, and what follows one that failed.
+
+    Retry n (from 1) begins `delay_s * 2 ** (n - 1)` seconds after the failure. `on_error` says what becomes of the
+    last failure: "message" makes its message the step's text.
+    """
+
+    timeout_s: float | None = None
+    max_retries: int = 0
+    delay_s: float = 0.0
+    on_error: Literal["fail", "skip", "message"] = "fail"
+
+    def delay_before_s(self, retry: int) -> float:
+        return min(self.delay_s * 2.0 ** min(retry - 1, 32), MAX_RETRY_DELAY_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What an external step asks, and of whom. `args` and `output_schema` are plain JSON values."""
+
+    tool: str
+    args: Mapping[str, object]
+    description: str = ""
+    output_schema: Mapping[str, object] | None = None
+    lease_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
 class ReadyStep:
-    """An instance whose reads are all there. `role` and `name` are of the message that it makes."""
+    """An instance whose reads are all there. `role` and `name` are of the message that it makes.
+
+    `task` is an external step's. One with a `problem` cannot begin (its arguments are wrong): fail it with that.
+    """
 
     address: str
     step: str
@@ -51,6 +84,9 @@ class ReadyStep:
     reads: tuple[ReadRef, ...]
     sampling: SamplingSpec
     fidelity: Literal["exact", "direct", "mixed"]  # a summary of its reads'
+    tries: Tries = Tries()
+    task: Task | None = None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
