@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
-from laban.cluster.workflow.diagnostics import Loc, Problem
-from laban.cluster.workflow.graph import Fidelity, Node, OutputNode, Source, StepGraph, VoteNode, vote_unit
-from laban.cluster.workflow.inputs import num_items
-from laban.cluster.workflow.order import find_cycle, topological
+from laban.cluster.workflow.blocks import Condition, Layout, LoopPlace, Placed, lay_out
+from laban.cluster.workflow.close import close_graph
+from laban.cluster.workflow.diagnostics import Problem
+from laban.cluster.workflow.graph import Fidelity, Gate, Node, OutputNode, Source, StepGraph, VoteNode, vote_unit
+from laban.cluster.workflow.inputs import known_values, num_items
+from laban.cluster.workflow.instances import Builder, Understood, understand_step
 from laban.cluster.workflow.resolve import Ballot, Member, Selection, Shape
 from laban.cluster.workflow.schema import Output, Step, Workflow
 from laban.cluster.workflow.selectors import parse_selector
 from laban.cluster.workflow.shapes import ballots_of, check_steps, shapes_of
-from laban.cluster.workflow.sources import Entry, Scope, chosen_source, sources_of, waits_of
+from laban.cluster.workflow.sources import Meant, Reader, Scope, chosen_source, waits_of
 
 MAX_INSTANCES = 10_000
 MAX_READS = 250_000  # entries of all views together
@@ -26,122 +27,107 @@ def build_graph(
 
     `values` of the inputs: their lists say how many members a fan-out has.
     """
-    problems = check_steps(workflow)
-    shapes, broken, more = shapes_of(workflow, num_items(workflow, values or {}))
+    layout = lay_out(workflow)
+    problems = check_steps(workflow, layout)
+    known = known_values(workflow, values or {})
+    shapes, broken, more = shapes_of(workflow, layout, num_items(workflow, known))
     problems += more
-    ballots, more = ballots_of(workflow, shapes, broken)
-    undecided = frozenset(s.step for s in workflow.steps if s.vote is not None and s.step not in ballots)
-    scope = Scope(workflow, shapes, broken, undecided, ballots)
-    entries = [scope.entries(index, step) for index, step in enumerate(workflow.steps)]
-    outputs = workflow.outputs or {workflow.steps[-1].step: Output(read=workflow.steps[-1].step)}
+    ballots, more = ballots_of(layout, shapes, broken)
+    problems += more
+    undecided = frozenset(p.step.step for p in layout.steps if p.step.vote is not None and p.step.step not in ballots)
+    scope = Scope(workflow, layout, shapes, broken, undecided, ballots)
+    understood = [understand_step(scope, placed) for placed in layout.steps]
+    conditions = {name: _condition(scope, layout, condition) for name, condition in layout.conditions.items()}
+    untils = {name: _until(scope, place) for name, place in layout.loops.items()}
+    outputs = workflow.outputs or _last_step(layout)
     selected = {n: scope.understand(o.read, Shape(""), ("outputs", n, "read")) for n, o in outputs.items()}
-    problems += more + scope.problems
-    problems = problems or _too_large(workflow, shapes, entries)
+    problems += scope.problems
+    problems = problems or _too_large(shapes, understood)
     if problems:
         return None, problems
+    builder = Builder(workflow, layout, shapes, known, fidelity)
     nodes: dict[str, Node] = {}
-    for index, step in enumerate(workflow.steps):
-        own = list(_instances(workflow, index, step, shapes[step.step], entries[index], fidelity))
-        nodes.update((node.address, node) for node in own)
-        problems += _joins_that_cannot_fire(index, step, own)
+    gates: dict[str, Gate] = {}
+    for each in understood:
+        made = list(builder.nodes(each))
+        nodes.update((node.address, node) for node, _ in made)
+        gates.update((gate.unit, gate) for _, gate in made if gate is not None)
+        problems += _joins_that_cannot_fire(each.placed, [node for node, _ in made])
+    for name, condition in layout.conditions.items():
+        meant = conditions[name]
+        assert meant is not None  # or it had a problem
+        gates.update((gate.unit, gate) for gate in builder.conditions(condition, meant))
+    for name, place in layout.loops.items():
+        members = _members_by_round(name, layout, shapes)
+        gates.update((gate.unit, gate) for gate in builder.untils(place, untils[name], members))
+    loops = {node.unit: node for node in map(builder.loop_node, layout.loops.values())}
     ends = {name: _output(name, output, selected[name]) for name, output in outputs.items()}
     problems += [problem for end in ends.values() for problem in _incomplete(end)]
     if problems:
         return None, problems
     waited = {unit for node in nodes.values() for unit in node.waits}
     waited |= {unit for end in ends.values() for unit in end.waits}
-    votes = {s.step: _vote(s, shapes, ballots) for s in workflow.steps if vote_unit(s.step) in waited}
+    votes = {u.placed.step.step: u.placed.step for u in understood if vote_unit(u.placed.step.step) in waited}
     fixed = {name: shape.keys() for name, shape in shapes.items() if shape.fixed}
-    return _close(workflow, {name: fixed.get(name, (name,)) for name in workflow.messages}, nodes, votes, ends)
+    fixed = {name: fixed.get(name, (name,)) for name in workflow.messages}
+    counted = {name: _vote(step, shapes, ballots) for name, step in votes.items()}
+    return close_graph(workflow, fixed, nodes, counted, ends, gates, loops)
 
 
-def _close(
-    workflow: Workflow,
-    fixed: dict[str, tuple[str, ...]],
-    nodes: dict[str, Node],
-    votes: dict[str, VoteNode],
-    outputs: dict[str, OutputNode],
-) -> tuple[StepGraph | None, list[Problem]]:
-    waits = {address: node.waits for address, node in nodes.items()}
-    waits |= {vote.unit: vote.waits for vote in votes.values()}
-    order = topological(waits)
-    if len(order) < len(waits):
-        return None, [_cycle(find_cycle(waits, order), nodes)]
-    consumers: dict[str, list[str]] = {unit: [] for unit in waits}
-    for unit, needed in (*waits.items(), *((o.unit, o.waits) for o in outputs.values())):
-        for need in needed:
-            consumers[need].append(unit)
-    frozen = {unit: tuple(users) for unit, users in consumers.items()}
-    return StepGraph(workflow, fixed, nodes, votes, outputs, frozen, tuple(order)), []
+def _last_step(layout: Layout) -> dict[str, Output]:
+    """Without outputs the last step is one, under its own name."""
+    last = layout.steps[-1].step.step if layout.steps else ""
+    return {last: Output(read=last)} if last else {}
 
 
-def _cycle(cycle: list[str], nodes: dict[str, Node]) -> Problem:
-    reader = next(unit for unit in cycle if unit in nodes)
-    node = nodes[reader]
-    following = cycle[(cycle.index(reader) + 1) % len(cycle)]
-    read = next((s.index for s in node.sources if following in s.keys or following == vote_unit(s.vote or "")), None)
-    loc: Loc = ("steps", node.step_index) if read is None else ("steps", node.step_index, "read", read)
-    start = cycle.index(reader)
-    shown = [*cycle[start:], *cycle[:start], reader]
-    text = " -> ".join(shown if len(shown) <= 8 else [*shown[:6], "...", shown[-1]])
-    return Problem(loc, f"a cycle of reads: {text}", expected="reads that end at the fixed messages")
+def _condition(scope: Scope, layout: Layout, condition: Condition) -> Meant | None:
+    rounds = None if condition.loop is None else layout.loops[condition.loop].loop.max
+    reader = Shape("", rounds=rounds, loop=condition.loop)
+    return scope.mean(condition.text, reader, condition.loc, set() if rounds is None else {"round"})
 
 
-def _too_large(workflow: Workflow, shapes: Mapping[str, Shape], entries: list[list[Entry]]) -> list[Problem]:
+def _until(scope: Scope, place: LoopPlace) -> Meant | None:
+    if place.loop.until is None:
+        return None
+    reader = Shape("", rounds=place.loop.max, loop=place.name)
+    return scope.mean(place.loop.until, reader, (*place.loc, "until"), {"round"})
+
+
+def _members_by_round(loop: str, layout: Layout, shapes: Mapping[str, Shape]) -> dict[int, list[str]]:
+    inside = [shapes[placed.step.step] for placed in layout.steps if placed.loop == loop]
+    return {
+        round_: [s.address(member, round_) for s in inside for member in s.members or (None,)]
+        for round_ in range(1, layout.loops[loop].loop.max + 1)
+    }
+
+
+def _too_large(shapes: Mapping[str, Shape], understood: list[Understood]) -> list[Problem]:
     num_instances = num_reads = 0
-    for index, step in enumerate(workflow.steps):
-        instances = shapes[step.step].num_instances
+    for each in understood:
+        instances = shapes[each.placed.step.step].num_instances
+        reads = [entry.chosen for entry in each.entries]
         num_instances += instances
-        num_reads += instances * sum(1 if chosen is None else chosen.width() for _, chosen in entries[index])
+        num_reads += instances * sum(1 if chosen is None else chosen.width() for chosen in reads)
+        loc = each.placed.loc
         if num_instances > MAX_INSTANCES:
-            return [Problem(("steps", index), "too many instances in all", num_instances, f"at most {MAX_INSTANCES}")]
+            return [Problem(loc, "too many instances in all", num_instances, f"at most {MAX_INSTANCES}")]
         if num_reads > MAX_READS:
-            return [Problem(("steps", index), "too many reads in all", num_reads, f"at most {MAX_READS}")]
+            return [Problem(loc, "too many reads in all", num_reads, f"at most {MAX_READS}")]
     return []
 
 
-def _instances(
-    workflow: Workflow, index: int, step: Step, shape: Shape, entries: list[Entry], fidelity: Fidelity | None
-) -> Iterator[Node]:
-    shared: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for round_ in range(1, shape.rounds + 1) if shape.rounds else (None,):
-        for place, member in enumerate(shape.members if shape.members is not None else (None,), start=1):
-            agent = member if isinstance(member, str) else step.agent
-            found = sources_of(workflow, step, entries, agent, member, round_, fidelity)
-            sources = tuple(_share(source, shared) for source in found)
-            waits = waits_of(sources)
-            waits = shared.setdefault(waits, waits)
-            needed = len(waits) if step.join.at_least is None else min(step.join.at_least, len(waits))
-            cancels = step.join.rest == "cancel"
-            address = shape.address(member, round_)
-            number = None if member is None else place
-            yield Node(address, step, index, agent, member, number, round_, sources, waits, needed, cancels)
-
-
-def _share(source: Source, shared: dict[tuple[str, ...], tuple[str, ...]]) -> Source:
-    """Equal selections of many instances are one tuple."""
-    keys = shared.setdefault(source.keys, source.keys)
-    return replace(source, keys=keys, waits=shared.setdefault(source.waits, source.waits))
-
-
-def _joins_that_cannot_fire(index: int, step: Step, nodes: list[Node]) -> list[Problem]:
-    wanted = step.join.at_least
+def _joins_that_cannot_fire(placed: Placed, nodes: list[Node]) -> list[Problem]:
+    wanted = placed.step.join.at_least
     if wanted is None:
         return []
-    loc = ("steps", index, "join")
+    loc = (*placed.loc, "join")
     if not any(node.waits for node in nodes):
         return [Problem(loc, "a join with nothing to wait for can never fire", expected="a read of another step")]
     for node in nodes:
         # No waits at all: the first round of `previous`, which starts at once.
         if 0 < len(node.waits) < wanted:
-            return [
-                Problem(
-                    loc,
-                    f"the join of '{node.address}' can never fire: it waits for {len(node.waits)}",
-                    wanted,
-                    f"at most {len(node.waits)}",
-                )
-            ]
+            message = f"the join of '{node.address}' can never fire: it waits for {len(node.waits)}"
+            return [Problem(loc, message, wanted, f"at most {len(node.waits)}")]
     return []
 
 
@@ -149,7 +135,7 @@ def _output(name: str, output: Output, chosen: Selection | None) -> OutputNode:
     if chosen is None:
         source = Source((parse_selector(output.read).name,), "exact", fixed=True)
     else:
-        source = chosen_source(chosen, None, None, None, "exact")
+        source = chosen_source(chosen, Reader(), "exact")
     waits = waits_of([source])
     required = len(waits) if output.join.at_least is None else output.join.at_least
     return OutputNode(name, source, waits, required, output.separator)
@@ -169,4 +155,4 @@ def _vote(step: Step, shapes: Mapping[str, Shape], ballots: Mapping[str, Ballot]
     over = shapes[ballot.over]
     candidates = {over.address(member, ballot.round): member for member in ballot.members}
     quorum = step.vote.quorum if step.vote.quorum is not None else len(voters)
-    return VoteNode(step.step, voters, candidates, quorum, step.vote.ballot == "last")
+    return VoteNode(step.step, voters, candidates, quorum, step.vote.ballot == "last", step.vote.value)

@@ -13,14 +13,30 @@ from laban.cluster.workflow.names import NAME_RULE
 
 # Keys of parts of the language still to come: said to be so, instead of "unknown".
 _OF_ACTORS = {"model", "adapter", "tools", "response_schema"}
-_OF_STEPS = {"loop", "steps", "when", "branch", "order", "timeout_s", "retries", "workflow"}
-_RESERVED: dict[str, set[str]] = {
-    "Workflow": {*_OF_ACTORS, "include"},
-    "Agent": _OF_ACTORS,
-    "Step": _OF_ACTORS | _OF_STEPS,
-    "External": {"args", "input_schema", "output_schema", "timeout_s", "retries", "on_error", "lease_s"},
-    "Vote": {"pattern", "pointer"},
+_RESERVED: Mapping[type[schema.Model], set[str]] = {
+    schema.Workflow: {*_OF_ACTORS, "include"},
+    schema.Agent: _OF_ACTORS,
+    schema.Step: _OF_ACTORS,
 }
+_TAGS: Mapping[str, type[schema.Model]] = {
+    "(step)": schema.Step, "(loop)": schema.LoopBlock, "(when)": schema.WhenBlock,
+}  # fmt: skip
+# The models that stand under a key of a model; those of `_LISTED` as elements of a list or a mapping.
+_UNDER: Mapping[type[schema.Model], Mapping[str, type[schema.Model]]] = {
+    schema.Workflow: {
+        "inputs": schema.Input, "messages": schema.Message, "agents": schema.Agent, "outputs": schema.Output,
+        "workflows": schema.Workflow, "sampling": schema.Sampling,
+    },
+    schema.Agent: {"sampling": schema.Sampling},
+    schema.LoopBlock: {"loop": schema.Loop},
+    schema.Step: {
+        "read": schema.Read, "sampling": schema.Sampling, "join": schema.Join, "vote": schema.Vote,
+        "external": schema.External, "for_each": schema.ForEach, "retries": schema.Retries, "values": schema.Value,
+        "messages": schema.BoundMessage,
+    },
+    schema.Output: {"join": schema.Join},
+}  # fmt: skip
+_LISTED = {"inputs", "messages", "agents", "outputs", "workflows", "values", "read"}
 _TYPES = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -33,27 +49,42 @@ _TYPES = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
 }
-_OWN = {"name", "selector", "join", "for_each", "count", "range", "rest"}  # raised by schema.py, worded there
+# Raised by the schema itself, worded there.
+_OWN = {
+    "name",
+    "selector",
+    "shorthand",
+    "for_each",
+    "range",
+    "rest",
+    "expression",
+    "pattern",
+    "pointer",
+    "value",
+    "loop",
+}
 
 
 def explain(error: ValidationError) -> list[Problem]:
-    """One problem for each error. What a reserved key leaves out (a loop has no `step`) is not held against it."""
-    details = error.errors(include_url=False)[:MAX_PROBLEMS]
-    problems = [_problem(dict(detail)) for detail in details]
-    reserved = {p.loc[:-2] for p in problems if p.code == "not_built" and p.loc[-1:] == ("[key]",)}
-    pairs = zip(details, problems, strict=True)
-    return [p for detail, p in pairs if not (detail["type"] == "missing" and p.loc in reserved)]
+    """One problem for each error."""
+    return [_problem(dict(detail)) for detail in error.errors(include_url=False)[:MAX_PROBLEMS]]
+
+
+def plain_loc(loc: Loc) -> Loc:
+    """A path without what validation adds: the kinds of entries among steps."""
+    return tuple(part for part in loc if part not in _TAGS)
 
 
 def _problem(detail: Mapping[str, Any]) -> Problem:
-    kind, loc = str(detail["type"]), tuple(detail["loc"])
+    kind, tagged = str(detail["type"]), tuple(detail["loc"])
+    loc = plain_loc(tagged)
     value = detail.get("input")
     limits = detail.get("ctx") or {}
     code: Code = "invalid"
     expected = ""
     message = str(detail["msg"])
     if kind == "extra_forbidden":
-        return _unknown_key(loc)
+        return _unknown_key(tagged)
     if kind == "not_built":
         code = "not_built"
     elif kind == "missing":
@@ -84,38 +115,28 @@ def _shown(value: object) -> object:
     return value if isinstance(value, str | int | float | bool) else None
 
 
-def _unknown_key(loc: Loc) -> Problem:
-    model = _model_at(loc[:-1])
-    key = str(loc[-1])
-    where = (*loc, "[key]")
-    if key in _RESERVED.get(model.__name__, ()):
+def _unknown_key(tagged: Loc) -> Problem:
+    model = _model_at(tagged[:-1])
+    key = str(tagged[-1])
+    where = (*plain_loc(tagged), "[key]")
+    if key in _RESERVED.get(model, ()):
         return Problem(where, f"`{key}` is reserved, not served yet", code="not_built")
-    known = set(model.model_fields) | ({"count"} if model is schema.Step else set())
+    known = set(model.model_fields)
+    if model in _TAGS.values():
+        known |= {"step", "loop", "when", "count"}
     return Problem(where, f"unknown key '{key}'", expected=suggest(key, known))
 
 
-def _model_at(loc: Loc) -> type[schema.Model]:
-    """The model that stands at a path of the workflow."""
+def _model_at(tagged: Loc) -> type[schema.Model]:
+    """The model that stands at a path of the workflow, as validation gives it."""
     model: type[schema.Model] = schema.Workflow
-    within: dict[str, type[schema.Model]] = {
-        "inputs": schema.Input,
-        "messages": schema.Message,
-        "agents": schema.Agent,
-        "outputs": schema.Output,
-        "steps": schema.Step,
-        "read": schema.Read,
-        "sampling": schema.Sampling,
-        "join": schema.Join,
-        "vote": schema.Vote,
-        "external": schema.External,
-        "for_each": schema.ForEach,
-    }
-    listed = ("inputs", "messages", "agents", "outputs", "steps", "read")
     skip = False
-    for part in loc:
+    for part in tagged:
         if skip:  # the name or number of an element
             skip = False
-        elif isinstance(part, str) and part in within:
-            model = within[part]
-            skip = part in listed and not (part == "read" and model is schema.Output)
+        elif isinstance(part, str) and part in _TAGS:
+            model = _TAGS[part]
+        elif isinstance(part, str) and part in _UNDER.get(model, {}):
+            skip = part in _LISTED and not (part == "read" and model is schema.Output)
+            model = _UNDER[model][part]
     return model

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from typing import Protocol
 
+from laban.cluster.workflow.facts import role_of
 from laban.cluster.workflow.graph import Node, Source, StepGraph
 from laban.cluster.workflow.overrides import SamplingPlan
 from laban.cluster.workflow.states import MessageText
@@ -42,7 +43,8 @@ def view_fits(
     framing: Framing,
     max_context: int,
 ) -> list[ViewFit]:
-    """A ViewFit for every generating instance, in order. An external step's text has no bound: it counts as empty."""
+    """A ViewFit for every generating instance, in order. A text that is not generated has no bound: it counts as
+    empty."""
     size = {key: len(framing.message(m.role, m.text, m.name)) for key, m in messages.items()}
     roles = {key: message.role for key, message in messages.items()}
     for address, node in graph.nodes.items():
@@ -51,7 +53,7 @@ def view_fits(
     roots = {role: len(framing.root(role)) for role in set(roles.values())}
     fits = []
     for address, node in graph.nodes.items():
-        if node.kind == "external":
+        if node.kind != "generate":
             continue
         read = sum(_read(source, size) for source in node.sources)
         first = next((source.keys[0] for source in node.sources if source.keys), address)
@@ -59,14 +61,9 @@ def view_fits(
     return fits
 
 
-def role_of(node: Node) -> str:
-    """The role of the message that an instance makes."""
-    return node.step.role or ("assistant" if node.step.external is None else "user")
-
-
 def _made(node: Node, texts: tuple[str, str | None], plan: SamplingPlan, framing: Framing) -> int:
     role, (prefill, name) = role_of(node), texts
-    if node.kind == "external":
+    if node.kind != "generate":
         return len(framing.message(role, "", name))
     closing = max(len(framing.terminator(role, after_stop_token=after)) for after in (False, True))
     return len(framing.header(role, name, prefill=prefill)) + plan.of(node).max_tokens + closing
@@ -76,5 +73,7 @@ def _read(source: Source, size: Mapping[str, int]) -> int:
     """The most tokens that a source's placements take."""
     ends = (size[key] if source.end is None else min(size[key], source.end) for key in source.keys)
     lengths = [max(0, end - (source.begin or 0)) for end in ends]
+    if source.num_rounds:  # of each member the last
+        return sum(lengths[-len(lengths) // source.num_rounds :])
     # Of a vote's candidates one is read, but of each of its rounds: sum them, round by round, at their longest.
     return max(lengths, default=0) * source.num_chosen if source.vote is not None else sum(lengths)

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 
 from laban.cluster.workflow.diagnostics import Problem, suggest
-from laban.cluster.workflow.schema import MAX_TEXT, Input, Workflow
+from laban.cluster.workflow.schema import Input, Workflow
+from laban.cluster.workflow.schema_types import MAX_TEXT
 
 MAX_ITEMS = 10_000
 EXPECTED = {
@@ -39,6 +40,12 @@ def check_inputs(workflow: Workflow, given: Mapping[str, object]) -> tuple[dict[
         else:
             values[name] = value
     return values, problems
+
+
+def known_values(workflow: Workflow, values: Mapping[str, object]) -> dict[str, object]:
+    """`values`, and the defaults of the inputs that are not given."""
+    defaults = {n: declared.default for n, declared in workflow.inputs.items() if declared.default is not None}
+    return {**defaults, **values}
 
 
 def num_items(workflow: Workflow, values: Mapping[str, object]) -> dict[str, int]:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
+from laban.cluster.workflow.blocks import lay_out, steps_of
 from laban.cluster.workflow.build import build_graph
-from laban.cluster.workflow.diagnostics import Diagnostic, Problem
+from laban.cluster.workflow.diagnostics import Diagnostic, Loc, Problem
 from laban.cluster.workflow.fits import Framing, ViewFit, view_fits
 from laban.cluster.workflow.graph import StepGraph, prompt_key
 from laban.cluster.workflow.inputs import check_inputs, placeholder
@@ -88,17 +89,17 @@ def _fatal(problems: list[Problem]) -> bool:
 
 def _too_long(graph: StepGraph, views: list[ViewFit]) -> Iterator[Problem]:
     """One error a step, for its longest view."""
-    worst: dict[int, ViewFit] = {}
+    worst: dict[Loc, ViewFit] = {}
     for view in views:
-        index = graph.nodes[view.address].step_index
-        if not view.fits and (index not in worst or view.total > worst[index].total):
-            worst[index] = view
-    for index, view in worst.items():
+        loc = graph.nodes[view.address].loc
+        if not view.fits and (loc not in worst or view.total > worst[loc].total):
+            worst[loc] = view
+    for loc, view in worst.items():
         read = view.total - view.made
         message = (
             f"the view of '{view.address}' may outgrow the model's context: reads {read} tokens, makes {view.made}"
         )
-        yield Problem(("steps", index), message, view.total, f"at most {view.max_context} tokens")
+        yield Problem(loc, message, view.total, f"at most {view.max_context} tokens")
 
 
 def _unused(workflow: Workflow, graph: StepGraph) -> Iterator[Problem]:
@@ -107,7 +108,7 @@ def _unused(workflow: Workflow, graph: StepGraph) -> Iterator[Problem]:
     read |= {key for output in graph.outputs.values() for key in output.source.keys}
     variables = used_variables(workflow) | _fanned_out(workflow)
     agents = {node.agent for node in graph.nodes.values()}
-    steps = {node.step.step for address, node in graph.nodes.items() if graph.consumers[address]}
+    steps = {node.step.step for address, node in graph.nodes.items() if graph.readers[address]}
     for name in workflow.inputs:
         if name not in variables:
             yield Problem(("inputs", name), f"no template uses the input '{name}'", severity="warning")
@@ -117,15 +118,16 @@ def _unused(workflow: Workflow, graph: StepGraph) -> Iterator[Problem]:
     for name in workflow.agents:
         if name not in agents:
             yield Problem(("agents", name), f"no step runs as the agent '{name}'", severity="warning")
-    for index, step in enumerate(workflow.steps):
-        if step.step not in steps:
-            yield Problem(("steps", index), f"no step and no output reads the step '{step.step}'", severity="warning")
+    for placed in lay_out(workflow).steps:
+        if placed.step.step not in steps:
+            message = f"no step and no output reads the step '{placed.step.step}'"
+            yield Problem(placed.loc, message, severity="warning")
 
 
 def _fanned_out(workflow: Workflow) -> set[str | None]:
     """The lists that something fans out over."""
     lists = {message.for_each for message in workflow.messages.values()}
-    return lists | {step.for_each.input for step in workflow.steps if step.for_each is not None}
+    return lists | {step.for_each.input for step in steps_of(workflow) if step.for_each is not None}
 
 
 def _empty(messages: Mapping[str, MessageText]) -> Iterator[Problem]:
@@ -143,20 +145,20 @@ def _same_texts(graph: StepGraph, plan: SamplingPlan, texts: Mapping[str, tuple[
     groups: dict[object, list[str]] = {}
     for address, node in graph.nodes.items():
         if node.member is not None and node.kind == "generate" and plan.of(node).temperature == 0:
-            key = (node.step_index, node.round, node.sources, texts[address], plan.of(node).forced_text)
+            key = (node.loc, node.round, node.sources, texts[address], plan.of(node).forced_text)
             groups.setdefault(key, []).append(address)
-    said: set[int] = set()
+    said: set[Loc] = set()
     for group in groups.values():
-        index = graph.nodes[group[0]].step_index
-        if len(group) > 1 and index not in said:
-            said.add(index)
+        loc = graph.nodes[group[0]].loc
+        if len(group) > 1 and loc not in said:
+            said.add(loc)
             message = f"'{group[0]}' and '{group[1]}' read the same and are greedy: they will say the same"
-            yield Problem(("steps", index), message, expected="a temperature above 0", severity="warning")
+            yield Problem(loc, message, expected="a temperature above 0", severity="warning")
 
 
 def _trailing_spaces(graph: StepGraph, texts: Mapping[str, tuple[str, str | None]]) -> Iterator[Problem]:
     """Warns of prefills that end in a space: tokenizers join it to the next word, so models go astray after one."""
-    ending = {graph.nodes[address].step_index for address, (prefill, _) in texts.items() if prefill.endswith(" ")}
-    for index in sorted(ending):
+    ending = {graph.nodes[address].loc for address, (prefill, _) in texts.items() if prefill.endswith(" ")}
+    for loc in sorted(ending, key=str):
         message = "the prefill ends in a space: most tokenizers join it to the word that follows"
-        yield Problem(("steps", index, "prefill"), message, expected="no space at the end", severity="warning")
+        yield Problem((*loc, "prefill"), message, expected="no space at the end", severity="warning")

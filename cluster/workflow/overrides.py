@@ -11,7 +11,8 @@ from laban.cluster.workflow.diagnostics import Problem, suggest
 from laban.cluster.workflow.explain import explain
 from laban.cluster.workflow.graph import Fidelity, Node, StepGraph
 from laban.cluster.workflow.sampling import SamplingSpec, instance_seed, merge
-from laban.cluster.workflow.schema import RESERVED_FIDELITY, Sampling
+from laban.cluster.workflow.schema import Sampling, Step
+from laban.cluster.workflow.schema_types import RESERVED_FIDELITY
 from laban.cluster.workflow.states import Overrides
 
 _WHOLE = {"max_tokens", "top_k", "seed", "logprobs"}
@@ -72,8 +73,8 @@ def plan_sampling(graph: StepGraph, overrides: Overrides) -> tuple[SamplingPlan,
             problems.append(
                 Problem(loc, f"unknown sampling value '{name}'", None, suggest(name, Sampling.model_fields))
             )
-        elif (steps.get(target) or graph.nodes[target].step).external is not None:
-            problems.append(Problem(loc, "an external step generates nothing", target))
+        elif not _generates(steps.get(target) or graph.nodes[target].step):
+            problems.append(Problem(loc, "the step generates nothing", target))
         else:
             given.setdefault(target, {})[name] = _number(name, value)
     if overrides.seed is not None:
@@ -84,6 +85,10 @@ def plan_sampling(graph: StepGraph, overrides: Overrides) -> tuple[SamplingPlan,
         problems += more
         changes[target] = sampling
     return SamplingPlan(graph, overrides.seed, changes), [replace(p, in_file=False) for p in problems]
+
+
+def _generates(step: Step) -> bool:
+    return step.external is None and step.workflow is None
 
 
 def _checked(values: dict[str, object], loc: tuple[str, ...]) -> tuple[Sampling, list[Problem]]:

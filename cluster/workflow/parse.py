@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from laban.cluster.workflow.build import build_graph
 from laban.cluster.workflow.diagnostics import Diagnostic, Loc, Marks, Problem, WorkflowErrors
-from laban.cluster.workflow.explain import explain
+from laban.cluster.workflow.explain import explain, plain_loc
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.static import static_problems
 from laban.cluster.workflow.yamltree import MAX_DEPTH, MAX_VALUES, YamlProblem, load
@@ -52,7 +52,7 @@ def _validate(value: object, marks: Marks, problems: list[Problem]) -> Workflow:
         problems = [*problems, *explain(error)]
         if any(problem.code == "not_built" for problem in problems):
             raise WorkflowErrors(marks.locate(problems)) from None
-        locs = [detail["loc"] for detail in error.errors() if detail["type"] == "extra_forbidden"]
+        locs = [plain_loc(detail["loc"]) for detail in error.errors() if detail["type"] == "extra_forbidden"]
         try:  # keys too many need not hide what else is wrong
             workflow = Workflow.model_validate(_without(value, locs))
         except (ValidationError, LookupError, TypeError, AttributeError):

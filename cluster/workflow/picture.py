@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 
+from laban.cluster.workflow.blocks import steps_of
 from laban.cluster.workflow.graph import Node, StepGraph
 from laban.cluster.workflow.selectors import parse_selector
 
@@ -44,9 +45,9 @@ class Picture:
 
 def picture_of(graph: StepGraph) -> Picture:
     """Steps as boxes, one however many instances it has. An agent's prompt is named in its box, not drawn."""
-    workflow = graph.workflow
+    workflow, steps = graph.workflow, steps_of(graph.workflow)
     outputs = {f"outputs.{name}": output for name, output in graph.outputs.items()}
-    sources = {step.step: _names_read([read.read for read in step.read]) for step in workflow.steps}
+    sources = {step.step: _names_read([read.read for read in step.read]) for step in steps}
     sources |= {unit: [_step_of(key, graph) for key in output.source.keys] for unit, output in outputs.items()}
     sources = {reader: list(dict.fromkeys(names)) for reader, names in sources.items()}
     ranks, back = _ranks(sources)
@@ -56,7 +57,7 @@ def picture_of(graph: StepGraph) -> Picture:
         Box(name, "message", 0, (message.role if message.for_each is None else f"for each of {message.for_each}",), ())
         for name, message in fixed.items()
     ]
-    for step in workflow.steps:
+    for step in steps:
         kind = "external" if step.external is not None else "vote" if step.vote is not None else "generate"
         instances = [node for node in graph.nodes.values() if node.step is step]
         boxes.append(Box(step.step, kind, ranks[step.step], _about(instances), tuple(r.read for r in step.read)))

@@ -22,7 +22,7 @@ class Shape:
 
     `members` None: no fan-out; `rounds` None: no rounds. `agent`: the one that all instances run as, if any. `over`:
     whose items or members the members stand for, one for one: a list input, or itself. `batch`: what the members are
-    batches of, and their size.
+    batches of, and their size. `loop`: the one that its rounds are, of which the last ones may not be run.
     """
 
     step: str
@@ -32,6 +32,7 @@ class Shape:
     over: str | None = None
     batch: tuple[str, int] | None = None
     fixed: bool = False
+    loop: str | None = None
 
     @property
     def num_instances(self) -> int:
@@ -72,15 +73,17 @@ class ReadProblem(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A read with its defaults filled in, checked against `target`; `own` if the reader reads its own step.
+    """A read with its defaults filled in, checked against `target`; `own` if the reader reads its own step, `inside`
+    if both stand in one loop.
 
     `batch_size` is the reader's, of the member `batch`.
     """
 
     target: Shape
     member: Member | Winner | None  # "all", "self", "others", "batch", a member; None: the step does not fan out
-    round: str | int | None  # "all", "previous", "current", a number; None: the step has no rounds
+    round: str | int | None  # "all", "previous", "current", "last", a number; None: the step has no rounds
     own: bool
+    inside: bool
     ballot: Ballot | None = None  # of a Winner
     batch_size: int = 0
 
@@ -88,6 +91,16 @@ class Selection:
     def vote(self) -> str | None:
         """The step whose winner is meant, if one is."""
         return self.member.vote if isinstance(self.member, Winner) else None
+
+    @property
+    def loop(self) -> str | None:
+        """The loop whose end the read waits for, if it does."""
+        return self.target.loop if not self.inside and self.round in ("last", "all") else None
+
+    @property
+    def many(self) -> bool:
+        """Whether it may select several instances for one reader."""
+        return self.member in ("all", "others", "batch") or self.round == "all"
 
     def candidates(self) -> frozenset[str]:
         """Those of the selected instances that the vote itself waits for."""
@@ -100,24 +113,31 @@ class Selection:
         one = self.member is None or self.member not in ("all", "others", "batch")
         members = 1 if one and not isinstance(self.member, Winner) else len(self.target.members or ())
         members = min(members, self.batch_size) if self.member == "batch" else members
-        return members * ((self.target.rounds or 1) if self.round == "all" else 1)
+        return members * ((self.target.rounds or 1) if self.round in ("all", "last") else 1)
 
     def addresses(self, reader_member: Member | None, reader_agent: str | None, reader_round: int | None) -> list[str]:
         """The instances selected by one instance of the reader, rounds first, then members, each in order.
 
-        For a winner: every candidate.
+        For a winner: every candidate; for the last round of a loop: every round.
         """
         rounds = self._rounds(reader_round)
         members = self._members(reader_member, reader_agent)
         return [self.target.address(member, round_) for round_ in rounds for member in members]
 
+    def num_members(self, reader_member: Member | None, reader_agent: str | None) -> int:
+        """How many members of each round one instance of the reader selects."""
+        return len(self._members(reader_member, reader_agent))
+
     def _rounds(self, current: int | None) -> Sequence[int | None]:
         if self.target.rounds is None:
             return (None,)
+        now = current or 0
         if isinstance(self.round, int):
-            return () if self.own and self.round >= (current or 0) else (self.round,)
-        if self.round == "all":
-            return range(1, current or 1) if self.own else range(1, self.target.rounds + 1)
+            late = self.round >= now if self.own else self.inside and self.round > now
+            return () if late else (self.round,)
+        if self.round in ("all", "last"):
+            last = now - 1 if self.own else now if self.inside else self.target.rounds
+            return range(1, last + 1)
         assert current is not None  # `previous` and `current` are refused where the reader has no rounds
         wanted = current - 1 if self.round == "previous" else current
         return (wanted,) if wanted >= 1 else ()
@@ -152,7 +172,9 @@ def resolve(selector: Selector, target: Shape, reader: Shape, ballots: Mapping[s
     if own and target.rounds is None:
         raise ReadProblem(f"step '{target.step}' reads itself", "another step, or `rounds` and an earlier round")
     ballot = ballots[chosen.vote] if isinstance(chosen, Winner) else None
-    return Selection(target, chosen, when, own, ballot, reader.batch[1] if chosen == "batch" and reader.batch else 0)
+    inside = target.loop is not None and target.loop == reader.loop
+    batch_size = reader.batch[1] if chosen == "batch" and reader.batch else 0
+    return Selection(target, chosen, when, own, inside, ballot, batch_size)
 
 
 def _form(shape: Shape) -> str:
@@ -236,6 +258,19 @@ def _round(given: Member | Winner | None, target: Shape, reader: Shape, own: boo
     words = "all, previous, current, last, or a number"
     if own and given in (None, "last", "current"):
         raise ReadProblem(f"step '{target.step}' reads itself in the same round", "round `previous` or `all`")
+    if target.loop is not None and not own:
+        if target.loop != reader.loop:
+            if given in ("previous", "current"):
+                raise ReadProblem(
+                    f"'{given}' means nothing outside of the loop '{target.loop}'", "all, last, or a number"
+                )
+            given = "last" if given is None else given
+        elif given == "last":
+            raise ReadProblem("which round is the last is not known inside of the loop", "current, previous or all")
+        elif given is None:
+            given = "current"
+    if given == "last" and target.loop is not None:
+        return "last"
     if given in (None, "last"):
         return rounds
     if given == "all":

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from laban.actors.errors import FailedPrecondition, NotFound
 from laban.cluster.workflow import lookahead
 from laban.cluster.workflow.build import build_graph
 from laban.cluster.workflow.diagnostics import WorkflowErrors
+from laban.cluster.workflow.expressions import ExpressionProblem
+from laban.cluster.workflow.facts import Facts, last_of_each, ordered, role_of, task_of, tries_of
 from laban.cluster.workflow.graph import Node, OutputNode, Source, StepGraph, winner_keys
 from laban.cluster.workflow.inputs import check_inputs
 from laban.cluster.workflow.overrides import check_fidelity, plan_sampling
@@ -24,6 +27,7 @@ from laban.cluster.workflow.states import (
     Tally,
 )
 from laban.cluster.workflow.texts import fixed_messages, instance_texts
+from laban.cluster.workflow.values import find_values
 from laban.cluster.workflow.visibility import private_leaks
 
 __all__ = [
@@ -67,7 +71,8 @@ class Run:
         if problems:
             raise WorkflowErrors(workflow.marks.locate(problems))
         self.seed = overrides.seed if overrides.seed is not None else workflow.sampling.seed
-        self._progress = Progress(graph)
+        self._facts = Facts(graph, values, self.messages)
+        self._progress = Progress(graph, self._facts.holds, self._facts.count)
 
     @property
     def state(self) -> RunState:
@@ -101,11 +106,24 @@ class Run:
         Raises NotFound for an unknown address, FailedPrecondition for one that is not running.
         """
         if self._expects(address):
-            self._progress.finish(address, text)
+            self._facts.add(address, text)
+            self._progress.finish(address)
+
+    def unfit(self, address: str, text: str) -> str:
+        """Why an instance's text will not do: a value that it must have is not found. Empty if it will."""
+        return find_values(self._node(address).step.values, text)[1]
+
+    def values(self, address: str) -> Mapping[str, object]:
+        """What the step's `values` found in the text of an instance that has finished."""
+        return self._facts.values.get(address, {})
 
     def fail(self, address: str, message: str) -> None:
-        """A running instance failed for good; so does the run unless joins tolerate it. Otherwise like `finish`."""
+        """A running instance failed for good; so does the run unless joins tolerate it. Otherwise like `finish`.
+
+        With `on_error: message` the message is the instance's text.
+        """
         if self._expects(address):
+            self._facts.add_failure(address, message)
             self._progress.fail(address, message)
 
     def cancel(self) -> None:
@@ -117,7 +135,8 @@ class Run:
         """The named outputs of a run that succeeded; nothing before, and nothing of one that did not."""
         if self.state != "succeeded":
             return {}
-        return {name: self._output(output) for name, output in self.graph.outputs.items()}
+        there = (o for o in self.graph.outputs.values() if self._progress.outcomes[o.unit] == "there")
+        return {output.name: self._output(output) for output in there}
 
     def skipped(self) -> tuple[str, ...]:
         """Instances that will never finish, though the run goes on or ended well: abort those that are running."""
@@ -125,7 +144,11 @@ class Run:
 
     def tallies(self) -> dict[str, Tally]:
         """The votes decided so far, by step."""
-        return {t.vote: t for t in self._progress.tallies.values() if t is not None}
+        return {tally.vote: tally for tally in self._progress.tallies.values()}
+
+    def decisions(self) -> Mapping[str, bool]:
+        """What the gates asked so far have decided, by unit."""
+        return self._progress.decisions
 
     def steps_to_execution(self) -> dict[str, int]:
         """How many steps before each instance that may still run can: 0 for those that run or are ready."""
@@ -149,22 +172,32 @@ class Run:
         return state == "running"
 
     def _hand_out(self, node: Node) -> ReadyStep:
-        reads = tuple(ref for source in node.sources for ref in self._refs(source))
+        problem, task = "", None
+        reads: tuple[ReadRef, ...] = ()
+        try:
+            reads = tuple(ref for source in node.sources for ref in self._refs(source))
+            if node.step.external is not None:
+                task = task_of(node, self._facts)
+        except ExpressionProblem as error:
+            problem = str(error)
         step = node.step
         prefill, name = self._texts_of[node.address]
-        levels = {ref.fidelity for ref in reads} or {"exact"}
+        levels: set[Literal["exact", "direct", "mixed"]] = {ref.fidelity for ref in reads} or {"exact"}
         return ReadyStep(
             address=node.address,
             step=step.step,
             agent=node.agent,
             round=node.round,
-            kind=node.kind,
-            role=step.role or ("assistant" if step.external is None else "user"),
+            kind="generate" if node.kind == "generate" else "external",
+            role=role_of(node),
             name=name,
             prefill=prefill,
             reads=reads,
             sampling=self._sampling.of(node),
             fidelity="mixed" if len(levels) > 1 else levels.pop(),
+            tries=tries_of(step),
+            task=task,
+            problem=problem,
         )
 
     def _refs(self, source: Source) -> list[ReadRef]:
@@ -172,9 +205,18 @@ class Run:
 
     def _keys(self, source: Source) -> list[str]:
         """The messages that a source stands for now: those of its instances that are there."""
+        keys = self._there(source)
+        if source.order is None:
+            return keys
+        members = dict(zip(source.keys, source.members, strict=True))
+        return ordered(keys, members, self._facts.evaluate(source.order))
+
+    def _there(self, source: Source) -> list[str]:
         if source.fixed:
             return list(source.keys)
-        texts = self._progress.texts
+        texts = self._facts.texts
+        if source.num_rounds:
+            return last_of_each(source.keys, source.num_rounds, texts)
         if source.vote is None:
             return [key for key in source.keys if key in texts]
         vote = self.graph.votes[source.vote]
@@ -186,4 +228,4 @@ class Run:
     def _output(self, output: OutputNode) -> str:
         if output.source.fixed:
             return output.separator.join(self.messages[key].text for key in output.source.keys)
-        return output.separator.join(self._progress.texts[key] for key in self._keys(output.source))
+        return output.separator.join(self._facts.texts[key] for key in self._keys(output.source))

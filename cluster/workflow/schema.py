@@ -1,7 +1,7 @@
 """The one schema of a workflow: what the YAML file, the Python builder and the protobuf form all become.
 
 Shorthands (a message that is just its text, a read that is just a selector) are spelled out before
-validation, so every model here has one form and every error one plain path. What several fields mean
+validation (`shorthands.py`), so every model here has one form and every error one plain path. What several fields mean
 together (references, cycles, joins) is `graph.py`'s business.
 """
 
@@ -9,64 +9,31 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from laban.cluster.workflow import shorthands
 from laban.cluster.workflow.diagnostics import Marks
-from laban.cluster.workflow.names import NAME, NAME_RULE, name_problem
-from laban.cluster.workflow.selectors import MAX_CHARS, SelectorError, parse_selector
-
-MAX_TEXT = 4_000_000  # characters of one text
-MAX_STEPS = 1_000
-MAX_FAN_OUT = 10_000
-MAX_ROUNDS = 1_000
-RESERVED_FIDELITY = ("corrected", "blended", "auto")
-
-Role = Literal["system", "user", "assistant"]
-
-
-def _name(value: str) -> str:
-    problem = name_problem(value)
-    if problem:
-        raise PydanticCustomError("name", "{problem}", {"problem": problem})
-    return value
-
-
-def _fidelity(value: Any) -> Any:
-    if value in RESERVED_FIDELITY:
-        raise PydanticCustomError("not_built", "fidelity '{level}' is reserved, not served yet", {"level": value})
-    return value
-
-
-def _selector(value: str) -> str:
-    try:
-        parse_selector(value)
-    except SelectorError as error:
-        raise PydanticCustomError("selector", "{problem}", {"problem": str(error)}) from None
-    return value
-
-
-def _spelled(key: str) -> BeforeValidator:
-    """A bare string stands for the mapping {key: string}."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
-
-
-def _list_of_one(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _label(value: str) -> str:
-    if NAME.fullmatch(value) is None:
-        raise PydanticCustomError("name", "{problem}", {"problem": f"not a name: {NAME_RULE}"})
-    return value
-
-
-Name = Annotated[str, AfterValidator(_name)]  # of what reads may name
-Label = Annotated[str, AfterValidator(_label)]  # of what they may not
-Fidelity = Annotated[Literal["exact", "direct"], BeforeValidator(_fidelity)]
-SelectorText = Annotated[str, Field(max_length=MAX_CHARS), AfterValidator(_selector)]
-Text = Annotated[str, Field(max_length=MAX_TEXT)]
-StopString = Annotated[str, Field(min_length=1, max_length=256)]
+from laban.cluster.workflow.schema_types import (
+    MAX_FAN_OUT,
+    MAX_ROUNDS,
+    MAX_STEPS,
+    MAX_TEXT,
+    Argument,
+    ExpressionText,
+    Fidelity,
+    JsonSchema,
+    Label,
+    Name,
+    Pattern,
+    Pointer,
+    Role,
+    SelectorText,
+    StopString,
+    Text,
+    WorkflowName,
+    spelled,
+)
 
 
 class Model(BaseModel):
@@ -89,7 +56,7 @@ class Sampling(Model):
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
-    stop: Annotated[list[StopString], Field(max_length=16), BeforeValidator(_list_of_one)] | None = None
+    stop: Annotated[list[StopString], Field(max_length=16), spelled(shorthands.list_of_one)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     forced_text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)] | None = None
 
@@ -118,6 +85,7 @@ class Read(Model):
 
     read: SelectorText
     fidelity: Fidelity | None = None
+    order: ExpressionText | None = None  # gives members, or one: only these, in its order
     begin: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
     end: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
 
@@ -143,26 +111,85 @@ class Join(Model):
         return self
 
 
-def _join(value: Any) -> Any:
-    if isinstance(value, str):
-        if value not in ("all", "any"):
-            raise PydanticCustomError("join", "not a join: write all, any or {at_least: n}")
-        return {} if value == "all" else {"at_least": 1}
-    return value
-
-
 class Vote(Model):
     """The step's texts are ballots: each names one member of the step `over` (its number, or its agent's name)."""
 
     over: SelectorText
     ballot: Literal["first", "last"] = "first"  # which of the members that a text names counts
     quorum: Annotated[int, Field(ge=1, le=MAX_FAN_OUT)] | None = None  # voters that must finish; None: all
+    value: Label | None = None  # the voters' value that is the ballot; None: their text
 
 
 class External(Model):
-    """The step's text is given from outside, by completing the step."""
+    """The step's text is given from outside: by a handler of `tool`, or by whoever completes the step by hand."""
 
     description: str = Field(default="", max_length=2_000)
+    tool: Label | None = None  # None: the step's name
+    args: dict[Label, Argument] = {}
+    input_schema: JsonSchema | None = None  # of the arguments
+    output_schema: JsonSchema | None = None  # of the answer
+    lease_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] = 30.0  # a silent handler loses the step
+
+
+class Retries(Model):
+    """How often a failed instance is tried again; each wait is twice the one before."""
+
+    max: Annotated[int, Field(ge=0, le=100)]
+    delay_s: Annotated[float, Field(ge=0, le=3_600, allow_inf_nan=False)] = 0.0
+
+
+class Value(Model):
+    """A value found in a step's text: the first group of `regex`, what `pointer` points at in the JSON in the text, or
+    what `expression` makes of the values before it; with none of them what follows its name and a colon. None if
+    nothing is found."""
+
+    regex: Pattern | None = None
+    pointer: Pointer | None = None
+    expression: ExpressionText | None = None
+    type: Literal["string", "integer", "number", "boolean", "list"] | None = None
+    one_of: (
+        Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(min_length=1, max_length=256)] | None
+    ) = None
+    all: bool = False  # every match, as a list
+    required: bool = False  # an instance without it has failed
+    default: Any = None
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        given = [key for key in ("regex", "pointer", "expression") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise PydanticCustomError("value", "{given} are given: keep one", {"given": " and ".join(given)})
+        if self.all and self.regex is None and self.one_of is None:
+            raise PydanticCustomError("value", "`all` goes with `regex` or `one_of`")
+        if self.required and self.default is not None:
+            raise PydanticCustomError("value", "a value with a default is always there: keep `required` or `default`")
+        return self
+
+
+ValueOf = Annotated[Value, spelled(shorthands.bare("regex"))]
+
+
+class BoundMessage(Model):
+    """What a step reads in the place of a message of the workflow that it runs."""
+
+    read: SelectorText
+
+
+class Loop(Model):
+    """Steps repeated together, each round once all of the round before has ended, until `until` holds."""
+
+    name: Label | None = None
+    until: ExpressionText | None = None
+    max: Annotated[int, Field(ge=1, le=MAX_ROUNDS)]
+    on_max: Literal["fail", "continue"] | None = None
+
+    @model_validator(mode="after")
+    def _says_what_exhaustion_does(self) -> Self:
+        if self.until is not None and self.on_max is None:
+            raise PydanticCustomError("loop", "`on_max` is missing: what if it does not hold after `max` rounds?")
+        if self.until is None and self.on_max is not None:
+            raise PydanticCustomError("loop", "`on_max` goes with `until`: without it all `max` rounds are run")
+        return self
 
 
 class ForEach(Model):
@@ -188,33 +215,29 @@ class ForEach(Model):
         return self.count is None and self.input is None and self.batch is None
 
 
-def _for_each(value: Any) -> Any:
-    if isinstance(value, bool):
-        return value
-    if value == "agents":
-        return {}
-    if isinstance(value, int):
-        return {"count": value}
-    if isinstance(value, list):
-        return {"agents": value}
-    if isinstance(value, str):
-        return {"input": value}
-    return value
-
-
 class Step(Model):
-    """A node of the step graph. It generates a message, or with `external` waits for one."""
+    """A node of the step graph. It generates a message, with `external` waits for one, with `workflow` runs another."""
 
     step: Name
+    when: ExpressionText | None = None
     agent: Name | None = None
-    for_each: Annotated[ForEach, BeforeValidator(_for_each)] | None = None
+    for_each: Annotated[ForEach, spelled(shorthands.for_each)] | None = None
     max_parallel: Annotated[int, Field(ge=1, le=MAX_FAN_OUT)] | None = None  # instances that run at a time
     rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] | None = None
-    on_error: Literal["fail", "skip"] = "fail"  # skip: who reads a failed instance goes on without it
-    read: list[Annotated[Read, _spelled("read")]] = []
-    join: Annotated[Join, BeforeValidator(_join)] = Join()
+    timeout_s: Annotated[float, Field(gt=0, le=30 * 86_400, allow_inf_nan=False)] | None = None  # for each attempt
+    retries: Annotated[Retries, spelled(shorthands.retries)] | None = None
+    on_error: Literal["fail", "skip", "message"] = "fail"  # skip: who reads a failed instance goes on without it
+    read: list[Annotated[Read, spelled(shorthands.bare("read"))]] = []
+    join: Annotated[Join, spelled(shorthands.join)] = Join()
     external: External | None = None
-    vote: Annotated[Vote, _spelled("over")] | None = None
+    workflow: WorkflowName | None = None  # a name among `workflows`
+    inputs: dict[Label, Argument] = {}  # the other workflow's inputs
+    messages: dict[
+        Name, Annotated[BoundMessage, spelled(shorthands.bare("read"))]
+    ] = {}  # its messages -> what this step would read in their place
+    output: Label | None = None  # the one of its outputs that becomes this step's message; None: the only one
+    values: Annotated[dict[Label, Annotated[Value, spelled(shorthands.bare("regex"))]], spelled(shorthands.values)] = {}
+    vote: Annotated[Vote, spelled(shorthands.bare("over"))] | None = None
     role: Role | None = None  # None: assistant, or user for an external step
     name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     prefill: Annotated[str, Field(max_length=100_000)] = ""
@@ -224,19 +247,48 @@ class Step(Model):
 
     @model_validator(mode="before")
     @classmethod
-    def _count_is_for_each(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "count" in data:
-            if "for_each" in data:
-                raise PydanticCustomError("count", "both for_each and count are given: they mean the same, keep one")
-            data = {("for_each" if key == "count" else key): value for key, value in data.items()}
-        return data
+    def _spell(cls, data: Any) -> Any:
+        try:
+            return shorthands.step(data)
+        except shorthands.ShorthandProblem as problem:
+            raise PydanticCustomError("shorthand", "{problem}", {"problem": str(problem)}) from None
+
+
+class LoopBlock(Model):
+    """Steps that are repeated together; with `when` only if it holds."""
+
+    loop: Loop
+    when: ExpressionText | None = None
+    steps: Annotated[list[Entry], Field(min_length=1, max_length=MAX_STEPS)]
+
+
+class WhenBlock(Model):
+    """Steps that run only if `when` holds, and those that run only if it does not."""
+
+    when: ExpressionText
+    steps: Annotated[list[Entry], Field(min_length=1, max_length=MAX_STEPS)]
+    otherwise: Annotated[list[Entry], Field(max_length=MAX_STEPS)] = []
+
+
+def _kind_of_entry(data: Any) -> str:
+    keys = data if isinstance(data, dict) else getattr(data, "model_fields_set", ())
+    if "loop" in keys:
+        return "(loop)"
+    return "(when)" if "step" not in keys and ("steps" in keys or "otherwise" in keys) else "(step)"
+
+
+# Tags are part of the paths of errors: `explain.py` takes them out.
+Entry = Annotated[
+    Annotated[Step, Tag("(step)")] | Annotated[LoopBlock, Tag("(loop)")] | Annotated[WhenBlock, Tag("(when)")],
+    Discriminator(_kind_of_entry),
+]
 
 
 class Output(Model):
     """A named result: the texts that `read` selects, with `separator` between them."""
 
     read: SelectorText
-    join: Annotated[Join, BeforeValidator(_join)] = Join()
+    join: Annotated[Join, spelled(shorthands.join)] = Join()
     separator: Annotated[str, Field(max_length=1_000)] = "\n\n"
 
 
@@ -249,10 +301,13 @@ class Workflow(Model):
     inputs: dict[Label, Input] = {}
     fidelity: Fidelity = "exact"
     sampling: Sampling = Sampling()
-    messages: dict[Name, Annotated[Message, _spelled("text")]] = {}
-    agents: dict[Name, Annotated[Agent, _spelled("prompt")]] = {}
-    steps: Annotated[list[Step], Field(min_length=1, max_length=MAX_STEPS)]
-    outputs: dict[Label, Annotated[Output, _spelled("read")]] = {}  # none: the last step, under its own name
+    messages: dict[Name, Annotated[Message, spelled(shorthands.bare("text"))]] = {}
+    agents: dict[Name, Annotated[Agent, spelled(shorthands.bare("prompt"))]] = {}
+    steps: Annotated[list[Entry], Field(min_length=1, max_length=MAX_STEPS)]
+    workflows: dict[WorkflowName, Workflow] = {}  # those that steps name; of a file, its path
+    outputs: dict[
+        Label, Annotated[Output, spelled(shorthands.bare("read"))]
+    ] = {}  # none: the last step, under its own name
 
     _marks: Marks = PrivateAttr(default_factory=Marks)
 
@@ -266,3 +321,8 @@ class Workflow(Model):
         copy = self.model_copy()
         copy._marks = marks
         return copy
+
+
+LoopBlock.model_rebuild()
+WhenBlock.model_rebuild()
+Workflow.model_rebuild()

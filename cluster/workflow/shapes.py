@@ -2,42 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+from laban.cluster.workflow.blocks import Layout, Placed
 from laban.cluster.workflow.diagnostics import MAX_PROBLEMS, Loc, Problem, suggest
 from laban.cluster.workflow.resolve import Ballot, Member, Shape
-from laban.cluster.workflow.schema import Step, Workflow
+from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.selectors import parse_selector
 
 
-def check_steps(workflow: Workflow) -> list[Problem]:
-    """Names given twice, unknown agents, and what an external step cannot have."""
-    problems: list[Problem] = []
+def check_steps(workflow: Workflow, layout: Layout) -> list[Problem]:
+    """Names given twice, unknown agents, and what one kind of step cannot have."""
+    problems: list[Problem] = list(layout.problems)
     seen: dict[str, str] = {name: "a message" for name in workflow.messages}
-    for index, step in enumerate(workflow.steps):
+    for placed in layout.steps:
+        step, loc = placed.step, placed.loc
         if len(problems) >= MAX_PROBLEMS:
             break
         if step.step in seen:
-            problems.append(Problem(("steps", index, "step"), f"'{step.step}' is also {seen[step.step]}", step.step))
+            problems.append(Problem((*loc, "step"), f"'{step.step}' is also {seen[step.step]}", step.step))
         seen[step.step] = "an earlier step"
         if step.agent is not None and step.agent not in workflow.agents:
-            problems.append(
-                Problem(
-                    ("steps", index, "agent"),
-                    f"unknown agent '{step.agent}'",
-                    None,
-                    suggest(step.agent, workflow.agents),
-                )
-            )
-        if step.external is None:
-            continue
-        for key in sorted({"sampling", "prefill"} & step.model_fields_set):
-            problems.append(Problem(("steps", index, key), f"an external step generates nothing: `{key}` has no use"))
+            hint = suggest(step.agent, workflow.agents)
+            problems.append(Problem((*loc, "agent"), f"unknown agent '{step.agent}'", None, hint))
+        problems += _out_of_place(placed)
     return problems
 
 
+def _out_of_place(placed: Placed) -> Iterator[Problem]:
+    step, given = placed.step, placed.step.model_fields_set
+    if step.external is not None and step.workflow is not None:
+        yield Problem((*placed.loc, "workflow"), "a step is either `external` or runs a `workflow`: keep one")
+    if step.external is not None or step.workflow is not None:
+        kind = "an external step" if step.external is not None else "a step that runs a workflow"
+        for key in sorted({"sampling", "prefill"} & given):
+            yield Problem((*placed.loc, key), f"{kind} generates nothing: `{key}` has no use")
+    if step.workflow is None:
+        for key in sorted({"inputs", "messages", "output"} & given):
+            yield Problem((*placed.loc, key), f"`{key}` goes with `workflow`")
+    elif step.read:
+        expected = "`messages`, which says what its messages are"
+        yield Problem((*placed.loc, "read"), "a step that runs a workflow reads nothing itself", expected=expected)
+    for key in ("text", "code", "failed"):
+        if key in step.values:
+            yield Problem((*placed.loc, "values", key), f"every step has a value '{key}'", None, "another name")
+
+
 def shapes_of(
-    workflow: Workflow, num_items: Mapping[str, int]
+    workflow: Workflow, layout: Layout, num_items: Mapping[str, int]
 ) -> tuple[dict[str, Shape], frozenset[str], list[Problem]]:
     """The members and rounds of each step and each message that fans out, and those that have errors instead.
 
@@ -55,28 +67,34 @@ def shapes_of(
             broken.add(name)
         else:
             shapes[name] = Shape(name, found, over=message.for_each, fixed=True)
-    batched: dict[str, tuple[int, Step]] = {}
-    for index, step in enumerate(workflow.steps):
-        fan_out = step.for_each
+    batched: dict[str, Placed] = {}
+    for placed in layout.steps:
+        step, fan_out = placed.step, placed.step.for_each
         if len(problems) >= MAX_PROBLEMS:
             broken.add(step.step)
         elif fan_out is not None and fan_out.batch is not None:
-            batched[step.step] = (index, step)
+            batched[step.step] = placed
         else:
-            members, more = _members(workflow, index, step, num_items)
+            members, more = _members(workflow, placed, num_items)
             problems += more
             if more:
                 broken.add(step.step)
             else:
                 over = step.step if fan_out is None or fan_out.input is None else fan_out.input
-                shapes[step.step] = Shape(step.step, members, step.rounds, step.agent, over)
-    for index, step in batched.values():
-        shape = _batches(index, step, shapes, broken, batched, ())
+                rounds = rounds_of(layout, placed)
+                shapes[step.step] = Shape(step.step, members, rounds, step.agent, over, loop=placed.loop)
+    for placed in batched.values():
+        shape = _batches(layout, placed, shapes, broken, batched, ())
         if isinstance(shape, Problem):
             problems.append(shape)
         if not isinstance(shape, Shape):
-            broken.add(step.step)
+            broken.add(placed.step.step)
     return shapes, frozenset(broken), problems
+
+
+def rounds_of(layout: Layout, placed: Placed) -> int | None:
+    """The step's rounds, or its loop's."""
+    return placed.step.rounds if placed.loop is None else layout.loops[placed.loop].loop.max
 
 
 def _items(workflow: Workflow, name: str, num_items: Mapping[str, int], loc: Loc) -> tuple[Member, ...] | Problem:
@@ -94,24 +112,25 @@ def _items(workflow: Workflow, name: str, num_items: Mapping[str, int], loc: Loc
 
 
 def _batches(
-    index: int,
-    step: Step,
+    layout: Layout,
+    placed: Placed,
     shapes: dict[str, Shape],
     broken: set[str],
-    batched: Mapping[str, tuple[int, Step]],
+    batched: Mapping[str, Placed],
     within: tuple[str, ...],
 ) -> Shape | Problem | None:
     """The shape of a step over batches, after that of what it batches. None: that has an error of its own."""
+    step = placed.step
     assert step.for_each is not None
     assert step.for_each.batch is not None
     assert step.for_each.size is not None
     if step.step in shapes:
         return shapes[step.step]
-    base, size, loc = step.for_each.batch, step.for_each.size, ("steps", index, "for_each", "batch")
+    base, size, loc = step.for_each.batch, step.for_each.size, (*placed.loc, "for_each", "batch")
     if base == step.step or base in within:
         return Problem(loc, "a cycle of batches", base, "a step or message that fans out by itself")
     if base in batched and base not in shapes:
-        below = _batches(*batched[base], shapes, broken, batched, (*within, step.step))
+        below = _batches(layout, batched[base], shapes, broken, batched, (*within, step.step))
         if isinstance(below, Problem):
             return below
     if base in broken:
@@ -122,20 +141,21 @@ def _batches(
     if target.members is None:
         return Problem(loc, f"'{base}' has no members to batch: it does not fan out", base)
     members = tuple(range(1, -(-len(target.members) // size) + 1))
-    shape = Shape(step.step, members, step.rounds, step.agent, step.step, (base, size))
+    rounds = rounds_of(layout, placed)
+    shape = Shape(step.step, members, rounds, step.agent, step.step, (base, size), loop=placed.loop)
     shapes[step.step] = shape
     return shape
 
 
 def _members(
-    workflow: Workflow, index: int, step: Step, num_items: Mapping[str, int]
+    workflow: Workflow, placed: Placed, num_items: Mapping[str, int]
 ) -> tuple[tuple[Member, ...] | None, list[Problem]]:
-    fan_out = step.for_each
+    step, fan_out = placed.step, placed.step.for_each
     if fan_out is None:
         return None, []
     if fan_out.count is not None:
         return tuple(range(1, fan_out.count + 1)), []
-    loc = ("steps", index, "for_each")
+    loc = (*placed.loc, "for_each")
     if fan_out.input is not None:
         found = _items(workflow, fan_out.input, num_items, (*loc, "input"))
         return (None, [found]) if isinstance(found, Problem) else (found, [])
@@ -144,7 +164,7 @@ def _members(
     if not names:
         problems.append(Problem(loc, "a fan-out over no agents", expected="at least one agent"))
     if step.agent is not None:
-        problems.append(Problem(("steps", index, "agent"), "a step for each agent runs as each of them", step.agent))
+        problems.append(Problem((*placed.loc, "agent"), "a step for each agent runs as each of them", step.agent))
     seen: set[str] = set()
     for place, name in enumerate(names):
         if len(problems) >= MAX_PROBLEMS:
@@ -158,15 +178,16 @@ def _members(
 
 
 def ballots_of(
-    workflow: Workflow, shapes: dict[str, Shape], broken: frozenset[str]
+    layout: Layout, shapes: dict[str, Shape], broken: frozenset[str]
 ) -> tuple[dict[str, Ballot], list[Problem]]:
     """What each voting step votes over."""
     ballots: dict[str, Ballot] = {}
     problems: list[Problem] = []
-    for index, step in enumerate(workflow.steps):
+    for placed in layout.steps:
+        step = placed.step
         if step.vote is None or step.step in broken or len(problems) >= MAX_PROBLEMS:
             continue
-        loc = ("steps", index, "vote", "over")
+        loc = (*placed.loc, "vote", "over")
         selector = parse_selector(step.vote.over)
         if selector.name in broken:
             continue
@@ -180,14 +201,19 @@ def ballots_of(
             problem = f"step '{over.step}' has no members to choose among: it does not fan out"
         elif over.step == step.step:
             problem = "a step cannot vote over itself"
+        elif over.loop is not None or placed.loop is not None:
+            problem = "votes and loops do not go together: take `values`, and `majority` in an expression"
         if problem:
             problems.append(Problem(loc, problem, step.vote.over, "STEP, STEP[all,last] or STEP[all,ROUND]"))
             continue
+        if step.vote.value is not None and step.vote.value not in step.values:
+            hint = suggest(step.vote.value, step.values) or f"{step.vote.value} among the step's `values`"
+            problems.append(Problem((*placed.loc, "vote", "value"), "not a value of the step", step.vote.value, hint))
         num_voters = len(shapes[step.step].members or (None,))
         if (step.vote.quorum or 0) > num_voters:
             problems.append(
                 Problem(
-                    ("steps", index, "vote", "quorum"),
+                    (*placed.loc, "vote", "quorum"),
                     f"the vote can never be decided: it has {num_voters} voters",
                     step.vote.quorum,
                     f"at most {num_voters}",

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from laban.cluster.workflow.blocks import Layout, Placed
 from laban.cluster.workflow.diagnostics import MAX_PROBLEMS, Loc, Problem, suggest
-from laban.cluster.workflow.graph import Fidelity, Source, prompt_key, vote_unit
+from laban.cluster.workflow.expressions import BUILT_IN_VALUES, Expression, Reference, parse_expression
+from laban.cluster.workflow.graph import Bound, Fidelity, Source, Use, end_unit, prompt_key, vote_unit
 from laban.cluster.workflow.resolve import Ballot, Member, ReadProblem, Selection, Shape, resolve
 from laban.cluster.workflow.schema import Read, Step, Workflow
 from laban.cluster.workflow.selectors import Winner, parse_selector
 
-# A read as understood: a selection of instances, or None for a fixed message or the prompt.
-Entry = tuple[Read, Selection | None]
+
+@dataclass(frozen=True, slots=True)
+class Meant:
+    """An expression as a step means it: what each of its references selects, or the fixed message that it names."""
+
+    expression: Expression
+    targets: tuple[Selection | str, ...]
+    loc: Loc
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A read as understood: what it selects, None for a fixed message or the prompt; and its order."""
+
+    read: Read
+    chosen: Selection | None
+    order: Meant | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +38,7 @@ class Scope:
     of reads of them."""
 
     workflow: Workflow
+    layout: Layout
     shapes: Mapping[str, Shape]
     broken: frozenset[str]
     undecided: frozenset[str]
@@ -53,21 +71,68 @@ class Scope:
             self.problems.append(Problem(loc, problem.message, text, problem.expected))
             return None
 
-    def entries(self, index: int, step: Step) -> list[Entry]:
+    def entries(self, placed: Placed) -> list[Entry]:
         """The reads of one step, in order."""
-        reader = self.shapes.get(step.step)
+        step, reader = placed.step, self.shapes.get(placed.step.step)
         found: list[Entry] = []
-        for number, read in enumerate(step.read):
-            loc = ("steps", index, "read", number)
-            if reader is None:
-                continue
+        for number, read in enumerate(step.read if reader is not None else ()):
+            assert reader is not None
+            loc = (*placed.loc, "read", number)
             if _is_prompt(read):
                 if not has_prompt(self.workflow, step):
                     self.problems.append(Problem(loc, "`prompt` in a step whose agent has no prompt"))
-                found.append((read, None))
-            else:
-                found.append((read, self.understand(read.read, reader, loc)))
+                found.append(Entry(read, None))
+                continue
+            chosen = self.understand(read.read, reader, loc)
+            order = None
+            if read.order is not None:
+                order = self.mean(read.order, reader, (*loc, "order"), own_names(placed))
+                if chosen is not None and not chosen.many:
+                    self.problems.append(Problem(loc, "an order of one message", expected="a read of several"))
+            found.append(Entry(read, chosen, order))
         return found
+
+    def mean(self, text: str, reader: Shape, loc: Loc, own: Collection[str]) -> Meant | None:
+        """An expression's references and variables, found; None after adding a problem."""
+        expression = parse_expression(text)
+        before = len(self.problems)
+        known = {*self.workflow.inputs, *own}
+        for name in sorted(expression.variables - known):
+            values = f"`{name}.text` or another of its values" if name in self.shapes else ""
+            hint = values or suggest(name, known) or "an input of the workflow, or STEP.VALUE"
+            self.problems.append(Problem(loc, f"unknown variable '{name}'", text, hint))
+        targets: list[Selection | str] = []
+        for reference in expression.references:
+            problem = self._problem_with(reference)
+            if problem is not None:
+                self.problems.append(Problem(loc, *problem))
+            chosen = self.understand(reference.selector, reader, loc)
+            targets.append(parse_selector(reference.selector).name if chosen is None else chosen)
+        undone = any(isinstance(target, str) and target not in self.workflow.messages for target in targets)
+        return None if undone or len(self.problems) > before else Meant(expression, tuple(targets), loc)
+
+    def _problem_with(self, reference: Reference) -> tuple[str, object, str] | None:
+        """Why what is referred to has no such value, with the value and what was expected."""
+        name = parse_selector(reference.selector).name
+        if name in self.workflow.messages:
+            ok = reference.value == "text"
+            return None if ok else (f"the message '{name}' has no value '{reference.value}'", None, f"{name}.text")
+        step = self.layout.by_name[name].step if name in self.layout.by_name else None
+        if step is None or reference.value in step.values or reference.value in BUILT_IN_VALUES:
+            return None  # of what is unknown `understand` speaks
+        hint = suggest(reference.value, [*step.values, *BUILT_IN_VALUES]) if step.values else ""
+        hint = hint or f"`values: [{reference.value}]` in that step, or one of {', '.join(BUILT_IN_VALUES)}"
+        return f"the step '{name}' has no value '{reference.value}'", None, hint
+
+
+def own_names(placed: Placed) -> set[str]:
+    """The variables that an instance of the step has beside the inputs."""
+    step, fan_out = placed.step, placed.step.for_each
+    names = {"step"}
+    names |= {"agent"} if step.agent is not None or (fan_out is not None and fan_out.over_agents) else set()
+    names |= {"index"} if fan_out is not None else set()
+    names |= {"item"} if fan_out is not None and fan_out.input is not None else set()
+    return names | ({"round"} if step.rounds is not None or placed.loop is not None else set())
 
 
 def has_prompt(workflow: Workflow, step: Step) -> bool:
@@ -83,46 +148,81 @@ def _is_prompt(read: Read) -> bool:
     return read.read.strip() == "prompt"
 
 
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One instance, or one round of a block, as what reads: who it is and the values of its own variables."""
+
+    member: Member | None = None
+    agent: str | None = None
+    round: int | None = None
+    own: Mapping[str, object] = field(default_factory=dict)
+
+
 def sources_of(
-    workflow: Workflow,
-    step: Step,
-    entries: list[Entry],
-    agent: str | None,
-    member: Member | None,
-    round_: int | None,
-    fidelity: Fidelity | None,
+    workflow: Workflow, step: Step, entries: list[Entry], reader: Reader, fidelity: Fidelity | None
 ) -> Iterator[Source]:
     """The view of one instance: the agent's prompt first unless it is placed, then the reads."""
     stated = fidelity or step.fidelity or workflow.fidelity
+    agent = reader.agent
     prompt = agent is not None and workflow.agents[agent].prompt is not None
-    placed = any(_is_prompt(read) for read, _ in entries)
-    if agent is not None and prompt and not placed and step.external is None:
+    placed = any(_is_prompt(entry.read) for entry in entries)
+    if agent is not None and prompt and not placed and step.external is None and step.workflow is None:
         yield Source((prompt_key(agent),), stated, fixed=True)
-    for index, (read, chosen) in enumerate(entries):
+    for index, entry in enumerate(entries):
+        read = entry.read
         level = fidelity or read.fidelity or stated
-        if chosen is not None:
-            yield replace(
-                chosen_source(chosen, member, agent, round_, level), begin=read.begin, end=read.end, index=index
-            )
+        if entry.chosen is not None:
+            source = chosen_source(entry.chosen, reader, level)
+            if entry.order is not None:
+                source = _ordered(source, entry.chosen, bound_to(entry.order, reader))
+            yield replace(source, begin=read.begin, end=read.end, index=index)
         elif not _is_prompt(read):
             yield Source((parse_selector(read.read).name,), level, True, None, read.begin, read.end, index)
         elif agent is not None and prompt:
             yield Source((prompt_key(agent),), level, True, None, read.begin, read.end, index)
 
 
-def chosen_source(
-    chosen: Selection, member: Member | None, agent: str | None, round_: int | None, fidelity: Fidelity
-) -> Source:
+def chosen_source(chosen: Selection, reader: Reader, fidelity: Fidelity) -> Source:
     """The selected instances as a source, with what it waits for."""
-    keys = tuple(chosen.addresses(member, agent, round_))
+    keys = tuple(chosen.addresses(reader.member, reader.agent, reader.round))
     if chosen.target.fixed:
         return Source(keys, fidelity, fixed=True)
+    if chosen.loop is not None:
+        return Source(keys, fidelity, False, waits=(end_unit(chosen.loop),), num_rounds=_num_rounds(chosen))
     if chosen.vote is None:
         return Source(keys, fidelity, fixed=False, waits=keys)
     settled = chosen.candidates()
     waits = (vote_unit(chosen.vote), *(key for key in keys if key not in settled))
     rounds = len(keys) // len(chosen.target.members or (None,))
     return Source(keys, fidelity, fixed=False, vote=chosen.vote, num_chosen=rounds, waits=waits)
+
+
+def _num_rounds(chosen: Selection) -> int:
+    return chosen.target.rounds or 0 if chosen.loop is not None and chosen.round == "last" else 0
+
+
+def _ordered(source: Source, chosen: Selection, order: Bound) -> Source:
+    places = {chosen.target.address(m, r): m for m in chosen.target.members or () for r in _rounds_of(chosen.target)}
+    members = tuple(places[key] for key in source.keys)
+    return replace(source, order=order, members=members, waits=(*source.waits, *order.waits))
+
+
+def _rounds_of(target: Shape) -> Iterable[int | None]:
+    return (None,) if target.rounds is None else range(1, target.rounds + 1)
+
+
+def bound_to(meant: Meant, reader: Reader) -> Bound:
+    """The expression as this reader sees it."""
+    uses = []
+    for target, reference in zip(meant.targets, meant.expression.references, strict=True):
+        if isinstance(target, str):
+            uses.append(Use((target,), reference.value, many=False))
+            continue
+        keys = tuple(target.addresses(reader.member, reader.agent, reader.round))
+        waits = () if target.target.fixed else keys if target.loop is None else (end_unit(target.loop),)
+        width = target.num_members(reader.member, reader.agent)
+        uses.append(Use(keys, reference.value, target.many, width, _num_rounds(target), waits))
+    return Bound(meant.expression, tuple(uses), reader.own, meant.loc)
 
 
 def waits_of(sources: Iterable[Source]) -> tuple[str, ...]:

@@ -97,7 +97,7 @@ class InstanceStatus:
     step: str
     agent: str | None
     round: int | None
-    kind: Literal["generate", "external"]
+    kind: Literal["generate", "external", "workflow"]
     state: InstanceState
     reason: str = ""
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
+from laban.cluster.workflow.blocks import lay_out
 from laban.cluster.workflow.diagnostics import MAX_PROBLEMS, Loc, Problem, suggest
 from laban.cluster.workflow.inputs import check_defaults
 from laban.cluster.workflow.schema import Workflow
+from laban.cluster.workflow.sources import own_names
 from laban.cluster.workflow.templates import TemplateProblem, variables_of
 
 # Variables of a step's own, and words of the template language.
@@ -48,12 +50,7 @@ def _texts(workflow: Workflow) -> Iterator[tuple[Loc, str, set[str]]]:
     for name, agent in workflow.agents.items():
         if agent.prompt is not None:
             yield ("agents", name, "prompt"), agent.prompt, {"agent"}
-    for index, step in enumerate(workflow.steps):
-        own = {"step"}
-        own |= {"agent"} if step.agent is not None or (step.for_each and step.for_each.over_agents) else set()
-        own |= {"index"} if step.for_each is not None else set()
-        own |= {"item"} if step.for_each is not None and step.for_each.input is not None else set()
-        own |= {"round"} if step.rounds is not None else set()
-        yield ("steps", index, "prefill"), step.prefill, own
-        if step.name is not None:
-            yield ("steps", index, "name"), step.name, own
+    for placed in lay_out(workflow).steps:
+        yield (*placed.loc, "prefill"), placed.step.prefill, own_names(placed)
+        if placed.step.name is not None:
+            yield (*placed.loc, "name"), placed.step.name, own_names(placed)

@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateError, nodes, pass_context
+from jinja2 import StrictUndefined, Template, TemplateError, Undefined, nodes, pass_context
 from jinja2.meta import find_undeclared_variables
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_OUTPUT = 4_000_000  # characters
 MAX_WORK = 20_000  # iterations of loops, comparisons in them, and thousands of characters filtered
 MAX_NODES = 20_000
 _TICK = "_tick"
+_RESULT = "_result"
 
 _ALLOWED: tuple[type[nodes.Node], ...] = (
     *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.Name, nodes.Const, nodes.If, nodes.For),
@@ -28,7 +30,8 @@ _ALLOWED: tuple[type[nodes.Node], ...] = (
 )
 _LOOP = frozenset({"index", "index0", "revindex", "revindex0", "first", "last", "length"})
 _FILTERS = ["abs", "capitalize", "count", "d", "default", "first", "float", "int", "last", "length", "lower"]
-_FILTERS += ["reverse", "sort", "string", "title", "tojson", "trim", "upper"]
+_FILTERS += ["reverse", "round", "sort", "string", "title", "tojson", "trim", "upper"]
+_OWN_FILTERS = ["join", "majority", "max", "mean", "min", "ranked", "sum", "take"]
 _TESTS = ["defined", "undefined", "none", "string", "number", "odd", "even", "divisibleby", "in", "true", "false"]
 _TESTS += ["boolean", "integer", "float", "eq", "ne", "lt", "le", "gt", "ge"]
 
@@ -43,7 +46,9 @@ class _Environment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True, cache_size=0)
         self.globals.clear()
-        self.filters = {name: _charged(self.filters[name]) for name in _FILTERS} | {"join": _charged(_join)}
+        own: tuple[Callable[..., Any], ...] = (_join, _majority, _max, _mean, _min, _ranked, _sum, _take)
+        self.filters = {name: _charged(self.filters[name]) for name in _FILTERS}
+        self.filters |= {name: _charged(function) for name, function in zip(_OWN_FILTERS, own, strict=True)}
         self.tests = {name: self.tests[name] for name in _TESTS}
 
     def getitem(self, obj: Any, argument: Any) -> Any:
@@ -82,6 +87,44 @@ def _join(values: Iterable[object], separator: str = "") -> str:
     return separator.join(parts)
 
 
+def _known(values: Iterable[Any]) -> list[Any]:
+    return [value for value in values if value is not None]
+
+
+def _majority(values: Iterable[Any], share: float = 0.0) -> Any:
+    """The most common value, the earliest of equals; none if it is not more than `share` of those that are not none."""
+    known = _known(values)
+    best = max(known, key=known.count, default=None)  # max keeps the first of equals
+    return best if best is not None and known.count(best) > share * len(known) else None
+
+
+def _mean(values: Iterable[Any]) -> float | None:
+    known = _known(values)
+    return sum(known) / len(known) if known else None
+
+
+def _sum(values: Iterable[Any]) -> Any:
+    return sum(_known(values))
+
+
+def _max(values: Iterable[Any]) -> Any:
+    return max(_known(values), default=None)
+
+
+def _min(values: Iterable[Any]) -> Any:
+    return min(_known(values), default=None)
+
+
+def _ranked(values: Iterable[Any], lowest_first: bool = False) -> list[int]:
+    """The places of the values, from 1, the highest value's first; those of equals in order, none's left out."""
+    numbered = [(value, place) for place, value in enumerate(values, 1) if value is not None]
+    return [place for _, place in sorted(numbered, key=lambda pair: pair[0], reverse=not lowest_first)]
+
+
+def _take(values: Iterable[Any], number: int) -> list[Any]:
+    return list(values)[: max(0, number)]
+
+
 _ENVIRONMENT = _Environment()
 
 # What Jinja and the code it generates raise for templates that are wrong; anything else is our own mistake.
@@ -114,6 +157,48 @@ def render(text: str, variables: Mapping[str, object]) -> str:
     except _FAULTS as error:
         raise TemplateProblem(_say(error)) from None
     return "".join(pieces)
+
+
+def compile_expression(tree: nodes.Expr) -> Callable[[Mapping[str, object]], Any]:
+    """What evaluates an expression's tree over its variables. Both raise TemplateProblem."""
+    try:
+        _check(tree)
+        body = [nodes.Assign(nodes.Name(_RESULT, "store"), tree, lineno=1)]
+        whole = nodes.Template(body, lineno=1)
+        whole.set_environment(_ENVIRONMENT)
+        template = _ENVIRONMENT.from_string(whole)
+    except TemplateProblem:
+        raise
+    except _FAULTS as error:
+        raise TemplateProblem(_say(error)) from None
+
+    def evaluate(variables: Mapping[str, object]) -> Any:
+        context = template.new_context({**variables, _TICK: _budget()})
+        try:
+            for _ in template.root_render_func(context):
+                continue
+            result = context.vars[_RESULT]
+        except TemplateProblem:
+            raise
+        except _FAULTS as error:
+            raise TemplateProblem(_say(error)) from None
+        if isinstance(result, Undefined):
+            raise TemplateProblem("there is no such item")
+        return result
+
+    return evaluate
+
+
+def parse_tree(text: str) -> nodes.Expr:
+    """An expression's tree, nothing of it checked yet. Raises TemplateProblem."""
+    try:
+        parser = Parser(_ENVIRONMENT, text, state="variable")
+        tree = parser.parse_expression()
+        if not parser.stream.eos:
+            raise TemplateProblem(f"'{parser.stream.current.value}' is too many")
+    except _FAULTS as error:
+        raise TemplateProblem(_say(error)) from None
+    return tree
 
 
 def _budget() -> Callable[[int], str]:
@@ -157,7 +242,7 @@ def _compile(text: str) -> tuple[Template, frozenset[str]]:
 _remembered = lru_cache(maxsize=256)(_compile)
 
 
-def _check(tree: nodes.Template) -> None:
+def _check(tree: nodes.Node) -> None:
     stack: list[nodes.Node] = [tree]
     num_nodes = 0
     while stack:
@@ -172,11 +257,11 @@ def _check(tree: nodes.Template) -> None:
                 )
         elif not isinstance(node, _ALLOWED):
             kind = type(node).__name__
-            raise TemplateProblem(f"line {node.lineno}: {kind} is not allowed in a template")
+            raise TemplateProblem(f"line {node.lineno}: {kind} is not allowed here")
         if isinstance(node, nodes.For) and node.recursive:
-            raise TemplateProblem(f"line {node.lineno}: a recursive loop is not allowed in a template")
-        if isinstance(node, nodes.Filter) and node.name != "join" and node.name not in _FILTERS:
-            allowed = ", ".join(sorted([*_FILTERS, "join"]))
+            raise TemplateProblem(f"line {node.lineno}: a recursive loop is not allowed here")
+        if isinstance(node, nodes.Filter) and node.name not in (*_FILTERS, *_OWN_FILTERS):
+            allowed = ", ".join(sorted([*_FILTERS, *_OWN_FILTERS]))
             raise TemplateProblem(f"line {node.lineno}: no filter '{node.name}'; there are {allowed}")
         if isinstance(node, nodes.Test) and node.name not in _TESTS:
             raise TemplateProblem(f"line {node.lineno}: no test '{node.name}'; there are {', '.join(_TESTS)}")

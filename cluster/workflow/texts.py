@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from laban.cluster.workflow.blocks import steps_of
 from laban.cluster.workflow.diagnostics import Loc, Problem
-from laban.cluster.workflow.graph import Node, StepGraph, prompt_key
+from laban.cluster.workflow.graph import StepGraph, prompt_key
 from laban.cluster.workflow.schema import Message, Step, Workflow
 from laban.cluster.workflow.states import MessageText
 from laban.cluster.workflow.templates import TemplateProblem, render, variables_of
@@ -53,12 +54,12 @@ def instance_texts(
     failed: set[Loc] = set()
     for address, node in graph.nodes.items():
         step = node.step
-        given = {**values, **_own_variables(node, values)} if _is_dynamic(step) else values
+        given = {**values, **node.own} if _is_dynamic(step) else values
         found: list[Problem] = []
-        prefill = _render(step.prefill, given, ("steps", node.step_index, "prefill"), found)
+        prefill = _render(step.prefill, given, (*node.loc, "prefill"), found)
         name = None
         if step.name is not None:
-            name = _render(step.name, given, ("steps", node.step_index, "name"), found)
+            name = _render(step.name, given, (*node.loc, "name"), found)
         texts[address] = (prefill, name)
         problems += [problem for problem in found if problem.loc not in failed]
         failed |= {problem.loc for problem in found}
@@ -69,7 +70,7 @@ def used_variables(workflow: Workflow) -> set[str]:
     """Every variable that some template uses, of those that parse."""
     texts = [message.text for message in workflow.messages.values()]
     texts += [agent.prompt or "" for agent in workflow.agents.values()]
-    texts += [text for step in workflow.steps for text in (step.prefill, step.name or "")]
+    texts += [text for step in steps_of(workflow) for text in (step.prefill, step.name or "")]
     used: set[str] = set()
     for text in texts:
         try:
@@ -81,20 +82,6 @@ def used_variables(workflow: Workflow) -> set[str]:
 
 def _is_dynamic(step: Step) -> bool:
     return "{" in step.prefill or "{" in (step.name or "")
-
-
-def _own_variables(node: Node, values: Mapping[str, object]) -> dict[str, object]:
-    """`step`, and where they mean something `agent`, `index` (the member's number, from 1), `item` and `round`."""
-    own: dict[str, object] = {"step": node.step.step}
-    if node.agent is not None:
-        own["agent"] = node.agent
-    if node.index is not None:
-        own["index"] = node.index
-        if node.step.for_each is not None and node.step.for_each.input is not None:
-            own["item"] = _items(values, node.step.for_each.input)[node.index - 1]
-    if node.round is not None:
-        own["round"] = node.round
-    return own
 
 
 def _render(text: str, values: Mapping[str, object], loc: Loc, problems: list[Problem]) -> str:

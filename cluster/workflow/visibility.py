@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from laban.cluster.workflow.blocks import steps_of
 from laban.cluster.workflow.diagnostics import Problem
 from laban.cluster.workflow.graph import Node, StepGraph, prompt_key
 
@@ -74,7 +75,7 @@ class Visibility:
         workflow = self.graph.workflow
         names = [name for name, message in workflow.messages.items() if message.private]
         names += [prompt_key(name) for name, agent in workflow.agents.items() if agent.private]
-        names += [step.step for step in workflow.steps if step.private]
+        names += [step.step for step in steps_of(workflow) if step.private]
         mask = 0
         for name in names:
             mask |= self.groups[name]
@@ -134,13 +135,13 @@ def private_leaks(graph: StepGraph) -> list[Problem]:
     workflow = graph.workflow
     marked = any(message.private for message in workflow.messages.values())
     marked = marked or any(agent.private for agent in workflow.agents.values())
-    marked = marked or any(step.private for step in workflow.steps)
+    marked = marked or any(step.private for step in steps_of(workflow))
     direct = any(source.fidelity == "direct" for node in graph.nodes.values() for source in node.sources)
     if not (marked and direct):
         return []
     return [
         Problem(
-            ("steps", graph.nodes[leak.address].step_index),
+            graph.nodes[leak.address].loc,
             f"'{leak.address}' would read the private '{leak.message}' through the encoding of '{leak.through}'",
             expected=f"`exact` for its read of '{leak.through}', or '{leak.message}' among its reads",
         )

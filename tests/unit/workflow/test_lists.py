@@ -110,7 +110,7 @@ def test_batches_of_messages_and_of_batches() -> None:
         ("steps: [{step: t, for_each: docs}, {step: s, read: ['t[item]']}]", "over the same list"),
         ("steps: [{step: t, for_each: docs}, {step: s, for_each: 2, read: ['t[batch]']}]", "not for batches of 't'"),
         ("steps: [{step: s, for_each: docs, max_parallel: 0}]", "at least 1"),
-        ("steps: [{step: s, on_error: ignore}]", "'fail' or 'skip'"),
+        ("steps: [{step: s, on_error: ignore}]", "'fail', 'skip' or 'message'"),
         ("steps: [{step: s, for_each: 2, prefill: '{{ item }}'}]", "unknown variable 'item'"),
         ("messages: {m: '{{ item }}'}\nsteps: [{step: s, read: [m]}]", "unknown variable 'item'"),
     ],

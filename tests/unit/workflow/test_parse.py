@@ -139,8 +139,6 @@ def test_every_error_is_reported_in_the_order_of_the_file() -> None:
         "steps: [{step: a, response_schema: {}}]",
         "steps: [{step: a, fidelity: corrected}]",
         "messages: {m: hi}\nsteps: [{step: a, read: [{read: m, fidelity: blended}]}]",
-        "steps: [{step: a, timeout_s: 3, retries: 2}]",
-        "steps: [{step: a, external: {args: {}}}]",
     ],
 )
 def test_what_is_reserved_is_said_to_be(body: str) -> None:
@@ -148,11 +146,6 @@ def test_what_is_reserved_is_said_to_be(body: str) -> None:
         parse_yaml(HEAD + body)
     assert caught.value.status == "UNIMPLEMENTED"
     assert all("reserved, not served yet" in d.message and d.line for d in caught.value.diagnostics)
-
-
-def test_a_loop_is_reserved() -> None:
-    found = errors(HEAD + "steps:\n- loop: {max: 4}\n  steps: []\n")
-    assert [(d.path, d.code) for d in found] == [("steps[0].loop", "not_built"), ("steps[0].steps", "not_built")]
 
 
 def test_errors_cross_processes() -> None:

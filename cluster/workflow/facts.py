@@ -1,0 +1,155 @@
+"""What a run has found out: texts, the values in them, and what expressions make of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from laban.cluster.workflow import votes
+from laban.cluster.workflow.expressions import ExpressionProblem
+from laban.cluster.workflow.graph import Bound, Gate, Node, StepGraph, Use
+from laban.cluster.workflow.resolve import Member
+from laban.cluster.workflow.schema import Step
+from laban.cluster.workflow.states import MessageText, Tally, Task, Tries
+from laban.cluster.workflow.tool_schemas import problem_with
+from laban.cluster.workflow.values import code_of, find_values
+
+
+class Facts:
+    """Grows as instances end. `inputs` and `messages` are those that the run started from."""
+
+    def __init__(self, graph: StepGraph, inputs: Mapping[str, object], messages: Mapping[str, MessageText]) -> None:
+        self._graph = graph
+        self._inputs = inputs
+        self._messages = messages
+        self.texts: dict[str, str] = {}  # by address, of those that others can read
+        self.values: dict[str, dict[str, object]] = {}
+        self._failed: set[str] = set()
+
+    def add(self, address: str, text: str) -> None:
+        self.texts[address] = text
+        self.values[address], _ = find_values(self._graph.nodes[address].step.values, text)
+
+    def add_failure(self, address: str, message: str) -> None:
+        """With `on_error: message` it can be read like a text."""
+        self._failed.add(address)
+        if self._graph.nodes[address].step.on_error == "message":
+            self.add(address, message)
+
+    def evaluate(self, bound: Bound) -> Any:
+        """Raises ExpressionProblem."""
+        return bound.expression.evaluate({**self._inputs, **bound.own}, [self._referred(use) for use in bound.uses])
+
+    def holds(self, gate: Gate) -> bool:
+        """Whether a gate's condition does. Raises ExpressionProblem."""
+        return gate.condition is not None and bool(self.evaluate(gate.condition))
+
+    def count(self, step: str) -> Tally | None:
+        """The vote of a step; None if it cannot be decided."""
+        return votes.count(self._graph.votes[step], self.texts, self.values)
+
+    def _referred(self, use: Use) -> object:
+        keys: Sequence[str] = use.keys
+        if use.num_rounds:
+            keys = last_of_each(keys, use.num_rounds, _Known(self._is_known))
+        if use.many:
+            rounds = [keys[at : at + use.width] for at in range(0, len(keys), max(1, use.width))]
+            run = [key for members in rounds if any(map(self._is_known, members)) for key in members]
+            return [self._value(key, use.value) for key in run]
+        return self._value(keys[0], use.value) if keys else None
+
+    def _is_known(self, key: str) -> bool:
+        return key in self.texts or key in self._failed or key in self._messages
+
+    def _value(self, key: str, name: str) -> object:
+        if name == "failed":
+            return key in self._failed
+        text = self._messages[key].text if key in self._messages else self.texts.get(key)
+        if text is None:
+            return None
+        if name == "text":
+            return text
+        found = self.values.get(key, {})
+        return found[name] if name in found else code_of(text) if name == "code" else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a test accepts, as a container."""
+
+    test: Callable[[str], bool]
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self.test(key)
+
+
+def last_of_each(keys: Sequence[str], num_rounds: int, there: Container[str]) -> list[str]:
+    """Of keys round by round, each member's last one that is there."""
+    width = len(keys) // num_rounds
+    found = (next((k for k in reversed(keys[member::width]) if k in there), None) for member in range(width))
+    return [key for key in found if key is not None]
+
+
+def ordered(keys: Sequence[str], members: Mapping[str, Member | None], order: object) -> list[str]:
+    """Those of `keys` whose members `order` names, a list of them or one; as they are if it names none.
+
+    A member is its name in any case, or its number. What names nobody is passed over, and so is a repetition: orders
+    are often what a model wrote.
+    """
+    places = {str(member).lower(): member for member in members.values()}
+    distinct = list(dict.fromkeys(members.values()))
+    wanted: dict[Member | None, None] = {}
+    for item in order if isinstance(order, list | tuple) else [order]:
+        number = item if isinstance(item, int) and not isinstance(item, bool) else None
+        if str(item).strip().lower() in places:
+            wanted[places[str(item).strip().lower()]] = None
+        elif number is not None and 1 <= number <= len(distinct):
+            wanted[distinct[number - 1]] = None
+    if not wanted:
+        return list(keys)
+    return [key for member in wanted for key in keys if members[key] == member]
+
+
+def role_of(node: Node) -> str:
+    """The role of the message that an instance makes."""
+    return node.step.role or ("user" if node.kind == "external" else "assistant")
+
+
+def tries_of(step: Step) -> Tries:
+    retries = step.retries
+    return Tries(
+        timeout_s=step.timeout_s,
+        max_retries=0 if retries is None else retries.max,
+        delay_s=0.0 if retries is None else retries.delay_s,
+        on_error=step.on_error,
+    )
+
+
+def task_of(node: Node, facts: Facts) -> Task:
+    """What an external step asks. Raises ExpressionProblem for arguments that cannot be, or that its schema refuses."""
+    external = node.step.external
+    assert external is not None
+    args = arguments_of(node, facts)
+    if external.input_schema is not None:
+        problem = problem_with(external.input_schema, args)
+        if problem:
+            raise ExpressionProblem(f"the arguments are not what `input_schema` asks for: {problem}")
+    return Task(
+        tool=external.tool or node.step.step,
+        args=args,
+        description=external.description,
+        output_schema=external.output_schema,
+        lease_s=external.lease_s,
+    )
+
+
+def arguments_of(node: Node, facts: Facts) -> dict[str, object]:
+    """The arguments of an external step, or of the workflow that a step runs. Raises ExpressionProblem."""
+    found: dict[str, object] = {}
+    for name, value in node.arguments.items():
+        try:
+            found[name] = facts.evaluate(value) if isinstance(value, Bound) else value
+        except ExpressionProblem as problem:
+            raise ExpressionProblem(f"the argument '{name}': {problem}") from None
+    return found

@@ -1,0 +1,110 @@
+"""The leaves of the schema: names, texts, selectors, expressions, patterns; each with a validator that says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import re2
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from laban.cluster.workflow import shorthands
+from laban.cluster.workflow.expressions import ExpressionProblem, parse_expression
+from laban.cluster.workflow.names import NAME, NAME_RULE, name_problem
+from laban.cluster.workflow.patterns import compile_pattern
+from laban.cluster.workflow.selectors import MAX_CHARS, SelectorError, parse_selector
+from laban.cluster.workflow.tool_schemas import check_schema
+
+MAX_TEXT = 4_000_000  # characters of one text
+MAX_STEPS = 1_000
+MAX_FAN_OUT = 10_000
+MAX_ROUNDS = 1_000
+RESERVED_FIDELITY = ("corrected", "blended", "auto")
+
+Role = Literal["system", "user", "assistant"]
+
+
+def _name(value: str) -> str:
+    problem = name_problem(value)
+    if problem:
+        raise PydanticCustomError("name", "{problem}", {"problem": problem})
+    return value
+
+
+def _fidelity(value: Any) -> Any:
+    if value in RESERVED_FIDELITY:
+        raise PydanticCustomError("not_built", "fidelity '{level}' is reserved, not served yet", {"level": value})
+    return value
+
+
+def _selector(value: str) -> str:
+    try:
+        parse_selector(value)
+    except SelectorError as error:
+        raise PydanticCustomError("selector", "{problem}", {"problem": str(error)}) from None
+    return value
+
+
+def spelled(shorthand: Callable[[Any], Any]) -> BeforeValidator:
+    def spell(value: Any) -> Any:
+        try:
+            return shorthand(value)
+        except shorthands.ShorthandProblem as problem:
+            raise PydanticCustomError("shorthand", "{problem}", {"problem": str(problem)}) from None
+
+    return BeforeValidator(spell)
+
+
+def _expression(value: str) -> str:
+    try:
+        parse_expression(value)
+    except ExpressionProblem as problem:
+        raise PydanticCustomError("expression", "not an expression: {problem}", {"problem": str(problem)}) from None
+    return value
+
+
+def _argument(value: Any) -> Any:
+    return _expression(value) if isinstance(value, str) else value
+
+
+def _pattern(value: str) -> str:
+    try:
+        compile_pattern(value)
+    except re2.error as error:
+        why = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
+        raise PydanticCustomError("pattern", "not a regular expression: {why}", {"why": why}) from None
+    return value
+
+
+def _json_schema(value: dict[str, Any]) -> dict[str, Any]:
+    problem = check_schema(value)
+    if problem:
+        raise PydanticCustomError("json_schema", "not a JSON schema to be served: {problem}", {"problem": problem})
+    return value
+
+
+def _pointer(value: str) -> str:
+    if value and not value.startswith("/"):
+        raise PydanticCustomError("pointer", "not a JSON pointer: it starts with /, as /risk/level does")
+    return value
+
+
+def _label(value: str) -> str:
+    if NAME.fullmatch(value) is None:
+        raise PydanticCustomError("name", "{problem}", {"problem": f"not a name: {NAME_RULE}"})
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]  # of what reads may name
+Label = Annotated[str, AfterValidator(_label)]  # of what they may not
+Fidelity = Annotated[Literal["exact", "direct"], BeforeValidator(_fidelity)]
+SelectorText = Annotated[str, Field(max_length=MAX_CHARS), AfterValidator(_selector)]
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+WorkflowName = Annotated[str, Field(min_length=1, max_length=1_000)]
+ExpressionText = Annotated[str, Field(min_length=1, max_length=10_000), AfterValidator(_expression)]
+Argument = Annotated[Any, AfterValidator(_argument)]  # a text is an expression, all else stands for itself
+JsonSchema = Annotated[dict[str, Any], AfterValidator(_json_schema)]
+Pattern = Annotated[str, Field(min_length=1, max_length=10_000), AfterValidator(_pattern)]
+Pointer = Annotated[str, Field(max_length=1_000), AfterValidator(_pointer)]
+StopString = Annotated[str, Field(min_length=1, max_length=256)]

@@ -1,0 +1,181 @@
+"""Typed values found in a step's text: `verdict: ok` on a line, a regular expression's group, a place in JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+import re2
+
+from laban.cluster.workflow.expressions import ExpressionProblem, parse_expression
+from laban.cluster.workflow.patterns import compile_pattern
+from laban.cluster.workflow.schema import Value
+
+_FENCE = "```"
+_EDGES = " \t\r\n*_`\"'"
+_WORDS = {"true": True, "yes": True, "false": False, "no": False}
+
+
+def find_values(declared: Mapping[str, Value], text: str) -> tuple[dict[str, object], str]:
+    """Every declared value, None where nothing is found; and why the text will not do, empty if it does."""
+    found: dict[str, object] = {}
+    for name, value in declared.items():
+        try:
+            result = _find(name, value, text, found)
+        except ExpressionProblem as problem:
+            return found, f"the value '{name}': {problem}"
+        found[name] = value.default if result is None else result
+        if result is None and value.required:
+            return found, f"the text has no value '{name}'"
+    return found, ""
+
+
+def code_of(text: str) -> str:
+    """What stands in the first fenced block; without one the whole text."""
+    _, fence, rest = text.partition(_FENCE)
+    if not fence:
+        return text
+    first, newline, body = rest.partition("\n")
+    if not newline:  # all on one line
+        return first.partition(_FENCE)[0].strip()
+    return body.partition(_FENCE)[0].rstrip("\n")
+
+
+def _find(name: str, value: Value, text: str, before: Mapping[str, object]) -> object:
+    if value.expression is not None:
+        return parse_expression(value.expression).evaluate({**before, "text": text}, [])
+    if value.pointer is not None:
+        found = _point(_json_in(text), value.pointer)
+        return _convert(found, value.type)
+    texts = _matches(value.regex, name, text) if value.regex is not None else _labelled(name, text)
+    if value.one_of is not None:
+        whole = texts or ([text] if value.regex is None else [])
+        texts = [word for part in whole for word in _words_in(part, tuple(value.one_of))]
+    items = (item for item in (_convert(part, value.type) for part in texts) if item is not None)
+    return list(items) or None if value.all else next(items, None)
+
+
+def _matches(pattern: str, name: str, text: str) -> list[str]:
+    """The group called as the value is, else the first group, else all of each match."""
+    compiled = compile_pattern(pattern)
+    group = name if name in compiled.groupindex else min(1, compiled.groups)
+    return [match.group(group) for match in compiled.finditer(text) if match.group(group) is not None]
+
+
+def _labelled(name: str, text: str) -> list[str]:
+    """The member `name` of the JSON object in the text, else what follows the name and a colon on each line."""
+    document = _json_in(text) if "{" in text else None
+    if isinstance(document, Mapping) and name in document:
+        member = document[name]
+        return [member if isinstance(member, str) else json.dumps(member)]
+    spelled = re2.escape(name).replace("_", "[_ -]")
+    lines = compile_pattern(rf"(?im)^\W*{spelled}\W*?\s*[:=](.*)$").finditer(text)
+    found = [match.group(1).strip(_EDGES).rstrip(".,;").strip(_EDGES) for match in lines]
+    return [text for text in found if text]
+
+
+@lru_cache(maxsize=1024)
+def _pattern_of_words(words: tuple[str, ...]) -> Any:
+    longest_first = sorted(words, key=len, reverse=True)
+    return compile_pattern(r"(?i)(?:^|\W)(" + "|".join(map(re2.escape, longest_first)) + r")(?:$|\W)")
+
+
+def _words_in(text: str, words: tuple[str, ...]) -> Iterator[str]:
+    """Those of `words` that stand in the text, in order, as they are declared."""
+    pattern, known = _pattern_of_words(words), {word.lower(): word for word in reversed(words)}
+    at = 0
+    while (match := pattern.search(text, at)) is not None:
+        yield known[match.group(1).lower()]
+        at = match.end(1)  # what ends one word may begin the next
+
+
+def _json_in(text: str) -> object:
+    """The text as JSON; else its fenced block; else the first object or list in it that parses. None if none does."""
+    for candidate in (text, code_of(text)):
+        try:
+            return json.loads(candidate)
+        except (ValueError, RecursionError):
+            continue
+    decoder, tries = json.JSONDecoder(), 0
+    at = min((place for place in (text.find("{"), text.find("[")) if place >= 0), default=-1)
+    while at >= 0 and tries < 100:  # each try may read to the end
+        try:
+            return decoder.raw_decode(text, at)[0]
+        except (ValueError, RecursionError):
+            tries += 1
+            at = min((place for place in (text.find("{", at + 1), text.find("[", at + 1)) if place >= 0), default=-1)
+    return None
+
+
+def _point(document: object, pointer: str) -> object:
+    """What an RFC 6901 pointer points at; None if nothing is there."""
+    for part in pointer.split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(document, Mapping):
+            document = document.get(key)
+        elif isinstance(document, list) and key.isascii() and key.isdigit() and int(key[:9]) < len(document):
+            document = document[int(key[:9])]
+        else:
+            return None
+    return document
+
+
+def _convert(found: object, kind: str | None) -> object:
+    """`found` as a value of `kind`; None if it is not one."""
+    if kind is None or found is None:
+        return found
+    return _CONVERSIONS[kind](found)
+
+
+def _string(found: object) -> str:
+    return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+
+
+def _number(found: object) -> float | None:
+    """A number, or the first one in a text: models write `8/10` and `about 8`."""
+    if isinstance(found, bool):
+        return None
+    if isinstance(found, int | float):
+        return found if math.isfinite(found) else None
+    match = (
+        compile_pattern(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d{1,3})?").search(found) if isinstance(found, str) else None
+    )
+    if match is None or len(match.group(0)) > 300:
+        return None
+    number = float(match.group(0))
+    return number if math.isfinite(number) else None
+
+
+def _integer(found: object) -> int | None:
+    number = _number(found)
+    return None if number is None or number != int(number) else int(number)
+
+
+def _boolean(found: object) -> bool | None:
+    if isinstance(found, bool):
+        return found
+    match = compile_pattern(r"(?i)\b(true|yes|false|no)\b").search(found) if isinstance(found, str) else None
+    return None if match is None else _WORDS[match.group(1).lower()]
+
+
+def _list(found: object) -> list[object] | None:
+    """A JSON list, or what stands between commas, semicolons, `>` and spaces; whole numbers as such."""
+    if isinstance(found, list):
+        return found
+    if not isinstance(found, str):
+        return None
+    document = _json_in(found) if "[" in found else None
+    if isinstance(document, list):
+        return document
+    parts = [part.strip(_EDGES + ".()[]") for part in compile_pattern(r"[,;>\s]+").split(found)]
+    return [
+        int(part) if part.isascii() and part.isdigit() and len(part) < 10 else part for part in parts if part
+    ] or None
+
+
+_CONVERSIONS: Mapping[str, Callable[[object], object]] = {
+    "string": _string, "integer": _integer, "number": _number, "boolean": _boolean, "list": _list,
+}  # fmt: skip
