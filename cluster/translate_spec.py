@@ -7,7 +7,7 @@ a mapping from names is a list of entries with a `key` in protobuf, whose maps h
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -15,6 +15,7 @@ from google.protobuf.struct_pb2 import NULL_VALUE, ListValue, Struct, Value
 
 from laban.actors.errors import InvalidInput, NotBuilt
 from laban.cluster.translate import enum_number, enum_word
+from laban.cluster.workflow import shorthands
 from laban.cluster.workflow.diagnostics import suggest
 from laban.proto import laban_pb2 as pb
 
@@ -123,12 +124,16 @@ def _to_dict(message: Any, path: str) -> dict[str, Any]:
         elif field.type != FieldDescriptor.TYPE_MESSAGE:
             found[field.name] = list(value) if field.is_repeated else value
         elif not field.is_repeated:
-            found[field.name] = value_to_python(value, at) if isinstance(value, Value) else _to_dict(value, at)
+            found[field.name] = _plain_value(value, at) if isinstance(value, Value | Struct) else _to_dict(value, at)
         elif _is_keyed(field):
             found[field.name] = _keyed_to_dict(value, at)
         else:
             found[field.name] = [_to_dict(item, f"{at}[{place}]") for place, item in enumerate(value)]
     return found
+
+
+def _plain_value(value: Value | Struct, path: str) -> Any:
+    return value_to_python(value if isinstance(value, Value) else Value(struct_value=value), path)
 
 
 def _keyed_to_dict(entries: Sequence[Any], path: str) -> dict[str, Any]:
@@ -141,28 +146,27 @@ def _keyed_to_dict(entries: Sequence[Any], path: str) -> dict[str, Any]:
     return found
 
 
+_BARE = {
+    "MessageSpec": "text", "AgentSpec": "prompt", "ReadSpec": "read", "OutputSpec": "read", "VoteSpec": "over",
+    "ValueSpec": "regex", "BoundMessage": "read",
+}  # fmt: skip
+_SHORTHANDS: dict[str, Callable[[Any], Any]] = {
+    **{kind: shorthands.bare(key) for kind, key in _BARE.items()},
+    "JoinSpec": shorthands.join,
+    "ForEachSpec": shorthands.for_each,
+    "RetriesSpec": shorthands.retries,
+    "StepSpec": shorthands.step,
+}
+
+
 def _spelled(kind: Descriptor, value: Any, path: str) -> Any:
     """A shorthand spelled out; anything else as it is."""
-    bare = {"MessageSpec": "text", "AgentSpec": "prompt", "ReadSpec": "read", "OutputSpec": "read", "VoteSpec": "over"}
-    if isinstance(value, str) and kind.name in bare:
-        return {bare[kind.name]: value}
-    if kind.name == "JoinSpec" and value in ("all", "any"):
-        return {} if value == "all" else {"at_least": 1}
-    if kind.name == "ForEachSpec":
-        if value == "agents":
-            return {}
-        if isinstance(value, int) and not isinstance(value, bool):
-            return {"count": value}
-        if isinstance(value, str):
-            return {"input": value}
-        if isinstance(value, list | tuple):
-            value = {"agents": value}
-        if isinstance(value, Mapping) and value.get("agents") in ([], ()):
-            raise InvalidInput("a fan-out over no agents, expected at least one", field=_join_path(path, "agents"))
-    if kind.name == "StepSpec" and isinstance(value, Mapping) and "count" in value:
-        if "for_each" in value:
-            raise InvalidInput("both for_each and count are given: keep one", field=_join_path(path, "count"))
-        return {("for_each" if key == "count" else key): item for key, item in value.items()}
+    try:
+        value = _SHORTHANDS[kind.name](value) if kind.name in _SHORTHANDS else value
+    except shorthands.ShorthandProblem as problem:
+        raise InvalidInput(str(problem), field=_join_path(path, problem.key) if problem.key else path) from None
+    if kind.name == "ForEachSpec" and isinstance(value, Mapping) and value.get("agents") == []:
+        raise InvalidInput("a fan-out over no agents, expected at least one", field=_join_path(path, "agents"))
     return value
 
 
@@ -184,6 +188,7 @@ def _fill(message: Any, data: Any, path: str) -> None:
         elif not field.is_repeated:
             _fill_one(getattr(message, name), value, at)
         elif _is_keyed(field):
+            value = shorthands.values(value) if name == "values" else value
             if not isinstance(value, Mapping):
                 raise InvalidInput("expected a mapping of names to values", field=at, value=value)
             for key, item in value.items():
@@ -199,6 +204,8 @@ def _fill_one(target: Any, value: Any, path: str) -> None:
     if isinstance(target, Value):
         target.CopyFrom(value_from_python(value, path))
     elif isinstance(target, Struct):
+        if not isinstance(value, Mapping):
+            raise InvalidInput("expected a mapping of names to values", field=path, value=value)
         target.CopyFrom(value_from_python(value, path).struct_value)
     else:
         target.SetInParent()

@@ -14,7 +14,11 @@ _OF_THE_STEP = ("timeout_s", "retries", "on_error")
 
 
 class ShorthandProblem(ValueError):
-    """A short form that cannot be spelled out; the message says why."""
+    """A short form that cannot be spelled out: why, and at which key of it, if at one."""
+
+    def __init__(self, message: str, key: str = "") -> None:
+        self.key = key
+        super().__init__(message)
 
 
 def bare(key: str) -> Callable[[Any], Any]:
@@ -64,14 +68,14 @@ def step(value: Any) -> Any:
     data = dict(value)
     if "count" in data:
         if "for_each" in data:
-            raise ShorthandProblem("both for_each and count are given: they mean the same, keep one")
+            raise ShorthandProblem("both for_each and count are given: they mean the same, keep one", "count")
         data = {("for_each" if key == "count" else key): item for key, item in data.items()}
     external = data.get("external")
     if isinstance(external, Mapping):
         for key in _OF_THE_STEP:
             if key in external:
                 if key in data:
-                    raise ShorthandProblem(f"{key} is given twice, in the step and in `external`: keep one")
+                    raise ShorthandProblem(f"{key} is given twice, in the step and in `external`: keep one", key)
                 data[key] = external[key]
         data["external"] = {key: item for key, item in external.items() if key not in _OF_THE_STEP}
     return data

@@ -223,12 +223,20 @@ def test_nesting_is_bounded() -> None:
         (schema.Vote, pb.VoteSpec),
         (schema.External, pb.ExternalSpec),
         (schema.ForEach, pb.ForEachSpec),
-        (schema.Step, pb.StepSpec),
+        (schema.Retries, pb.RetriesSpec),
+        (schema.Value, pb.ValueSpec),
+        (schema.Loop, pb.LoopSpec),
+        (schema.BoundMessage, pb.BoundMessage),
         (schema.Output, pb.OutputSpec),
     ],
 )
 def test_the_structured_form_has_the_fields_of_the_language(model: Any, message: Any) -> None:
     assert set(message.DESCRIPTOR.fields_by_name) - RESERVED - {"key"} == set(model.model_fields)
+
+
+def test_steps_loops_and_blocks_are_one_structured_form() -> None:
+    fields = {name for model in (schema.Step, schema.LoopBlock, schema.WhenBlock) for name in model.model_fields}
+    assert set(pb.StepSpec.DESCRIPTOR.fields_by_name) - RESERVED == fields
 
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
