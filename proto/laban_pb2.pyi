@@ -180,7 +180,7 @@ class TokenChunk(_message.Message):
     def __init__(self, workflow_id: _Optional[str] = ..., address: _Optional[str] = ..., attempt: _Optional[int] = ..., index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ...) -> None: ...
 
 class SubmitRequest(_message.Message):
-    __slots__ = ("yaml", "workflow", "inputs", "overrides", "idempotency_key", "source_name")
+    __slots__ = ("yaml", "workflow", "inputs", "overrides", "idempotency_key", "source_name", "files")
     class InputsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -188,19 +188,28 @@ class SubmitRequest(_message.Message):
         key: str
         value: _struct_pb2.Value
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ...) -> None: ...
+    class FilesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
     YAML_FIELD_NUMBER: _ClassVar[int]
     WORKFLOW_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     OVERRIDES_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
     SOURCE_NAME_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
     yaml: bytes
     workflow: WorkflowSpec
     inputs: _containers.MessageMap[str, _struct_pb2.Value]
     overrides: Overrides
     idempotency_key: str
     source_name: str
-    def __init__(self, yaml: _Optional[bytes] = ..., workflow: _Optional[_Union[WorkflowSpec, _Mapping]] = ..., inputs: _Optional[_Mapping[str, _struct_pb2.Value]] = ..., overrides: _Optional[_Union[Overrides, _Mapping]] = ..., idempotency_key: _Optional[str] = ..., source_name: _Optional[str] = ...) -> None: ...
+    files: _containers.ScalarMap[str, bytes]
+    def __init__(self, yaml: _Optional[bytes] = ..., workflow: _Optional[_Union[WorkflowSpec, _Mapping]] = ..., inputs: _Optional[_Mapping[str, _struct_pb2.Value]] = ..., overrides: _Optional[_Union[Overrides, _Mapping]] = ..., idempotency_key: _Optional[str] = ..., source_name: _Optional[str] = ..., files: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
 
 class Overrides(_message.Message):
     __slots__ = ("fidelity", "seed", "steps")

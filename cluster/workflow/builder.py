@@ -24,16 +24,89 @@ Readable = str | Mapping[str, Any]
 
 
 def read(
-    selector: str, *, fidelity: str | None = None, begin: int | None = None, end: int | None = None
+    selector: str,
+    *,
+    fidelity: str | None = None,
+    order: str | None = None,
+    begin: int | None = None,
+    end: int | None = None,
 ) -> dict[str, Any]:
     """One entry of a step's reads with more than its selector."""
-    return _given(read=selector, fidelity=fidelity, begin=begin, end=end)
+    return _given(read=selector, fidelity=fidelity, order=order, begin=begin, end=end)
 
 
-class Workflow:
+class Steps:
+    """Collects steps; each method adds to them and returns the same object. What a loop or a block is made of."""
+
+    def __init__(self) -> None:
+        self._steps: list[dict[str, Any]] = []
+
+    def step(
+        self,
+        step: str,
+        *,
+        read: Sequence[Readable] = (),
+        agent: str | None = None,
+        when: str | None = None,
+        for_each: str | int | Sequence[str] | Mapping[str, Any] | None = None,
+        max_parallel: int | None = None,
+        rounds: int | None = None,
+        timeout_s: float | None = None,
+        retries: int | Mapping[str, Any] | None = None,
+        on_error: str | None = None,
+        join: str | Mapping[str, Any] | None = None,
+        external: Mapping[str, Any] | None = None,
+        workflow: str | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        messages: Mapping[str, str] | None = None,
+        output: str | None = None,
+        values: Sequence[str] | Mapping[str, Any] | None = None,
+        vote: str | Mapping[str, Any] | None = None,
+        role: str | None = None,
+        name: str | None = None,
+        prefill: str | None = None,
+        fidelity: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        private: bool | None = None,
+    ) -> Self:
+        """A step; steps may be added in any order."""
+        fields: dict[str, Any] = {"agent": agent, "when": when, "for_each": for_each, "max_parallel": max_parallel}
+        fields |= {"rounds": rounds, "timeout_s": timeout_s, "retries": retries, "on_error": on_error, "join": join}
+        fields |= {"external": external, "workflow": workflow, "inputs": inputs, "messages": messages}
+        fields |= {"output": output, "values": values, "vote": vote, "role": role, "name": name, "prefill": prefill}
+        fields |= {"fidelity": fidelity, "sampling": sampling, "private": private}
+        self._steps.append(_plain({"step": step, "read": list(read), **_given(**fields)}))
+        return self
+
+    def loop(
+        self,
+        steps: Steps,
+        *,
+        max: int,
+        until: str | None = None,
+        on_max: str | None = None,
+        name: str | None = None,
+        when: str | None = None,
+    ) -> Self:
+        """Steps repeated together, at most `max` times, until an expression holds."""
+        loop = _given(name=name, until=until, max=max, on_max=on_max)
+        self._steps.append({"loop": loop, **_given(when=when), "steps": deepcopy(steps._steps)})
+        return self
+
+    def when(self, condition: str, steps: Steps, otherwise: Steps | None = None) -> Self:
+        """Steps that run only if an expression holds, and those that run only if it does not."""
+        entry = {"when": condition, "steps": deepcopy(steps._steps)}
+        if otherwise is not None:
+            entry["otherwise"] = deepcopy(otherwise._steps)
+        self._steps.append(entry)
+        return self
+
+
+class Workflow(Steps):
     """Collects a workflow; each method adds a part and returns the same object. `to_dict` gives the dict form."""
 
     def __init__(self, name: str, *, description: str = "", fidelity: str | None = None, version: int = 1) -> None:
+        super().__init__()
         self._data: dict[str, Any] = {"version": version, "name": name}
         self._data |= _given(description=description or None, fidelity=fidelity)
 
@@ -71,43 +144,19 @@ class Workflow:
         """A fixed message that steps read as `key`, or one for each item of the list `for_each`; `name`: its line."""
         return self._add("messages", key, _given(text=text, for_each=for_each, role=role, name=name, private=private))
 
-    def step(
-        self,
-        step: str,
-        *,
-        read: Sequence[Readable] = (),
-        agent: str | None = None,
-        for_each: str | int | Sequence[str] | Mapping[str, Any] | None = None,
-        max_parallel: int | None = None,
-        rounds: int | None = None,
-        on_error: str | None = None,
-        join: str | Mapping[str, Any] | None = None,
-        external: Mapping[str, Any] | None = None,
-        vote: str | Mapping[str, Any] | None = None,
-        role: str | None = None,
-        name: str | None = None,
-        prefill: str | None = None,
-        fidelity: str | None = None,
-        sampling: Mapping[str, Any] | None = None,
-        private: bool | None = None,
-    ) -> Self:
-        """A step; steps may be added in any order."""
-        fields = {"agent": agent, "for_each": for_each, "rounds": rounds, "join": join, "external": external}
-        fields |= {"max_parallel": max_parallel, "on_error": on_error}
-        fields |= {"vote": vote, "role": role, "name": name, "prefill": prefill, "fidelity": fidelity}
-        entry = {"step": step, "read": list(read), **_given(**fields, sampling=sampling, private=private)}
-        self._data.setdefault("steps", []).append(_plain(entry))
-        return self
-
     def output(
         self, name: str, read: str, *, join: str | Mapping[str, Any] | None = None, separator: str | None = None
     ) -> Self:
         """A named result."""
         return self._add("outputs", name, _given(read=read, join=join, separator=separator))
 
+    def workflow(self, name: str, workflow: Workflow | Mapping[str, Any]) -> Self:
+        """Another workflow, for steps to run by its name."""
+        return self._add("workflows", name, workflow.to_dict() if isinstance(workflow, Workflow) else dict(workflow))
+
     def to_dict(self) -> dict[str, Any]:
         """The dict form, a copy."""
-        return {**deepcopy(self._data), "steps": deepcopy(self._data.get("steps", []))}
+        return {**deepcopy(self._data), "steps": deepcopy(self._steps)}
 
     def _add(self, section: str, name: str, entry: dict[str, Any]) -> Self:
         entries = self._data.setdefault(section, {})

@@ -11,15 +11,15 @@ from laban.cluster.workflow.expressions import ExpressionProblem
 from laban.cluster.workflow.graph import Bound, Gate, Node, StepGraph, Use
 from laban.cluster.workflow.resolve import Member
 from laban.cluster.workflow.schema import Step
-from laban.cluster.workflow.states import MessageText, Tally, Task, Tries
+from laban.cluster.workflow.states import Tally, Task, Tries
 from laban.cluster.workflow.tool_schemas import problem_with
 from laban.cluster.workflow.values import code_of, find_values
 
 
 class Facts:
-    """Grows as instances end. `inputs` and `messages` are those that the run started from."""
+    """Grows as instances end. `inputs` and the texts of `messages` are those that the run started from."""
 
-    def __init__(self, graph: StepGraph, inputs: Mapping[str, object], messages: Mapping[str, MessageText]) -> None:
+    def __init__(self, graph: StepGraph, inputs: Mapping[str, object], messages: Mapping[str, str]) -> None:
         self._graph = graph
         self._inputs = inputs
         self._messages = messages
@@ -36,6 +36,10 @@ class Facts:
         self._failed.add(address)
         if self._graph.nodes[address].step.on_error == "message":
             self.add(address, message)
+
+    def text(self, key: str) -> str:
+        """Of a fixed message, or of an instance that is there."""
+        return self._messages[key] if key in self._messages else self.texts[key]
 
     def evaluate(self, bound: Bound) -> Any:
         """Raises ExpressionProblem."""
@@ -65,7 +69,7 @@ class Facts:
     def _value(self, key: str, name: str) -> object:
         if name == "failed":
             return key in self._failed
-        text = self._messages[key].text if key in self._messages else self.texts.get(key)
+        text = self._messages[key] if key in self._messages else self.texts.get(key)
         if text is None:
             return None
         if name == "text":

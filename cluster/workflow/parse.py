@@ -9,26 +9,51 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from laban.cluster.workflow.build import build_graph
 from laban.cluster.workflow.diagnostics import Diagnostic, Loc, Marks, Problem, WorkflowErrors
 from laban.cluster.workflow.explain import explain, plain_loc
+from laban.cluster.workflow.includes import MAX_DEPTH as MAX_INCLUDES
+from laban.cluster.workflow.includes import files_named, path_from
+from laban.cluster.workflow.nested import check_whole
 from laban.cluster.workflow.schema import Workflow
-from laban.cluster.workflow.static import static_problems
 from laban.cluster.workflow.yamltree import MAX_DEPTH, MAX_VALUES, YamlProblem, load
 
 __all__ = ["Diagnostic", "Workflow", "WorkflowErrors", "parse_dict", "parse_yaml", "to_dict"]
 
 
-def parse_yaml(text: str | bytes, source: str = "workflow") -> Workflow:
+def parse_yaml(text: str | bytes, source: str = "workflow", files: Mapping[str, str | bytes] | None = None) -> Workflow:
     """The workflow that a YAML text declares; `source` names it in diagnostics. Raises WorkflowErrors.
 
-    A workflow that is returned can be run with the right inputs: its references, joins and order are checked.
+    A workflow that is returned can be run with the right inputs: its references, joins and order are checked. `files`
+    are those that it names, and theirs, by their paths as seen from it.
     """
+    return _parse(text, source, files or {}, ("",))
+
+
+def _parse(text: str | bytes, source: str, files: Mapping[str, str | bytes], within: tuple[str, ...]) -> Workflow:
+    """`within` are the paths of the files that this one stands in, its own last."""
     try:
         value, marks, problems = load(_decode(text), source)
     except YamlProblem as error:
         found = Diagnostic("error", "", error.line, error.column, error.message, source=source)
         raise WorkflowErrors([found]) from None
+    included: dict[str, Workflow] = {}
+    faults: list[Diagnostic] = []
+    for loc, name in files_named(value):
+        path = path_from(within[-1], name)
+        if path in within or len(within) > MAX_INCLUDES:
+            problems.append(Problem(loc, "a workflow that comes to run itself", name, "other workflows only"))
+        elif path not in files:
+            problems.append(Problem(loc, "the file was not given with the workflow", name, "its path from here"))
+        else:
+            try:
+                included[name] = _parse(files[path], path, files, (*within, path))
+            except WorkflowErrors as error:
+                faults += error.diagnostics
+    if faults:
+        raise WorkflowErrors([*faults, *marks.locate(problems)])
+    if included and isinstance(value, dict):
+        given = value.get("workflows")
+        value = {**value, "workflows": {**(given if isinstance(given, dict) else {}), **included}}
     return _validate(value, marks, problems)
 
 
@@ -58,10 +83,10 @@ def _validate(value: object, marks: Marks, problems: list[Problem]) -> Workflow:
         except (ValidationError, LookupError, TypeError, AttributeError):
             raise WorkflowErrors(marks.locate(problems)) from None
     workflow = workflow.with_marks(marks)
-    problems = [*problems, *static_problems(workflow)]
-    graph, more = build_graph(workflow)
-    if problems or graph is None:
-        raise WorkflowErrors(marks.locate([*problems, *more]))
+    said = {problem.loc for problem in problems}
+    problems = [*problems, *(problem for problem in check_whole(workflow) if problem.loc not in said)]
+    if problems:
+        raise WorkflowErrors(marks.locate(problems))
     return workflow
 
 

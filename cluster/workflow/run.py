@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from laban.actors.errors import FailedPrecondition, NotFound
 from laban.cluster.workflow import lookahead
 from laban.cluster.workflow.build import build_graph
+from laban.cluster.workflow.children import OUTSIDE, Children, Given, News
 from laban.cluster.workflow.diagnostics import WorkflowErrors
 from laban.cluster.workflow.expressions import ExpressionProblem
-from laban.cluster.workflow.facts import Facts, last_of_each, ordered, role_of, task_of, tries_of
+from laban.cluster.workflow.facts import Facts, arguments_of, last_of_each, ordered, role_of, task_of, tries_of
 from laban.cluster.workflow.graph import Node, OutputNode, Source, StepGraph, winner_keys
 from laban.cluster.workflow.inputs import check_inputs
 from laban.cluster.workflow.overrides import check_fidelity, plan_sampling
@@ -52,8 +54,17 @@ class Run:
     more steps ready, skip some that are no longer wanted, or end the run; ask again after each.
     """
 
-    def __init__(self, workflow: Workflow, inputs: Mapping[str, object], overrides: Overrides = _NO_OVERRIDES) -> None:
-        """Raises WorkflowErrors, with everything that is wrong with the three of them."""
+    def __init__(
+        self,
+        workflow: Workflow,
+        inputs: Mapping[str, object],
+        overrides: Overrides = _NO_OVERRIDES,
+        given: Mapping[str, Sequence[Given]] | None = None,
+    ) -> None:
+        """`given` are messages that stand in the place of some of the workflow's own.
+
+        Raises WorkflowErrors, with everything that is wrong with the inputs and overrides.
+        """
         values, problems = check_inputs(workflow, inputs)
         fidelity, more = check_fidelity(overrides)
         problems += more
@@ -64,15 +75,21 @@ class Run:
             raise WorkflowErrors(workflow.marks.locate(problems))
         self.graph: StepGraph = graph
         self.messages: Mapping[str, MessageText]
-        self.messages, problems = fixed_messages(workflow, values)
+        self._given = given or {}
+        self.messages, problems = fixed_messages(workflow, values, without=self._given)
         self._texts_of, more = instance_texts(graph, values)
         self._sampling, even_more = plan_sampling(graph, overrides)
         problems += more + even_more + private_leaks(graph)
         if problems:
             raise WorkflowErrors(workflow.marks.locate(problems))
         self.seed = overrides.seed if overrides.seed is not None else workflow.sampling.seed
-        self._facts = Facts(graph, values, self.messages)
+        known = {key: message.text for key, message in self.messages.items()}
+        for name, stand_ins in self._given.items():
+            known |= {name: "\n\n".join(one.text for one in stand_ins), **{one.key: one.text for one in stand_ins}}
+        self._facts = Facts(graph, values, known)
         self._progress = Progress(graph, self._facts.holds, self._facts.count)
+        self._children = Children()
+        self._fidelity = fidelity
 
     @property
     def state(self) -> RunState:
@@ -85,11 +102,14 @@ class Run:
 
     @property
     def instances(self) -> tuple[InstanceStatus, ...]:
-        """Every instance in order, with its state."""
-        return tuple(self.status(address) for address in self.graph.nodes)
+        """Every instance in order, with its state; then those of the runs that steps have started."""
+        return (*(self.status(address) for address in self.graph.nodes), *self._children.statuses())
 
     def status(self, address: str) -> InstanceStatus:
         """One instance's state. Raises NotFound."""
+        inner, rest = self._inner(address)
+        if inner is not None:
+            return replace(inner.status(rest), address=address)
         node, progress = self._node(address), self._progress
         reason = progress.reasons.get(address, "")
         return InstanceStatus(
@@ -98,38 +118,70 @@ class Run:
 
     def ready(self) -> tuple[ReadyStep, ...]:
         """The steps that became ready since the last call, in order; they now count as running."""
-        return tuple(self._hand_out(self.graph.nodes[address]) for address in self._progress.take_ready())
+        found: list[ReadyStep] = []
+        more = True
+        while more:
+            taken = self._progress.take_ready()
+            for node in (self.graph.nodes[address] for address in taken):
+                if node.kind == "workflow":
+                    self._start(node)
+                else:
+                    found.append(self._hand_out(node))
+            inside = list(self._children.ready())
+            found += inside
+            more = bool(taken or inside)
+        return tuple(found)
+
+    def take_news(self) -> list[News]:
+        """What runs within this one have begun and ended since the last call, in order."""
+        return self._children.take_news()
 
     def finish(self, address: str, text: str) -> None:
         """A running instance made `text` (without its prefill). Of one skipped or cancelled meanwhile it is ignored.
 
         Raises NotFound for an unknown address, FailedPrecondition for one that is not running.
         """
-        if self._expects(address):
+        inner, rest = self._inner(address)
+        if inner is not None:
+            inner.finish(rest, text)
+            self._follow(address)
+        elif self._expects(address):
             self._facts.add(address, text)
             self._progress.finish(address)
-
-    def unfit(self, address: str, text: str) -> str:
-        """Why an instance's text will not do: a value that it must have is not found. Empty if it will."""
-        return find_values(self._node(address).step.values, text)[1]
-
-    def values(self, address: str) -> Mapping[str, object]:
-        """What the step's `values` found in the text of an instance that has finished."""
-        return self._facts.values.get(address, {})
+            self._stop_unwanted()
 
     def fail(self, address: str, message: str) -> None:
         """A running instance failed for good; so does the run unless joins tolerate it. Otherwise like `finish`.
 
         With `on_error: message` the message is the instance's text.
         """
-        if self._expects(address):
-            self._facts.add_failure(address, message)
-            self._progress.fail(address, message)
+        inner, rest = self._inner(address)
+        if inner is not None:
+            inner.fail(rest, message)
+            self._follow(address)
+        elif self._expects(address):
+            if self._node(address).kind == "workflow":
+                self._fail_child(address, message)
+            else:
+                self._facts.add_failure(address, message)
+                self._progress.fail(address, message)
+                self._stop_unwanted()
+
+    def unfit(self, address: str, text: str) -> str:
+        """Why an instance's text will not do: a value that it must have is not found. Empty if it will."""
+        inner, rest = self._inner(address)
+        return find_values(self._node(address).step.values, text)[1] if inner is None else inner.unfit(rest, text)
+
+    def values(self, address: str) -> Mapping[str, object]:
+        """What the step's `values` found in the text of an instance that has finished."""
+        inner, rest = self._inner(address)
+        return self._facts.values.get(address, {}) if inner is None else inner.values(rest)
 
     def cancel(self) -> None:
         """Ends the run, if it has not ended: whatever has not run will not."""
         if self.state == "running":
             self._progress.stop("cancelled", "the run was cancelled")
+            self._stop_unwanted()
 
     def outputs(self) -> dict[str, str]:
         """The named outputs of a run that succeeded; nothing before, and nothing of one that did not."""
@@ -140,7 +192,8 @@ class Run:
 
     def skipped(self) -> tuple[str, ...]:
         """Instances that will never finish, though the run goes on or ended well: abort those that are running."""
-        return tuple(a for a, state in self._progress.states.items() if state in ("skipped", "cancelled"))
+        own = (a for a, state in self._progress.states.items() if state in ("skipped", "cancelled"))
+        return (*own, *self._children.skipped())
 
     def tallies(self) -> dict[str, Tally]:
         """The votes decided so far, by step."""
@@ -157,6 +210,67 @@ class Run:
     def next_uses(self) -> dict[str, tuple[int, str]]:
         """For each message (keys as in ReadRef) that may be read again: in how many steps, and by which instance."""
         return lookahead.next_uses(self.graph, self._progress.states)
+
+    def keys_of_output(self, name: str) -> list[str]:
+        """The messages that an output of a run that succeeded consists of."""
+        return [self._children.named(key) for key in self._keys(self.graph.outputs[name].source)]
+
+    def _inner(self, address: str) -> tuple[Run | None, str]:
+        """The run within that an instance belongs to, and its address there; None for one of this run's own."""
+        head, _, rest = address.partition("/")
+        run = self._children.run(head) if rest else None
+        if rest and run is None:
+            raise NotFound("no such step instance", field="address", value=address)
+        return run, rest
+
+    def _start(self, node: Node) -> None:
+        """Start the run that a step stands for."""
+        address, step = node.address, node.step
+        assert step.workflow is not None
+        try:
+            inputs = arguments_of(node, self._facts)
+            given = {name: self._stand_ins(source) for name, source in node.bindings.items()}
+            inner = Run(self.graph.workflow.workflows[step.workflow], inputs, Overrides(self._fidelity), given)
+        except (ExpressionProblem, WorkflowErrors) as error:
+            return self._fail_child(address, str(error))
+        self._children.start(address, inner)
+        return self._follow(address)
+
+    def _stand_ins(self, source: Source) -> tuple[Given, ...]:
+        return tuple(Given(OUTSIDE + self._children.named(key), self._facts.text(key)) for key in self._keys(source))
+
+    def _follow(self, address: str) -> None:
+        """Take over what became of a run within."""
+        head = address.partition("/")[0]
+        self._children.touch(head)
+        inner = self._children.run(head)
+        if inner is None or inner.state == "running" or self._progress.states[head] != "running":
+            return None
+        node = self.graph.nodes[head]
+        name = node.step.output or next(iter(inner.graph.outputs))
+        text = inner.outputs().get(name)
+        problem = inner.error if inner.state != "succeeded" else self.unfit(head, text or "")
+        if text is None and not problem:
+            problem = f"the output '{name}' of '{node.step.workflow}' was not made"
+        if problem:
+            return self._fail_child(head, problem)
+        self._children.finish(head, text or "", inner.keys_of_output(name), role_of(node))
+        self._facts.add(head, text or "")
+        self._progress.finish(head)
+        return self._stop_unwanted()
+
+    def _fail_child(self, address: str, reason: str) -> None:
+        node = self.graph.nodes[address]
+        message = None
+        if node.step.on_error == "message":
+            message = MessageText(address, role_of(node), None, reason, private=False)
+        self._children.fail(address, reason, message)
+        self._facts.add_failure(address, reason)
+        self._progress.fail(address, reason)
+        self._stop_unwanted()
+
+    def _stop_unwanted(self) -> None:
+        self._children.stop_all_but(lambda address: self._progress.states[address] == "running")
 
     def _node(self, address: str) -> Node:
         if address not in self.graph.nodes:
@@ -201,7 +315,8 @@ class Run:
         )
 
     def _refs(self, source: Source) -> list[ReadRef]:
-        return [ReadRef(key, source.fidelity, source.begin, source.end) for key in self._keys(source)]
+        keys = (self._children.named(key) for key in self._keys(source))
+        return [ReadRef(key, source.fidelity, source.begin, source.end) for key in keys]
 
     def _keys(self, source: Source) -> list[str]:
         """The messages that a source stands for now: those of its instances that are there."""
@@ -213,7 +328,8 @@ class Run:
 
     def _there(self, source: Source) -> list[str]:
         if source.fixed:
-            return list(source.keys)
+            names = ([one.key for one in self._given[k]] if k in self._given else [k] for k in source.keys)
+            return [key for keys in names for key in keys]
         texts = self._facts.texts
         if source.num_rounds:
             return last_of_each(source.keys, source.num_rounds, texts)
@@ -227,5 +343,5 @@ class Run:
 
     def _output(self, output: OutputNode) -> str:
         if output.source.fixed:
-            return output.separator.join(self.messages[key].text for key in output.source.keys)
-        return output.separator.join(self._facts.texts[key] for key in self._keys(output.source))
+            return output.separator.join(self._facts.text(key) for key in output.source.keys)
+        return output.separator.join(self._facts.text(key) for key in self._keys(output.source))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from laban.cluster.workflow.blocks import steps_of
 from laban.cluster.workflow.diagnostics import Loc, Problem
@@ -12,11 +12,15 @@ from laban.cluster.workflow.states import MessageText
 from laban.cluster.workflow.templates import TemplateProblem, render, variables_of
 
 
-def fixed_messages(workflow: Workflow, values: Mapping[str, object]) -> tuple[dict[str, MessageText], list[Problem]]:
-    """Every fixed message and role prompt, rendered with the inputs' `values`."""
+def fixed_messages(
+    workflow: Workflow, values: Mapping[str, object], without: Container[str] = ()
+) -> tuple[dict[str, MessageText], list[Problem]]:
+    """Every fixed message and role prompt, rendered with the inputs' `values`; `without` those that are given."""
     messages: dict[str, MessageText] = {}
     problems: list[Problem] = []
     for name, message in workflow.messages.items():
+        if name in without:
+            continue
         found: list[Problem] = []
         for key, own in _message_keys(name, message, values):
             text = _render(message.text, {**values, **own}, ("messages", name, "text"), found)
