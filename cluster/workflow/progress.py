@@ -66,7 +66,10 @@ class Progress:
     def fail(self, address: str, message: str) -> None:
         """A running instance ended badly. With `on_error: skip` it counts as there, without a text."""
         self._end(address, "failed", message)
-        self._spread([(address, self.graph.nodes[address].step.on_error == "skip")])
+        on_error = self.graph.nodes[address].step.on_error
+        if on_error == "message":
+            self.texts[address] = message
+        self._spread([(address, on_error != "fail")])
 
     def stop(self, state: Literal["failed", "cancelled"], reason: str) -> None:
         """Ends the run; what is open is cancelled."""

@@ -22,6 +22,8 @@ from laban.cluster.workflow.states import (
     ReadyStep,
     RunState,
     Tally,
+    Task,
+    Tries,
 )
 from laban.cluster.workflow.texts import fixed_messages, instance_texts
 from laban.cluster.workflow.visibility import private_leaks
@@ -135,6 +137,14 @@ class Run:
         """For each message (keys as in ReadRef) that may be read again: in how many steps, and by which instance."""
         return lookahead.next_uses(self.graph, self._progress.states)
 
+    def unfit(self, address: str, text: str) -> str:
+        """Why a finished text will not do; empty if it does."""
+        return ""
+
+    def values(self, address: str) -> dict[str, object]:
+        """What was found in a finished step's text."""
+        return {}
+
     def _node(self, address: str) -> Node:
         if address not in self.graph.nodes:
             raise NotFound("no such step instance", field="address", value=address)
@@ -165,6 +175,8 @@ class Run:
             reads=reads,
             sampling=self._sampling.of(node),
             fidelity="mixed" if len(levels) > 1 else levels.pop(),
+            tries=Tries(step.timeout_s, step.retries.max, step.retries.delay_s, step.on_error),
+            task=_task(node),
         )
 
     def _refs(self, source: Source) -> list[ReadRef]:
@@ -187,3 +199,11 @@ class Run:
         if output.source.fixed:
             return output.separator.join(self.messages[key].text for key in output.source.keys)
         return output.separator.join(self._progress.texts[key] for key in self._keys(output.source))
+
+
+def _task(node: Node) -> Task | None:
+    external = node.step.external
+    if external is None:
+        return None
+    tool = external.tool or node.step.step
+    return Task(tool, external.args, external.description, external.output_schema, external.lease_s)

@@ -163,6 +163,17 @@ class External(Model):
     """The step's text is given from outside, by completing the step."""
 
     description: str = Field(default="", max_length=2_000)
+    tool: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    args: dict[str, Any] = {}
+    output_schema: dict[str, Any] | None = None
+    lease_s: Annotated[float, Field(gt=0, le=86_400)] = 30.0
+
+
+class Retries(Model):
+    """How often a failed instance is tried again."""
+
+    max: Annotated[int, Field(ge=0, le=100)] = 0
+    delay_s: Annotated[float, Field(ge=0, le=3600)] = 0.0
 
 
 class ForEach(Model):
@@ -210,7 +221,9 @@ class Step(Model):
     for_each: Annotated[ForEach, BeforeValidator(_for_each)] | None = None
     max_parallel: Annotated[int, Field(ge=1, le=MAX_FAN_OUT)] | None = None  # instances that run at a time
     rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] | None = None
-    on_error: Literal["fail", "skip"] = "fail"  # skip: who reads a failed instance goes on without it
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    retries: Retries = Retries()
+    on_error: Literal["fail", "skip", "message"] = "fail"  # skip: who reads a failed instance goes on without it
     read: list[Annotated[Read, _spelled("read")]] = []
     join: Annotated[Join, BeforeValidator(_join)] = Join()
     external: External | None = None
