@@ -12,7 +12,8 @@ from laban.actors.errors import InvalidInput, NotFound
 from laban.cluster.records import Layout, MessageRecord, SessionPlacement
 from laban.cluster.translate import enum_number
 from laban.cluster.translate_sessions import duration
-from laban.cluster.translate_spec import spec_from_dict, value_from_python
+from laban.cluster.translate_spec import spec_from_dict
+from laban.cluster.translate_values import value_from_python
 from laban.proto import laban_pb2 as pb
 
 MAX_TTL_S = 315_576_000_000  # of a protobuf Duration
@@ -228,14 +229,6 @@ def list_request(page_size: int, page_token: str, states: Iterable[str]) -> pb.L
     put(request, "page_size", page_size)
     put(request, "page_token", page_token)
     return request
-
-
-def complete_request(workflow_id: str, address: str, text: str) -> pb.CompleteStepRequest:
-    return filled(pb.CompleteStepRequest, workflow_id=workflow_id, address=address, text=text)
-
-
-def fail_request(workflow_id: str, address: str, message: str) -> pb.FailStepRequest:
-    return filled(pb.FailStepRequest, workflow_id=workflow_id, address=address, message=message)
 
 
 def _put_overrides(target: pb.Overrides, overrides: Overrides) -> None:
