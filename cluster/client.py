@@ -13,12 +13,11 @@ from laban.cluster import client_requests as requests
 from laban.cluster.client_async import DEFAULT_TIMEOUT_S, AsyncClient
 from laban.cluster.client_async_session import AsyncSession
 from laban.cluster.client_channel import SyncChannel
-from laban.cluster.client_lease_requests import UNSET
 from laban.cluster.client_requests import SubmitOptions, WorkflowSource
 from laban.cluster.client_session import Session
 from laban.cluster.client_tools import ToolServer
 from laban.cluster.records import ClusterStatus, Event, Lease, TokenChunk, WorkflowRecord
-from laban.cluster.tool_calls import Tool, ToolError
+from laban.cluster.tool_calls import UNSET, Tool, ToolError
 from laban.cluster.translate import watch_from_pb, workflow_from_pb
 from laban.cluster.translate_leases import lease_from_pb
 from laban.cluster.translate_sessions import session_from_pb, status_from_pb

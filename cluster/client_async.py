@@ -12,10 +12,9 @@ from laban.cluster import client_requests as requests
 from laban.cluster.client_async_session import AsyncSession
 from laban.cluster.client_async_tools import AsyncToolServer
 from laban.cluster.client_channel import AsyncChannel
-from laban.cluster.client_lease_requests import UNSET
 from laban.cluster.client_requests import SubmitOptions, WorkflowSource
 from laban.cluster.records import ClusterStatus, Event, Lease, TokenChunk, WorkflowRecord
-from laban.cluster.tool_calls import Tool
+from laban.cluster.tool_calls import UNSET, Tool
 from laban.cluster.translate import watch_from_pb, workflow_from_pb
 from laban.cluster.translate_leases import lease_from_pb
 from laban.cluster.translate_sessions import session_from_pb, status_from_pb

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
 
 from laban.actors.errors import InvalidInput
 from laban.cluster.client_requests import filled
+from laban.cluster.tool_calls import UNSET
 from laban.cluster.translate_sessions import duration
 from laban.cluster.translate_values import value_from_python
 from laban.proto import laban_pb2 as pb
 
 MAX_WAIT_S = 60.0
-UNSET: Final = object()
-"""No output: None is one, JSON's null."""
 
 
 def lease_request(tools: Iterable[str], workflow_id: str, handler: str, wait_s: float) -> pb.LeaseStepRequest:

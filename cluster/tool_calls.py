@@ -9,15 +9,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, Final
 
 from laban.actors.errors import InvalidInput, LabanError
-from laban.cluster.client_lease_requests import UNSET
 from laban.cluster.records import Lease
 
 Tool = Callable[..., object]
 """Takes the step's args by name; returns the text, or any JSON value. A parameter `lease` of its gets the Lease,
 `lost` a threading.Event that is set once the work is of no use any more."""
+
+UNSET: Final = object()
+"""No output: None is one, JSON's null."""
 
 MAX_ERROR = 10_000  # characters
 PASSING = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "INTERNAL", "CANCELLED", "UNKNOWN")

@@ -73,7 +73,7 @@ def test_a_reference_that_is_not_to_be_had_is_not_fetched() -> None:
 @pytest.mark.parametrize("keyword", ["pattern", "patternProperties", "additionalProperties"])
 def test_patterns_do_not_backtrack(schema: dict[str, object], keyword: str) -> None:
     evil, text = "^(a+)+$", "a" * 5000 + "b"
-    part = {"pattern": evil} if keyword == "pattern" else {"patternProperties": {evil: {}}, keyword: {} or {evil: {}}}
+    part = {"pattern": evil} if keyword == "pattern" else {"patternProperties": {evil: {}}, keyword: {evil: {}}}
     value: object = text if keyword == "pattern" else {text: 1}
     began = time.monotonic()
     problem_with({"items": {**schema, **part}}, [value])
