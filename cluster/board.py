@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from laban.actors.calls import CallFinished
 from laban.cluster.feed import Feed
 from laban.cluster.records import ErrorInfo, Event, StepResult, StepState, WorkflowRecord, WorkflowState
+
+
+def generated(result: StepResult, worker_id: str, event: CallFinished, waited_ms: float) -> StepResult:
+    """A step's result with what its call made. `waited_ms` is the time before the call was sent to the worker."""
+    return replace(
+        result,
+        text=event.text,
+        token_ids=event.generated,
+        tokens_read=event.tokens_read,
+        tokens_reused=event.tokens_reused,
+        tokens_encoded=event.tokens_encoded,
+        tokens_generated=event.tokens_generated,
+        ttft_ms=event.ttft_ms + waited_ms,
+        wall_ms=event.wall_ms + waited_ms,
+        worker=worker_id,
+        finish_reason=event.finish_reason,
+        logprobs=event.logprobs,
+    )
 
 
 class Board:
@@ -37,11 +56,15 @@ class Board:
             last_event=self.feed.last_event,
         )
 
+    def add_steps(self, steps: Iterable[StepResult]) -> None:
+        """Those of a workflow that a step runs."""
+        self.steps.update((step.address, step) for step in steps)
+
     def begin(self) -> None:
         self.feed.append(Event(0, self.workflow_id, self._created_at, "workflow_state", workflow_state="running"))
 
     def set_state(self, address: str, state: StepState, *, attempt: int, worker: str = "") -> None:
-        self.steps[address] = replace(self.steps[address], state=state, attempt=attempt, worker=worker)
+        step = self.steps[address] = replace(self.steps[address], state=state, attempt=attempt, worker=worker)
         self.feed.append(
             Event(
                 0,
@@ -52,6 +75,8 @@ class Board:
                 attempt=attempt,
                 step_state=state,
                 worker=worker,
+                tool=step.tool,
+                args=step.args,
             )
         )
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, Unpack
 
+from laban.cluster import client_lease_requests as leases
 from laban.cluster import client_requests as requests
 from laban.cluster.client_async_session import AsyncSession
+from laban.cluster.client_async_tools import AsyncToolServer
 from laban.cluster.client_channel import AsyncChannel
 from laban.cluster.client_requests import SubmitOptions, WorkflowSource
-from laban.cluster.records import ClusterStatus, Event, TokenChunk, WorkflowRecord
+from laban.cluster.records import ClusterStatus, Event, Lease, TokenChunk, WorkflowRecord
+from laban.cluster.tool_calls import UNSET, Tool
 from laban.cluster.translate import watch_from_pb, workflow_from_pb
+from laban.cluster.translate_leases import lease_from_pb
 from laban.cluster.translate_sessions import session_from_pb, status_from_pb
 from laban.proto import laban_pb2 as pb
 
@@ -89,15 +93,62 @@ class AsyncClient:
         request = requests.filled(pb.CancelRequest, workflow_id=workflow_id)
         return workflow_from_pb(await self._channel.call(self._channel.workflows.Cancel, request))
 
-    async def complete_step(self, workflow_id: str, address: str, text: str) -> WorkflowRecord:
-        """Give the text of an external step. The same text again is no error."""
-        request = requests.complete_request(workflow_id, address, text)
+    async def lease_step(
+        self, tools: Iterable[str], *, workflow_id: str = "", handler: str = "", wait_s: float = 20.0
+    ) -> Lease | None:
+        """An external step of these tools, to be completed or failed before the lease runs out; None: none came.
+
+        `handler` is who asks, as results name it.
+        """
+        request = leases.lease_request(tools, workflow_id, handler, wait_s)
+        timeout_s = None if self._channel.timeout_s is None else self._channel.timeout_s + wait_s
+        response = await self._channel.call_within(self._channel.workflows.LeaseStep, request, timeout_s)
+        return lease_from_pb(response.lease) if response.HasField("lease") else None
+
+    async def renew_lease(self, lease_id: str) -> Lease:
+        """The lease, without its messages, runs for its full time again. Raises FailedPrecondition if it has ended."""
+        request = requests.filled(pb.RenewLeaseRequest, lease_id=lease_id)
+        return lease_from_pb(await self._channel.call(self._channel.workflows.RenewLease, request))
+
+    async def complete_step(
+        self,
+        workflow_id: str,
+        address: str,
+        text: str | None = None,
+        *,
+        output: object = UNSET,
+        lease_id: str = "",
+    ) -> WorkflowRecord:
+        """Give the text of an external step, or its output: any JSON value. The same answer again is no error."""
+        request = leases.complete_request(workflow_id, address, text, output, lease_id)
         return workflow_from_pb(await self._channel.call(self._channel.workflows.CompleteStep, request))
 
-    async def fail_step(self, workflow_id: str, address: str, message: str) -> WorkflowRecord:
-        """Say that an external step failed."""
-        request = requests.fail_request(workflow_id, address, message)
+    async def fail_step(
+        self, workflow_id: str, address: str, message: str, *, lease_id: str = "", final: bool = False
+    ) -> WorkflowRecord:
+        """Say that an external step failed. It is tried again if its `retries` allow, unless `final`."""
+        request = leases.fail_request(workflow_id, address, message, lease_id, final)
         return workflow_from_pb(await self._channel.call(self._channel.workflows.FailStep, request))
+
+    async def serve_tools(
+        self,
+        tools: Mapping[str, Tool],
+        *,
+        workflow_id: str = "",
+        handler: str = "",
+        concurrency: int = 4,
+        grace_s: float = 10.0,
+    ) -> None:
+        """Do the external steps of these tools, `{"add": add}`, until cancelled.
+
+        With `workflow_id` that workflow's alone, until it ends. A tool gets the step's args by name and returns the
+        text or any JSON value; what it raises fails the step. Coroutine functions are awaited, and cancelled if the
+        lease is lost; plain functions run in threads. Leases are renewed meanwhile. A server that is away is waited
+        for. On leaving, steps in hand have `grace_s` to end; the leases of the others run out.
+        """
+        await AsyncToolServer(
+            self, tools, workflow_id=workflow_id, handler=handler, concurrency=concurrency, grace_s=grace_s
+        ).serve()
 
     async def open_session(self, ttl_s: float | None = None) -> AsyncSession:
         """A session that ends when it has not been used for `ttl_s` seconds; None: the server's default."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import Any
 
@@ -13,6 +15,7 @@ from laban.cluster.client_requests import checked_address
 from laban.cluster.translate_errors import STATUS_KEY, error_from_status
 from laban.proto import laban_pb2_grpc as pb_grpc
 
+STOP_EVERY_S = 0.1
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -44,6 +47,19 @@ class SyncChannel:
             return method(request, timeout=timeout_s)
         except grpc.RpcError as error:
             raise _laban_error(error, self.address) from None
+
+    def call_unless(self, stop: threading.Event, method: Any, request: Any, timeout_s: float | None) -> Any:
+        """A call that is given up, with None, once `stop` is set."""
+        call = method.future(request, timeout=timeout_s)
+        try:
+            while not stop.is_set():
+                with contextlib.suppress(grpc.FutureTimeoutError):
+                    return call.result(timeout=STOP_EVERY_S)
+            return None
+        except grpc.RpcError as error:
+            raise _laban_error(error, self.address) from None
+        finally:
+            call.cancel()
 
     def items(self, call: Any) -> Generator[Any, None, None]:
         """A stream's responses; closing it cancels the call."""

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict, TypeVar, runtime_checkable
 
 from laban.actors.errors import InvalidInput, NotFound
+from laban.cluster.client_files import files_named_in
 from laban.cluster.records import Layout, MessageRecord, SessionPlacement
 from laban.cluster.translate import enum_number
 from laban.cluster.translate_sessions import duration
-from laban.cluster.translate_spec import spec_from_dict, value_from_python
+from laban.cluster.translate_spec import spec_from_dict
+from laban.cluster.translate_values import value_from_python
 from laban.proto import laban_pb2 as pb
 
 MAX_TTL_S = 315_576_000_000  # of a protobuf Duration
@@ -43,13 +45,15 @@ Placed = str | SessionPlacement | MessageRecord
 
 
 class SubmitOptions(TypedDict, total=False):
-    """How to run a workflow. `source_name` is what its errors call the document."""
+    """How to run a workflow. `source_name` is what its errors call the document; `files` are those that it names, by
+    their paths as seen from it (given a path, the client reads them itself)."""
 
     fidelity: str | None
     seed: int | None
     overrides: Overrides | None
     idempotency_key: str
     source_name: str
+    files: Mapping[str, bytes]
 
 
 class PlaceOptions(TypedDict, total=False):
@@ -92,6 +96,7 @@ def submit_request(
     overrides: Overrides | None = None,
     idempotency_key: str = "",
     source_name: str = "",
+    files: Mapping[str, bytes] | None = None,
 ) -> pb.SubmitRequest:
     request = pb.SubmitRequest()
     put(request, "idempotency_key", idempotency_key)
@@ -99,6 +104,7 @@ def submit_request(
     if isinstance(workflow, PathLike):
         request.yaml = _read(Path(workflow))
         request.source_name = source_name or str(workflow)
+        files = {**files_named_in(request.yaml, Path(workflow)), **(files or {})}
     elif isinstance(workflow, bytes):
         request.yaml = workflow
     elif isinstance(workflow, str):
@@ -110,6 +116,8 @@ def submit_request(
     else:
         kind = type(workflow).__name__
         raise InvalidInput("expected YAML text, a path, a dict or a builder", field="workflow", value=kind)
+    for name, text in (files or {}).items():
+        request.files[name] = text
     for name, value in (inputs or {}).items():
         given = value_from_python(value, f"inputs.{name}")
         try:
@@ -228,14 +236,6 @@ def list_request(page_size: int, page_token: str, states: Iterable[str]) -> pb.L
     put(request, "page_size", page_size)
     put(request, "page_token", page_token)
     return request
-
-
-def complete_request(workflow_id: str, address: str, text: str) -> pb.CompleteStepRequest:
-    return filled(pb.CompleteStepRequest, workflow_id=workflow_id, address=address, text=text)
-
-
-def fail_request(workflow_id: str, address: str, message: str) -> pb.FailStepRequest:
-    return filled(pb.FailStepRequest, workflow_id=workflow_id, address=address, message=message)
 
 
 def _put_overrides(target: pb.Overrides, overrides: Overrides) -> None:

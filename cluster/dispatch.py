@@ -88,7 +88,7 @@ class Dispatcher:
     def submit(self, orders: Iterable[Order]) -> None:
         """Queue calls. What becomes of them is told to their sinks, never from within this method."""
         for order in orders:
-            self._waiting[order.key] = Ticket(order, self._clock())
+            self._waiting[order.key] = Ticket(order, self._clock(), order.attempt)
         self._schedule_flush()
 
     def abort(self, keys: Iterable[str]) -> None:
@@ -103,6 +103,10 @@ class Dispatcher:
         for slot, call_ids in aborted.values():
             slot.port.abort(call_ids)
         self._schedule_flush()
+
+    @property
+    def max_attempts(self) -> int:
+        return self._limits.max_attempts
 
     @property
     def num_outstanding(self) -> int:
@@ -258,8 +262,9 @@ class Dispatcher:
         while slot.tickets:  # a sink that is told of one call's failure may abort others of these
             ticket = next(iter(slot.tickets.values()))
             self._forget(slot, ticket)
-            if ticket.attempt >= self._limits.max_attempts:
-                why = f"the worker died in each of {ticket.attempt} attempts; the last time: {reason}"
+            lives = ticket.attempt - ticket.order.attempt + 1
+            if lives >= self._limits.max_attempts:
+                why = f"the worker died in each of {lives} attempts; the last time: {reason}"
                 self._tell(ticket, ErrorInfo("UNAVAILABLE", why))
                 continue
             again = Ticket(ticket.order, ticket.ordered_at, ticket.attempt + 1)

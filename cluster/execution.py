@@ -1,4 +1,4 @@
-"""One workflow on its way: its run's ready steps become calls, what comes of these goes back into the run.
+"""One workflow on its way: its run's ready steps become calls or errands, what comes of these goes back into the run.
 
 Everything happens in the event loop, between two awaits. Whatever goes wrong in here ends the workflow as
 failed with the error: it never hangs.
@@ -8,48 +8,30 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
-from laban.actors.calls import CallFinished, CallTokens, Sampling
-from laban.actors.errors import Conflict, FailedPrecondition, LabanError, NotFound
-from laban.cluster.board import Board
+from laban.actors.calls import CallFinished, CallTokens
+from laban.actors.errors import LabanError
+from laban.cluster.attempts import Attempt, sampling_of
+from laban.cluster.board import Board, generated
 from laban.cluster.dispatch import Dispatcher
-from laban.cluster.messages import Language, MessageBook, Opening
-from laban.cluster.records import (
-    TERMINAL_STEP,
-    ErrorInfo,
-    StepResult,
-    StepState,
-    WorkflowState,
-)
+from laban.cluster.external import ExternalSteps
+from laban.cluster.lease_desk import LeaseDesk
+from laban.cluster.messages import MessageBook, Opening
+from laban.cluster.records import TERMINAL_STEP, ErrorInfo, LeaseMessage, StepResult, StepState, WorkflowState
 from laban.cluster.slots import Order
 from laban.cluster.views import Entry
+from laban.cluster.workflow.children import Began
 from laban.cluster.workflow.run import Run
-from laban.cluster.workflow.sampling import instance_seed
 from laban.cluster.workflow.states import ReadyStep
 
 logger = logging.getLogger(__name__)
 
 
-def sampling_of(step: ReadyStep, seed: int, language: Language) -> Sampling:
-    """The step's sampling as a call has it; `seed` is the workflow's."""
-    spec = step.sampling
-    forced = () if spec.forced_text is None else tuple(language.tokenizer.encode(spec.forced_text))
-    return Sampling(
-        max_tokens=spec.max_tokens,
-        temperature=spec.temperature,
-        top_p=spec.top_p,
-        top_k=spec.top_k,
-        seed=instance_seed(seed, step.address) if spec.seed is None else spec.seed,
-        stop=tuple(spec.stop),
-        forced=forced,
-        num_logprobs=spec.logprobs,
-    )
-
-
 class Execution:
-    """Implements CallSink; the keys of its calls are its step addresses behind the workflow's id."""
+    """Implements CallSink and StepOwner; the keys of its calls are its step addresses behind the workflow's id."""
 
     def __init__(
         self,
@@ -58,6 +40,7 @@ class Execution:
         run: Run,
         book: MessageBook,
         dispatcher: Dispatcher,
+        desk: LeaseDesk,
         *,
         seed: int,
         clock: Callable[[], float] = time.time,
@@ -74,7 +57,9 @@ class Execution:
         self._on_end = on_end
         self._error: ErrorInfo | None = None
         self._steps: dict[str, ReadyStep] = {}
-        self._answers: dict[str, tuple[str, str]] = {}  # external steps: how they were answered
+        self._fixed = dict(run.messages)  # messages that no call makes
+        self._open: dict[str, Attempt] = {}
+        self.external = ExternalSteps(self.board, self._open, desk, self)
 
     def start(self) -> None:
         self.board.begin()
@@ -87,41 +72,11 @@ class Execution:
             run.cancel()
             self._guarded(self._settle)
 
-    def complete_step(self, address: str, text: str) -> None:
-        """Answer an external step. The same text again is no error.
-
-        Raises NotFound, FailedPrecondition for a step that is not waiting, Conflict for another answer than
-        before, and what framing a message raises: the step then waits on.
-        """
-        if self._answered(address, ("text", text)):
-            return
-        step = self._waiting_step(address)
-        run, book = self._run, self._book
-        assert run is not None
-        assert book is not None
-        book.add_text(address, step.role, step.prefill + text, step.name, path="text")
-        self._answers[address] = ("text", text)
-        result = replace(self.board.steps[address], text=text, finish_reason="external")
-
-        def finish() -> None:
-            self.board.end_step(replace(result, state="succeeded"))
-            run.finish(address, text)
-            self._advance()
-
-        self._guarded(finish)
-
-    def fail_step(self, address: str, message: str) -> None:
-        """Say that an external step failed. Errors as for `complete_step`."""
-        if self._answered(address, ("error", message)):
-            return
-        self._waiting_step(address)
-        self._answers[address] = ("error", message)
-        self._guarded(lambda: self._fail(address, ErrorInfo("FAILED_PRECONDITION", message)))
-
     # What the dispatcher tells
 
     def call_requeued(self, key: str, attempt: int) -> None:
         address = self._address(key)
+        self._open[address].number = attempt
         self.board.set_state(address, "ready", attempt=attempt)
 
     def call_started(self, key: str, attempt: int, worker_id: str) -> None:
@@ -131,12 +86,33 @@ class Execution:
         self.board.feed.add_text(self._address(key), attempt, event.token_ids, event.text)
 
     def call_finished(self, key: str, attempt: int, worker_id: str, event: CallFinished, waited_ms: float) -> None:
-        self._guarded(lambda: self._finish(self._address(key), attempt, worker_id, event, waited_ms))
+        self._guarded(lambda: self._finish(self._address(key), worker_id, event, waited_ms))
 
     def call_failed(self, key: str, attempt: int, error: ErrorInfo) -> None:
-        address = self._address(key)
-        self.board.steps[address] = replace(self.board.steps[address], attempt=attempt)
-        self._guarded(lambda: self._fail(address, error))
+        self.try_failed(self._address(key), error)
+
+    # What comes of external steps
+
+    def accept(self, address: str, text: str) -> str:
+        run, book, step = self._run, self._book, self._steps[address]
+        assert run is not None
+        assert book is not None
+        problem = run.unfit(address, text)
+        if not problem:
+            book.add_text(address, step.role, step.prefill + text, step.name, path="text")
+        return problem
+
+    def succeed(self, address: str, **changes: Any) -> None:
+        self._guarded(lambda: self._succeed(replace(self.board.steps[address], **changes)))
+
+    def try_failed(self, address: str, error: ErrorInfo, *, final: bool = False) -> None:
+        self._guarded(lambda: self._try_failed(address, error, final=final))
+
+    def lose(self, attempt: Attempt) -> None:
+        self._guarded(lambda: self._lose(attempt))
+
+    def reads(self, attempt: Attempt) -> tuple[LeaseMessage, ...]:
+        return tuple(self._message(read.key) for read in attempt.step.reads)
 
     # Steps
 
@@ -145,91 +121,173 @@ class Execution:
         run = self._run
         orders: list[Order] = []
         while run is not None and run.state == "running" and (ready := run.ready()):
+            self._take_news(run)
             for step in ready:
-                if run.state == "running":  # a step that failed to begin may have ended it
-                    self._begin(run, step, orders)
+                if run.status(step.address).state == "running":  # a step that failed to begin may have ended it
+                    self._begin(step, orders)
         if run is not None and run.state == "running":
             self._dispatcher.submit(orders)
         self._settle()
 
-    def _begin(self, run: Run, step: ReadyStep, orders: list[Order]) -> None:
-        address = step.address
-        self._steps[address] = step
-        self.board.steps[address] = replace(self.board.steps[address], fidelity=step.fidelity)
-        self.board.set_state(address, "ready", attempt=1)
-        if step.kind == "external":
-            return
-        try:
-            orders.append(self._order(step))
-        except LabanError as error:
-            # The field is told apart from the message, and the value within it.
-            failure = ErrorInfo(error.status, str(LabanError(error.message, value=error.value)), error.field)
-            self.board.end_step(replace(self.board.steps[address], state="failed", error=failure))
-            self._error = failure
-            run.fail(address, failure.message)
-
-    def _order(self, step: ReadyStep) -> Order:
+    def _take_news(self, run: Run) -> None:
+        """Show and read what the runs of steps with `workflow` began and ended."""
         book = self._book
         assert book is not None
+        for news in run.take_news():
+            address = news.address
+            if isinstance(news, Began):
+                self.board.add_steps(StepResult(each.address, each.step, each.agent) for each in news.instances)
+                self.board.set_state(address, "running", attempt=1)
+                self._fixed |= {message.key: message for message in news.messages}
+                try:
+                    for message in news.messages:
+                        book.add_text(message.key, message.role, message.text, message.name, path=message.key)
+                except LabanError as error:
+                    run.fail(address, str(error))
+                continue
+            result = replace(self.board.steps[address], state=news.state, text=news.text, values=run.values(address))
+            if news.message is not None:
+                book.add_text(address, news.message.role, news.message.text, news.message.name, path=address)
+                self._fixed[address] = news.message
+            if news.state == "failed":
+                self._error = ErrorInfo("FAILED_PRECONDITION", news.reason)
+                result = replace(result, error=self._error, finish_reason="error" if news.text else "")
+            self.board.end_step(result)
+
+    def _begin(self, step: ReadyStep, orders: list[Order]) -> None:
+        address, task = step.address, step.task
+        self._steps[address] = step
+        attempt = self._open[address] = Attempt(step)
+        result = replace(self.board.steps[address], fidelity=step.fidelity)
+        self.board.steps[address] = result if task is None else replace(result, tool=task.tool, args=task.args)
+        self.board.set_state(address, "ready", attempt=1)
+        if step.problem:
+            self._end_failed(address, ErrorInfo("FAILED_PRECONDITION", step.problem))
+        else:
+            self._try(attempt, orders)
+
+    def _try(self, attempt: Attempt, orders: list[Order]) -> None:
+        """Offer the step to handlers, or add its call to `orders`. What cannot be ordered has failed for good."""
+        attempt.begin_try(lambda: self._guarded(lambda: self._time_out(attempt)))
+        if attempt.step.kind == "external":
+            self.external.offer(attempt)
+            return
+        try:
+            orders.append(self._order(attempt))
+        except LabanError as error:
+            # The field is told apart from the message, and the value within it.
+            message = str(LabanError(error.message, value=error.value))
+            self._end_failed(attempt.step.address, ErrorInfo(error.status, message, error.field))
+
+    def _order(self, attempt: Attempt) -> Order:
+        book, step = self._book, attempt.step
+        assert book is not None
         entries = [Entry(book.messages[read.key], read.fidelity, begin=read.begin, end=read.end) for read in step.reads]
-        sampling = sampling_of(step, self._seed, book.language)
+        sampling = sampling_of(step, self._seed, book.language, attempt.failures)
         opening = Opening(step.role, step.name, step.prefill)
         call, _ = book.decode(f"{self.workflow_id}/{step.address}", f"step {step.address}", entries, opening, sampling)
-        return Order(call, self, book.specs)
+        return Order(call, self, book.specs, attempt.number)
 
-    def _finish(self, address: str, attempt: int, worker_id: str, event: CallFinished, waited_ms: float) -> None:
+    def _finish(self, address: str, worker_id: str, event: CallFinished, waited_ms: float) -> None:
         run, book = self._run, self._book
         if run is None or book is None:
             return
+        problem = run.unfit(address, event.text)
+        if problem:
+            self._try_failed(address, ErrorInfo("FAILED_PRECONDITION", problem))
+            return
         step = self._steps[address]
         book.add_encoded(address, step.role, step.name, event.encoding)
-        self.board.end_step(
-            replace(
-                self.board.steps[address],
-                attempt=attempt,
-                state="succeeded",
-                text=event.text,
-                token_ids=event.generated,
-                tokens_read=event.tokens_read,
-                tokens_reused=event.tokens_reused,
-                tokens_encoded=event.tokens_encoded,
-                tokens_generated=event.tokens_generated,
-                ttft_ms=event.ttft_ms + waited_ms,
-                wall_ms=event.wall_ms + waited_ms,
-                worker=worker_id,
-                finish_reason=event.finish_reason,
-                logprobs=event.logprobs,
-            )
-        )
-        run.finish(address, event.text)
-        self._advance()
+        waited_ms += self._open[address].earlier_ms
+        self._succeed(generated(self.board.steps[address], worker_id, event, waited_ms))
 
-    def _fail(self, address: str, error: ErrorInfo) -> None:
-        run = self._run
+    def _succeed(self, result: StepResult) -> None:
+        """Its message is in the book."""
+        run, address = self._run, result.address
         if run is None:
             return
-        self.board.end_step(replace(self.board.steps[address], state="failed", error=error))
+        self._close([address])
+        run.finish(address, result.text)
+        self.board.end_step(replace(result, state="succeeded", values=run.values(address)))
+        self._advance()
+
+    def _try_failed(self, address: str, error: ErrorInfo, *, final: bool = False) -> None:
+        if self._run is None:
+            return
+        attempt = self._open[address]
+        if final or not attempt.may_retry:
+            self._end_failed(address, error)
+            self._advance()
+            return
+        delay_s = attempt.next_try()
+        self.board.set_state(address, "ready", attempt=attempt.number)
+        attempt.after(delay_s, lambda: self._guarded(lambda: self._try_again(attempt)))
+
+    def _try_again(self, attempt: Attempt) -> None:
+        orders: list[Order] = []
+        self._try(attempt, orders)
+        self._dispatcher.submit(orders)
+        self._advance()
+
+    def _time_out(self, attempt: Attempt) -> None:
+        address = attempt.step.address
+        self._recall([address])
+        self._try_failed(
+            address, ErrorInfo("DEADLINE_EXCEEDED", f"the attempt took longer than {attempt.step.tries.timeout_s:g} s")
+        )
+
+    def _lose(self, attempt: Attempt) -> None:
+        """The handler of an external step has been silent for too long: the next one's turn."""
+        address = attempt.step.address
+        attempt.losses += 1
+        if attempt.losses >= self._dispatcher.max_attempts:
+            why = f"the handler of {address} was lost {attempt.losses} times"
+            self._try_failed(address, ErrorInfo("UNAVAILABLE", why))
+            return
+        attempt.number += 1
+        self.board.set_state(address, "ready", attempt=attempt.number)
+        self._try(attempt, [])
+
+    def _end_failed(self, address: str, error: ErrorInfo) -> None:
+        """The step failed for good; with `on_error: message` what went wrong is its message."""
+        run, book, step = self._run, self._book, self._steps[address]
+        assert run is not None
+        assert book is not None
+        self._close([address])
+        result = replace(self.board.steps[address], state="failed", error=error)
+        if step.tries.on_error == "message":
+            book.add_text(address, step.role, step.prefill + error.message, step.name, path="text")
+            result = replace(result, text=error.message, finish_reason="error")
+        self.board.end_step(result)
         self._error = error
         run.fail(address, error.message)
-        self._advance()
+
+    def _message(self, key: str) -> LeaseMessage:
+        step = self._steps.get(key)
+        if step is not None:
+            return LeaseMessage(key, step.role, step.name or "", step.prefill + self.board.steps[key].text)
+        fixed = self._fixed[key]
+        return LeaseMessage(key, fixed.role, fixed.name or "", fixed.text)
 
     def _settle(self) -> None:
         """Take over what the run decided: instances it gave up, and its end."""
         run = self._run
         if run is None:
             return
+        self._take_news(run)
         given_up: list[str] = []
         # Whatever is open when a run ends, the run has cancelled.
         for address in run.skipped():
             result = self.board.steps[address]
             if result.state not in TERMINAL_STEP:
                 if result.state in ("ready", "running"):
-                    given_up.append(f"{self.workflow_id}/{address}")
+                    given_up.append(address)
                 status = run.status(address)
                 state: StepState = "skipped" if status.state == "skipped" else "cancelled"
                 why = ErrorInfo("CANCELLED", status.reason) if status.reason else None
                 self.board.end_step(replace(result, state=state, error=why))
-        self._dispatcher.abort(given_up)
+        self._recall(given_up)
+        self._close(given_up)
         if run.state != "running":
             outputs = tuple(run.outputs().items())
             error = None
@@ -240,9 +298,26 @@ class Execution:
         elif not any(result.state in ("ready", "running") for result in self.board.steps.values()):
             raise RuntimeError("the run goes on, but none of its steps does")
 
+    def _recall(self, addresses: Iterable[str]) -> None:
+        """Stop whoever is at these steps."""
+        addresses = list(addresses)
+        self._dispatcher.abort(f"{self.workflow_id}/{address}" for address in addresses)
+        for address in addresses:
+            self.external.withdraw(address)
+
+    def _close(self, addresses: Iterable[str]) -> None:
+        for address in addresses:
+            attempt = self._open.pop(address, None)
+            if attempt is not None:
+                attempt.stop_timer()
+
     def _end(self, state: WorkflowState, outputs: tuple[tuple[str, str], ...], error: ErrorInfo | None) -> None:
         self._run = self._book = None  # the messages and their encodings are of no use to anyone now
+        left = list(self._open)
+        self._recall(left)
+        self._close(left)
         self._steps.clear()
+        self.external.end()
         self.board.end(state, outputs, error)
         self._on_end(self)
 
@@ -261,31 +336,10 @@ class Execution:
         status = error.status if isinstance(error, LabanError) else "INTERNAL"
         message = str(error) if isinstance(error, LabanError) else repr(error)
         open_steps = [result for result in self.board.steps.values() if result.state not in TERMINAL_STEP]
-        self._dispatcher.abort(f"{self.workflow_id}/{result.address}" for result in open_steps)
+        self._recall(result.address for result in open_steps)
         for result in open_steps:
             self.board.end_step(replace(result, state="cancelled"))
         self._end("failed", (), ErrorInfo(status, message))
-
-    def _answered(self, address: str, answer: tuple[str, str]) -> bool:
-        """Whether the step was given this answer before. Raises Conflict if it was given another."""
-        before = self._answers.get(address)
-        if before is not None and before != answer:
-            raise Conflict("the step was answered before, and otherwise", field="address", value=address)
-        return before is not None
-
-    def _waiting_step(self, address: str) -> ReadyStep:
-        result = self.board.steps.get(address)
-        if result is None:
-            raise NotFound(f"workflow {self.workflow_id} has no such step", field="address", value=address)
-        step = self._steps.get(address)
-        if step is None or step.kind != "external" or result.state != "ready":
-            kind = "" if step is None else f"a {step.kind} step, "
-            raise FailedPrecondition(
-                f"the step is {kind}{result.state}, expected an external step that is ready",
-                field="address",
-                value=address,
-            )
-        return step
 
     def _address(self, key: str) -> str:
         return key[len(self.workflow_id) + 1 :]

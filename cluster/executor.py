@@ -16,10 +16,12 @@ from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 
 from laban.actors.errors import Conflict, Exhausted, InvalidInput, NotFound
+from laban.cluster.answers import check_output, text_of
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.execution import Execution
+from laban.cluster.lease_desk import LeaseDesk, ended
 from laban.cluster.messages import FramingPort, Language, MessageBook, TokenizerPort
-from laban.cluster.records import ClusterStatus, Event, TokenChunk, WorkflowRecord
+from laban.cluster.records import TERMINAL_WORKFLOW, ClusterStatus, Event, Lease, TokenChunk, WorkflowRecord
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
@@ -56,6 +58,7 @@ class Executor:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._dispatcher = dispatcher
+        self._desk = LeaseDesk(time_of_day=clock)
         self._framing = framing
         self._tokenizer = tokenizer
         self._limits = limits or ExecutorLimits()
@@ -77,6 +80,7 @@ class Executor:
         """Cancel what runs, so that every watch ends, and close the workers."""
         for execution in list(self._executions.values()):
             execution.cancel()
+        self._desk.close()
         await self._dispatcher.stop()
 
     def language(self, tenant: str) -> Language:
@@ -124,6 +128,7 @@ class Executor:
             run,
             book,
             self._dispatcher,
+            self._desk,
             seed=_seed_of(run),
             clock=self._clock,
             on_end=self._retire,
@@ -181,20 +186,43 @@ class Executor:
         execution.cancel()
         return execution.board.record()
 
-    async def complete_step(self, workflow_id: str, address: str, text: str) -> WorkflowRecord:
-        """Answer an external step. Idempotent: the same answer again changes nothing.
+    async def lease_step(
+        self, tools: Collection[str], *, workflow_id: str = "", handler: str = "", wait_s: float = 20.0
+    ) -> Lease | None:
+        """An external step of these tools, for as long as the lease runs; None if none came in time.
 
-        Raises NotFound, FailedPrecondition for a step that does not wait, Conflict for another answer than
-        before, OutOfRange for a text longer than the context.
+        Raises NotFound, and FailedPrecondition if the workflow, where one is named, has ended or ends meanwhile.
+        """
+        if workflow_id and self._execution(workflow_id).board.state in TERMINAL_WORKFLOW:
+            raise ended(workflow_id)
+        return await self._desk.lease(tools, workflow_id, handler, wait_s)
+
+    async def renew_lease(self, lease_id: str) -> Lease:
+        """The lease without its messages, to run for its full time again. Raises FailedPrecondition if it has ended."""
+        return self._desk.renew(lease_id)
+
+    async def complete_step(
+        self, workflow_id: str, address: str, text: str | None = None, *, output: object = None, lease_id: str = ""
+    ) -> WorkflowRecord:
+        """Answer an external step by its text, or by any JSON value. Idempotent: the same answer again changes nothing.
+
+        Raises NotFound, FailedPrecondition for a step that does not wait and a lease that has run out, Conflict for
+        another answer than before, InvalidInput for one that its schema does not allow, OutOfRange for a text longer
+        than the context.
         """
         execution = self._execution(workflow_id)
-        execution.complete_step(address, text)
+        schema = execution.external.output_schema(address)
+        if schema is not None:
+            await asyncio.to_thread(check_output, schema, text, output)
+        execution.external.complete(address, text_of(output) if text is None else text, lease_id)
         return execution.board.record()
 
-    async def fail_step(self, workflow_id: str, address: str, message: str) -> WorkflowRecord:
-        """Say that an external step failed. Idempotent as `complete_step` is, and raises the same."""
+    async def fail_step(
+        self, workflow_id: str, address: str, message: str, *, lease_id: str = "", final: bool = False
+    ) -> WorkflowRecord:
+        """Say that an external step failed; `final`: trying again is of no use. Raises as `complete_step` does."""
         execution = self._execution(workflow_id)
-        execution.fail_step(address, message)
+        execution.external.fail(address, message, lease_id, final=final)
         return execution.board.record()
 
     def status(self, *, sessions_open: int = 0) -> ClusterStatus:

@@ -10,6 +10,7 @@ from laban.cluster.records import (
     ClusterStatus,
     Event,
     Layout,
+    Lease,
     MessageRecord,
     SessionPlacement,
     SessionRecord,
@@ -54,9 +55,19 @@ class ExecutorPort(Protocol):
 
     async def cancel(self, workflow_id: str) -> WorkflowRecord: ...
 
-    async def complete_step(self, workflow_id: str, address: str, text: str) -> WorkflowRecord: ...
+    async def lease_step(
+        self, tools: Collection[str], *, workflow_id: str = "", handler: str = "", wait_s: float = 20.0
+    ) -> Lease | None: ...
 
-    async def fail_step(self, workflow_id: str, address: str, message: str) -> WorkflowRecord: ...
+    async def renew_lease(self, lease_id: str) -> Lease: ...
+
+    async def complete_step(
+        self, workflow_id: str, address: str, text: str | None = None, *, output: object = None, lease_id: str = ""
+    ) -> WorkflowRecord: ...
+
+    async def fail_step(
+        self, workflow_id: str, address: str, message: str, *, lease_id: str = "", final: bool = False
+    ) -> WorkflowRecord: ...
 
 
 class SessionsPort(Protocol):

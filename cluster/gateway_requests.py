@@ -11,7 +11,9 @@ from laban.actors.calls import Sampling
 from laban.actors.errors import InvalidInput, NotBuilt, OutOfRange
 from laban.cluster.records import Layout, SessionPlacement, WorkflowState
 from laban.cluster.translate import fidelity_word, workflow_state_word
-from laban.cluster.translate_spec import spec_to_dict, value_to_python
+from laban.cluster.translate_sessions import duration_s
+from laban.cluster.translate_spec import spec_to_dict
+from laban.cluster.translate_values import value_to_python
 from laban.cluster.workflow.parse import parse_dict, parse_yaml
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
@@ -21,6 +23,10 @@ MAX_KEY = 128
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_LOGPROBS = 20
+MAX_TOOLS = 256
+MAX_TOOL_CHARS = 128
+MAX_WAIT_S = 60.0
+DEFAULT_WAIT_S = 20.0
 DEFAULT_MAX_TOKENS = 256
 ROLES = ("system", "user", "assistant")
 
@@ -53,13 +59,23 @@ class ViewRequest:
     layout: Layout = "packed"
 
 
+@dataclass(frozen=True, slots=True)
+class LeaseWish:
+    """Which external steps a handler asks for, and for how long."""
+
+    tools: tuple[str, ...]
+    workflow_id: str
+    handler: str
+    wait_s: float
+
+
 def read_submission(request: pb.SubmitRequest, path: str = "") -> Submission:
     """Slow for large documents: call it off the event loop. Raises WorkflowErrors, InvalidInput, NotBuilt."""
     source = request.WhichOneof("source")
     if source is None:
         raise InvalidInput("missing, expected `yaml` or `workflow`", field=f"{path}source")
     if source == "yaml":
-        workflow = parse_yaml(request.yaml, request.source_name or "workflow.yaml")
+        workflow = parse_yaml(request.yaml, request.source_name or "workflow.yaml", request.files)
     else:
         workflow = parse_dict(spec_to_dict(request.workflow))
     inputs = {name: value_to_python(value, f"{path}inputs.{name}") for name, value in request.inputs.items()}
@@ -184,6 +200,31 @@ def read_sampling(sampling: pb.Sampling, encode: Callable[[str], Sequence[int]])
         forced=forced,
         num_logprobs=values.get("logprobs"),
     )
+
+
+def read_lease_wish(request: pb.LeaseStepRequest) -> LeaseWish:
+    if not 0 < len(request.tools) <= MAX_TOOLS:
+        raise InvalidInput(f"{len(request.tools)} tools, expected 1 to {MAX_TOOLS}", field="tools")
+    for place, tool in enumerate(request.tools):
+        if not 0 < len(tool) <= MAX_TOOL_CHARS:
+            raise InvalidInput(
+                f"{len(tool)} characters, expected 1 to {MAX_TOOL_CHARS}", field=f"tools[{place}]", value=tool
+            )
+    if len(request.handler) > MAX_TOOL_CHARS:
+        raise InvalidInput(f"{len(request.handler)} characters, expected at most {MAX_TOOL_CHARS}", field="handler")
+    wait_s = duration_s(request.wait) if request.HasField("wait") else DEFAULT_WAIT_S
+    if not 0 <= wait_s <= MAX_WAIT_S:
+        raise InvalidInput(f"expected 0 to {MAX_WAIT_S:g} seconds", field="wait", value=wait_s)
+    return LeaseWish(tuple(dict.fromkeys(request.tools)), request.workflow_id, request.handler, wait_s)
+
+
+def read_answer(request: pb.CompleteStepRequest) -> tuple[str | None, Any]:
+    """The text, or None and the output."""
+    if not request.HasField("output"):
+        return request.text, None
+    if request.text:
+        raise InvalidInput("both text and output are given, expected one of them", field="output")
+    return None, value_to_python(request.output, "output")
 
 
 def refuse_reserved(request: Any, *names: str) -> None:

@@ -9,9 +9,17 @@ from contextlib import aclosing
 
 from laban.actors.errors import InvalidInput, LabanError
 from laban.cluster.gateway_ports import ExecutorPort, StatusPort
-from laban.cluster.gateway_requests import Submission, read_id, read_states, read_submission
+from laban.cluster.gateway_requests import (
+    Submission,
+    read_answer,
+    read_id,
+    read_lease_wish,
+    read_states,
+    read_submission,
+)
 from laban.cluster.records import TERMINAL_WORKFLOW, Event, WorkflowRecord
 from laban.cluster.translate import watch_to_pb, workflow_to_pb
+from laban.cluster.translate_leases import lease_to_pb
 from laban.cluster.translate_sessions import status_to_pb
 from laban.proto import laban_pb2 as pb
 
@@ -67,11 +75,24 @@ class WorkflowService:
     async def Cancel(self, request: pb.CancelRequest) -> pb.WorkflowRecord:
         return workflow_to_pb(await self._executor.cancel(read_id(request.workflow_id, "workflow_id")))
 
+    async def LeaseStep(self, request: pb.LeaseStepRequest) -> pb.LeaseStepResponse:
+        wish = read_lease_wish(request)
+        lease = await self._executor.lease_step(
+            wish.tools, workflow_id=wish.workflow_id, handler=wish.handler, wait_s=wish.wait_s
+        )
+        return pb.LeaseStepResponse(lease=None if lease is None else lease_to_pb(lease))
+
+    async def RenewLease(self, request: pb.RenewLeaseRequest) -> pb.Lease:
+        return lease_to_pb(await self._executor.renew_lease(read_id(request.lease_id, "lease_id")))
+
     async def CompleteStep(self, request: pb.CompleteStepRequest) -> pb.WorkflowRecord:
+        text, output = read_answer(request)
         record = await self._executor.complete_step(
             read_id(request.workflow_id, "workflow_id"),
             read_id(request.address, "address"),
-            request.text,
+            text,
+            output=output,
+            lease_id=request.lease_id,
         )
         return workflow_to_pb(record)
 
@@ -80,6 +101,8 @@ class WorkflowService:
             read_id(request.workflow_id, "workflow_id"),
             read_id(request.address, "address"),
             request.message,
+            lease_id=request.lease_id,
+            final=request.final,
         )
         return workflow_to_pb(record)
 

@@ -6,17 +6,18 @@ translates, nothing else does. Times of day are seconds since the epoch, duratio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from laban.actors.calls import TokenLogprob
 
 WorkflowState = Literal["running", "succeeded", "failed", "cancelled"]
 StepState = Literal["waiting", "ready", "running", "succeeded", "failed", "cancelled", "skipped"]
-"""`waiting`: what it reads is not there yet. `ready`: its call is queued, or an external step waits for its caller.
-`running`: a worker is at it. `skipped`: it will never run."""
+"""`waiting`: what it reads is not there yet. `ready`: its call is queued, or an external step waits for a handler.
+`running`: a worker is at it, or a handler. `skipped`: it will never run."""
 
-FinishReason = Literal["", "stop", "length", "forced", "prefill", "external"]
+FinishReason = Literal["", "stop", "length", "forced", "prefill", "external", "error"]
 
 EventKind = Literal["workflow_state", "step_state", "step_result"]
 Layout = Literal["packed", "as_encoded"]
@@ -38,7 +39,8 @@ class ErrorInfo:
 class StepResult:
     """One step instance, as far as it has come. Tokens are those of the last attempt; times begin with the first.
 
-    `text` is what was generated, without the step's prefill text; `token_ids` are its tokens as kept.
+    `text` is what was generated, without the step's prefill text; `token_ids` are its tokens as kept. `values` are what
+    was found in it. `tool` and `args` are of an external step that has begun, whose `worker` is its handler.
     `attempt` counts from 1; 0 means that the instance has not run.
     """
 
@@ -60,6 +62,9 @@ class StepResult:
     finish_reason: FinishReason = ""
     error: ErrorInfo | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    values: Mapping[str, object] = field(default_factory=dict)
+    tool: str = ""
+    args: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,8 @@ class Event:
     """Something durable that happened. `number` counts up from 1 by one within a workflow.
 
     - `workflow_state`: `workflow_state`, and when it has ended `outputs` and `error`; the terminal one comes last.
-    - `step_state`: `address`, `attempt`, `step_state`, `worker`; a new attempt voids the chunks of those before it.
+    - `step_state`: `address`, `attempt`, `step_state`, `worker`, and of an external step `tool` and `args`; a new
+      attempt voids the chunks of those before it.
     - `step_result`: `result`, whose state is terminal. Each instance gets exactly one.
     """
 
@@ -110,6 +116,8 @@ class Event:
     step_state: StepState | None = None
     worker: str = ""
     result: StepResult | None = None
+    tool: str = ""
+    args: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +136,36 @@ class TokenChunk:
     index: int
     token_ids: tuple[int, ...]
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseMessage:
+    """A message that a leased step reads. `key` is its name, or the address of the instance that made it."""
+
+    key: str
+    role: str
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """An external step in the hands of a handler, until `expires_at` unless it is renewed: then `duration_s` more.
+
+    `output_schema` is a JSON schema that the output must follow; None: anything will do.
+    """
+
+    lease_id: str
+    workflow_id: str
+    address: str
+    tool: str
+    attempt: int
+    args: Mapping[str, object]
+    messages: tuple[LeaseMessage, ...]
+    description: str
+    duration_s: float
+    expires_at: float
+    output_schema: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ class Screen(Protocol):
 
     def phase(self, doing: str, share: float | None) -> None: ...
     def update(self, followed: Followed, item: Event | TokenChunk) -> None: ...
+    def note(self, line: str) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -65,7 +66,11 @@ class PlainScreen:
             self._write(f"{result.address}: {ended_line(result)}")
         elif state == "running":
             again = f", attempt {item.attempt}" if getattr(item, "attempt", 1) > 1 else ""
-            self._write(f"{address}: running on {getattr(item, 'worker', '')}{again}")
+            at = getattr(item, "tool", "") or "running"
+            self._write(f"{address}: {at} on {getattr(item, 'worker', '')}{again}")
+
+    def note(self, line: str) -> None:
+        self._write(line)
 
     def __enter__(self) -> Self:
         return self
@@ -108,6 +113,10 @@ class LiveScreen:
             # Redrawn four times a second by rich's own thread: tokens may come faster.
             self._live = Live(get_renderable=self._picture, console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
+
+    def note(self, line: str) -> None:
+        """Stays above what is redrawn."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         return self
@@ -166,6 +175,8 @@ def live_line(step: FollowedStep) -> str:
     """What stands beside a step while the workflow runs."""
     if step.result is not None:
         return ended_line(step.result)
+    if step.tool and step.state in ("ready", "running"):
+        return f"waits for {step.tool}" if step.state == "ready" else f"{step.tool} on {step.worker}"
     if step.state == "running":
         tail = " ".join(step.text[-160:].split())
         return f"{step.num_tokens} tokens  {tail}" if step.num_tokens else f"encoding on {step.worker}"
@@ -176,7 +187,7 @@ def ended_line(result: StepResult) -> str:
     if result.state != "succeeded":
         return f"{result.state}: {result.error.message}" if result.error else result.state
     if result.finish_reason == "external":
-        return "answered from outside"
+        return f"answered by {result.worker}" if result.worker else "answered from outside"
     share = f" ({result.tokens_reused / result.tokens_read:.0%})" if result.tokens_read else ""
     return (
         f"{result.tokens_generated} tokens in {_seconds(result.wall_ms)}, "

@@ -35,12 +35,14 @@ class CallSink(Protocol):
 class Order:
     """A call to be run: `call.call_id` is its key, unique among the orders not ended.
 
-    `family` holds the encodings of the workflow or session, what later calls may need.
+    `family` holds the encodings of the workflow or session, what later calls may need. `attempt` is the number of its
+    first attempt: that of a call tried again goes on counting.
     """
 
     call: Call
     sink: CallSink
     family: Mapping[EncodingId, EncodingSpec]
+    attempt: int = 1
 
     @property
     def key(self) -> str:
@@ -53,7 +55,7 @@ class Ticket:
 
     order: Order
     ordered_at: float  # seconds, monotonic
-    attempt: int = 1
+    attempt: int
     started: bool = False
     waited_ms: float = 0.0
     queued_tokens: int = 0  # still counted as to be encoded

@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from laban.actors.calls import TokenLogprob
 from laban.cluster import records
+from laban.cluster.translate_values import struct_from_python, struct_to_python
 from laban.proto import laban_pb2 as pb
 
 NANOS = 1_000_000_000
@@ -124,6 +125,9 @@ def step_to_pb(step: records.StepResult) -> pb.StepResult:
         state=step_state_number(step.state),
         fidelity=fidelity_number(step.fidelity),
         error=error_to_pb(step.error),
+        values=struct_from_python(step.values),
+        tool=step.tool,
+        args=struct_from_python(step.args),
         **figures_to_pb(step),
     )
 
@@ -137,6 +141,9 @@ def step_from_pb(step: pb.StepResult) -> records.StepResult:
         state=step_state_word(step.state),
         fidelity=fidelity_word(step.fidelity),
         error=error_from_pb(step),
+        values=struct_to_python(step.values),
+        tool=step.tool,
+        args=struct_to_python(step.args),
         **figures_from_pb(step),
     )
 
@@ -220,6 +227,8 @@ def event_to_pb(event: records.Event) -> pb.Event:
                 state=step_state_number(event.step_state),
                 attempt=event.attempt,
                 worker=event.worker,
+                tool=event.tool,
+                args=struct_from_python(event.args) if event.tool else None,
             )
         )
     elif event.kind == "step_result" and event.result is not None:
@@ -251,6 +260,8 @@ def event_from_pb(message: pb.Event) -> records.Event | None:
             attempt=step.attempt,
             step_state=step_state_word(step.state),
             worker=step.worker,
+            tool=step.tool,
+            args=struct_to_python(step.args),
         )
     if what == "step_result":
         result = step_from_pb(message.step_result)

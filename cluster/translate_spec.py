@@ -1,4 +1,4 @@
-"""Workflow documents as plain dicts to the structured `WorkflowSpec` and back, and plain values likewise.
+"""Workflow documents as plain dicts to the structured `WorkflowSpec` and back.
 
 Both walk the schema of laban.proto, so a field added there needs no code here. What the document keeps in
 a mapping from names is a list of entries with a `key` in protobuf, whose maps have no order.
@@ -6,22 +6,22 @@ a mapping from names is a list of entries with a `key` in protobuf, whose maps h
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from google.protobuf.struct_pb2 import NULL_VALUE, ListValue, Struct, Value
+from google.protobuf.struct_pb2 import Struct, Value
 
 from laban.actors.errors import InvalidInput, NotBuilt
 from laban.cluster.translate import enum_number, enum_word
+from laban.cluster.translate_values import value_from_python, value_to_python
 from laban.cluster.workflow import shorthands
 from laban.cluster.workflow.diagnostics import suggest
 from laban.proto import laban_pb2 as pb
 
+__all__ = ["RESERVED", "spec_from_dict", "spec_to_dict", "value_from_python", "value_to_python"]
+
 RESERVED = frozenset({"model", "adapter", "tools", "response_schema"})
-MAX_DEPTH = 30
-MAX_WHOLE = 2**53  # the largest whole number that a protobuf Value keeps exactly
 
 _EXPECTED: dict[int, tuple[tuple[type, ...], str]] = {
     FieldDescriptor.CPPTYPE_STRING: ((str,), "text"),
@@ -50,55 +50,6 @@ def spec_from_dict(document: Mapping[str, Any]) -> pb.WorkflowSpec:
     return spec
 
 
-def value_from_python(value: object, path: str, depth: int = 0) -> Value:
-    """Raises InvalidInput for what a protobuf Value cannot hold exactly."""
-    if depth > MAX_DEPTH:
-        raise InvalidInput(f"nested too deep, expected at most {MAX_DEPTH} levels", field=path)
-    if value is None:
-        return Value(null_value=NULL_VALUE)
-    if isinstance(value, bool):
-        return Value(bool_value=value)
-    if isinstance(value, str):
-        try:
-            return Value(string_value=value)
-        except ValueError as error:
-            raise InvalidInput(f"not valid Unicode text ({error})", field=path) from None
-    if isinstance(value, int | float):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InvalidInput("expected a finite number", field=path, value=value)
-        if isinstance(value, int) and abs(value) > MAX_WHOLE:
-            raise InvalidInput("expected a whole number within 2^53; give larger ones as text", field=path, value=value)
-        return Value(number_value=value)
-    if isinstance(value, Mapping):
-        fields = {str(key): value_from_python(item, f"{path}.{key}", depth + 1) for key, item in value.items()}
-        return Value(struct_value=Struct(fields=fields))
-    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
-        items = [value_from_python(item, f"{path}[{place}]", depth + 1) for place, item in enumerate(value)]
-        return Value(list_value=ListValue(values=items))
-    raise InvalidInput(
-        "expected text, a number, true, false, null, a list or a mapping", field=path, value=type(value).__name__
-    )
-
-
-def value_to_python(value: Value, path: str) -> Any:
-    """Whole numbers come out as int. Raises InvalidInput for a Value with nothing in it or a number not finite."""
-    kind = value.WhichOneof("kind")
-    if kind is None:
-        raise InvalidInput("empty, expected a value", field=path)
-    if kind == "null_value":
-        return None
-    if kind == "number_value":
-        number = value.number_value
-        if not math.isfinite(number):
-            raise InvalidInput("expected a finite number", field=path, value=number)
-        return int(number) if number.is_integer() and abs(number) <= MAX_WHOLE else number
-    if kind == "struct_value":
-        return {key: value_to_python(item, f"{path}.{key}") for key, item in value.struct_value.fields.items()}
-    if kind == "list_value":
-        return [value_to_python(item, f"{path}[{place}]") for place, item in enumerate(value.list_value.values)]
-    return value.bool_value if kind == "bool_value" else value.string_value
-
-
 def _is_keyed(field: FieldDescriptor) -> bool:
     """Whether a repeated field stands for a mapping from names."""
     return field.message_type is not None and "key" in field.message_type.fields_by_name
@@ -124,7 +75,7 @@ def _to_dict(message: Any, path: str) -> dict[str, Any]:
         elif field.type != FieldDescriptor.TYPE_MESSAGE:
             found[field.name] = list(value) if field.is_repeated else value
         elif not field.is_repeated:
-            found[field.name] = _plain_value(value, at) if isinstance(value, Value | Struct) else _to_dict(value, at)
+            found[field.name] = _one_to_dict(value, at)
         elif _is_keyed(field):
             found[field.name] = _keyed_to_dict(value, at)
         else:
@@ -132,8 +83,10 @@ def _to_dict(message: Any, path: str) -> dict[str, Any]:
     return found
 
 
-def _plain_value(value: Value | Struct, path: str) -> Any:
-    return value_to_python(value if isinstance(value, Value) else Value(struct_value=value), path)
+def _one_to_dict(value: Any, path: str) -> Any:
+    if isinstance(value, Struct):
+        return value_to_python(Value(struct_value=value), path)
+    return value_to_python(value, path) if isinstance(value, Value) else _to_dict(value, path)
 
 
 def _keyed_to_dict(entries: Sequence[Any], path: str) -> dict[str, Any]:

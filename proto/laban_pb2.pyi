@@ -280,16 +280,20 @@ class WorkflowStateChanged(_message.Message):
     def __init__(self, state: _Optional[_Union[WorkflowState, str]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class StepStateChanged(_message.Message):
-    __slots__ = ("address", "state", "attempt", "worker")
+    __slots__ = ("address", "state", "attempt", "worker", "tool", "args")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
+    TOOL_FIELD_NUMBER: _ClassVar[int]
+    ARGS_FIELD_NUMBER: _ClassVar[int]
     address: str
     state: StepState
     attempt: int
     worker: str
-    def __init__(self, address: _Optional[str] = ..., state: _Optional[_Union[StepState, str]] = ..., attempt: _Optional[int] = ..., worker: _Optional[str] = ...) -> None: ...
+    tool: str
+    args: _struct_pb2.Struct
+    def __init__(self, address: _Optional[str] = ..., state: _Optional[_Union[StepState, str]] = ..., attempt: _Optional[int] = ..., worker: _Optional[str] = ..., tool: _Optional[str] = ..., args: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class StepResult(_message.Message):
     __slots__ = ("address", "step", "agent", "attempt", "state", "fidelity", "text", "token_ids", "tokens_read", "tokens_reused", "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms", "worker", "finish_reason", "error", "logprobs", "values", "tool", "args")

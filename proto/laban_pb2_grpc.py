@@ -150,7 +150,7 @@ class WorkflowsServicer(object):
 
     def RenewLease(self, request, context):
         """Makes a lease run for its full time again, from now. FAILED_PRECONDITION: it has run out, or the step has ended or
-        needs no answer any more; the handler should stop.
+        needs no answer any more; the handler should stop. Returns the lease without its messages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

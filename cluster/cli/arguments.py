@@ -31,6 +31,7 @@ EXAMPLES = {
     laban run flow.yaml --input report=@report.txt --set 'answer[bob,2].max_tokens=64' --seed 7
     laban run flow.yaml --input docs='@papers/*.txt'
     laban run flow.yaml --json | jq .outputs
+    laban run flow.yaml --tool tests='pytest -q "$LABAN_ARG_PATH"'
     laban run flow.yaml --address 10.0.0.5:8470     on a cluster that `laban serve` keeps up""",
     "submit": """\
     laban submit flow.yaml --key nightly-2026-11-22     the same key again gives the same workflow
@@ -45,6 +46,15 @@ EXAMPLES = {
     laban list --state running --state failed""",
     "cancel": """\
     laban cancel wf-0123456789abcdef""",
+    "tools": """\
+    laban tools --tool tests='cd /src && pytest -q' --tool search=./search.sh
+    laban tools --tool tests='make test' --workflow wf-0123456789abcdef --concurrency 1""",
+    "complete": """\
+    laban complete wf-0123456789abcdef human --text 'Looks good.'
+    make test 2>&1 | laban complete wf-0123456789abcdef 'tests[2]' -
+    laban complete wf-0123456789abcdef check --json-output '{"ok": true}'""",
+    "fail": """\
+    laban fail wf-0123456789abcdef tests 'the machine is down'""",
     "lint": """\
     laban lint flow.yaml
     laban lint flow.yaml --model ~/models/Qwen3-8B --input question=why""",
@@ -96,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("file", metavar="FILE", help=FILE_HELP)
     run.add_argument("--address", metavar="HOST:PORT", help="a cluster to run it on; none: start one here")
     _run_flags(run)
+    _tool_flag(run)
     _json_flag(run)
     _cluster_flags(run)
 
@@ -124,6 +135,26 @@ def _parser() -> argparse.ArgumentParser:
     cancel = command("cancel", "stop a workflow")
     cancel.add_argument("workflow_id", metavar="ID")
     _client_flags(cancel)
+
+    tools = command("tools", "do the external steps of a cluster's workflows with shell commands, until interrupted")
+    _tool_flag(tools)
+    tools.add_argument("--workflow", default="", metavar="ID", help="only those of this workflow, until it ends")
+    tools.add_argument("--concurrency", type=int, default=4, metavar="N", help="steps at a time (default 4)")
+    _client_flags(tools, json=False)
+
+    complete = command("complete", "answer an external step by hand")
+    _step_arguments(complete)
+    complete.add_argument("source", nargs="?", metavar="-", help="the text is on stdin")
+    complete.add_argument("--text", metavar="T", help="the text")
+    complete.add_argument("--file", metavar="F", help="a file with the text")
+    complete.add_argument("--json-output", metavar="JSON", help="any JSON value, for steps with an output_schema say")
+    _client_flags(complete)
+
+    fail = command("fail", "say that an external step failed; it is tried again if its `retries` allow")
+    _step_arguments(fail)
+    fail.add_argument("message", metavar="MESSAGE", help="why")
+    fail.add_argument("--final", action="store_true", help="do not try it again")
+    _client_flags(fail)
 
     lint = command("lint", "check a workflow without running it; needs neither a cluster nor a GPU")
     lint.add_argument("file", metavar="FILE", help=FILE_HELP)
@@ -168,15 +199,33 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _tool_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tool", dest="tools", action="append", default=[], metavar="NAME=COMMAND",
+        help="do the external steps that ask for the tool NAME by a shell command: args as JSON on stdin and as "
+        "LABAN_ARG_*, stdout is the text; repeatable",
+    )  # fmt: skip
+
+
+def _step_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workflow_id", metavar="ID", help="the workflow's")
+    parser.add_argument("step", metavar="ADDRESS", help="the step instance, e.g. human or 'tests[2]'")
+
+
 def _json_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print exactly one JSON document")
 
 
-def _client_flags(parser: argparse.ArgumentParser) -> None:
+def default_address() -> str:
+    return os.environ.get("LABAN_ADDRESS") or DEFAULT_ADDRESS
+
+
+def _client_flags(parser: argparse.ArgumentParser, *, json: bool = True) -> None:
     parser.add_argument(
         "--address",
         metavar="HOST:PORT",
-        default=os.environ.get("LABAN_ADDRESS") or DEFAULT_ADDRESS,
+        default=default_address(),
         help=f"of the cluster; default: LABAN_ADDRESS, else {DEFAULT_ADDRESS}",
     )
-    _json_flag(parser)
+    if json:
+        _json_flag(parser)

@@ -10,17 +10,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laban.actors.errors import InvalidInput, Unavailable
 from laban.cluster.cli.files import parse_settings, read_file
-from laban.cluster.cli.follow import Followed, document, summary
+from laban.cluster.cli.follow import document, summary
 from laban.cluster.cli.inputs import parse_inputs
+from laban.cluster.cli.shell import ShellTool, parse_tools
+from laban.cluster.cli.show import follow, report, say_step, show
+from laban.cluster.cli.tools import check_names, serve_until_interrupted, serving
+from laban.cluster.cli.tools import complete as complete_step
+from laban.cluster.client_files import files_named_in
 
 if TYPE_CHECKING:
     from laban.cluster.client import Client
     from laban.cluster.config import Resolved
-    from laban.cluster.records import Event, TokenChunk, WorkflowRecord
+    from laban.cluster.records import WorkflowRecord
     from laban.cluster.render import Screen
 
 CHECK_EVERY_S = 5.0
@@ -51,12 +57,13 @@ def run(arguments: Namespace) -> int:
     from laban.cluster.render import screen_for
 
     request = _request(arguments)
+    tools = parse_tools(arguments.tools)
+    if tools:
+        check_names(tools, request["workflow"], request["source_name"], request["files"])
     screen = screen_for()
     if arguments.address:
         with _client(arguments) as client:
-            with screen:
-                record = _follow(client, client.run(**request, cancel_on_disconnect=True), screen)
-            return _report(record, as_json=arguments.json)
+            return _run(client, request, tools, screen, arguments)
 
     from laban.cluster.launch import start_cluster
 
@@ -66,10 +73,18 @@ def run(arguments: Namespace) -> int:
     private = config.model_copy(update={"server": config.server.model_copy(update={"host": "127.0.0.1", "port": 0})})
     with screen:
         cluster = start_cluster(private, screen.phase)
+    arguments.address = cluster.address
     with cluster, Client(cluster.address) as client:
-        with screen:
-            record = _follow(client, client.run(**request, cancel_on_disconnect=True), screen)
-        return _report(record, as_json=arguments.json)
+        return _run(client, request, tools, screen, arguments)
+
+
+def _run(
+    client: Client, request: dict[str, Any], tools: dict[str, ShellTool], screen: Screen, arguments: Namespace
+) -> int:
+    with screen, serving(client, tools) as served:
+        items = client.run(**request, cancel_on_disconnect=True)
+        record = follow(client, items, screen, arguments.address, served)
+    return report(record, arguments)
 
 
 def submit(arguments: Namespace) -> int:
@@ -86,14 +101,15 @@ def watch(arguments: Namespace) -> int:
         raise InvalidInput("expected 0 or more", field="--after", value=arguments.after)
     with _client(arguments) as client:
         with screen_for() as screen:
-            record = _follow(client, client.watch(arguments.workflow_id, arguments.after), screen)
-        return _report(record or client.get(arguments.workflow_id), as_json=arguments.json)
+            items = client.watch(arguments.workflow_id, arguments.after)
+            record = follow(client, items, screen, arguments.address)
+        return report(record or client.get(arguments.workflow_id), arguments)
 
 
 def get(arguments: Namespace) -> int:
     with _client(arguments) as client:
         record = client.get(arguments.workflow_id)
-    _show(record, as_json=arguments.json)
+    show(record, arguments)
     return 0
 
 
@@ -128,6 +144,25 @@ def cancel(arguments: Namespace) -> int:
     else:
         print(f"{record.workflow_id}: {record.state}")
     return 0
+
+
+def tools(arguments: Namespace) -> int:
+    commands = parse_tools(arguments.tools)
+    with _client(arguments) as client:
+        serve_until_interrupted(client, commands, arguments)
+    return 0
+
+
+def complete(arguments: Namespace) -> int:
+    with _client(arguments) as client:
+        record = complete_step(client, arguments)
+    return say_step(record, arguments)
+
+
+def fail(arguments: Namespace) -> int:
+    with _client(arguments) as client:
+        record = client.fail_step(arguments.workflow_id, arguments.step, arguments.message, final=arguments.final)
+    return say_step(record, arguments)
 
 
 def lint(arguments: Namespace) -> int:
@@ -187,9 +222,11 @@ def _configuration(arguments: Namespace) -> Resolved:
 
 def _request(arguments: Namespace) -> dict[str, Any]:
     """The client's arguments for a submission. Raises NotFound or InvalidInput for what cannot be sent."""
+    text = read_file(arguments.file)
     return {
-        "workflow": read_file(arguments.file),
+        "workflow": text,
         "source_name": arguments.file,
+        "files": files_named_in(text, Path(arguments.file)),
         "inputs": parse_inputs(arguments.inputs),
         "fidelity": arguments.fidelity,
         "seed": arguments.seed,
@@ -203,43 +240,12 @@ def _check_locally(request: dict[str, Any]) -> None:
     from laban.cluster.workflow.run import Run
     from laban.cluster.workflow.states import Overrides
 
-    workflow = parse_yaml(request["workflow"], request["source_name"])
+    workflow = parse_yaml(request["workflow"], request["source_name"], request["files"])
     changes: dict[tuple[str, str], object] = {}
     for key, value in request["overrides"].items():
         address, _, name = key.rpartition(".")
         changes[address, name] = value
     Run(workflow, request["inputs"], Overrides(request["fidelity"], request["seed"], changes))
-
-
-def _follow(client: Client, items: Iterator[Event | TokenChunk], screen: Screen) -> WorkflowRecord | None:
-    """Show a workflow to its end. Returns its record, None if there was nothing to show."""
-    followed = Followed()
-    for item in items:
-        if not followed.workflow_id:
-            followed.begin(client.get(item.workflow_id))
-        followed.apply(item)
-        screen.update(followed, item)
-    return client.get(followed.workflow_id) if followed.workflow_id else None
-
-
-def _report(record: WorkflowRecord | None, *, as_json: bool) -> int:
-    """Print what a workflow came to; returns the exit code."""
-    if record is None:
-        raise Unavailable("the server ended the watch before it began; try again")
-    _show(record, as_json=as_json)
-    if record.error is not None:
-        where = f"{record.error.field}: " if record.error.field else ""
-        print(f"laban: the workflow {record.state}: {where}{record.error.message}", file=sys.stderr)
-    return 0 if record.state == "succeeded" else 1
-
-
-def _show(record: WorkflowRecord, *, as_json: bool) -> None:
-    if as_json:
-        print(document(record))
-    else:
-        from laban.cluster.render import print_results
-
-        print_results(record)
 
 
 def _stay_while_serving(client: Client) -> None:

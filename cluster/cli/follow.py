@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from laban.cluster.records import (
@@ -15,6 +15,8 @@ from laban.cluster.records import (
     TokenChunk,
     WorkflowRecord,
 )
+
+SHOWN_ARGS = 200  # characters
 
 
 @dataclass(slots=True)
@@ -28,6 +30,8 @@ class FollowedStep:
     text: str = ""
     num_tokens: int = 0
     result: StepResult | None = None
+    tool: str = ""  # an external step's
+    args: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -47,6 +51,7 @@ class Followed:
         for result in record.steps:
             step = self._step(result.address)
             step.state, step.worker = result.state, result.worker
+            step.tool, step.args = result.tool, result.args
             if result.state in TERMINAL_STEP:
                 step.result = result
 
@@ -70,6 +75,7 @@ class Followed:
             step.attempt = item.attempt
             step.state = item.step_state or step.state
             step.worker = item.worker or step.worker
+            step.tool, step.args = item.tool, item.args
         elif item.result is not None:
             step = self._step(item.result.address)
             step.result, step.state = item.result, item.result.state
@@ -105,8 +111,8 @@ class Followed:
         return self.steps.setdefault(address, FollowedStep(address))
 
 
-STEP_KEYS = ("address", "state", "fidelity", "text", "token_ids", "tokens_read", "tokens_reused", "tokens_encoded",
-             "tokens_generated", "ttft_ms", "wall_ms", "worker")  # fmt: skip
+STEP_KEYS = ("address", "state", "attempt", "fidelity", "text", "values", "token_ids", "tokens_read", "tokens_reused",
+             "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms", "worker")  # fmt: skip
 
 
 def document(record: WorkflowRecord) -> str:
@@ -135,6 +141,22 @@ def summary(record: WorkflowRecord) -> dict[str, object]:
     }
 
 
+def waiting_line(workflow_id: str, address: str, tool: str, args: Mapping[str, object], flag: str = "") -> str:
+    """Which tool an external step waits for, and what to type to do without. `flag` names the server.
+
+    >>> waiting_line("wf-1", "ask[2]", "human", {"n": 1})
+    'ask[2] waits for the tool human {"n": 1}: laban complete wf-1 "ask[2]" --text ...'
+    """
+    given = f" {_brief(args)}" if args else ""
+    place = f'"{address}"' if "[" in address else address
+    return f"{address} waits for the tool {tool}{given}: laban complete {workflow_id} {place} --text ...{flag}"
+
+
+def _brief(args: Mapping[str, object]) -> str:
+    text = json.dumps(dict(args), ensure_ascii=False, default=str)
+    return text if len(text) <= SHOWN_ARGS else f"{text[:SHOWN_ARGS]}..."
+
+
 def shown_fidelity(fidelity: str) -> str:
     """Reuse that is not exact has not been measured on this workflow: say so.
 
@@ -160,6 +182,6 @@ def sums(steps: Iterable[StepResult]) -> tuple[int, int, int, int, float, float]
 
 def _step_object(step: StepResult) -> dict[str, object]:
     values = {key: getattr(step, key) for key in STEP_KEYS}
-    values["token_ids"] = list(step.token_ids)
+    values["token_ids"], values["values"] = list(step.token_ids), dict(step.values)
     values["ttft_ms"], values["wall_ms"] = round(step.ttft_ms, 3), round(step.wall_ms, 3)
     return values

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from laban.actors.errors import InvalidInput
 from laban.cluster.cli.files import read_file
+from laban.cluster.client_files import files_named_in
 from laban.cluster.workflow.build import build_graph
 from laban.cluster.workflow.diagnostics import WorkflowErrors
 from laban.cluster.workflow.parse import parse_yaml
@@ -14,7 +15,8 @@ from laban.cluster.workflow.picture import lines_of, picture_of, svg_of
 
 
 def graph(arguments: Namespace) -> int:
-    workflow = parse_yaml(read_file(arguments.file), arguments.file)
+    text = read_file(arguments.file)
+    workflow = parse_yaml(text, arguments.file, files_named_in(text, Path(arguments.file)))
     found, problems = build_graph(workflow)
     if found is None:
         raise WorkflowErrors(workflow.marks.locate(problems))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from laban.actors.framing import Framing, derive_framing
 from laban.actors.models import check_model_folder, converted_default_model
 from laban.cluster.cli.files import read_file
 from laban.cluster.cli.inputs import parse_inputs
+from laban.cluster.client_files import files_named_in
 from laban.cluster.config import resolve
 from laban.cluster.workflow.diagnostics import WorkflowErrors
 from laban.cluster.workflow.lint import LintReport, lint
@@ -57,7 +59,7 @@ def lint_file(arguments: Namespace) -> int:
     measure = _measure(config.model)
     overrides = Overrides(fidelity=arguments.fidelity)
     try:
-        workflow = parse_yaml(text, arguments.file)
+        workflow = parse_yaml(text, arguments.file, files_named_in(text, Path(arguments.file)))
         report = lint(
             workflow,
             parse_inputs(arguments.inputs),

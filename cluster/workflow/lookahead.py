@@ -1,62 +1,165 @@
-"""Steps-to-execution: how soon each instance can run, and each message be read next."""
+"""Look-ahead: how soon each instance of a run can run, and who may read each message next.
+
+`LookAhead` is pure and answers for the moment of its last update. lookahead_reference.py defines what it computes,
+lookahead_flat.py lays the graph out, lookahead_pass.py goes over it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+
+import numpy as np
 
 from laban.cluster.workflow.graph import StepGraph
+from laban.cluster.workflow.lookahead_flat import flatten
+from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
+from laban.cluster.workflow.lookahead_reference import INF, Moment
+from laban.cluster.workflow.progress import Outcome
 from laban.cluster.workflow.states import InstanceState
 
-_THERE = -1  # a message that is there: a reader of nothing else can run now, in 0 steps
+__all__ = ["Likelihoods", "LookAhead", "Moment", "NextUse"]
+
+_IS_RUNNING: dict[InstanceState, int] = {
+    "waiting": 0,
+    "ready": 0,
+    "running": 1,
+    "succeeded": 0,
+    "failed": 0,
+    "skipped": 0,
+    "cancelled": 0,
+}
 
 
-def steps_to_execution(graph: StepGraph, states: Mapping[str, InstanceState]) -> dict[str, int]:
-    """The fewest steps before each instance that may still run can: 0 if it runs or is ready.
+@dataclass(frozen=True, slots=True)
+class NextUse:
+    """A read to come: the fewest steps until it, by which instance, and how likely that one runs at all."""
 
-    A join on all is the most of what it waits for plus 1, on any the fewest plus 1, on at least n the
-    n-th fewest plus 1. A vote takes no step of its own. What can never run is left out.
+    steps: int
+    address: str
+    likelihood: float
+
+
+class LookAhead:
+    """Of one run. Steps count those that must run before: 0 for an instance that is ready or running.
+
+    Over all that may still happen, never too late; lookahead_reference.py says when it may be too early. How likely the
+    gates hold is taken from `likelihoods` once. Messages have the keys of ReadRef. Making one imports numba.
     """
-    known: dict[str, int] = {}  # units that are there, or can be
-    for unit in graph.order:
-        node = graph.nodes.get(unit)
-        if node is None:
-            vote = graph.votes[unit.removeprefix("winner(").removesuffix(")")]
-            soonest = _nth(vote.voters, vote.quorum, known)
-            candidate = _nth(tuple(vote.candidates), 1, known)
-            if soonest is not None and candidate is not None:
-                known[unit] = max(known[need] for need in vote.waits if need in known)
-            continue
-        state = states[unit]
-        if state == "succeeded" or (state == "failed" and node.step.on_error == "skip"):
-            known[unit] = _THERE
-        elif state in ("ready", "running"):
-            known[unit] = 0
-        elif state == "waiting":
-            soonest = _nth(node.waits, node.required, known)
-            if soonest is not None:
-                known[unit] = soonest + 1
-    return {unit: steps for unit, steps in known.items() if unit in graph.nodes and steps >= 0}
+
+    def __init__(self, graph: StepGraph, likelihoods: Likelihoods | None = None) -> None:
+        from laban.cluster.workflow import lookahead_pass  # not before someone looks ahead
+
+        self._graph, self._pass = graph, lookahead_pass
+        learned = likelihoods or Likelihoods()
+        holds = [
+            0.0 if gate.condition is None else learned.probability(graph.workflow.name, unit)
+            for unit, gate in graph.gates.items()
+        ]
+        self._addresses = tuple(graph.nodes)
+        self._keys = (*_fixed_keys(graph), *self._addresses)
+        self._flat, self._row_of = flatten(graph, self._keys, holds)
+        num_rows, num_joins = len(self._flat.kinds), len(self._flat.required)
+        longest = int(np.diff(self._flat.join_at).max()) if num_joins else 0
+        self._codes = np.zeros(num_rows, np.int8)
+        self._run, self._gone, self._lost = (np.zeros(num_rows, np.int32) for _ in range(3))
+        self._likely = np.zeros(num_rows)
+        self._scratch = np.zeros(4 + 2 * longest, np.int32)
+        self._readers = np.zeros(len(self._flat.select_at) - 1, np.int32)
+        self._message_readers = np.zeros(len(self._keys), np.int32)
+        self._outcomes: dict[str, Outcome] | None = None
+        self._num_seen = 0
+        self._compute(np.zeros(len(self._addresses), np.int8))
+
+    def update(self, now: Moment) -> None:
+        """Look ahead from here: `now` is the run's Progress. One that goes on is told apart by its outcomes."""
+        if now.outcomes is not self._outcomes:
+            self._codes[:] = self._pass.OPEN
+            self._outcomes, self._num_seen = now.outcomes, 0
+        for unit in islice(reversed(now.outcomes), len(now.outcomes) - self._num_seen):
+            row = self._row_of.get(unit)
+            if row is not None:  # not an output
+                self._codes[row] = self._code(unit, now)
+        self._num_seen = len(now.outcomes)
+        running = bytes(map(_IS_RUNNING.__getitem__, now.states.values()))
+        self._compute(np.frombuffer(running, np.int8))
+
+    def steps_to_execution(self) -> dict[str, int]:
+        """Of each instance that may still run, or is running, in the graph's order."""
+        rows = self._flat.nodes
+        steps = np.where(self._codes[rows] == self._pass.OPEN, self._run[rows], INF)
+        return {self._addresses[node]: int(steps[node]) for node in np.flatnonzero(steps < INF)}
+
+    def next_use(self, key: str) -> NextUse | None:
+        """Of a message that may be read again, by whom it may be soonest: the likelier, then the earlier of equals."""
+        number = self._numbers.get(key)
+        if number is None or self._message_readers[number] < 0:
+            return None
+        return self._use(int(self._message_readers[number]))
+
+    def next_uses(self) -> dict[str, NextUse]:
+        """`next_use` of every message that has one."""
+        found = self._message_readers.tolist()
+        uses = {node: self._use(node) for node in set(found) if node >= 0}
+        return {key: uses[node] for key, node in zip(self._keys, found, strict=True) if node >= 0}
+
+    def readers(self, key: str) -> tuple[NextUse, ...]:
+        """Every instance, waiting or ready, that may still read a message: in the order of `next_use`."""
+        if self.next_use(key) is None:
+            return ()
+        rows = self._flat.nodes
+        nodes = [
+            node
+            for node in self._nodes_of.get(key, ())
+            if self._codes[rows[node]] == self._pass.OPEN and not self._running[node] and self._run[rows[node]] < INF
+        ]
+        return tuple(sorted(map(self._use, nodes), key=lambda use: (use.steps, -use.likelihood)))
+
+    def _compute(self, running: np.typing.NDArray[np.int8]) -> None:
+        self._running = running
+        self._pass.look(self._flat, self._codes, self._run, self._gone, self._lost, self._likely, self._scratch)
+        self._pass.find_uses(
+            self._flat, self._codes, running, self._run, self._likely, self._readers, self._message_readers
+        )
+
+    def _code(self, unit: str, now: Moment) -> int:
+        outcome = now.outcomes[unit]
+        if outcome != "there":
+            return self._pass.ABSENT if outcome == "absent" else self._pass.LOST
+        if unit in self._graph.gates:
+            return self._pass.THERE if now.decisions[unit] else self._pass.AGAINST
+        node = self._graph.nodes.get(unit)
+        silent = node is not None and now.states[unit] == "failed" and node.step.on_error == "skip"
+        return self._pass.SILENT if silent else self._pass.THERE
+
+    def _use(self, node: int) -> NextUse:
+        row = self._flat.nodes[node]
+        return NextUse(int(self._run[row]), self._addresses[node], float(self._likely[row]))
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {key: number for number, key in enumerate(self._keys)}
+
+    @cached_property
+    def _nodes_of(self) -> dict[str, list[int]]:
+        """The instances that read each message, in the graph's order."""
+        found: dict[str, dict[int, None]] = {}
+        for number, node in enumerate(self._graph.nodes.values()):
+            for source in node.sources:
+                for key in source.keys:
+                    found.setdefault(key, {})[number] = None
+        return {key: list(nodes) for key, nodes in found.items()}
 
 
-def _nth(waits: Sequence[str], required: int, known: Mapping[str, int]) -> int | None:
-    """The `required`-th fewest steps among `waits`; None if too few can ever be there."""
-    if required == 0:
-        return _THERE
-    found = sorted(known[unit] for unit in waits if unit in known)
-    return found[required - 1] if len(found) >= required else None
-
-
-def next_uses(graph: StepGraph, states: Mapping[str, InstanceState]) -> dict[str, tuple[int, str]]:
-    """For each message that a waiting or ready instance may read: in how many steps at the soonest, and by which.
-
-    Keys as in ReadRef. For a vote's winner every candidate counts.
-    """
-    uses: dict[str, tuple[int, str]] = {}
-    for address, steps in steps_to_execution(graph, states).items():
-        if states[address] not in ("waiting", "ready"):
-            continue
-        for source in graph.nodes[address].sources:
-            for key in source.keys:
-                if key not in uses or steps < uses[key][0]:
-                    uses[key] = (steps, address)
-    return uses
+def _fixed_keys(graph: StepGraph) -> Iterator[str]:
+    """Of fixed messages and prompts that something reads, each once."""
+    seen: set[str] = set()
+    for node in graph.nodes.values():
+        for source in node.sources:
+            if source.fixed:
+                for key in source.keys:
+                    if key not in seen:
+                        seen.add(key)
+                        yield key

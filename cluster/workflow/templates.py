@@ -8,11 +8,13 @@ characters.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateError, Undefined, nodes, pass_context
+from jinja2.filters import do_round
 from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -20,6 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 MAX_OUTPUT = 4_000_000  # characters
 MAX_WORK = 20_000  # iterations of loops, comparisons in them, and thousands of characters filtered
 MAX_NODES = 20_000
+MAX_DIGITS = 300
 _TICK = "_tick"
 _RESULT = "_result"
 
@@ -30,8 +33,8 @@ _ALLOWED: tuple[type[nodes.Node], ...] = (
 )
 _LOOP = frozenset({"index", "index0", "revindex", "revindex0", "first", "last", "length"})
 _FILTERS = ["abs", "capitalize", "count", "d", "default", "first", "float", "int", "last", "length", "lower"]
-_FILTERS += ["reverse", "round", "sort", "string", "title", "tojson", "trim", "upper"]
-_OWN_FILTERS = ["join", "majority", "max", "mean", "min", "ranked", "sum", "take"]
+_FILTERS += ["reverse", "sort", "string", "title", "tojson", "trim", "upper"]
+_OWN_FILTERS = ["join", "majority", "max", "mean", "min", "ranked", "round", "sum", "take"]
 _TESTS = ["defined", "undefined", "none", "string", "number", "odd", "even", "divisibleby", "in", "true", "false"]
 _TESTS += ["boolean", "integer", "float", "eq", "ne", "lt", "le", "gt", "ge"]
 
@@ -46,7 +49,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True, cache_size=0)
         self.globals.clear()
-        own: tuple[Callable[..., Any], ...] = (_join, _majority, _max, _mean, _min, _ranked, _sum, _take)
+        own: tuple[Callable[..., Any], ...] = (_join, _majority, _max, _mean, _min, _ranked, _round, _sum, _take)
         self.filters = {name: _charged(self.filters[name]) for name in _FILTERS}
         self.filters |= {name: _charged(function) for name, function in zip(_OWN_FILTERS, own, strict=True)}
         self.tests = {name: self.tests[name] for name in _TESTS}
@@ -94,8 +97,15 @@ def _known(values: Iterable[Any]) -> list[Any]:
 def _majority(values: Iterable[Any], share: float = 0.0) -> Any:
     """The most common value, the earliest of equals; none if it is not more than `share` of those that are not none."""
     known = _known(values)
-    best = max(known, key=known.count, default=None)  # max keeps the first of equals
-    return best if best is not None and known.count(best) > share * len(known) else None
+    ballots = Counter(map(_hashable, known))
+    best = max(known, key=lambda value: ballots[_hashable(value)], default=None)  # max keeps the first of equals
+    return best if best is not None and ballots[_hashable(best)] > share * len(known) else None
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(map(_hashable, value))
+    return frozenset((key, _hashable(item)) for key, item in value.items()) if isinstance(value, dict) else value
 
 
 def _mean(values: Iterable[Any]) -> float | None:
@@ -119,6 +129,12 @@ def _ranked(values: Iterable[Any], lowest_first: bool = False) -> list[int]:
     """The places of the values, from 1, the highest value's first; those of equals in order, none's left out."""
     numbered = [(value, place) for place, value in enumerate(values, 1) if value is not None]
     return [place for _, place in sorted(numbered, key=lambda pair: pair[0], reverse=not lowest_first)]
+
+
+def _round(value: Any, precision: int = 0, method: Any = "common") -> Any:
+    if abs(precision) > MAX_DIGITS:
+        raise TemplateProblem(f"'round' is for at most {MAX_DIGITS} digits")
+    return do_round(value, precision, method)
 
 
 def _take(values: Iterable[Any], number: int) -> list[Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import re2
@@ -16,11 +18,16 @@ from laban.cluster.workflow.schema import Value
 
 _FENCE = "```"
 _EDGES = " \t\r\n*_`\"'"
+MAX_MATCHES = 10_000  # of one value in one text
+MAX_SCANNED = 10**9  # characters, if each match looked at all of the text
+MAX_DIGITS = 300
+_SEPARATORS = re.compile(r"[,;>\s]+")
 _WORDS = {"true": True, "yes": True, "false": False, "no": False}
 
 
 def find_values(declared: Mapping[str, Value], text: str) -> tuple[dict[str, object], str]:
     """Every declared value, None where nothing is found; and why the text will not do, empty if it does."""
+    text = text.encode("utf-8", "replace").decode()
     found: dict[str, object] = {}
     for name, value in declared.items():
         try:
@@ -45,24 +52,39 @@ def code_of(text: str) -> str:
 
 
 def _find(name: str, value: Value, text: str, before: Mapping[str, object]) -> object:
-    if value.expression is not None:
-        return parse_expression(value.expression).evaluate({**before, "text": text}, [])
-    if value.pointer is not None:
-        found = _point(_json_in(text), value.pointer)
-        return _convert(found, value.type)
-    texts = _matches(value.regex, name, text) if value.regex is not None else _labelled(name, text)
+    found = _candidates(name, value, text, before)
     if value.one_of is not None:
-        whole = texts or ([text] if value.regex is None else [])
-        texts = [word for part in whole for word in _words_in(part, tuple(value.one_of))]
-    items = (item for item in (_convert(part, value.type) for part in texts) if item is not None)
+        words = tuple(value.one_of)
+        found = (word for part in found for word in _words_in(str(_string(part)), words))
+    items = (item for part in found if (item := _convert(part, value.type)) is not None)
     return list(items) or None if value.all else next(items, None)
 
 
-def _matches(pattern: str, name: str, text: str) -> list[str]:
+def _candidates(name: str, value: Value, text: str, before: Mapping[str, object]) -> Iterable[object]:
+    """What the value's rule finds; a rule of words alone looks on its lines, or without any everywhere."""
+    if value.expression is not None:
+        result = parse_expression(value.expression).evaluate({**before, "text": text}, [])
+        return [] if result is None else [result]
+    if value.pointer is not None:
+        found = _point(_json_in(text), value.pointer)
+        return [] if found is None else [found]
+    if value.regex is not None:
+        return _matches(value.regex, name, text)
+    labelled = _labelled(name, text)
+    return [text] if value.one_of is not None and not labelled else labelled
+
+
+def _matches(pattern: str, name: str, text: str) -> Iterator[str]:
     """The group called as the value is, else the first group, else all of each match."""
     compiled = compile_pattern(pattern)
     group = name if name in compiled.groupindex else min(1, compiled.groups)
-    return [match.group(group) for match in compiled.finditer(text) if match.group(group) is not None]
+    found = islice(compiled.finditer(text), _max_matches(text))
+    return (match.group(group) for match in found if match.group(group) is not None)
+
+
+def _max_matches(text: str) -> int:
+    """Each match may cost a look at all of the text."""
+    return min(MAX_MATCHES, max(1, MAX_SCANNED // (1 + len(text))))
 
 
 def _labelled(name: str, text: str) -> list[str]:
@@ -73,7 +95,7 @@ def _labelled(name: str, text: str) -> list[str]:
         return [member if isinstance(member, str) else json.dumps(member)]
     spelled = re2.escape(name).replace("_", "[_ -]")
     lines = compile_pattern(rf"(?im)^\W*{spelled}\W*?\s*[:=](.*)$").finditer(text)
-    found = [match.group(1).strip(_EDGES).rstrip(".,;").strip(_EDGES) for match in lines]
+    found = [match.group(1).strip(_EDGES).rstrip(".,;").strip(_EDGES) for match in islice(lines, _max_matches(text))]
     return [text for text in found if text]
 
 
@@ -85,10 +107,15 @@ def _pattern_of_words(words: tuple[str, ...]) -> Any:
 
 def _words_in(text: str, words: tuple[str, ...]) -> Iterator[str]:
     """Those of `words` that stand in the text, in order, as they are declared."""
-    pattern, known = _pattern_of_words(words), {word.lower(): word for word in reversed(words)}
-    at = 0
-    while (match := pattern.search(text, at)) is not None:
-        yield known[match.group(1).lower()]
+    pattern, folded = _pattern_of_words(words), {word.casefold(): word for word in reversed(words)}
+    data, at = text.encode(), 0  # a text would be encoded anew by every search
+    for _ in range(_max_matches(text)):
+        match = pattern.search(data, at)
+        if match is None:
+            return
+        found = match.group(1).decode()
+        if found in words or found.casefold() in folded:
+            yield found if found in words else folded[found.casefold()]
         at = match.end(1)  # what ends one word may begin the next
 
 
@@ -96,18 +123,37 @@ def _json_in(text: str) -> object:
     """The text as JSON; else its fenced block; else the first object or list in it that parses. None if none does."""
     for candidate in (text, code_of(text)):
         try:
-            return json.loads(candidate)
+            return _valid(_DECODER.decode(candidate))
         except (ValueError, RecursionError):
             continue
-    decoder, tries = json.JSONDecoder(), 0
+    tries = 0
     at = min((place for place in (text.find("{"), text.find("[")) if place >= 0), default=-1)
     while at >= 0 and tries < 100:  # each try may read to the end
         try:
-            return decoder.raw_decode(text, at)[0]
+            return _valid(_DECODER.raw_decode(text, at)[0])
         except (ValueError, RecursionError):
             tries += 1
             at = min((place for place in (text.find("{", at + 1), text.find("[", at + 1)) if place >= 0), default=-1)
     return None
+
+
+def _float(digits: str) -> float | None:
+    number = float(digits)
+    return number if math.isfinite(number) else None
+
+
+# JSON has neither infinity nor NaN, and numbers of thousands of digits are nobody's values.
+_DECODER = json.JSONDecoder(
+    parse_constant=lambda _: None,
+    parse_float=_float,
+    parse_int=lambda digits: int(digits) if len(digits) <= MAX_DIGITS else None,
+)
+
+
+def _valid(document: object) -> object:
+    """The document without halves of characters, which JSON can escape and UTF-8 cannot hold."""
+    text = json.dumps(document, ensure_ascii=False)
+    return document if text.isascii() else json.loads(text.encode("utf-8", "replace"))
 
 
 def _point(document: object, pointer: str) -> object:
@@ -170,7 +216,7 @@ def _list(found: object) -> list[object] | None:
     document = _json_in(found) if "[" in found else None
     if isinstance(document, list):
         return document
-    parts = [part.strip(_EDGES + ".()[]") for part in compile_pattern(r"[,;>\s]+").split(found)]
+    parts = [part.strip(_EDGES + ".()[]") for part in _SEPARATORS.split(found, maxsplit=MAX_MATCHES)[:MAX_MATCHES]]
     return [
         int(part) if part.isascii() and part.isdigit() and len(part) < 10 else part for part in parts if part
     ] or None

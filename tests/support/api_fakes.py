@@ -18,6 +18,8 @@ from laban.cluster.records import (
     ClusterStatus,
     ErrorInfo,
     Event,
+    Lease,
+    LeaseMessage,
     MessageRecord,
     SessionRecord,
     StepResult,
@@ -59,19 +61,30 @@ STEP = StepResult(
     "stop",
     None,
     (TokenLogprob(1, -0.5, ((1, -0.5), (7, -1.25))), TokenLogprob(2, -0.25)),
+    {"score": 7, "why": None, "all": ["a", 0.5]},
+    "tests",
+    {"path": "src", "deep": {"n": [1, True]}},
 )
 FAILED = StepResult("final", "final", state="failed", attempt=3, error=ErrorInfo("UNAVAILABLE", "died", "steps[1]"))
 RECORD = WorkflowRecord(
     "wf-1", "greet", "failed", 1_700_000_000.125, 1_700_000_001.5, (("b", "x"), ("a", "y")), (STEP, FAILED),
     ErrorInfo("UNAVAILABLE", "died"), 9,
 )  # fmt: skip
+LEASE = Lease(
+    "lease-1", "wf-1", "human[2]", "tests", 3, {"path": "src", "n": 2},
+    (LeaseMessage("task", "user", "Ann", "What?"), LeaseMessage("answer[bob,2]", "assistant", "", "That.")),
+    "Run them.", 30.5, 1_700_000_030.5, {"type": "object"},
+)  # fmt: skip
 EVENTS: tuple[Event | TokenChunk, ...] = (
     Event(1, "wf-1", 5.0, "workflow_state", workflow_state="running"),
-    Event(2, "wf-1", 6.0, "step_state", address="answer", attempt=1, step_state="running", worker="w0"),
+    Event(
+        2, "wf-1", 6.0, "step_state", address="answer", attempt=1, step_state="running", worker="w0", tool="tests",
+        args={"path": "src"},
+    ),
     TokenChunk("wf-1", "answer", 1, 0, (5, 6), "Hi"),
     Event(3, "wf-1", 7.25, "step_result", address="answer[bob,2]", attempt=2, result=STEP),
     Event(4, "wf-1", 8.0, "workflow_state", workflow_state="succeeded", outputs=(("z", "1"), ("a", "2"))),
-)
+)  # fmt: skip
 MESSAGE = MessageRecord(
     "s-1", "m1", "assistant", "bob", 7, 12, "direct", 7, 6, 5, 4, 1.5, 2.5, "w1", "length", "text", (4, 5),
     (TokenLogprob(4, -1.0),), ("view[0] and view[1] share the positions 3 to 4",),
@@ -143,12 +156,22 @@ class FakeExecutor:
         self.cancelled.append(workflow_id)
         return self._find(workflow_id)
 
-    async def complete_step(self, workflow_id: str, address: str, text: str) -> WorkflowRecord:
-        self.calls.append(("complete", workflow_id, address, text))
+    async def lease_step(self, tools: Any, **options: Any) -> Lease | None:
+        self.calls.append(("lease", tuple(tools), options))
+        return None if options["wait_s"] == 0 else LEASE
+
+    async def renew_lease(self, lease_id: str) -> Lease:
+        self.calls.append(("renew", lease_id))
+        return LEASE
+
+    async def complete_step(
+        self, workflow_id: str, address: str, text: str | None = None, **options: Any
+    ) -> WorkflowRecord:
+        self.calls.append(("complete", workflow_id, address, text, options))
         return RECORD
 
-    async def fail_step(self, workflow_id: str, address: str, message: str) -> WorkflowRecord:
-        self.calls.append(("fail", workflow_id, address, message))
+    async def fail_step(self, workflow_id: str, address: str, message: str, **options: Any) -> WorkflowRecord:
+        self.calls.append(("fail", workflow_id, address, message, options))
         return RECORD
 
     def _find(self, workflow_id: str) -> WorkflowRecord:

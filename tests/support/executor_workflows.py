@@ -55,3 +55,19 @@ name: one
 messages: {{task: "What?"}}
 steps: [{{step: only, read: [task], prefill: "{prefill}", sampling: {{{values}}}}}]
 """
+
+
+def tool_step(*, lease_s: float = 30.0, more: str = "", external: str = "", ends: str = "") -> str:
+    """An external step `tests` of the tool `run_tests`, and one that reads it. `more` are keys of the step."""
+    return f"""
+version: 1
+name: tool
+messages: {{task: "What?"}}
+steps:
+  - step: tests
+    external: {{tool: run_tests, args: {{n: 3}}, lease_s: {lease_s}{external}}}
+    read: [task]
+    {more}
+  - {{step: final, read: [task, tests]}}
+{ends}
+"""

@@ -14,9 +14,8 @@ from api_fakes import EVENTS, MESSAGE, RECORD, STATUS, YAML, Served, eventually,
 
 from laban.actors.errors import InvalidInput, LabanError, NotFound, Unavailable
 from laban.cluster.client import Client
+from laban.cluster.client_lease_requests import complete_request, fail_request, lease_request
 from laban.cluster.client_requests import (
-    complete_request,
-    fail_request,
     prefill_request,
     release_request,
     submit_request,
@@ -163,6 +162,13 @@ def test_a_builder_is_taken_by_its_dict_form() -> None:
         (lambda: submit_request(Path("a\0b")), "workflow"),
         (lambda: complete_request("\ud800", "a", "x"), "workflow_id"),
         (lambda: fail_request("wf-1", "\ud800", "x"), "address"),
+        (lambda: complete_request("wf-1", "a", "\ud800"), "text"),
+        (lambda: complete_request("wf-1", "a", None), "output"),
+        (lambda: complete_request("wf-1", "a", "x", {}), "output"),
+        (lambda: complete_request("wf-1", "a", None, {"x": [object()]}), "output.x[0]"),
+        (lambda: lease_request(["\ud800"], "", "", 1), "tools"),
+        (lambda: lease_request(["t"], "", "", 61), "wait_s"),
+        (lambda: lease_request(["t"], "", "", float("nan")), "wait_s"),
         (lambda: release_request("s", ["\ud800"]), "message_ids"),
         (lambda: view_of(["\ud800"], "packed"), "view.placements[0].message_id"),
         (lambda: view_of([5], "packed"), "view.placements[0]"),  # type: ignore[list-item]

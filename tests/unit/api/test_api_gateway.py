@@ -6,7 +6,9 @@ import asyncio
 
 import grpc
 import pytest
-from api_fakes import EVENTS, RECORD, STATUS, YAML, FakeExecutor, error_of, serving
+from api_fakes import EVENTS, LEASE, RECORD, STATUS, YAML, FakeExecutor, error_of, serving
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.struct_pb2 import Value
 
 from laban.actors.errors import Exhausted, LabanError, NotFound
 from laban.cluster.workflow.diagnostics import WorkflowErrors
@@ -80,10 +82,24 @@ def test_the_other_methods() -> None:
                 "list", {"page_size": 5, "page_token": "t", "states": ("running", "failed")}
             )  # fmt: skip
             await client.complete_step("wf-1", "human", "text")
+            await client.complete_step("wf-1", "human", output={"a": [None, 2]}, lease_id="l")
+            await client.complete_step("wf-1", "human", output=None)
             await client.fail_step("wf-1", "human", "why")
-            assert executor.calls[-2:] == [
-                ("complete", "wf-1", "human", "text"),
-                ("fail", "wf-1", "human", "why"),
+            await client.fail_step("wf-1", "human", "why", lease_id="l", final=True)
+            assert executor.calls[-5:] == [
+                ("complete", "wf-1", "human", "text", {"output": None, "lease_id": ""}),
+                ("complete", "wf-1", "human", None, {"output": {"a": [None, 2]}, "lease_id": "l"}),
+                ("complete", "wf-1", "human", None, {"output": None, "lease_id": ""}),
+                ("fail", "wf-1", "human", "why", {"lease_id": "", "final": False}),
+                ("fail", "wf-1", "human", "why", {"lease_id": "l", "final": True}),
+            ]
+            assert await client.lease_step(["tests", "b", "tests"], workflow_id="wf-1", handler="me", wait_s=1) == LEASE
+            assert await client.lease_step(["tests"], wait_s=0) is None
+            assert await client.renew_lease("lease-1") == LEASE
+            assert executor.calls[-3:] == [
+                ("lease", ("tests", "b"), {"workflow_id": "wf-1", "handler": "me", "wait_s": 1.0}),
+                ("lease", ("tests",), {"workflow_id": "", "handler": "", "wait_s": 0.0}),
+                ("renew", "lease-1"),
             ]
             assert await client.status() == STATUS
 
@@ -131,6 +147,7 @@ def sampled(**fields: object) -> pb.SubmitRequest:
     return submit(overrides=pb.Overrides(steps=[step]))
 
 
+TRUE = Value(bool_value=True)
 BAD = [
     ("Submit", pb.SubmitRequest(), "source", "INVALID_ARGUMENT"),
     ("Submit", submit(idempotency_key="k" * 129), "idempotency_key", "INVALID_ARGUMENT"),
@@ -164,6 +181,16 @@ BAD = [
     ("Cancel", pb.CancelRequest(), "workflow_id", ""),
     ("CompleteStep", pb.CompleteStepRequest(workflow_id="wf-1"), "address", ""),
     ("FailStep", pb.FailStepRequest(address="a"), "workflow_id", ""),
+    ("CompleteStep", pb.CompleteStepRequest(workflow_id="w", address="a", output=Value()), "output", ""),
+    ("CompleteStep", pb.CompleteStepRequest(workflow_id="w", address="a", text="x", output=TRUE), "output", ""),
+    ("LeaseStep", pb.LeaseStepRequest(), "tools", ""),
+    ("LeaseStep", pb.LeaseStepRequest(tools=["a"] * 257), "tools", ""),
+    ("LeaseStep", pb.LeaseStepRequest(tools=["a", ""]), "tools[1]", ""),
+    ("LeaseStep", pb.LeaseStepRequest(tools=["a" * 129]), "tools[0]", ""),
+    ("LeaseStep", pb.LeaseStepRequest(tools=["a"], handler="h" * 129), "handler", ""),
+    ("LeaseStep", pb.LeaseStepRequest(tools=["a"], wait=Duration(seconds=61)), "wait", ""),
+    ("LeaseStep", pb.LeaseStepRequest(tools=["a"], wait=Duration(seconds=-1)), "wait", ""),
+    ("RenewLease", pb.RenewLeaseRequest(), "lease_id", ""),
 ]
 
 

@@ -9,15 +9,17 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from api_fakes import EVENTS, MESSAGE, RECORD, STATUS, STEP
+from api_fakes import EVENTS, LEASE, MESSAGE, RECORD, STATUS, STEP
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laban.actors.errors import InvalidInput, NotBuilt
 from laban.cluster import records
 from laban.cluster import translate as tr
+from laban.cluster import translate_leases as trl
 from laban.cluster import translate_sessions as trs
 from laban.cluster.translate_spec import RESERVED, spec_from_dict, spec_to_dict, value_from_python, value_to_python
+from laban.cluster.translate_values import struct_from_python, struct_to_python
 from laban.cluster.workflow import schema
 from laban.cluster.workflow.parse import parse_dict, parse_yaml
 from laban.proto import laban_pb2 as pb
@@ -33,6 +35,7 @@ def test_records_come_back_equal() -> None:
         assert tr.watch_from_pb(wire(tr.watch_to_pb(item))) == item
     assert trs.message_from_pb(wire(trs.message_to_pb(MESSAGE))) == MESSAGE
     assert trs.status_from_pb(wire(trs.status_to_pb(STATUS))) == STATUS
+    assert trl.lease_from_pb(wire(trl.lease_to_pb(LEASE))) == LEASE
     session = records.SessionRecord("s", 0.5, 1.25, 1.75, (MESSAGE,))
     assert trs.session_from_pb(wire(trs.session_to_pb(session))) == session
 
@@ -48,6 +51,7 @@ def test_records_come_back_equal() -> None:
         (records.ClusterStatus, pb.ClusterStatus),
         (records.ErrorInfo, pb.Error),
         (records.SessionPlacement, pb.Placement),
+        (records.LeaseMessage, pb.LeaseMessage),
     ],
 )
 def test_records_and_messages_have_the_same_fields(record: Any, message: Any) -> None:
@@ -56,7 +60,7 @@ def test_records_and_messages_have_the_same_fields(record: Any, message: Any) ->
 
 def test_every_field_of_the_samples_is_set() -> None:
     # So that the round trips above would notice a field that is not carried.
-    for sample in (STEP, MESSAGE, STATUS, STATUS.workers[0], RECORD):
+    for sample in (STEP, MESSAGE, STATUS, STATUS.workers[0], RECORD, LEASE):
         empty = [item.name for item in fields(sample) if not getattr(sample, item.name)]
         assert empty in ([], ["error"]), sample
 
@@ -200,6 +204,16 @@ def test_plain_values_come_back_equal(value: Any) -> None:
 def test_values_that_protobuf_cannot_keep(value: object) -> None:
     with pytest.raises(InvalidInput, match=r"^inputs\.x"):
         value_from_python(value, "inputs.x")
+
+
+def test_what_we_tell_is_never_refused() -> None:
+    deep: Any = "x"
+    for _ in range(100):
+        deep = [deep]
+    odd = {"a\ud800": "\udc80", "n": 10**20, "inf": math.inf, "deep": deep, "set": (1, 2)}
+    found = struct_to_python(wire(struct_from_python(odd)))
+    assert found.pop("deep")
+    assert found == {"a?": "?", "n": str(10**20), "inf": None, "set": [1, 2]}
 
 
 def test_nesting_is_bounded() -> None:

@@ -17,7 +17,23 @@ from laban.cluster.cli.arguments import EXAMPLES, parse
 from laban.cluster.cli.files import parse_settings
 from laban.cluster.cli.inputs import parse_inputs
 
-COMMANDS = ["serve", "run", "submit", "watch", "get", "list", "cancel", "lint", "graph", "new", "config", "status"]
+COMMANDS = [
+    "serve",
+    "run",
+    "submit",
+    "watch",
+    "get",
+    "list",
+    "cancel",
+    "lint",
+    "graph",
+    "new",
+    "config",
+    "status",
+    "tools",
+    "complete",
+    "fail",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -94,8 +94,8 @@ def test_document_has_exactly_the_keys() -> None:
     parsed = json.loads(document(RECORD))
     assert list(parsed) == ["workflow_id", "state", "outputs", "wall_ms", "ttft_ms_sum", "steps"]
     assert list(parsed["steps"][0]) == [
-        "address", "state", "fidelity", "text", "token_ids", "tokens_read", "tokens_reused", "tokens_encoded",
-        "tokens_generated", "ttft_ms", "wall_ms", "worker",
+        "address", "state", "attempt", "fidelity", "text", "values", "token_ids", "tokens_read", "tokens_reused",
+        "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms", "worker",
     ]  # fmt: skip
     assert (parsed["wall_ms"], parsed["ttft_ms_sum"], parsed["outputs"]) == (250.0, 40.0, {"out": "h[i]"})
     assert "\n" not in document(RECORD)

@@ -1,0 +1,83 @@
+"""A step that has begun and not ended: which attempt it is at, how often it failed, and the timer it is under."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from laban.actors.calls import Sampling
+from laban.cluster.messages import Language
+from laban.cluster.workflow.sampling import instance_seed
+from laban.cluster.workflow.states import ReadyStep
+
+
+def sampling_of(step: ReadyStep, seed: int, language: Language, failures: int = 0) -> Sampling:
+    """The step's sampling as a call has it after so many tries that failed; `seed` is the workflow's."""
+    spec = step.sampling
+    forced = () if spec.forced_text is None else tuple(language.tokenizer.encode(spec.forced_text))
+    return Sampling(
+        max_tokens=spec.max_tokens,
+        temperature=spec.temperature,
+        top_p=spec.top_p,
+        top_k=spec.top_k,
+        seed=seed_of(step, seed, failures),
+        stop=tuple(spec.stop),
+        forced=forced,
+        num_logprobs=spec.logprobs,
+    )
+
+
+def seed_of(step: ReadyStep, workflow_seed: int, failures: int) -> int:
+    """The seed of a step's try after so many that failed: each samples anew."""
+    if failures == 0:
+        return instance_seed(workflow_seed, step.address) if step.sampling.seed is None else step.sampling.seed
+    seed = workflow_seed if step.sampling.seed is None else step.sampling.seed
+    return instance_seed(seed, f"{step.address}#{failures + 1}")
+
+
+@dataclass(slots=True)
+class Attempt:
+    """`number` counts every attempt from 1: those after a try that failed, a worker that died, a handler lost."""
+
+    step: ReadyStep
+    number: int = 1
+    failures: int = 0  # tries that failed
+    losses: int = 0  # leases that ran out in this try
+    begun_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    earlier_ms: float = 0.0  # before this try
+    _timer: asyncio.TimerHandle | None = None
+
+    @property
+    def may_retry(self) -> bool:
+        return self.failures < self.step.tries.max_retries
+
+    @property
+    def passed_ms(self) -> float:
+        """Since the step began."""
+        return (asyncio.get_running_loop().time() - self.begun_at) * 1000.0
+
+    def begin_try(self, on_timeout: Callable[[], None]) -> None:
+        """The try, or after a lost handler the attempt, starts now, and with it the time it may take."""
+        self.earlier_ms = self.passed_ms
+        timeout_s = self.step.tries.timeout_s
+        if timeout_s is not None:
+            self.after(timeout_s, on_timeout)
+
+    def next_try(self) -> float:
+        """Go on to the next try. Returns the seconds until it may start."""
+        self.stop_timer()
+        self.failures += 1
+        self.losses = 0
+        self.number += 1
+        return self.step.tries.delay_before_s(self.failures)
+
+    def after(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Have `action` done then, in place of what the timer was set for before."""
+        self.stop_timer()
+        self._timer = asyncio.get_running_loop().call_later(delay_s, action)
+
+    def stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,88 @@
+"""What commands show of a workflow: as it goes on, and as it stands."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from laban.actors.errors import Unavailable
+from laban.cluster.cli.follow import Followed, document, waiting_line
+
+if TYPE_CHECKING:
+    from laban.cluster.cli.tools import ServedTools
+    from laban.cluster.client import Client
+    from laban.cluster.records import Event, TokenChunk, WorkflowRecord
+    from laban.cluster.render import Screen
+
+MAX_HINTS = 20  # on steps that wait for a tool
+
+
+def follow(
+    client: Client,
+    items: Iterator[Event | TokenChunk],
+    screen: Screen,
+    server: str,
+    served: ServedTools | None = None,
+) -> WorkflowRecord | None:
+    """Show a workflow to its end, serving it tools. Returns its record, None if there was nothing to show."""
+    followed = Followed()
+    told: set[str] = set()
+    for item in items:
+        if not followed.workflow_id:
+            followed.begin(client.get(item.workflow_id))
+            if served is not None:
+                served.begin(item.workflow_id)
+        followed.apply(item)
+        screen.update(followed, item)
+        step = followed.steps.get(getattr(item, "address", ""))
+        if step is None or not step.tool or step.state != "ready" or step.address in told:
+            continue
+        if served is not None and step.tool in served.names:
+            continue
+        told.add(step.address)
+        if len(told) <= MAX_HINTS:
+            screen.note(waiting_line(item.workflow_id, step.address, step.tool, step.args, _flag(server)))
+    return client.get(followed.workflow_id) if followed.workflow_id else None
+
+
+def report(record: WorkflowRecord | None, arguments: Namespace) -> int:
+    """Print what a workflow came to; returns the exit code."""
+    if record is None:
+        raise Unavailable("the server ended the watch before it began; try again")
+    show(record, arguments)
+    if record.error is not None:
+        where = f"{record.error.field}: " if record.error.field else ""
+        print(f"laban: the workflow {record.state}: {where}{record.error.message}", file=sys.stderr)
+    return 0 if record.state == "succeeded" else 1
+
+
+def show(record: WorkflowRecord, arguments: Namespace) -> None:
+    if arguments.json:
+        print(document(record))
+    else:
+        from laban.cluster.render import print_results
+
+        print_results(record)
+        waiting = [step for step in record.steps if step.tool and step.state == "ready"]
+        for step in waiting[:MAX_HINTS]:
+            print(waiting_line(record.workflow_id, step.address, step.tool, step.args, _flag(arguments.address)))
+        if len(waiting) > MAX_HINTS:
+            print(f"... and {len(waiting) - MAX_HINTS} more")
+
+
+def say_step(record: WorkflowRecord, arguments: Namespace) -> int:
+    if arguments.json:
+        print(document(record))
+    else:
+        state = next(step.state for step in record.steps if step.address == arguments.step)
+        print(f"{arguments.step}: {state}; {record.workflow_id}: {record.state}")
+    return 0
+
+
+def _flag(server: str) -> str:
+    """The flag that `laban` needs to reach this server."""
+    from laban.cluster.cli.arguments import default_address
+
+    return "" if server == default_address() else f" --address {server}"
