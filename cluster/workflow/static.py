@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 
 from laban.cluster.workflow.blocks import lay_out
 from laban.cluster.workflow.diagnostics import MAX_PROBLEMS, Loc, Problem, suggest
+from laban.cluster.workflow.expressions import parse_expression
 from laban.cluster.workflow.inputs import check_defaults
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.sources import own_names
@@ -28,7 +29,23 @@ def static_problems(workflow: Workflow) -> list[Problem]:
         for name in workflow.inputs
         if name in RESERVED_INPUTS
     ]
-    return [*problems, *check_defaults(workflow), *islice(_templates(workflow), MAX_PROBLEMS)]
+    found = islice(chain(_templates(workflow), _values(workflow)), MAX_PROBLEMS)
+    return [*problems, *check_defaults(workflow), *found]
+
+
+def _values(workflow: Workflow) -> Iterator[Problem]:
+    """Expressions of values are over the text and the values before them."""
+    for placed in lay_out(workflow).steps:
+        known = {"text"}
+        for name, value in placed.step.values.items():
+            loc = (*placed.loc, "values", name, "expression")
+            expression = None if value.expression is None else parse_expression(value.expression)
+            if expression is not None and expression.references:
+                message = "a value is made of its own step's text: it refers to no step"
+                yield Problem(loc, message, value.expression, "`text`, or values before it by their names")
+            for unknown in sorted(expression.variables - known) if expression is not None else ():
+                yield Problem(loc, f"unknown variable '{unknown}'", value.expression, suggest(unknown, known))
+            known.add(name)
 
 
 def _templates(workflow: Workflow) -> Iterator[Problem]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -19,7 +19,7 @@ from laban.cluster.workflow.schema import Value
 _FENCE = "```"
 _EDGES = " \t\r\n*_`\"'"
 MAX_MATCHES = 10_000  # of one value in one text
-MAX_SCANNED = 10**9  # characters, if each match looked at all of the text
+MAX_SCANNED = 250_000_000  # characters, if each match looked at all of the text
 MAX_DIGITS = 300
 _SEPARATORS = re.compile(r"[,;>\s]+")
 _WORDS = {"true": True, "yes": True, "false": False, "no": False}
