@@ -40,12 +40,16 @@ class ShellTool:
             start_new_session=True,  # a process group of its own, to be ended together
         )
         ended = False
+        unsent: bytes | None = given.encode("utf-8", "replace")
         try:
             while not lost.is_set():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    out, error = process.communicate(given.encode("utf-8", "replace"), LOOK_EVERY_S)
-                    ended = True
-                    return text_of(process.returncode, out, error)
+                try:
+                    out, error = process.communicate(unsent, LOOK_EVERY_S)
+                except subprocess.TimeoutExpired:
+                    unsent = None  # the next call goes on with what is left of it
+                    continue
+                ended = True
+                return text_of(process.returncode, out, error)
             raise ToolError("the lease was lost")
         finally:
             if not ended:
@@ -66,8 +70,13 @@ def parse_tools(given: list[str]) -> dict[str, ShellTool]:
 
 
 def variables(lease: Lease) -> dict[str, str]:
-    """The environment beside our own: LABAN_WORKFLOW_ID, LABAN_ADDRESS, and the args that are no lists or mappings."""
-    found = {"LABAN_WORKFLOW_ID": lease.workflow_id, "LABAN_ADDRESS": lease.address}
+    """The environment beside our own: LABAN_WORKFLOW_ID, LABAN_ADDRESS (the step's), LABAN_ATTEMPT, and the args that
+    are no lists or mappings."""
+    found = {
+        "LABAN_WORKFLOW_ID": lease.workflow_id,
+        "LABAN_ADDRESS": lease.address,
+        "LABAN_ATTEMPT": str(lease.attempt),
+    }
     for name, value in lease.args.items():
         if isinstance(value, dict | list):
             continue

@@ -289,6 +289,8 @@ def _check(tree: nodes.Node) -> None:
 def _say(error: BaseException) -> str:
     if isinstance(error, RecursionError | MemoryError):
         return "nested too deeply"
+    if isinstance(error, TypeError) and "NoneType" in str(error):
+        return f"{error}: a value was not found; give it a `default`, or ask whether it `is none` first"
     line = getattr(error, "lineno", None)
     text = getattr(error, "message", None) or str(error) or type(error).__name__
     return f"line {line}: {text}" if isinstance(line, int) else text
