@@ -124,7 +124,7 @@ def _unknown_key(tagged: Loc) -> Problem:
     known = set(model.model_fields)
     if model in _TAGS.values():
         known |= {"step", "loop", "when", "count"}
-    return Problem(where, f"unknown key '{key}'", expected=suggest(key, known))
+    return Problem(where, f"unknown key '{key}'", expected=suggest(key, known - {key}))
 
 
 def _model_at(tagged: Loc) -> type[schema.Model]:

@@ -180,7 +180,8 @@ class Progress:
 
     def _why_shut(self, gate: str) -> str:
         if gate in self._end_of:
-            return "the loop had ended" if self.decisions.get(gate) else "its loop was not run"
+            absent = self.outcomes.get(self._end_of[gate]) == "absent"
+            return "its loop was not run" if absent else "the loop had ended"
         return "its `when` does not hold" if gate in self.decisions else "the block around it was not run"
 
     def _consider_gate(self, unit: str) -> None:

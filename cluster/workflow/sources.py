@@ -81,16 +81,22 @@ class Scope:
             if _is_prompt(read):
                 if not has_prompt(self.workflow, step):
                     self.problems.append(Problem(loc, "`prompt` in a step whose agent has no prompt"))
-                found.append(Entry(read, None))
-                continue
-            chosen = self.understand(read.read, reader, loc)
+                chosen = None
+            else:
+                chosen = self.understand(read.read, reader, loc)
             order = None
             if read.order is not None:
                 order = self.mean(read.order, reader, (*loc, "order"), own_names(placed))
-                if chosen is not None and not chosen.many:
-                    self.problems.append(Problem(loc, "an order of one message", expected="a read of several"))
+                if not chosen.many if chosen is not None else self._is_one(read):
+                    problem = "an order of one message"
+                    self.problems.append(Problem((*loc, "order"), problem, expected="a read of several"))
             found.append(Entry(read, chosen, order))
         return found
+
+    def _is_one(self, read: Read) -> bool:
+        """Whether a read that selects no instances is of one message, and no mistake."""
+        message = self.workflow.messages.get(parse_selector(read.read).name)
+        return _is_prompt(read) or (message is not None and message.for_each is None)
 
     def mean(self, text: str, reader: Shape, loc: Loc, own: Collection[str]) -> Meant | None:
         """An expression's references and variables, found; None after adding a problem."""
