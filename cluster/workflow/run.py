@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from laban.actors.errors import FailedPrecondition, NotFound
-from laban.cluster.workflow import lookahead
 from laban.cluster.workflow.build import build_graph
 from laban.cluster.workflow.children import OUTSIDE, Children, Given, News
 from laban.cluster.workflow.diagnostics import WorkflowErrors
@@ -31,6 +30,9 @@ from laban.cluster.workflow.states import (
 from laban.cluster.workflow.texts import fixed_messages, instance_texts
 from laban.cluster.workflow.values import find_values
 from laban.cluster.workflow.visibility import private_leaks
+
+if TYPE_CHECKING:
+    from laban.cluster.workflow.lookahead import Likelihoods, LookAhead
 
 __all__ = [
     "InstanceState",
@@ -90,6 +92,7 @@ class Run:
         self._progress = Progress(graph, self._facts.holds, self._facts.count)
         self._children = Children()
         self._fidelity = fidelity
+        self._look_ahead: LookAhead | None = None
 
     @property
     def state(self) -> RunState:
@@ -205,11 +208,20 @@ class Run:
 
     def steps_to_execution(self) -> dict[str, int]:
         """How many steps before each instance that may still run can: 0 for those that run or are ready."""
-        return lookahead.steps_to_execution(self.graph, self._progress.states)
+        return self.look_ahead().steps_to_execution()
 
     def next_uses(self) -> dict[str, tuple[int, str]]:
         """For each message (keys as in ReadRef) that may be read again: in how many steps, and by which instance."""
-        return lookahead.next_uses(self.graph, self._progress.states)
+        return {key: (use.steps, use.address) for key, use in self.look_ahead().next_uses().items()}
+
+    def look_ahead(self, likelihoods: Likelihoods | None = None) -> LookAhead:
+        """From here; always the same object. It begins at the first call, which says how likely branches are taken."""
+        if self._look_ahead is None:
+            from laban.cluster.workflow.lookahead import LookAhead  # takes numba: not before someone looks ahead
+
+            self._look_ahead = LookAhead(self.graph, likelihoods)
+        self._look_ahead.update(self._progress)
+        return self._look_ahead
 
     def keys_of_output(self, name: str) -> list[str]:
         """The messages that an output of a run that succeeded consists of."""

@@ -1,0 +1,232 @@
+"""A step graph as flat arrays, in the order in which one pass can go over them: see lookahead_pass.py.
+
+Row 0 is what never comes about. Each unit has a row, after those that it waits for. Other rows stand for a unit as it
+is seen by those who would be gone themselves by some of the decisions that it can go by: only their `gone` differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laban.cluster.workflow.graph import Gate, GateUse, Node, StepGraph, VoteNode
+
+Bytes = NDArray[np.int8]
+Ints = NDArray[np.int32]
+Floats = NDArray[np.float64]
+
+NODE, GATE, VOTE, LOOP, SEEN = range(5)  # kinds of rows
+HOLDS, MAY, MAY_NOT = 1, 2, 4  # of a use of a gate: what it must decide; whether it may; whether it may decide against
+VOTER, CANDIDATE = 1, 2  # what a vote waits for
+
+NEVER = 0
+# Beyond either of these a unit is taken as everyone sees it, which is too early at worst.
+ROWS_PER_UNIT = 4
+MAX_DEPTH = 200  # of a unit seen through others
+
+
+class Flat(NamedTuple):
+    """Uses of gates of row r: use_at[r] to use_at[r + 1], the innermost last; of a loop's end: all its gates.
+
+    The waits of row r: those of joins[r], -1 for none. Joins that are alike are one.
+    """
+
+    kinds: Bytes  # [num_rows]
+    units: Ints  # the row of the unit that a row stands for
+    use_at: Ints
+    uses: Ints  # the gate's row
+    use_flags: Bytes
+    use_gone: Ints  # the row whose `gone` counts, of the gate
+    fails: Bytes  # of a loop's end: when no gate holds
+    joins: Ints
+    join_at: Ints
+    waits: Ints  # the unit's row
+    wait_runs: Ints  # that row, or NEVER
+    wait_gone: Ints
+    wait_flags: Bytes
+    required: Ints  # [num_joins]; of a vote: the quorum
+    holds: Floats  # [num_rows]: how likely each gate holds
+    nodes: Ints  # the row of each instance, in the graph's order
+    read_at: Ints
+    reads: Ints  # the selections that each instance reads
+    select_at: Ints
+    selected: Ints  # the messages of each selection
+    messages: Ints  # the row of each message; -1 for a fixed one
+
+
+class _Rows:
+    """Grows row by row; each is (kind, unit's row, uses, fails, join)."""
+
+    def __init__(self, graph: StepGraph) -> None:
+        self.graph = graph
+        self.rows: list[tuple[int, int, list[tuple[int, int, int]], bool, int]] = [(SEEN, NEVER, [], False, -1)]
+        self.row_of: dict[str, int] = {}
+        self.joins: dict[tuple[tuple[tuple[int, int, int, int], ...], int], int] = {}
+        self._bits: dict[GateUse, int] = {}
+        self._needs: dict[str, int] = {}  # a mask of what a unit's gates must decide, and theirs in turn
+        self._against: dict[str, int] = {}  # a mask of the decisions by which a unit can be gone
+        self._seen: dict[tuple[str, int], int] = {}
+        self._votes = {vote.unit: vote for vote in graph.votes.values()}
+        self._rank = {unit: rank for rank, unit in enumerate(graph.order)}
+        self._max_rows = ROWS_PER_UNIT * len(graph.order) + 1
+
+    def add(self, unit: str) -> None:
+        graph, vote = self.graph, self._votes.get(unit)
+        if unit in graph.loops:
+            loop = graph.loops[unit]
+            self._needs[unit], self._against[unit] = 0, self._against[loop.gates[0]]
+            uses = [self._use(GateUse(gate, True), self.row_of[gate]) for gate in loop.gates]
+            self.row_of[unit] = self._append(LOOP, None, uses, loop.fails)
+            return
+        gates = [] if vote is not None else self._gates_of(unit)
+        needs = against = 0
+        for use in gates:
+            needs |= self._bit(use) | self._needs[use.gate]
+            other = GateUse(use.gate, not use.holds)
+            against |= (self._bit(other) if self._may(other) else 0) | self._against[use.gate]
+        self._needs[unit] = needs
+        waits = self._waits_of(unit)
+        can_go = [self._against[wait] for wait in waits]
+        dead = unit not in graph.gates and bool(waits) and all(can_go)
+        self._against[unit] = against | (_union(can_go) if dead else 0)
+        opposite = _swapped(needs)
+        entries = []
+        for wait in waits:
+            runs = NEVER if opposite & self._needs[wait] else self.row_of[wait]
+            entries.append((self.row_of[wait], runs, self._gone(wait, opposite), _role(vote, wait)))
+        uses = [self._use(use, self.row_of[use.gate]) for use in gates]
+        kind = NODE if unit in graph.nodes else GATE if vote is None else VOTE
+        required = graph.nodes[unit].required if kind == NODE else 0 if vote is None else vote.quorum
+        self.row_of[unit] = self._append(kind, None, uses, join=self._join(entries, required))
+
+    def _gone(self, unit: str, without: int, depth: int = 0) -> int:
+        """The row of a unit that is not gone by the decisions `without`."""
+        against = self._against[unit]
+        without &= against
+        if not without or len(self.rows) > self._max_rows or depth > MAX_DEPTH:
+            return self.row_of[unit]
+        if without == against:
+            return NEVER
+        if unit in self.graph.loops:
+            return self._gone(self.graph.loops[unit].gates[0], without, depth)
+        if (unit, without) not in self._seen:
+            uses = [self._use(use, self._gone(use.gate, without, depth + 1), without) for use in self._gates_of(unit)]
+            waits = () if unit in self.graph.gates else self._waits_of(unit)
+            entries = [(self.row_of[wait], NEVER, self._gone(wait, without, depth + 1), 0) for wait in waits]
+            join = self._join(entries, 0)
+            self._seen[unit, without] = self._append(SEEN, self.row_of[unit], uses, join=join)
+        return self._seen[unit, without]
+
+    def _append(
+        self, kind: int, unit: int | None, uses: list[tuple[int, int, int]], fails: bool = False, join: int = -1
+    ) -> int:
+        row = len(self.rows)
+        self.rows.append((kind, row if unit is None else unit, uses, fails, join))
+        return row
+
+    def _join(self, entries: list[tuple[int, int, int, int]], required: int) -> int:
+        return self.joins.setdefault((tuple(entries), required), len(self.joins)) if entries else -1
+
+    def _gates_of(self, unit: str) -> Sequence[GateUse]:
+        each: Node | Gate | None = self.graph.nodes.get(unit) or self.graph.gates.get(unit)
+        return [] if each is None else sorted(each.gates, key=lambda use: self._rank[use.gate])
+
+    def _waits_of(self, unit: str) -> tuple[str, ...]:
+        each = self.graph.nodes.get(unit) or self.graph.gates.get(unit) or self._votes[unit]
+        return each.waits
+
+    def _use(self, use: GateUse, gone: int, without: int = 0) -> tuple[int, int, int]:
+        other = GateUse(use.gate, not use.holds)
+        flags = (HOLDS if use.holds else 0) | (MAY if self._may(use) else 0)
+        against = self._may(other) and not self._bit(other) & without
+        return self.row_of[use.gate], flags | (MAY_NOT if against else 0), gone
+
+    def _may(self, use: GateUse) -> bool:
+        return not use.holds or self.graph.gates[use.gate].condition is not None
+
+    def _bit(self, use: GateUse) -> int:
+        """Two neighbours for each gate."""
+        if use not in self._bits:
+            at = len(self._bits)
+            self._bits[GateUse(use.gate, False)], self._bits[GateUse(use.gate, True)] = 1 << at, 2 << at
+        return self._bits[use]
+
+
+def flatten(graph: StepGraph, keys: Sequence[str], holds: Sequence[float]) -> tuple[Flat, dict[str, int]]:
+    """The arrays, and the row of each unit.
+
+    keys: all messages, the fixed ones first; holds: of each of graph.gates, in order, how likely it does.
+    """
+    made = _Rows(graph)
+    for unit in graph.order:
+        made.add(unit)
+    kinds, units, uses, fails, joins = zip(*made.rows, strict=True)
+    likely = np.zeros(len(kinds))
+    likely[[made.row_of[gate] for gate in graph.gates]] = holds
+    index = {key: number for number, key in enumerate(keys)}
+    selections: dict[tuple[str, ...], int] = {}
+    reads = [
+        list(dict.fromkeys(selections.setdefault(source.keys, len(selections)) for source in node.sources))
+        for node in graph.nodes.values()
+    ]
+    entries = [entry for join, _ in made.joins for entry in join]
+    used = [use for row in uses for use in row]
+    flat = Flat(
+        kinds=_bytes(kinds),
+        units=_ints(units),
+        use_at=_starts(map(len, uses)),
+        uses=_ints(use[0] for use in used),
+        use_flags=_bytes(use[1] for use in used),
+        use_gone=_ints(use[2] for use in used),
+        fails=_bytes(fails),
+        joins=_ints(joins),
+        join_at=_starts(len(join) for join, _ in made.joins),
+        waits=_ints(entry[0] for entry in entries),
+        wait_runs=_ints(entry[1] for entry in entries),
+        wait_gone=_ints(entry[2] for entry in entries),
+        wait_flags=_bytes(entry[3] for entry in entries),
+        required=_ints(required for _, required in made.joins),
+        holds=likely,
+        nodes=_ints(made.row_of[address] for address in graph.nodes),
+        read_at=_starts(map(len, reads)),
+        reads=_ints(selection for each in reads for selection in each),
+        select_at=_starts(map(len, selections)),
+        selected=_ints(index[key] for chosen in selections for key in chosen),
+        messages=_ints(made.row_of.get(key, -1) for key in keys),
+    )
+    return flat, made.row_of
+
+
+def _role(vote: VoteNode | None, wait: str) -> int:
+    if vote is None:
+        return 0
+    return (VOTER if wait in vote.voters else 0) | (CANDIDATE if wait in vote.candidates else 0)
+
+
+def _union(masks: Iterable[int]) -> int:
+    union = 0
+    for mask in masks:
+        union |= mask
+    return union
+
+
+def _swapped(mask: int) -> int:
+    """Every decision in the mask turned around."""
+    evens = int("01" * ((mask.bit_length() + 3) // 2), 2)
+    return (mask & evens) << 1 | (mask >> 1) & evens
+
+
+def _ints(values: Iterable[int]) -> Ints:
+    return np.fromiter(values, np.int32)
+
+
+def _bytes(values: Iterable[int]) -> Bytes:
+    return np.fromiter(values, np.int8)
+
+
+def _starts(sizes: Iterable[int]) -> Ints:
+    return _ints(accumulate(sizes, initial=0))

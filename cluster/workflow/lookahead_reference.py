@@ -1,0 +1,198 @@
+"""The look-ahead by its definition, in plain Python: what the tests compare the compiled pass with.
+
+Of each unit that has not ended, over all that may still happen (gates decide either way; nothing fails):
+
+- run: the fewest steps until it is there. Of an instance: until it can run, 0 if it is ready or running.
+- gone: the fewest steps until it is known that a branch not taken, or a loop's end, keeps it from running (absent).
+- lost: the same of what should have been there: after a loop that fails, after a vote with too few voters.
+
+-1 has happened, INF cannot happen. Each is a time before which it cannot be, so nothing is expected too late. It is
+exact but where what one unit waits for hangs on one gate in two ways: either is then taken at its soonest, though both
+may not come to pass in one run, and what is expected may be too early. Nor does it foresee what a join cancels, how
+many instances `max_parallel` holds back, or that the run fails meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Protocol
+
+from laban.cluster.workflow.graph import Gate, GateUse, Node, StepGraph, VoteNode
+from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
+from laban.cluster.workflow.progress import Outcome
+from laban.cluster.workflow.states import InstanceState
+
+INF = 1 << 30
+
+
+class Moment(Protocol):
+    """What is known of a run at one moment, as Progress says it. Outcomes are only ever added, in order."""
+
+    @property
+    def states(self) -> dict[str, InstanceState]: ...
+    @property
+    def outcomes(self) -> dict[str, Outcome]: ...
+    @property
+    def decisions(self) -> dict[str, bool]: ...
+
+
+class Reference:
+    """`run`, `gone` and `lost` of units in steps, and `likely`: how likely it is that they are there in the end.
+
+    `without` are decisions that are taken not to come about: a unit is not gone by them.
+    """
+
+    def __init__(self, graph: StepGraph, now: Moment, likelihoods: Likelihoods) -> None:
+        self._graph, self._now, self._likelihoods = graph, now, likelihoods
+        self._votes = {vote.unit: vote for vote in graph.votes.values()}
+        self._rank = {unit: rank for rank, unit in enumerate(graph.order)}
+        self.run, self.gone, self.lost = cache(self._run), cache(self._gone), cache(self._lost)
+        self.likely, self.excluded = cache(self._likely), cache(self._excluded)
+        for unit in graph.order:  # shallow recursion
+            self.excluded(unit), self.run(unit), self.gone(unit), self.lost(unit), self.likely(unit)
+
+    def _run(self, unit: str) -> int:
+        if unit in self._now.outcomes:
+            return -1 if self._now.outcomes[unit] == "there" else INF
+        if unit in self._graph.loops:
+            loop = self._graph.loops[unit]
+            holding = [gate for gate in loop.gates if self._may(gate, True)]
+            last = [] if loop.fails else [loop.gates[-1]]
+            return min((self.run(gate) for gate in (*holding, *last) if gate not in self._now.decisions), default=INF)
+        if unit in self._votes:
+            vote = self._votes[unit]
+            voters = [self.run(voter) for voter in vote.voters if self._has_text(voter)]
+            candidates = [self.run(candidate) for candidate in vote.candidates if self._has_text(candidate)]
+            return max(self._all_ended(vote), _nth(voters, vote.quorum), _nth(candidates, 1))
+        each = self._unit(unit)
+        opened = max((self._decided(use) for use in each.gates), default=-1)
+        if isinstance(each, Gate):
+            return max(self._all_ended(each), opened)
+        return min(INF, max(self._soonest(each), opened) + 1)
+
+    def _soonest(self, node: Node) -> int:
+        """Until enough of what it waits for is there. What is absent lowers what is enough, to one at the least."""
+        left = [wait for wait in node.waits if self._now.outcomes.get(wait) != "absent"]
+        if not left:
+            return -1
+        runs = [self._run_for(wait, node.address) for wait in left]
+        resolved = [
+            min(run, self._gone_for(wait, node.address, frozenset())) for wait, run in zip(left, runs, strict=True)
+        ]
+        return min(_nth(runs, min(node.required, len(left))), max(*resolved, min(runs)))
+
+    def _gone(self, unit: str, without: frozenset[GateUse] = frozenset()) -> int:
+        if unit in self._now.outcomes:
+            return -1 if self._now.outcomes[unit] == "absent" else INF
+        if unit in self._graph.loops:
+            return self.gone(self._graph.loops[unit].gates[0], without)
+        if unit in self._votes:
+            return max(self.gone(wait, without) for wait in self._votes[unit].waits)
+        each = self._unit(unit)
+        against = [self._decided_against(use, without) for use in each.gates]
+        if isinstance(each, Node) and each.waits:
+            against.append(max(self._gone_for(wait, unit, without) for wait in each.waits))
+        return min(against, default=INF)
+
+    def _lost(self, unit: str) -> int:
+        if unit in self._now.outcomes:
+            return -1 if self._now.outcomes[unit] in ("lost", "unneeded") else INF
+        if unit in self._graph.loops:
+            loop = self._graph.loops[unit]
+            return self.run(loop.gates[-1]) if loop.fails else INF
+        if unit in self._votes:
+            vote = self._votes[unit]
+            voters = _nth([self._missing(voter) for voter in vote.voters], len(vote.voters) - vote.quorum + 1)
+            candidates = max(self._missing(candidate) for candidate in vote.candidates)
+            one = min(min(self.run(wait), self.lost(wait)) for wait in vote.waits)
+            return max(self._all_ended(vote), min(voters, candidates), one)
+        each = self._unit(unit)
+        if isinstance(each, Gate) or not each.waits:
+            return INF
+        missing = [min(self._gone_for(wait, unit, frozenset()), self.lost(wait)) for wait in each.waits]
+        return max(min(map(self.lost, each.waits)), _nth(missing, len(each.waits) - each.required + 1))
+
+    def _likely(self, unit: str) -> float:
+        """At most what is the least likely of the gates that lead to it, and one of what it waits for, allow."""
+        if unit in self._now.outcomes:
+            return float(self._now.outcomes[unit] == "there")
+        if unit in self._graph.loops:
+            return self.likely(self._graph.loops[unit].gates[0])
+        if unit in self._votes:
+            return max(map(self.likely, self._votes[unit].waits))
+        each = self._unit(unit)
+        chain = 1.0
+        if each.gates:  # the innermost is asked only if those around it let it
+            use = max(each.gates, key=lambda use: self._rank[use.gate])
+            holds = self._holds(use.gate)
+            chain = self.likely(use.gate) * (holds if use.holds else 1.0 - holds)
+        return chain if isinstance(each, Gate) else min(chain, max(map(self.likely, each.waits), default=1.0))
+
+    def _excluded(self, unit: str) -> frozenset[GateUse]:
+        """The decisions that would keep a node or a gate from running, by its gates and theirs in turn."""
+        if unit not in self._graph.nodes and unit not in self._graph.gates:
+            return frozenset()
+        against: set[GateUse] = set()
+        for use in self._unit(unit).gates:
+            against |= {GateUse(use.gate, not use.holds)} | self.excluded(use.gate)
+        return frozenset(against)
+
+    def _run_for(self, wait: str, reader: str) -> int:
+        """INF if one of the two needs a gate to hold and the other needs it not to."""
+        other_way = {GateUse(use.gate, not use.holds) for use in self.excluded(wait)}
+        clash = unended(self._now, wait) and any(use in self.excluded(reader) for use in other_way)
+        return INF if clash else self.run(wait)
+
+    def _gone_for(self, wait: str, reader: str, without: frozenset[GateUse]) -> int:
+        """As a reader sees it that is not gone itself by the same decisions."""
+        return self.gone(wait, without | self.excluded(reader))
+
+    def _all_ended(self, each: Gate | VoteNode) -> int:
+        return max((self._ended(wait, each.unit) for wait in each.waits), default=-1)
+
+    def _ended(self, wait: str, reader: str) -> int:
+        if wait in self._now.outcomes:
+            return -1
+        return min(self._run_for(wait, reader), self._gone_for(wait, reader, frozenset()), self.lost(wait))
+
+    def _missing(self, unit: str) -> int:
+        return min(self.gone(unit), self.lost(unit)) if self._has_text(unit) else -1
+
+    def _has_text(self, unit: str) -> bool:
+        return not (self._now.states.get(unit) == "failed" and self._graph.nodes[unit].step.on_error == "skip")
+
+    def _decided(self, use: GateUse) -> int:
+        if use.gate in self._now.outcomes:
+            return -1 if self._now.decisions.get(use.gate) is use.holds else INF
+        return self.run(use.gate) if self._may(use.gate, use.holds) else INF
+
+    def _decided_against(self, use: GateUse, without: frozenset[GateUse]) -> int:
+        if use.gate in self._now.outcomes:
+            return INF if self._now.decisions.get(use.gate) is use.holds else -1
+        against = GateUse(use.gate, not use.holds)
+        may = self._may(use.gate, against.holds) and against not in without
+        return min(self.run(use.gate) if may else INF, self.gone(use.gate, without))
+
+    def _may(self, gate: str, holds: bool) -> bool:
+        return not holds or self._graph.gates[gate].condition is not None
+
+    def _holds(self, gate: str) -> float:
+        if gate in self._now.outcomes:
+            return float(self._now.decisions.get(gate, False))
+        return self._likelihoods.probability(self._graph.workflow.name, gate) if self._may(gate, True) else 0.0
+
+    def _unit(self, unit: str) -> Node | Gate:
+        return self._graph.nodes[unit] if unit in self._graph.nodes else self._graph.gates[unit]
+
+
+def unended(now: Moment, unit: str) -> bool:
+    return unit not in now.outcomes
+
+
+def _nth(times: Iterable[int], nth: int) -> int:
+    """The `nth` fewest, from 1; -1 for the 0th, INF if there are not so many."""
+    if nth <= 0:
+        return -1
+    found = sorted(times)
+    return found[nth - 1] if len(found) >= nth else INF
