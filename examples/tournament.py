@@ -86,7 +86,8 @@ async def play(session: AsyncSession, topic: str, num_ideas: int, fidelity: str)
 
 def draw(trace: Trace, path: Path) -> None:
     """The flow as `laban graph` would draw it."""
-    from laban.cluster.workflow.picture import Arrow, Box, Picture, svg_of
+    from laban.cluster.workflow.picture import Arrow, Box, Picture
+    from laban.cluster.workflow.svg import svg_of
 
     ranks: dict[str, int] = {}
     for name, reads in trace.reads.items():

@@ -11,7 +11,8 @@ from laban.cluster.client_files import files_named_in
 from laban.cluster.workflow.build import build_graph
 from laban.cluster.workflow.diagnostics import WorkflowErrors
 from laban.cluster.workflow.parse import parse_yaml
-from laban.cluster.workflow.picture import lines_of, picture_of, svg_of
+from laban.cluster.workflow.picture import lines_of, picture_of
+from laban.cluster.workflow.svg import svg_of
 
 
 def graph(arguments: Namespace) -> int:
