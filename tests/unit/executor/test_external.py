@@ -37,11 +37,13 @@ async def test_a_step_is_leased_and_completed():
         step = results(r.executor.get(workflow_id))["tests"]
         assert (step.state, step.worker, step.tool, dict(step.args)) == ("running", "hal", "run_tests", {"n": 3})
         assert (await r.executor.renew_lease(lease.lease_id)).messages == ()
-        await r.executor.complete_step(workflow_id, "tests", output={"ok": [True, "é"]}, lease_id=lease.lease_id)
+        await r.executor.complete_step(
+            workflow_id, "tests", output={"ok": [True, "é"], "a": 1}, lease_id=lease.lease_id
+        )
         final = await r.end(workflow_id)
         step = results(final)["tests"]
-        assert (step.text, step.finish_reason, step.worker) == ('{"ok":[true,"é"]}', "external", "hal")
-        assert any('{"ok":[true,"é"]}' in decode(spec.tokens) for spec in r.worker.engine.calls[-1].specs)
+        assert (step.text, step.finish_reason, step.worker) == ('{"a":1,"ok":[true,"é"]}', "external", "hal")
+        assert any('{"a":1,"ok":[true,"é"]}' in decode(spec.tokens) for spec in r.worker.engine.calls[-1].specs)
         assert states(r, workflow_id) == [(1, "ready", ""), (1, "running", "hal")]
         assert_nothing_left(r, workflow_id)
 
