@@ -40,12 +40,16 @@ class ShellTool:
             start_new_session=True,  # a process group of its own, to be ended together
         )
         ended = False
+        data: bytes | None = given.encode("utf-8", "replace")
         try:
             while not lost.is_set():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    out, error = process.communicate(given.encode("utf-8", "replace"), LOOK_EVERY_S)
-                    ended = True
-                    return text_of(process.returncode, out, error)
+                try:
+                    out, error = process.communicate(data, LOOK_EVERY_S)
+                except subprocess.TimeoutExpired:
+                    data = None  # it goes on with what it was given
+                    continue
+                ended = True
+                return text_of(process.returncode, out, error)
             raise ToolError("the lease was lost")
         finally:
             if not ended:
