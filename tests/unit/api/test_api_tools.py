@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -180,21 +181,21 @@ def test_what_goes_wrong_fails_the_step(kind: str, tool: Any, message: str, atte
 
 def test_a_long_tool_keeps_its_lease() -> None:
     def slow(n: int) -> str:
-        time.sleep(0.5)
+        time.sleep(1.2)
         return "slow"
 
     async def slow_too(n: int) -> str:
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.2)
         return "slow"
 
     async def main() -> None:
         async with serving() as served:
             loop = Loop(served.address, {"run_tests": slow})
-            _, step = await served.end(await served.start(lease_s=0.15))
+            _, step = await served.end(await served.start(lease_s=0.6))
             assert (step.text, step.attempt) == ("slow", 1)
             await loop.end()
             serve = asyncio.create_task(served.client.serve_tools({"run_tests": slow_too}))
-            _, step = await served.end(await served.start(lease_s=0.15))
+            _, step = await served.end(await served.start(lease_s=0.6))
             assert (step.text, step.attempt) == ("slow", 1)
             serve.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -206,7 +207,7 @@ def test_a_long_tool_keeps_its_lease() -> None:
 def test_a_handler_that_dies_is_followed_by_another() -> None:
     async def main() -> None:
         async with serving() as served:
-            workflow_id = await served.start(lease_s=0.2)
+            workflow_id = await served.start(lease_s=0.5)
             began = asyncio.Event()
             cancelled = asyncio.Event()
 
@@ -232,6 +233,40 @@ def test_a_handler_that_dies_is_followed_by_another() -> None:
     asyncio.run(main())
 
 
+KILLED = """
+import sys, time
+from laban.cluster.client import Client
+
+def endless(n):
+    print("began", flush=True)
+    time.sleep(600)
+
+Client(sys.argv[1]).serve_tools({"run_tests": endless})
+"""
+
+
+def test_a_handlers_process_is_killed_in_the_middle_and_the_step_ends_once() -> None:
+    done: list[int] = []
+
+    async def main() -> None:
+        async with serving() as served:
+            workflow_id = await served.start(lease_s=0.6)
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", KILLED, served.address, stdout=asyncio.subprocess.PIPE
+            )
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"began\n"
+            process.kill()
+            await process.wait()
+            loop = Loop(served.address, {"run_tests": lambda n: done.append(n) or "done"})
+            record, step = await served.end(workflow_id)
+            assert (record.state, step.text, step.attempt) == ("succeeded", "done", 2)
+            await loop.end()
+            assert done == [3]
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_who_loses_the_lease_hears_of_it(kind: str) -> None:
     """Somebody answers by hand while the tool is at it: its work is thrown away."""
@@ -244,7 +279,7 @@ def test_who_loses_the_lease_hears_of_it(kind: str) -> None:
 
     async def main() -> None:
         async with serving() as served:
-            workflow_id = await served.start(lease_s=0.15)
+            workflow_id = await served.start(lease_s=0.6)
             if kind == "sync":
                 loop = Loop(served.address, {"run_tests": working})
             else:
