@@ -21,6 +21,7 @@ OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_metadata_size", 32 * 1024),
     ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.max_reconnect_backoff_ms", 5_000),  # two minutes otherwise
 ]
 
 

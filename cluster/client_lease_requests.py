@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
 
 from laban.actors.errors import InvalidInput
-from laban.cluster.client_requests import filled
+from laban.cluster.client_requests import filled, put
 from laban.cluster.tool_calls import UNSET
 from laban.cluster.translate_sessions import duration
 from laban.cluster.translate_values import value_from_python
@@ -29,11 +30,23 @@ def complete_request(
     if (text is None) == (output is UNSET):
         raise InvalidInput("expected either text or output", field="output")
     request = filled(pb.CompleteStepRequest, workflow_id=workflow_id, address=address, lease_id=lease_id)
-    if text is None:
+    if isinstance(output, str):  # as an output, so that a schema takes it for text whatever it looks like
         request.output.CopyFrom(value_from_python(output, "output"))
         return request
-    request.MergeFrom(filled(pb.CompleteStepRequest, text=text))
+    put(request, "text", _json(output) if text is None else text)
     return request
+
+
+def _json(output: object) -> str:
+    """Sent as text: a protobuf Value would lose the order of the keys."""
+    value_from_python(output, "output")  # says where it is no JSON
+    return json.dumps(_plain(output), ensure_ascii=False, separators=(",", ":"))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def fail_request(

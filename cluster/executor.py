@@ -208,14 +208,14 @@ class Executor:
 
         Raises NotFound, FailedPrecondition for a step that does not wait and a lease that has run out, Conflict for
         another answer than before, InvalidInput for one that its schema does not allow, OutOfRange for a text longer
-        than the context.
+        than the context. Under a lease the record has no steps: of a large fan-out each answer would bring them all.
         """
         execution = self._execution(workflow_id)
         schema = execution.external.output_schema(address)
         if schema is not None:
             await asyncio.to_thread(check_output, schema, text, output)
         execution.external.complete(address, text_of(output) if text is None else text, lease_id)
-        return execution.board.record()
+        return execution.board.record(with_steps=not lease_id)
 
     async def fail_step(
         self, workflow_id: str, address: str, message: str, *, lease_id: str = "", final: bool = False
@@ -223,7 +223,7 @@ class Executor:
         """Say that an external step failed; `final`: trying again is of no use. Raises as `complete_step` does."""
         execution = self._execution(workflow_id)
         execution.external.fail(address, message, lease_id, final=final)
-        return execution.board.record()
+        return execution.board.record(with_steps=not lease_id)
 
     def status(self, *, sessions_open: int = 0) -> ClusterStatus:
         workers = self._dispatcher.workers()

@@ -159,7 +159,8 @@ class WorkflowsServicer(object):
     def CompleteStep(self, request, context):
         """Gives the text or the output of an external step. The same answer again is no error. ALREADY_EXISTS: it was given
         another one, or failed. FAILED_PRECONDITION: the step is not waiting, or the lease named has run out.
-        INVALID_ARGUMENT: the answer is not what the step's output schema asks for; the step waits on.
+        INVALID_ARGUMENT: the answer is not what the step's output schema asks for; the step waits on. Under a lease the
+        record carries no steps, here and from FailStep.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

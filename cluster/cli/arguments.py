@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     _step_arguments(complete)
     complete.add_argument("source", nargs="?", metavar="-", help="the text is on stdin")
     complete.add_argument("--text", metavar="T", help="the text")
-    complete.add_argument("--file", metavar="F", help="a file with the text")
+    complete.add_argument("--file", metavar="F", help="a file with the text; - is stdin")
     complete.add_argument("--json-output", metavar="JSON", help="any JSON value, for steps with an output_schema say")
     _client_flags(complete)
 

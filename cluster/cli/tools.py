@@ -116,9 +116,10 @@ def _answer(arguments: Namespace) -> dict[str, Any]:
             raise InvalidInput(f"is not JSON ({error})", field="--json-output", value=shown) from None
     if arguments.text is not None:
         return {"text": arguments.text}
+    source = arguments.source or arguments.file
     if arguments.source not in (None, "-"):
         raise InvalidInput("expected -, for the text on stdin", field="ANSWER", value=arguments.source)
-    data = sys.stdin.buffer.read() if arguments.source else read_file(arguments.file)
+    data = sys.stdin.buffer.read() if source == "-" else read_file(source)
     try:
         return {"text": data.decode("utf-8").removesuffix("\n")}
     except UnicodeDecodeError as error:

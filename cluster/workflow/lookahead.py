@@ -14,9 +14,8 @@ from itertools import islice
 import numpy as np
 
 from laban.cluster.workflow.graph import StepGraph
-from laban.cluster.workflow.lookahead_flat import flatten
 from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
-from laban.cluster.workflow.lookahead_reference import INF, Moment
+from laban.cluster.workflow.lookahead_reference import Moment
 from laban.cluster.workflow.progress import Outcome
 from laban.cluster.workflow.states import InstanceState
 
@@ -50,7 +49,7 @@ class LookAhead:
     """
 
     def __init__(self, graph: StepGraph, likelihoods: Likelihoods | None = None) -> None:
-        from laban.cluster.workflow import lookahead_pass  # not before someone looks ahead
+        from laban.cluster.workflow import lookahead_flat, lookahead_pass  # not before someone looks ahead
 
         self._graph, self._pass = graph, lookahead_pass
         learned = likelihoods or Likelihoods()
@@ -60,7 +59,7 @@ class LookAhead:
         ]
         self._addresses = tuple(graph.nodes)
         self._keys = (*_fixed_keys(graph), *self._addresses)
-        self._flat, self._row_of = flatten(graph, self._keys, holds)
+        self._flat, self._row_of = lookahead_flat.flatten(graph, self._keys, holds)
         num_rows, num_joins = len(self._flat.kinds), len(self._flat.required)
         longest = int(np.diff(self._flat.join_at).max()) if num_joins else 0
         self._codes = np.zeros(num_rows, np.int8)
@@ -89,8 +88,8 @@ class LookAhead:
     def steps_to_execution(self) -> dict[str, int]:
         """Of each instance that may still run, or is running, in the graph's order."""
         rows = self._flat.nodes
-        steps = np.where(self._codes[rows] == self._pass.OPEN, self._run[rows], INF)
-        return {self._addresses[node]: int(steps[node]) for node in np.flatnonzero(steps < INF)}
+        steps = np.where(self._codes[rows] == self._pass.OPEN, self._run[rows], self._pass.INF)
+        return {self._addresses[node]: int(steps[node]) for node in np.flatnonzero(steps < self._pass.INF)}
 
     def next_use(self, key: str) -> NextUse | None:
         """Of a message that may be read again, by whom it may be soonest: the likelier, then the earlier of equals."""
@@ -113,7 +112,9 @@ class LookAhead:
         nodes = [
             node
             for node in self._nodes_of.get(key, ())
-            if self._codes[rows[node]] == self._pass.OPEN and not self._running[node] and self._run[rows[node]] < INF
+            if self._codes[rows[node]] == self._pass.OPEN
+            and not self._running[node]
+            and self._run[rows[node]] < self._pass.INF
         ]
         return tuple(sorted(map(self._use, nodes), key=lambda use: (use.steps, -use.likelihood)))
 

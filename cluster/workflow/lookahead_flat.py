@@ -1,61 +1,33 @@
-"""A step graph as flat arrays, in the order in which one pass can go over them: see lookahead_pass.py.
-
-Row 0 is what never comes about. Each unit has a row, after those that it waits for. Other rows stand for a unit as it
-is seen by those who would be gone themselves by some of the decisions that it can go by: only their `gone` differs.
-"""
+"""A step graph as the flat arrays that lookahead_pass.py goes over."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from laban.cluster.workflow.graph import Gate, GateUse, Node, StepGraph, VoteNode
+from laban.cluster.workflow.lookahead_pass import (
+    CANDIDATE,
+    GATE,
+    HOLDS,
+    LOOP,
+    MAY,
+    MAY_NOT,
+    NEVER,
+    NODE,
+    SEEN,
+    VOTE,
+    VOTER,
+    Bytes,
+    Flat,
+    Ints,
+)
 
-Bytes = NDArray[np.int8]
-Ints = NDArray[np.int32]
-Floats = NDArray[np.float64]
-
-NODE, GATE, VOTE, LOOP, SEEN = range(5)  # kinds of rows
-HOLDS, MAY, MAY_NOT = 1, 2, 4  # of a use of a gate: what it must decide; whether it may; whether it may decide against
-VOTER, CANDIDATE = 1, 2  # what a vote waits for
-
-NEVER = 0
 # Beyond either of these a unit is taken as everyone sees it, which is too early at worst.
 ROWS_PER_UNIT = 4
 MAX_DEPTH = 200  # of a unit seen through others
-
-
-class Flat(NamedTuple):
-    """Uses of gates of row r: use_at[r] to use_at[r + 1], the innermost last; of a loop's end: all its gates.
-
-    The waits of row r: those of joins[r], -1 for none. Joins that are alike are one.
-    """
-
-    kinds: Bytes  # [num_rows]
-    units: Ints  # the row of the unit that a row stands for
-    use_at: Ints
-    uses: Ints  # the gate's row
-    use_flags: Bytes
-    use_gone: Ints  # the row whose `gone` counts, of the gate
-    fails: Bytes  # of a loop's end: when no gate holds
-    joins: Ints
-    join_at: Ints
-    waits: Ints  # the unit's row
-    wait_runs: Ints  # that row, or NEVER
-    wait_gone: Ints
-    wait_flags: Bytes
-    required: Ints  # [num_joins]; of a vote: the quorum
-    holds: Floats  # [num_rows]: how likely each gate holds
-    nodes: Ints  # the row of each instance, in the graph's order
-    read_at: Ints
-    reads: Ints  # the selections that each instance reads
-    select_at: Ints
-    selected: Ints  # the messages of each selection
-    messages: Ints  # the row of each message; -1 for a fixed one
 
 
 class _Rows:

@@ -1,34 +1,66 @@
 """The look-ahead in one compiled pass over a flat graph: what it computes is defined in lookahead_reference.py.
 
-Importing this takes numba half a second, and the first pass on a machine some more: only who looks ahead does.
+Importing this takes numba half a second, and the first pass on a machine some more: only who looks ahead does. All
+that the compiled functions know stands in this file, since numba keeps what it compiled until the file changes.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
+import numpy as np
+from numpy.typing import NDArray
 
-from laban.cluster.workflow.lookahead_flat import (
-    CANDIDATE,
-    GATE,
-    HOLDS,
-    LOOP,
-    MAY,
-    MAY_NOT,
-    SEEN,
-    VOTE,
-    VOTER,
-    Bytes,
-    Flat,
-    Floats,
-    Ints,
-)
-from laban.cluster.workflow.lookahead_reference import INF
+INF = 1 << 30
+Bytes = NDArray[np.int8]
+Ints = NDArray[np.int32]
+Floats = NDArray[np.float64]
 
+NODE, GATE, VOTE, LOOP, SEEN = range(5)  # kinds of rows
+HOLDS, MAY, MAY_NOT = 1, 2, 4  # of a use of a gate: what it must decide; whether it may; whether it may decide against
+VOTER, CANDIDATE = 1, 2  # what a vote waits for
+
+NEVER = 0
 OPEN, THERE, ABSENT, LOST, SILENT, AGAINST = range(6)
 """How far a unit is: not ended; there (a gate: it holds); absent; lost or not needed; there without a text, so that no
 vote counts it; a gate: it does not hold."""
+
+
+class Flat(NamedTuple):
+    """A step graph, in the order in which one pass can go over it.
+
+    Row 0 is what never comes about. Each unit has a row, after those that it waits for. Other rows stand for a unit as
+    it is seen by those who would be gone themselves by some of the decisions that it can go by: only their `gone`
+    differs.
+
+    Uses of gates of row r: use_at[r] to use_at[r + 1], the innermost last; of a loop's end: all its gates.
+
+    The waits of row r: those of joins[r], -1 for none. Joins that are alike are one.
+    """
+
+    kinds: Bytes  # [num_rows]
+    units: Ints  # the row of the unit that a row stands for
+    use_at: Ints
+    uses: Ints  # the gate's row
+    use_flags: Bytes
+    use_gone: Ints  # the row whose `gone` counts, of the gate
+    fails: Bytes  # of a loop's end: when no gate holds
+    joins: Ints
+    join_at: Ints
+    waits: Ints  # the unit's row
+    wait_runs: Ints  # that row, or NEVER
+    wait_gone: Ints
+    wait_flags: Bytes
+    required: Ints  # [num_joins]; of a vote: the quorum
+    holds: Floats  # [num_rows]: how likely each gate holds
+    nodes: Ints  # the row of each instance, in the graph's order
+    read_at: Ints
+    reads: Ints  # the selections that each instance reads
+    select_at: Ints
+    selected: Ints  # the messages of each selection
+    messages: Ints  # the row of each message; -1 for a fixed one
+
 
 jit: Any = numba.njit(cache=True)
 

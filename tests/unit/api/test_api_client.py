@@ -204,6 +204,7 @@ def test_the_client_imports_grpc_and_protobuf_alone() -> None:
     script = (
         "import sys, laban.cluster.client\n"
         "heavy = {'torch', 'ray', 'transformers', 'tokenizers', 'pydantic', 'yaml', 'jinja2', 'numpy', 'rich'}\n"
+        "heavy |= {'jsonschema', 're2'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

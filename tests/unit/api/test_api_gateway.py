@@ -82,14 +82,14 @@ def test_the_other_methods() -> None:
                 "list", {"page_size": 5, "page_token": "t", "states": ("running", "failed")}
             )  # fmt: skip
             await client.complete_step("wf-1", "human", "text")
-            await client.complete_step("wf-1", "human", output={"a": [None, 2]}, lease_id="l")
-            await client.complete_step("wf-1", "human", output=None)
+            await client.complete_step("wf-1", "human", output={"b": [None, 2], "a": 0}, lease_id="l")
+            await client.complete_step("wf-1", "human", output="12")
             await client.fail_step("wf-1", "human", "why")
             await client.fail_step("wf-1", "human", "why", lease_id="l", final=True)
             assert executor.calls[-5:] == [
                 ("complete", "wf-1", "human", "text", {"output": None, "lease_id": ""}),
-                ("complete", "wf-1", "human", None, {"output": {"a": [None, 2]}, "lease_id": "l"}),
-                ("complete", "wf-1", "human", None, {"output": None, "lease_id": ""}),
+                ("complete", "wf-1", "human", '{"b":[null,2],"a":0}', {"output": None, "lease_id": "l"}),
+                ("complete", "wf-1", "human", None, {"output": "12", "lease_id": ""}),
                 ("fail", "wf-1", "human", "why", {"lease_id": "", "final": False}),
                 ("fail", "wf-1", "human", "why", {"lease_id": "l", "final": True}),
             ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -166,11 +167,19 @@ def test_the_readme_shows_what_works(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_api_page_shows_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with serving() as client:
-            workflows, session = blocks("docs/api.md", "python")
+            workflows, session, tools = blocks("docs/api.md", "python")
             monkeypatch.chdir(ROOT)
             assert "localhost:8470" in workflows
             await asyncio.to_thread(exec, workflows.replace("localhost:8470", client._channel.address), {})
             with Client(client._channel.address) as sync:
                 await asyncio.to_thread(exec, session, {"client": sync})
+            stop = threading.Event()
+            loop = asyncio.to_thread(exec, tools.replace("localhost:8470", client._channel.address), {"stop": stop})
+            ending = asyncio.create_task(loop)
+            step = "{step: find, external: {tool: report}, read: [q]}"
+            record = await client.submit(f'version: 1\nname: x\nmessages: {{q: "?"}}\nsteps: [{step}]\n')
+            assert (await client.wait(record.workflow_id)).steps[0].text == "1 messages were read"
+            stop.set()
+            await ending
 
     asyncio.run(main())

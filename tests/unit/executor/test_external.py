@@ -37,11 +37,13 @@ async def test_a_step_is_leased_and_completed():
         step = results(r.executor.get(workflow_id))["tests"]
         assert (step.state, step.worker, step.tool, dict(step.args)) == ("running", "hal", "run_tests", {"n": 3})
         assert (await r.executor.renew_lease(lease.lease_id)).messages == ()
-        await r.executor.complete_step(workflow_id, "tests", output={"ok": [True, "é"]}, lease_id=lease.lease_id)
+        await r.executor.complete_step(
+            workflow_id, "tests", output={"ok": [True, "é"], "a": 1}, lease_id=lease.lease_id
+        )
         final = await r.end(workflow_id)
         step = results(final)["tests"]
-        assert (step.text, step.finish_reason, step.worker) == ('{"ok":[true,"é"]}', "external", "hal")
-        assert any('{"ok":[true,"é"]}' in decode(spec.tokens) for spec in r.worker.engine.calls[-1].specs)
+        assert (step.text, step.finish_reason, step.worker) == ('{"a":1,"ok":[true,"é"]}', "external", "hal")
+        assert any('{"a":1,"ok":[true,"é"]}' in decode(spec.tokens) for spec in r.worker.engine.calls[-1].specs)
         assert states(r, workflow_id) == [(1, "ready", ""), (1, "running", "hal")]
         assert_nothing_left(r, workflow_id)
 
@@ -69,7 +71,7 @@ async def test_what_a_lease_brings_is_recorded_once():
 @asynchronous
 async def test_a_handler_that_falls_silent_is_followed_by_another_and_changes_nothing_afterwards():
     async with rig() as r:
-        workflow_id = (await r.submit(tool_step(lease_s=0.03))).workflow_id
+        workflow_id = (await r.submit(tool_step(lease_s=0.2))).workflow_id
         first = await r.executor.lease_step(TOOLS, handler="one")
         second = await r.executor.lease_step(TOOLS, handler="two", wait_s=5)
         assert (second.attempt, second.address) == (2, "tests")
@@ -96,10 +98,10 @@ async def test_a_handler_that_falls_silent_is_followed_by_another_and_changes_no
 @asynchronous
 async def test_a_renewed_lease_does_not_run_out():
     async with rig() as r:
-        workflow_id = (await r.submit(tool_step(lease_s=0.1))).workflow_id
+        workflow_id = (await r.submit(tool_step(lease_s=0.4))).workflow_id
         lease = await r.executor.lease_step(TOOLS)
-        for _ in range(5):
-            await asyncio.sleep(0.04)
+        for _ in range(6):
+            await asyncio.sleep(0.1)
             await r.executor.renew_lease(lease.lease_id)
         await r.executor.complete_step(workflow_id, "tests", "done", lease_id=lease.lease_id)
         assert results(await r.end(workflow_id))["tests"].attempt == 1
@@ -270,7 +272,7 @@ version: 1
 name: many
 messages: {task: "What?"}
 steps:
-  - {step: tests, for_each: 40, external: {tool: run_tests, lease_s: 0.05}, read: [task], retries: {max: 9}}
+  - {step: tests, for_each: 40, external: {tool: run_tests, lease_s: 0.3}, read: [task], retries: {max: 9}}
 outputs: {all: tests}
 """
     async with rig() as r:
