@@ -70,7 +70,8 @@ class LookAhead:
         self._message_readers = np.zeros(len(self._keys), np.int32)
         self._outcomes: dict[str, Outcome] | None = None
         self._num_seen = 0
-        self._compute(np.zeros(len(self._addresses), np.int8))
+        self._running = np.zeros(len(self._addresses), np.int8)
+        self._compute()
 
     def update(self, now: Moment) -> None:
         """Look ahead from here: `now` is the run's Progress. One that goes on is told apart by its outcomes."""
@@ -82,8 +83,8 @@ class LookAhead:
             if row is not None:  # not an output
                 self._codes[row] = self._code(unit, now)
         self._num_seen = len(now.outcomes)
-        running = bytes(map(_IS_RUNNING.__getitem__, now.states.values()))
-        self._compute(np.frombuffer(running, np.int8))
+        self._running[:] = np.frombuffer(bytes(map(_IS_RUNNING.__getitem__, now.states.values())), np.int8)
+        self._compute()
 
     def steps_to_execution(self) -> dict[str, int]:
         """Of each instance that may still run, or is running, in the graph's order."""
@@ -108,21 +109,18 @@ class LookAhead:
         """Every instance, waiting or ready, that may still read a message: in the order of `next_use`."""
         if self.next_use(key) is None:
             return ()
-        rows = self._flat.nodes
-        nodes = [
-            node
-            for node in self._nodes_of.get(key, ())
-            if self._codes[rows[node]] == self._pass.OPEN
-            and not self._running[node]
-            and self._run[rows[node]] < self._pass.INF
-        ]
+        nodes = filter(self._may_read, self._nodes_of[key])
         return tuple(sorted(map(self._use, nodes), key=lambda use: (use.steps, -use.likelihood)))
 
-    def _compute(self, running: np.typing.NDArray[np.int8]) -> None:
-        self._running = running
+    def _may_read(self, node: int) -> bool:
+        row = self._flat.nodes[node]
+        open_ = self._codes[row] == self._pass.OPEN and self._run[row] < self._pass.INF
+        return bool(open_ and not self._running[node])
+
+    def _compute(self) -> None:
         self._pass.look(self._flat, self._codes, self._run, self._gone, self._lost, self._likely, self._scratch)
         self._pass.find_uses(
-            self._flat, self._codes, running, self._run, self._likely, self._readers, self._message_readers
+            self._flat, self._codes, self._running, self._run, self._likely, self._readers, self._message_readers
         )
 
     def _code(self, unit: str, now: Moment) -> int:

@@ -8,9 +8,17 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+jit: Any
+try:
+    import numba
+
+    jit = numba.njit(cache=True)
+except ImportError:  # numba is not installed, or not for this machine: as right, a hundred times slower
+    jit = lambda function: function  # noqa: E731
+
 
 INF = 1 << 30
 Bytes = NDArray[np.int8]
@@ -60,9 +68,6 @@ class Flat(NamedTuple):
     select_at: Ints
     selected: Ints  # the messages of each selection
     messages: Ints  # the row of each message; -1 for a fixed one
-
-
-jit: Any = numba.njit(cache=True)
 
 
 @jit  # type: ignore[untyped-decorator]
