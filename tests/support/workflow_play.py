@@ -34,7 +34,12 @@ class Played:
 
 def play(body: str, answers: Mapping[str, str | Exception] | None = None, **inputs: Any) -> Played:
     """`answers` by address, or by step; a step without one says "x"."""
-    run = Run(parse_yaml(HEAD + body), inputs)
+    return play_file(HEAD + body, answers, **inputs)
+
+
+def play_file(text: str, answers: Mapping[str, str | Exception] | None = None, **inputs: Any) -> Played:
+    """The same of a whole file."""
+    run = Run(parse_yaml(text), inputs)
     played = Played(run)
     given = answers or {}
     while run.state == "running":
