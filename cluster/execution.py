@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -58,6 +58,8 @@ class Execution:
         self._error: ErrorInfo | None = None
         self._steps: dict[str, ReadyStep] = {}
         self._fixed = dict(run.messages)  # messages that no call makes
+        self._begun_at: dict[str, float] = {}  # steps that run a workflow; seconds, monotonic
+        self.decisions: Mapping[str, bool] = {}  # what its branches and loops came to, once it has ended
         self._open: dict[str, Attempt] = {}
         self.external = ExternalSteps(self.board, self._open, desk, self)
 
@@ -138,6 +140,7 @@ class Execution:
             if isinstance(news, Began):
                 self.board.add_steps(StepResult(each.address, each.step, each.agent) for each in news.instances)
                 self.board.set_state(address, "running", attempt=1)
+                self._begun_at[address] = time.monotonic()
                 self._fixed |= {message.key: message for message in news.messages}
                 try:
                     for message in news.messages:
@@ -145,7 +148,15 @@ class Execution:
                 except LabanError as error:
                     run.fail(address, str(error))
                 continue
-            result = replace(self.board.steps[address], state=news.state, text=news.text, values=run.values(address))
+            passed_ms = (time.monotonic() - self._begun_at.pop(address, time.monotonic())) * 1000.0
+            result = replace(
+                self.board.steps[address],
+                state=news.state,
+                text=news.text,
+                values=run.values(address),
+                finish_reason="workflow",
+                wall_ms=passed_ms,
+            )
             if news.message is not None:
                 book.add_text(address, news.message.role, news.message.text, news.message.name, path=address)
                 self._fixed[address] = news.message
@@ -312,6 +323,7 @@ class Execution:
                 attempt.stop_timer()
 
     def _end(self, state: WorkflowState, outputs: tuple[tuple[str, str], ...], error: ErrorInfo | None) -> None:
+        self.decisions = {} if self._run is None else dict(self._run.decisions())
         self._run = self._book = None  # the messages and their encodings are of no use to anyone now
         left = list(self._open)
         self._recall(left)

@@ -22,6 +22,7 @@ from laban.cluster.execution import Execution
 from laban.cluster.lease_desk import LeaseDesk, ended
 from laban.cluster.messages import FramingPort, Language, MessageBook, TokenizerPort
 from laban.cluster.records import TERMINAL_WORKFLOW, ClusterStatus, Event, Lease, TokenChunk, WorkflowRecord
+from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
@@ -64,6 +65,7 @@ class Executor:
         self._limits = limits or ExecutorLimits()
         self._clock = clock
         self._started_at = clock()
+        self.likelihoods = Likelihoods()
         self._executions: OrderedDict[str, Execution] = OrderedDict()  # oldest first
         self._numbers: dict[str, int] = {}  # workflow id -> its place in the order of submission
         self._last_number = 0
@@ -275,7 +277,8 @@ class Executor:
         return self._executions[claim.workflow_id]
 
     def _retire(self, execution: Execution) -> None:
-        """Keep what has ended, up to the limit."""
+        """Keep what has ended, up to the limit, and what there is to learn from it."""
+        self.likelihoods.observe(execution.board.name, execution.decisions)
         self._finished[execution.workflow_id] = None
         while len(self._finished) > self._limits.max_finished:
             oldest, _ = self._finished.popitem(last=False)

@@ -17,7 +17,7 @@ StepState = Literal["waiting", "ready", "running", "succeeded", "failed", "cance
 """`waiting`: what it reads is not there yet. `ready`: its call is queued, or an external step waits for a handler.
 `running`: a worker is at it, or a handler. `skipped`: it will never run."""
 
-FinishReason = Literal["", "stop", "length", "forced", "prefill", "external", "error"]
+FinishReason = Literal["", "stop", "length", "forced", "prefill", "external", "error", "workflow"]
 
 EventKind = Literal["workflow_state", "step_state", "step_result"]
 Layout = Literal["packed", "as_encoded"]

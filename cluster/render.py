@@ -62,12 +62,12 @@ class PlainScreen:
     def update(self, followed: Followed, item: Event | TokenChunk) -> None:
         address, state = getattr(item, "address", ""), getattr(item, "step_state", None)
         result: StepResult | None = getattr(item, "result", None)
-        if result is not None:
+        if result is not None and _was_begun(result):
             self._write(f"{result.address}: {ended_line(result)}")
         elif state == "running":
             again = f", attempt {item.attempt}" if getattr(item, "attempt", 1) > 1 else ""
-            at = getattr(item, "tool", "") or "running"
-            self._write(f"{address}: {at} on {getattr(item, 'worker', '')}{again}")
+            doing, worker = getattr(item, "tool", "") or "running", getattr(item, "worker", "")
+            self._write(f"{address}: {doing}{f' on {worker}' if worker else ''}{again}")
 
     def note(self, line: str) -> None:
         self._write(line)
@@ -179,8 +179,14 @@ def live_line(step: FollowedStep) -> str:
         return f"waits for {step.tool}" if step.state == "ready" else f"{step.tool} on {step.worker}"
     if step.state == "running":
         tail = " ".join(step.text[-160:].split())
-        return f"{step.num_tokens} tokens  {tail}" if step.num_tokens else f"encoding on {step.worker}"
+        at = f"encoding on {step.worker}" if step.worker else "runs its workflow"
+        return f"{step.num_tokens} tokens  {tail}" if step.num_tokens else at
     return step.state
+
+
+def _was_begun(result: StepResult) -> bool:
+    """Whether an instance ever ran: the rounds that a loop did not need, and what a failed run left, did not."""
+    return result.attempt > 0 or result.state not in ("skipped", "cancelled")
 
 
 def ended_line(result: StepResult) -> str:
@@ -188,6 +194,8 @@ def ended_line(result: StepResult) -> str:
         return f"{result.state}: {result.error.message}" if result.error else result.state
     if result.finish_reason == "external":
         return f"answered by {result.worker}" if result.worker else "answered from outside"
+    if result.finish_reason == "workflow":
+        return f"its workflow ended after {_seconds(result.wall_ms)}"
     share = f" ({result.tokens_reused / result.tokens_read:.0%})" if result.tokens_read else ""
     return (
         f"{result.tokens_generated} tokens in {_seconds(result.wall_ms)}, "
@@ -204,7 +212,8 @@ def print_results(record: WorkflowRecord) -> None:
     table = Table(title=Text(f"{record.name}: {record.state}"), title_justify="left")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in COLUMNS[:3] else "right", no_wrap=column == "step")
-    for step in record.steps:
+    begun = [step for step in record.steps if _was_begun(step)]
+    for step in begun:
         numbers = (step.tokens_read, step.tokens_reused, step.tokens_encoded, step.tokens_generated)
         times = (_seconds(step.ttft_ms), _seconds(step.wall_ms)) if step.attempt else ("", "")
         row = (step.address, step.state, shown_fidelity(step.fidelity), *map(str, numbers), *times)
@@ -214,8 +223,10 @@ def print_results(record: WorkflowRecord) -> None:
     *tokens, ttft_ms, _ = sums(record.steps)
     table.add_section()
     wall = _seconds(record.wall_ms)
-    table.add_row("sum", f"{len(record.steps)} steps", "", *map(str, tokens), _seconds(ttft_ms), wall, style="bold")
+    table.add_row("sum", f"{len(begun)} steps", "", *map(str, tokens), _seconds(ttft_ms), wall, style="bold")
     console.print(table)
+    if len(begun) < len(record.steps):
+        console.print(Text(f"{len(record.steps) - len(begun)} more were not run", "dim"))
     for name, text in record.outputs:
         console.print(Text(f"\n{name}", "bold"))
         console.print(Text(text.strip("\n")), soft_wrap=True)

@@ -35,6 +35,7 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_PREFILL: _ClassVar[FinishReason]
     FINISH_REASON_EXTERNAL: _ClassVar[FinishReason]
     FINISH_REASON_ERROR: _ClassVar[FinishReason]
+    FINISH_REASON_WORKFLOW: _ClassVar[FinishReason]
 
 class WorkflowState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -71,6 +72,7 @@ FINISH_REASON_FORCED: FinishReason
 FINISH_REASON_PREFILL: FinishReason
 FINISH_REASON_EXTERNAL: FinishReason
 FINISH_REASON_ERROR: FinishReason
+FINISH_REASON_WORKFLOW: FinishReason
 WORKFLOW_STATE_UNSPECIFIED: WorkflowState
 WORKFLOW_STATE_RUNNING: WorkflowState
 WORKFLOW_STATE_SUCCEEDED: WorkflowState
