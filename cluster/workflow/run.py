@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from laban.actors.errors import FailedPrecondition, NotFound
 from laban.cluster.workflow.build import build_graph
-from laban.cluster.workflow.children import OUTSIDE, Children, Given, News
+from laban.cluster.workflow.children import OUTSIDE, Children, Given, News, outer_key
 from laban.cluster.workflow.diagnostics import WorkflowErrors
 from laban.cluster.workflow.expressions import ExpressionProblem
 from laban.cluster.workflow.facts import Facts, arguments_of, last_of_each, ordered, role_of, task_of, tries_of
@@ -207,12 +207,30 @@ class Run:
         return self._progress.decisions
 
     def steps_to_execution(self) -> dict[str, int]:
-        """How many steps before each instance that may still run can: 0 for those that run or are ready."""
-        return self.look_ahead().steps_to_execution()
+        """How many steps before each instance that may still run can: 0 for those that run or are ready.
+
+        Runs within are looked into once they have begun; before, and for what comes after, each counts as one step.
+        """
+        found = self.look_ahead().steps_to_execution()
+        for address, inner in self._children.active():
+            found |= {f"{address}/{each}": steps for each, steps in inner.steps_to_execution().items()}
+        return found
 
     def next_uses(self) -> dict[str, tuple[int, str]]:
         """For each message (keys as in ReadRef) that may be read again: in how many steps, and by which instance."""
-        return {key: (use.steps, use.address) for key, use in self.look_ahead().next_uses().items()}
+        uses = [
+            (self._children.named(name), (use.steps, use.address))
+            for key, use in self.look_ahead().next_uses().items()
+            for name in ([one.key for one in self._given[key]] if key in self._given else [key])
+        ]
+        for address, inner in self._children.active():
+            inside = inner.next_uses().items()
+            uses += [(outer_key(address, key), (steps, f"{address}/{by}")) for key, (steps, by) in inside]
+        soonest: dict[str, tuple[int, str]] = {}
+        for key, use in uses:
+            if key not in soonest or use[0] < soonest[key][0]:
+                soonest[key] = use
+        return soonest
 
     def look_ahead(self, likelihoods: Likelihoods | None = None) -> LookAhead:
         """From here; always the same object. It begins at the first call, which says how likely branches are taken."""
