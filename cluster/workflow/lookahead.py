@@ -6,7 +6,7 @@ lookahead_flat.py lays the graph out, lookahead_pass.py goes over it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -20,16 +20,6 @@ from laban.cluster.workflow.progress import Outcome
 from laban.cluster.workflow.states import InstanceState
 
 __all__ = ["Likelihoods", "LookAhead", "Moment", "NextUse"]
-
-_IS_RUNNING: dict[InstanceState, int] = {
-    "waiting": 0,
-    "ready": 0,
-    "running": 1,
-    "succeeded": 0,
-    "failed": 0,
-    "skipped": 0,
-    "cancelled": 0,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +61,20 @@ class LookAhead:
         self._outcomes: dict[str, Outcome] | None = None
         self._num_seen = 0
         self._running = np.zeros(len(self._addresses), np.int8)
-        self._compute()
+        self._compute({})
 
     def update(self, now: Moment) -> None:
         """Look ahead from here: `now` is the run's Progress. One that goes on is told apart by its outcomes."""
         if now.outcomes is not self._outcomes:
             self._codes[:] = self._pass.OPEN
+            self._running[:] = 0
             self._outcomes, self._num_seen = now.outcomes, 0
         for unit in islice(reversed(now.outcomes), len(now.outcomes) - self._num_seen):
             row = self._row_of.get(unit)
             if row is not None:  # not an output
                 self._codes[row] = self._code(unit, now)
         self._num_seen = len(now.outcomes)
-        self._running[:] = np.frombuffer(bytes(map(_IS_RUNNING.__getitem__, now.states.values())), np.int8)
-        self._compute()
+        self._compute(now.states)
 
     def steps_to_execution(self) -> dict[str, int]:
         """Of each instance that may still run, or is running, in the graph's order."""
@@ -117,8 +107,10 @@ class LookAhead:
         open_ = self._codes[row] == self._pass.OPEN and self._run[row] < self._pass.INF
         return bool(open_ and not self._running[node])
 
-    def _compute(self) -> None:
+    def _compute(self, states: Mapping[str, InstanceState]) -> None:
         self._pass.look(self._flat, self._codes, self._run, self._gone, self._lost, self._likely, self._scratch)
+        can_begin = np.flatnonzero((self._run[self._flat.nodes] == 0) & (self._running == 0)).tolist()
+        self._running[[node for node in can_begin if states.get(self._addresses[node]) == "running"]] = 1
         self._pass.find_uses(
             self._flat, self._codes, self._running, self._run, self._likely, self._readers, self._message_readers
         )

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 jit: Any
+inlined: Any  # what each row calls: to hand the graph over takes longer than to look at a row
 try:
     import numba
 
-    jit = numba.njit(cache=True)
+    jit, inlined = numba.njit(cache=True), numba.njit(cache=True, inline="always")
 except ImportError:  # numba is not installed, or not for this machine: as right, a hundred times slower
-    jit = lambda function: function  # noqa: E731
-
+    jit = inlined = lambda function: function
 
 INF = 1 << 30
 Bytes = NDArray[np.int8]
@@ -90,7 +90,7 @@ def nth(times: Ints, begin: int, size: int, number: int) -> int:
     return low
 
 
-@jit  # type: ignore[untyped-decorator]
+@inlined  # type: ignore[untyped-decorator]
 def look_at_joins(
     flat: Flat, codes: Bytes, run: Ints, gone: Ints, lost: Ints, likely: Floats, row: int, out: Ints
 ) -> float:
@@ -244,7 +244,7 @@ def find_uses(
             message_readers[message] = -1
 
 
-@jit  # type: ignore[untyped-decorator]
+@inlined  # type: ignore[untyped-decorator]
 def sooner(flat: Flat, run: Ints, likely: Floats, node: int, other: int) -> bool:
     """Whether one instance reads before another: sooner, or more likely, or earlier in the graph."""
     if other < 0:

@@ -120,6 +120,18 @@ def test_a_running_instance_has_read_what_it_reads() -> None:
     assert run.look_ahead().next_use("a") == NextUse(1, "b", 1.0)
 
 
+def test_the_other_branch_is_not_waited_for() -> None:
+    text = """
+steps:
+  - {step: a, read: [m]}
+  - {step: slow, read: [m, "slow[previous]"], rounds: 4}
+  - when: a.text == "x"
+    steps: [{step: b, read: [a]}]
+    otherwise: [{step: c, read: [b, "slow[4]"], join: any}]
+"""
+    assert after(text).look_ahead().steps_to_execution()["c"] == 4
+
+
 def test_two_reads_of_one_branch_may_be_expected_too_early() -> None:
     """Each can be there, or absent, at the soonest; not both ways in one run."""
     text = """
