@@ -61,6 +61,9 @@ EXAMPLES = {
     "graph": """\
     laban graph examples/parallel_debate.yaml
     laban graph flow.yaml --svg flow.svg""",
+    "schema": """\
+    laban schema > workflow.schema.json       then begin a workflow with the line
+                                              # yaml-language-server: $schema=workflow.schema.json""",
     "new": """\
     laban new flow.yaml && laban run flow.yaml""",
     "config": """\
@@ -167,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     graph.add_argument("file", metavar="FILE", help=FILE_HELP)
     graph.add_argument("--svg", metavar="OUT", help="write a picture to this file, instead of lines here")
 
+    command("schema", "print the JSON Schema of workflow files, for editors")
     command("new", "write a workflow to start from").add_argument("file", metavar="FILE", help="to be made")
 
     config = command("config", "print the configuration as resolved, every field explained")

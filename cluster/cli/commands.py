@@ -177,6 +177,13 @@ def graph(arguments: Namespace) -> int:
     return graph(arguments)
 
 
+def schema(arguments: Namespace) -> int:
+    from laban.cluster.workflow.reference import schema_text
+
+    print(schema_text(), end="")
+    return 0
+
+
 def new(arguments: Namespace) -> int:
     from laban.cluster.cli.new import new
 
