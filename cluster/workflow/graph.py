@@ -43,7 +43,7 @@ class Bound:
 
     expression: Expression
     uses: tuple[Use, ...]
-    own: Mapping[str, object]
+    own: Mapping[str, object] = field(hash=False)
     loc: Loc
 
     @property

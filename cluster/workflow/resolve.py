@@ -14,6 +14,7 @@ from laban.cluster.workflow.diagnostics import suggest
 from laban.cluster.workflow.selectors import Selector, Winner
 
 Member = str | int
+SEVERAL = ("all", "others", "batch")  # members that a read may name at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class Selection:
     @property
     def many(self) -> bool:
         """Whether it may select several instances for one reader."""
-        return self.member in ("all", "others", "batch") or self.round == "all"
+        return self.member in SEVERAL or self.round == "all"
 
     def candidates(self) -> frozenset[str]:
         """Those of the selected instances that the vote itself waits for."""
@@ -110,7 +111,7 @@ class Selection:
 
     def width(self) -> int:
         """At most this many instances are selected."""
-        one = self.member is None or self.member not in ("all", "others", "batch")
+        one = self.member is None or self.member not in SEVERAL
         members = 1 if one and not isinstance(self.member, Winner) else len(self.target.members or ())
         members = min(members, self.batch_size) if self.member == "batch" else members
         return members * ((self.target.rounds or 1) if self.round in ("all", "last") else 1)

@@ -9,7 +9,7 @@ from laban.cluster.workflow.blocks import Layout, Placed
 from laban.cluster.workflow.diagnostics import MAX_PROBLEMS, Loc, Problem, suggest
 from laban.cluster.workflow.expressions import BUILT_IN_VALUES, Expression, Reference, parse_expression
 from laban.cluster.workflow.graph import Bound, Fidelity, Source, Use, end_unit, prompt_key, vote_unit
-from laban.cluster.workflow.resolve import Ballot, Member, ReadProblem, Selection, Shape, resolve
+from laban.cluster.workflow.resolve import SEVERAL, Ballot, Member, ReadProblem, Selection, Shape, resolve
 from laban.cluster.workflow.schema import Read, Step, Workflow
 from laban.cluster.workflow.selectors import Winner, parse_selector
 
@@ -87,9 +87,9 @@ class Scope:
             order = None
             if read.order is not None:
                 order = self.mean(read.order, reader, (*loc, "order"), own_names(placed))
-                if not chosen.many if chosen is not None else self._is_one(read):
-                    problem = "an order of one message"
-                    self.problems.append(Problem((*loc, "order"), problem, expected="a read of several"))
+                if chosen.member not in SEVERAL if chosen is not None else self._is_one(read):
+                    problem = "an order where there is one member to read"
+                    self.problems.append(Problem((*loc, "order"), problem, expected="a read of several members"))
             found.append(Entry(read, chosen, order))
         return found
 

@@ -102,7 +102,9 @@ def errors(body: str) -> list[Diagnostic]:
         ("- {step: a, values: {v: {one_of: []}}}", 6, "steps[0].values.v.one_of", "at least 1 long"),
         ("- {step: a, values: ok}", 6, "steps[0].values", "a mapping"),
         # Orders.
-        ("- {step: a, read: [{read: q, order: q.text}]}", 6, "steps[0].read[0].order", "an order of one message"),
+        ("- {step: a, read: [{read: q, order: q.text}]}", 6, "steps[0].read[0].order", "there is one member"),
+        (LOOP + '- {step: b, read: [{read: "a[all]", order: "[2]"}]}', 9, "steps[1].read[0].order", "one member"),
+        ("- {step: a, agent: ann, read: [{read: prompt, order: '[2]'}]}", 6, "steps[0].read[0].order", "one member"),
         ("- {step: a, count: 2}\n- {step: b, read: [{read: a, order: nme}]}", 7, "steps[1].read[0].order", "'nme'"),
         # External steps and attempts.
         ("- {step: a, external: {args: {x: nme.text}}}", 6, "steps[0].external.args.x", "unknown message or step"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from workflow_play import HEAD, play
 
+from laban.cluster.workflow.lint import lint
 from laban.cluster.workflow.parse import parse_yaml
 from laban.cluster.workflow.run import Run
 
@@ -58,6 +59,12 @@ steps:
 def test_an_order_takes_all_rounds_of_its_members() -> None:
     body = "steps:\n- {step: a, for_each: 2, rounds: 2}\n- {step: f, read: [{read: 'a[all,all]', order: '[2, 1]'}]}"
     assert play(body).reads("f") == "a[2,1] a[2,2] a[1,1] a[1,2]"
+
+
+def test_greedy_members_that_read_in_some_order_lint_clean() -> None:
+    body = "steps:\n- {step: a, count: 2, sampling: {temperature: 1}}\n"
+    body += "- {step: f, count: 2, read: [{read: a, order: '[index]'}]}"
+    assert lint(parse_yaml(HEAD + body)).ok
 
 
 def test_an_order_in_a_loop() -> None:
