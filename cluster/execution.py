@@ -20,10 +20,10 @@ from laban.cluster.dispatch import Dispatcher
 from laban.cluster.external import ExternalSteps
 from laban.cluster.lease_desk import LeaseDesk
 from laban.cluster.messages import MessageBook, Opening
+from laban.cluster.nested import NestedSteps
 from laban.cluster.records import TERMINAL_STEP, ErrorInfo, LeaseMessage, StepResult, StepState, WorkflowState
 from laban.cluster.slots import Order
 from laban.cluster.views import Entry
-from laban.cluster.workflow.children import Began
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.states import ReadyStep
 
@@ -57,8 +57,7 @@ class Execution:
         self._on_end = on_end
         self._error: ErrorInfo | None = None
         self._steps: dict[str, ReadyStep] = {}
-        self._fixed = dict(run.messages)  # messages that no call makes
-        self._begun_at: dict[str, float] = {}  # steps that run a workflow; seconds, monotonic
+        self._nested = NestedSteps(self.board, run.messages)
         self.decisions: Mapping[str, bool] = {}  # what its branches and loops came to, once it has ended
         self._open: dict[str, Attempt] = {}
         self.external = ExternalSteps(self.board, self._open, desk, self)
@@ -132,38 +131,9 @@ class Execution:
         self._settle()
 
     def _take_news(self, run: Run) -> None:
-        """Show and read what the runs of steps with `workflow` began and ended."""
         book = self._book
         assert book is not None
-        for news in run.take_news():
-            address = news.address
-            if isinstance(news, Began):
-                self.board.add_steps(StepResult(each.address, each.step, each.agent) for each in news.instances)
-                self.board.set_state(address, "running", attempt=1)
-                self._begun_at[address] = time.monotonic()
-                self._fixed |= {message.key: message for message in news.messages}
-                try:
-                    for message in news.messages:
-                        book.add_text(message.key, message.role, message.text, message.name, path=message.key)
-                except LabanError as error:
-                    run.fail(address, str(error))
-                continue
-            passed_ms = (time.monotonic() - self._begun_at.pop(address, time.monotonic())) * 1000.0
-            result = replace(
-                self.board.steps[address],
-                state=news.state,
-                text=news.text,
-                values=run.values(address),
-                finish_reason="workflow",
-                wall_ms=passed_ms,
-            )
-            if news.message is not None:
-                book.add_text(address, news.message.role, news.message.text, news.message.name, path=address)
-                self._fixed[address] = news.message
-            if news.state == "failed":
-                self._error = ErrorInfo("FAILED_PRECONDITION", news.reason)
-                result = replace(result, error=self._error, finish_reason="error" if news.text else "")
-            self.board.end_step(result)
+        self._error = self._nested.take_news(run, book) or self._error
 
     def _begin(self, step: ReadyStep, orders: list[Order]) -> None:
         address, task = step.address, step.task
@@ -277,7 +247,7 @@ class Execution:
         step = self._steps.get(key)
         if step is not None:
             return LeaseMessage(key, step.role, step.name or "", step.prefill + self.board.steps[key].text)
-        fixed = self._fixed[key]
+        fixed = self._nested.fixed[key]
         return LeaseMessage(key, fixed.role, fixed.name or "", fixed.text)
 
     def _settle(self) -> None:

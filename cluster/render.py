@@ -225,8 +225,9 @@ def print_results(record: WorkflowRecord) -> None:
     wall = _seconds(record.wall_ms)
     table.add_row("sum", f"{len(begun)} steps", "", *map(str, tokens), _seconds(ttft_ms), wall, style="bold")
     console.print(table)
-    if len(begun) < len(record.steps):
-        console.print(Text(f"{len(record.steps) - len(begun)} more were not run", "dim"))
+    num_left = len(record.steps) - len(begun)
+    if num_left:
+        console.print(Text(f"{num_left} more {'was' if num_left == 1 else 'were'} not run", "dim"))
     for name, text in record.outputs:
         console.print(Text(f"\n{name}", "bold"))
         console.print(Text(text.strip("\n")), soft_wrap=True)

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Literal
 
 from laban.actors.errors import FailedPrecondition, NotFound
 from laban.cluster.workflow.build import build_graph
-from laban.cluster.workflow.children import OUTSIDE, Children, Given, News, outer_key
+from laban.cluster.workflow.children import Children, Given, News, outer_key
 from laban.cluster.workflow.diagnostics import WorkflowErrors
 from laban.cluster.workflow.expressions import ExpressionProblem
-from laban.cluster.workflow.facts import Facts, arguments_of, last_of_each, ordered, role_of, task_of, tries_of
-from laban.cluster.workflow.graph import Node, OutputNode, Source, StepGraph, winner_keys
+from laban.cluster.workflow.facts import Facts, arguments_of, role_of, task_of, tries_of
+from laban.cluster.workflow.graph import Node, StepGraph
 from laban.cluster.workflow.inputs import check_inputs
 from laban.cluster.workflow.overrides import check_fidelity, plan_sampling
 from laban.cluster.workflow.progress import Progress
+from laban.cluster.workflow.reading import Reading
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import (
     InstanceState,
@@ -91,6 +92,7 @@ class Run:
         self._facts = Facts(graph, values, known)
         self._progress = Progress(graph, self._facts.holds, self._facts.count)
         self._children = Children()
+        self._reading = Reading(graph, self._facts, self._progress, self._given, self._children.named)
         self._fidelity = fidelity
         self._look_ahead: LookAhead | None = None
 
@@ -191,7 +193,7 @@ class Run:
         if self.state != "succeeded":
             return {}
         there = (o for o in self.graph.outputs.values() if self._progress.outcomes[o.unit] == "there")
-        return {output.name: self._output(output) for output in there}
+        return {output.name: self._reading.text_of(output) for output in there}
 
     def skipped(self) -> tuple[str, ...]:
         """Instances that will never finish, though the run goes on or ended well: abort those that are running."""
@@ -243,7 +245,7 @@ class Run:
 
     def keys_of_output(self, name: str) -> list[str]:
         """The messages that an output of a run that succeeded consists of."""
-        return [self._children.named(key) for key in self._keys(self.graph.outputs[name].source)]
+        return [self._children.named(key) for key in self._reading.keys(self.graph.outputs[name].source)]
 
     def _inner(self, address: str) -> tuple[Run | None, str]:
         """The run within that an instance belongs to, and its address there; None for one of this run's own."""
@@ -259,15 +261,12 @@ class Run:
         assert step.workflow is not None
         try:
             inputs = arguments_of(node, self._facts)
-            given = {name: self._stand_ins(source) for name, source in node.bindings.items()}
+            given = {name: self._reading.stand_ins(source) for name, source in node.bindings.items()}
             inner = Run(self.graph.workflow.workflows[step.workflow], inputs, Overrides(self._fidelity), given)
         except (ExpressionProblem, WorkflowErrors) as error:
             return self._fail_child(address, str(error))
         self._children.start(address, inner)
         return self._follow(address)
-
-    def _stand_ins(self, source: Source) -> tuple[Given, ...]:
-        return tuple(Given(OUTSIDE + self._children.named(key), self._facts.text(key)) for key in self._keys(source))
 
     def _follow(self, address: str) -> None:
         """Take over what became of a run within."""
@@ -319,7 +318,7 @@ class Run:
         problem, task = "", None
         reads: tuple[ReadRef, ...] = ()
         try:
-            reads = tuple(ref for source in node.sources for ref in self._refs(source))
+            reads = tuple(ref for source in node.sources for ref in self._reading.refs(source))
             if node.step.external is not None:
                 task = task_of(node, self._facts)
         except ExpressionProblem as error:
@@ -343,35 +342,3 @@ class Run:
             task=task,
             problem=problem,
         )
-
-    def _refs(self, source: Source) -> list[ReadRef]:
-        keys = (self._children.named(key) for key in self._keys(source))
-        return [ReadRef(key, source.fidelity, source.begin, source.end) for key in keys]
-
-    def _keys(self, source: Source) -> list[str]:
-        """The messages that a source stands for now: those of its instances that are there."""
-        keys = self._there(source)
-        if source.order is None:
-            return keys
-        members = dict(zip(source.keys, source.members, strict=True))
-        return ordered(keys, members, self._facts.evaluate(source.order))
-
-    def _there(self, source: Source) -> list[str]:
-        if source.fixed:
-            names = ([one.key for one in self._given[k]] if k in self._given else [k] for k in source.keys)
-            return [key for keys in names for key in keys]
-        texts = self._facts.texts
-        if source.num_rounds:
-            return last_of_each(source.keys, source.num_rounds, texts)
-        if source.vote is None:
-            return [key for key in source.keys if key in texts]
-        vote = self.graph.votes[source.vote]
-        tally = self._progress.tallies.get(vote.unit)
-        if tally is None:  # a join fired without the vote
-            return []
-        return [key for key in winner_keys(source, vote, tally.winner) if key in texts]
-
-    def _output(self, output: OutputNode) -> str:
-        if output.source.fixed:
-            return output.separator.join(self._facts.text(key) for key in output.source.keys)
-        return output.separator.join(self._facts.text(key) for key in self._keys(output.source))
