@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from itertools import accumulate
+from operator import and_, or_
 
 import numpy as np
 
@@ -37,9 +39,9 @@ class _Rows:
         self.graph = graph
         self.rows: list[tuple[int, int, list[tuple[int, int, int]], bool, int]] = [(SEEN, NEVER, [], False, -1)]
         self.row_of: dict[str, int] = {}
-        self.joins: dict[tuple[tuple[tuple[int, int, int, int], ...], int], int] = {}
+        self.joins: dict[tuple[tuple[tuple[int, int, int, int, int], ...], int], int] = {}
         self._bits: dict[GateUse, int] = {}
-        self._needs: dict[str, int] = {}  # a mask of what a unit's gates must decide, and theirs in turn
+        self._needs: dict[str, int] = {}  # a mask of what gates must decide for a unit to be there
         self._against: dict[str, int] = {}  # a mask of the decisions by which a unit can be gone
         self._seen: dict[tuple[str, int], int] = {}
         self._votes = {vote.unit: vote for vote in graph.votes.values()}
@@ -50,7 +52,7 @@ class _Rows:
         graph, vote = self.graph, self._votes.get(unit)
         if unit in graph.loops:
             loop = graph.loops[unit]
-            self._needs[unit], self._against[unit] = 0, self._against[loop.gates[0]]
+            self._needs[unit], self._against[unit] = self._needs[loop.gates[0]], self._against[loop.gates[0]]
             uses = [self._use(GateUse(gate, True), self.row_of[gate]) for gate in loop.gates]
             self.row_of[unit] = self._append(LOOP, None, uses, loop.fails)
             return
@@ -60,16 +62,19 @@ class _Rows:
             needs |= self._bit(use) | self._needs[use.gate]
             other = GateUse(use.gate, not use.holds)
             against |= (self._bit(other) if self._may(other) else 0) | self._against[use.gate]
-        self._needs[unit] = needs
         waits = self._waits_of(unit)
+        if waits and unit not in graph.gates:  # one of them at least must be there
+            needs |= reduce(and_, (self._needs[wait] for wait in waits))
+        self._needs[unit] = needs
         can_go = [self._against[wait] for wait in waits]
         dead = unit not in graph.gates and bool(waits) and all(can_go)
-        self._against[unit] = against | (_union(can_go) if dead else 0)
+        self._against[unit] = against | (reduce(or_, can_go) if dead else 0)
         opposite = _swapped(needs)
         entries = []
         for wait in waits:
-            runs = NEVER if opposite & self._needs[wait] else self.row_of[wait]
-            entries.append((self.row_of[wait], runs, self._gone(wait, opposite), _role(vote, wait)))
+            row = self.row_of[wait]
+            runs = NEVER if opposite & self._needs[wait] else row
+            entries.append((row, runs, self._gone(wait, opposite), row, _role(vote, wait)))
         uses = [self._use(use, self.row_of[use.gate]) for use in gates]
         kind = NODE if unit in graph.nodes else GATE if vote is None else VOTE
         required = graph.nodes[unit].required if kind == NODE else 0 if vote is None else vote.quorum
@@ -88,7 +93,7 @@ class _Rows:
         if (unit, without) not in self._seen:
             uses = [self._use(use, self._gone(use.gate, without, depth + 1), without) for use in self._gates_of(unit)]
             waits = () if unit in self.graph.gates else self._waits_of(unit)
-            entries = [(self.row_of[wait], NEVER, self._gone(wait, without, depth + 1), 0) for wait in waits]
+            entries = [(self.row_of[wait], NEVER, NEVER, self._gone(wait, without, depth + 1), 0) for wait in waits]
             join = self._join(entries, 0)
             self._seen[unit, without] = self._append(SEEN, self.row_of[unit], uses, join=join)
         return self._seen[unit, without]
@@ -100,7 +105,7 @@ class _Rows:
         self.rows.append((kind, row if unit is None else unit, uses, fails, join))
         return row
 
-    def _join(self, entries: list[tuple[int, int, int, int]], required: int) -> int:
+    def _join(self, entries: list[tuple[int, int, int, int, int]], required: int) -> int:
         return self.joins.setdefault((tuple(entries), required), len(self.joins)) if entries else -1
 
     def _gates_of(self, unit: str) -> Sequence[GateUse]:
@@ -160,7 +165,8 @@ def flatten(graph: StepGraph, keys: Sequence[str], holds: Sequence[float]) -> tu
         waits=_ints(entry[0] for entry in entries),
         wait_runs=_ints(entry[1] for entry in entries),
         wait_gone=_ints(entry[2] for entry in entries),
-        wait_flags=_bytes(entry[3] for entry in entries),
+        wait_dead=_ints(entry[3] for entry in entries),
+        wait_flags=_bytes(entry[4] for entry in entries),
         required=_ints(required for _, required in made.joins),
         holds=likely,
         nodes=_ints(made.row_of[address] for address in graph.nodes),
@@ -177,13 +183,6 @@ def _role(vote: VoteNode | None, wait: str) -> int:
     if vote is None:
         return 0
     return (VOTER if wait in vote.voters else 0) | (CANDIDATE if wait in vote.candidates else 0)
-
-
-def _union(masks: Iterable[int]) -> int:
-    union = 0
-    for mask in masks:
-        union |= mask
-    return union
 
 
 def _swapped(mask: int) -> int:

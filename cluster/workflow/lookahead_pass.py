@@ -58,7 +58,8 @@ class Flat(NamedTuple):
     join_at: Ints
     waits: Ints  # the unit's row
     wait_runs: Ints  # that row, or NEVER
-    wait_gone: Ints
+    wait_gone: Ints  # the row whose `gone` counts if the reader is to run
+    wait_dead: Ints  # and if it is not
     wait_flags: Bytes
     required: Ints  # [num_joins]; of a vote: the quorum
     holds: Floats  # [num_rows]: how likely each gate holds
@@ -106,28 +107,30 @@ def look_at_joins(
     first, second = 4, 4 + num
     is_vote = flat.kinds[row] == VOTE
     num_left = num_first = num_second = 0
-    fewest, all_resolved, all_ended, all_gone, one_lost, one = INF, -1, -1, -1, INF, INF
+    fewest, all_resolved, all_ended, all_over, all_gone, one_lost, one = INF, -1, -1, -1, -1, INF, INF
     candidate, no_candidate = INF, -1
     chance = 0.0
     for at in range(begin, end):
         unit = flat.waits[at]
         runs, goes, loses = run[flat.wait_runs[at]], gone[flat.wait_gone[at]], lost[unit]
+        dies = gone[flat.wait_dead[at]]
         code = codes[unit]
         if code in (THERE, SILENT):
             runs = -1
         elif code == ABSENT:
-            goes = -1
+            goes = dies = -1
         num_left += code != ABSENT
         resolved = min(runs, goes)
         fewest = min(fewest, runs)
         all_resolved = max(all_resolved, resolved)
         all_ended = max(all_ended, -1 if code != OPEN else min(resolved, loses))
-        all_gone = max(all_gone, goes)
+        all_over = max(all_over, -1 if code != OPEN else min(runs, min(dies, loses)))
+        all_gone = max(all_gone, dies)
         one_lost = min(one_lost, loses)
         chance = max(chance, likely[unit])
         if is_vote:
             one = min(one, min(runs, loses))
-            missing = -1 if code == SILENT else min(goes, loses)
+            missing = -1 if code == SILENT else min(dies, loses)
             if flat.wait_flags[at] & VOTER:
                 out[second + num_second] = missing
                 num_second += 1
@@ -140,7 +143,7 @@ def look_at_joins(
                     candidate = min(candidate, runs)
         else:
             out[first + num_first] = runs
-            out[second + num_second] = min(goes, loses)
+            out[second + num_second] = min(dies, loses)
             num_first += 1
             num_second += 1
     required = flat.required[join]
@@ -148,7 +151,7 @@ def look_at_joins(
     if is_vote:
         out[0] = max(all_ended, max(nth(out, first, num_first, required), candidate))
         too_few = nth(out, second, num_second, num_second - required + 1)
-        out[3] = max(all_ended, max(min(too_few, no_candidate), one))
+        out[3] = max(all_over, max(min(too_few, no_candidate), one))
     else:
         out[0] = max(all_resolved, fewest)
         if required < num_left:

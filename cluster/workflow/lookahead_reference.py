@@ -6,10 +6,11 @@ Of each unit that has not ended, over all that may still happen (gates decide ei
 - gone: the fewest steps until it is known that a branch not taken, or a loop's end, keeps it from running (absent).
 - lost: the same of what should have been there: after a loop that fails, after a vote with too few voters.
 
--1 has happened, INF cannot happen. Each is a time before which it cannot be, so nothing is expected too late. It is
-exact but where what one unit waits for hangs on one gate in two ways: either is then taken at its soonest, though both
-may not come to pass in one run, and what is expected may be too early. Nor does it foresee what a join cancels, how
-many instances `max_parallel` holds back, or that the run fails meanwhile.
+-1 has happened, INF cannot happen. Each is a time before which it cannot be, so nothing is expected too late. What a
+unit waits for is taken to agree with the decisions that the unit cannot do without; else each wait is taken at its
+soonest. That is exact, but where two waits hang on one gate and cannot both be at their soonest in one run: there it
+may be too early. Nor does it foresee what a join cancels, how many instances `max_parallel` holds back, or that the run
+fails meanwhile.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ class Reference:
         self._votes = {vote.unit: vote for vote in graph.votes.values()}
         self._rank = {unit: rank for rank, unit in enumerate(graph.order)}
         self.run, self.gone, self.lost = cache(self._run), cache(self._gone), cache(self._lost)
-        self.likely, self.excluded = cache(self._likely), cache(self._excluded)
+        self.likely, self.needs = cache(self._likely), cache(self._needs)
         for unit in graph.order:  # shallow recursion
-            self.excluded(unit), self.run(unit), self.gone(unit), self.lost(unit), self.likely(unit)
+            self.needs(unit), self.run(unit), self.gone(unit), self.lost(unit), self.likely(unit)
 
     def _run(self, unit: str) -> int:
         if unit in self._now.outcomes:
@@ -77,9 +78,7 @@ class Reference:
         if not left:
             return -1
         runs = [self._run_for(wait, node.address) for wait in left]
-        resolved = [
-            min(run, self._gone_for(wait, node.address, frozenset())) for wait, run in zip(left, runs, strict=True)
-        ]
+        resolved = [min(run, self._gone_for(wait, node.address)) for wait, run in zip(left, runs, strict=True)]
         return min(_nth(runs, min(node.required, len(left))), max(*resolved, min(runs)))
 
     def _gone(self, unit: str, without: frozenset[GateUse] = frozenset()) -> int:
@@ -92,7 +91,7 @@ class Reference:
         each = self._unit(unit)
         against = [self._decided_against(use, without) for use in each.gates]
         if isinstance(each, Node) and each.waits:
-            against.append(max(self._gone_for(wait, unit, without) for wait in each.waits))
+            against.append(max(self.gone(wait, without) for wait in each.waits))
         return min(against, default=INF)
 
     def _lost(self, unit: str) -> int:
@@ -106,11 +105,12 @@ class Reference:
             voters = _nth([self._missing(voter) for voter in vote.voters], len(vote.voters) - vote.quorum + 1)
             candidates = max(self._missing(candidate) for candidate in vote.candidates)
             one = min(min(self.run(wait), self.lost(wait)) for wait in vote.waits)
-            return max(self._all_ended(vote), min(voters, candidates), one)
+            over = max(min(self.run(wait), self._missing(wait)) for wait in vote.waits)
+            return max(over, min(voters, candidates), one)
         each = self._unit(unit)
         if isinstance(each, Gate) or not each.waits:
             return INF
-        missing = [min(self._gone_for(wait, unit, frozenset()), self.lost(wait)) for wait in each.waits]
+        missing = [min(self.gone(wait), self.lost(wait)) for wait in each.waits]
         return max(min(map(self.lost, each.waits)), _nth(missing, len(each.waits) - each.required + 1))
 
     def _likely(self, unit: str) -> float:
@@ -129,24 +129,30 @@ class Reference:
             chain = self.likely(use.gate) * (holds if use.holds else 1.0 - holds)
         return chain if isinstance(each, Gate) else min(chain, max(map(self.likely, each.waits), default=1.0))
 
-    def _excluded(self, unit: str) -> frozenset[GateUse]:
-        """The decisions that would keep a node or a gate from running, by its gates and theirs in turn."""
-        if unit not in self._graph.nodes and unit not in self._graph.gates:
-            return frozenset()
-        against: set[GateUse] = set()
-        for use in self._unit(unit).gates:
-            against |= {GateUse(use.gate, not use.holds)} | self.excluded(use.gate)
-        return frozenset(against)
+    def _needs(self, unit: str) -> frozenset[GateUse]:
+        """The decisions without which a unit cannot be there, or a gate be asked: by its gates, theirs in turn, and
+        what all of its waits need, of which one at least must be there."""
+        if unit in self._graph.loops:
+            return self.needs(self._graph.loops[unit].gates[0])
+        each = self._votes.get(unit) or self._unit(unit)
+        needs: frozenset[GateUse] = frozenset()
+        for use in () if isinstance(each, VoteNode) else each.gates:
+            needs |= {use} | self.needs(use.gate)
+        if isinstance(each, Gate) or not each.waits:
+            return needs
+        return needs | frozenset.intersection(*map(self.needs, each.waits))
+
+    def _excluded(self, reader: str) -> frozenset[GateUse]:
+        """Decisions that do not come about if the reader runs."""
+        return frozenset(GateUse(use.gate, not use.holds) for use in self.needs(reader))
 
     def _run_for(self, wait: str, reader: str) -> int:
         """INF if one of the two needs a gate to hold and the other needs it not to."""
-        other_way = {GateUse(use.gate, not use.holds) for use in self.excluded(wait)}
-        clash = unended(self._now, wait) and any(use in self.excluded(reader) for use in other_way)
+        clash = wait not in self._now.outcomes and self.needs(wait) & self._excluded(reader)
         return INF if clash else self.run(wait)
 
-    def _gone_for(self, wait: str, reader: str, without: frozenset[GateUse]) -> int:
-        """As a reader sees it that is not gone itself by the same decisions."""
-        return self.gone(wait, without | self.excluded(reader))
+    def _gone_for(self, wait: str, reader: str) -> int:
+        return self.gone(wait, self._excluded(reader))
 
     def _all_ended(self, each: Gate | VoteNode) -> int:
         return max((self._ended(wait, each.unit) for wait in each.waits), default=-1)
@@ -154,7 +160,7 @@ class Reference:
     def _ended(self, wait: str, reader: str) -> int:
         if wait in self._now.outcomes:
             return -1
-        return min(self._run_for(wait, reader), self._gone_for(wait, reader, frozenset()), self.lost(wait))
+        return min(self._run_for(wait, reader), self._gone_for(wait, reader), self.lost(wait))
 
     def _missing(self, unit: str) -> int:
         return min(self.gone(unit), self.lost(unit)) if self._has_text(unit) else -1
@@ -184,10 +190,6 @@ class Reference:
 
     def _unit(self, unit: str) -> Node | Gate:
         return self._graph.nodes[unit] if unit in self._graph.nodes else self._graph.gates[unit]
-
-
-def unended(now: Moment, unit: str) -> bool:
-    return unit not in now.outcomes
 
 
 def _nth(times: Iterable[int], nth: int) -> int:

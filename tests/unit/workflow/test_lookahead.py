@@ -132,16 +132,31 @@ steps:
     assert after(text).look_ahead().steps_to_execution()["c"] == 4
 
 
-def test_two_reads_of_one_branch_may_be_expected_too_early() -> None:
-    """Each can be there, or absent, at the soonest; not both ways in one run."""
+def test_reads_of_one_branch_are_there_together() -> None:
     text = """
 steps:
   - {step: a, read: [m]}
   - when: a.text == "x"
     steps: [{step: b, read: [a]}, {step: c, read: [b]}]
-  - {step: d, read: [b, c]}
+  - {step: d, rounds: 3, read: [b, c, "d[previous]"]}
 """
-    assert after(text).look_ahead().steps_to_execution()["d"] == 2  # in truth 3
+    assert after(text).look_ahead().steps_to_execution()["d[3]"] == 5
+
+
+def test_reads_that_hang_on_one_gate_in_two_ways_may_be_expected_too_early() -> None:
+    """`d` is soonest if the branch is taken, `e` if it is not: never both."""
+    text = """
+steps:
+  - {step: a, read: [m]}
+  - {step: late, rounds: 5, read: [m, "late[previous]"]}
+  - when: a.text == "x"
+    steps: [{step: b, read: [a]}]
+    otherwise: [{step: c, read: [a]}]
+  - {step: d, read: [b, "late[5]"], join: any}
+  - {step: e, read: [c, "late[5]"], join: any}
+  - {step: f, read: [d, e]}
+"""
+    assert after(text).look_ahead().steps_to_execution()["f"] == 3  # in truth 6
 
 
 def test_an_update_for_another_run_starts_over() -> None:

@@ -202,12 +202,14 @@ def independent(graph: StepGraph, now: Progress) -> set[str]:
             continue
         if unit in graph.loops:
             gates = graph.loops[unit].gates
-            hangs[unit] = frozenset().union(*(hangs[gate] for gate in gates))
+            hangs[unit], needs[unit] = frozenset().union(*(hangs[gate] for gate in gates)), needs[gates[0]]
             clean |= {unit} if clean.issuperset(gates) else set()
             continue
         each = votes.get(unit) or graph.nodes.get(unit) or graph.gates[unit]
         uses = getattr(each, "gates", ())
         needs[unit] = frozenset(uses).union(*(needs[use.gate] for use in uses))
+        if unit not in graph.gates and each.waits:
+            needs[unit] |= frozenset.intersection(*(needs[wait] for wait in each.waits))
         fixed = {use.gate for use in needs[unit]}
         around = frozenset().union(*(hangs[use.gate] for use in uses))
         parts = [hangs[wait] for wait in each.waits]
