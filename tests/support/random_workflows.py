@@ -7,6 +7,7 @@ that may.
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from typing import Any
 
 from hypothesis import strategies as st
@@ -90,7 +91,7 @@ class _Writer:
             reads.append(f"{name}[{','.join([*who, self.pick(['all', 'previous'])])}]")
         for _ in range(self._draw(st.integers(0, 3)) if self.known else 0):
             reads.append(self._read(loop, step))
-            waits = True
+            waits = waits or "previous" not in str(reads[-1])
         if self._control and self.often():
             step["when"] = self.condition(loop, step)
         if self._control:
@@ -207,6 +208,6 @@ def workflows(draw: st.DrawFn, control: bool = True) -> dict[str, Any]:
     data["fidelity"] = draw(st.sampled_from(["exact", "direct"]))
     writer = _Writer(draw, control)
     data["steps"] = draw(st.permutations(writer.entries(4, None, 2)))
-    data["workflows"] = {"inner": INNER} if writer.uses_inner else {}
+    data["workflows"] = {"inner": deepcopy(INNER)} if writer.uses_inner else {}
     data["outputs"] = {f"o{number}": step["step"] for number, (step, _) in enumerate(writer.known)}
     return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import yaml
@@ -154,6 +155,7 @@ ODD = [
 @relaxed
 @given(workflows(), st.data(), st.randoms(use_true_random=False))
 def test_damaged_parts_are_reported_with_a_line(data: dict[str, Any], choices: st.DataObject, random: Any) -> None:
+    data = deepcopy(data)  # parts of it belong to the strategy
     for _ in range(choices.draw(st.integers(1, 3))):
         *way, last = choices.draw(st.sampled_from(list(places(data))))
         parent: Any = data
