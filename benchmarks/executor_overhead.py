@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What the executor and the look-ahead cost a step.")
     add_arguments(parser)
     parser.add_argument("--steps", type=int, default=1000, help="of each workflow")
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=9)
     args = parser.parse_args(arguments)
     if args.quick:
         args.steps, args.repetitions = 40, 1
