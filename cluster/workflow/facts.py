@@ -17,10 +17,18 @@ from laban.cluster.workflow.values import code_of, find_values
 
 
 class Facts:
-    """Grows as instances end. `inputs` and the texts of `messages` are those that the run started from."""
+    """Grows as instances end. `inputs` and the texts of `messages` are those that the run started from; `prefills` are
+    those of every instance."""
 
-    def __init__(self, graph: StepGraph, inputs: Mapping[str, object], messages: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        graph: StepGraph,
+        inputs: Mapping[str, object],
+        messages: Mapping[str, str],
+        prefills: Mapping[str, str],
+    ) -> None:
         self._graph = graph
+        self._prefills = prefills
         self._inputs = inputs
         self._messages = messages
         self.texts: dict[str, str] = {}  # by address, of those that others can read
@@ -29,7 +37,11 @@ class Facts:
 
     def add(self, address: str, text: str) -> None:
         self.texts[address] = text
-        self.values[address], _ = find_values(self._graph.nodes[address].step.values, text)
+        self.values[address], _ = self.values_in(address, text)
+
+    def values_in(self, address: str, text: str) -> tuple[dict[str, object], str]:
+        """The values in the message that `text` would make, and why it will not do; empty if it does."""
+        return find_values(self._graph.nodes[address].step.values, text, self._prefills[address])
 
     def add_failure(self, address: str, message: str) -> None:
         """With `on_error: message` it can be read like a text."""
@@ -75,7 +87,7 @@ class Facts:
         if name == "text":
             return text
         found = self.values.get(key, {})
-        return found[name] if name in found else code_of(text) if name == "code" else None
+        return found[name] if name in found else code_of(self._prefills.get(key, "") + text) if name == "code" else None
 
 
 @dataclass(frozen=True, slots=True)

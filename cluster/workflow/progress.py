@@ -89,6 +89,8 @@ class Progress:
 
     def stop(self, state: Literal["failed", "cancelled"], reason: str) -> None:
         """Ends the run; what is open is cancelled."""
+        if self.state != "running":
+            return  # one change may end a run twice: the first reason stands
         self.state = state
         if state == "failed":
             self.error = reason
@@ -141,7 +143,8 @@ class Progress:
 
     def _why(self, unit: str) -> str:
         if unit in self._votes:
-            return f"the vote of '{self._votes[unit].step}' cannot be decided: too few voters or no candidate"
+            step = self._votes[unit].step
+            return f"the vote of '{step}' cannot be decided: no candidate, or fewer voters than its quorum"
         if unit in self.graph.loops:
             loop = self.graph.loops[unit]
             return f"the loop '{loop.name}' did not end within {len(loop.gates)} rounds"

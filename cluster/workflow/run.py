@@ -29,7 +29,6 @@ from laban.cluster.workflow.states import (
     Tally,
 )
 from laban.cluster.workflow.texts import fixed_messages, instance_texts
-from laban.cluster.workflow.values import find_values
 from laban.cluster.workflow.visibility import private_leaks
 
 if TYPE_CHECKING:
@@ -89,7 +88,8 @@ class Run:
         known = {key: message.text for key, message in self.messages.items()}
         for name, stand_ins in self._given.items():
             known |= {name: "\n\n".join(one.text for one in stand_ins), **{one.key: one.text for one in stand_ins}}
-        self._facts = Facts(graph, values, known)
+        prefills = {address: prefill for address, (prefill, _) in self._texts_of.items()}
+        self._facts = Facts(graph, values, known, prefills)
         self._progress = Progress(graph, self._facts.holds, self._facts.count)
         self._children = Children()
         self._reading = Reading(graph, self._facts, self._progress, self._given, self._children.named)
@@ -175,7 +175,9 @@ class Run:
     def unfit(self, address: str, text: str) -> str:
         """Why an instance's text will not do: a value that it must have is not found. Empty if it will."""
         inner, rest = self._inner(address)
-        return find_values(self._node(address).step.values, text)[1] if inner is None else inner.unfit(rest, text)
+        if inner is not None:
+            return inner.unfit(rest, text)
+        return self._facts.values_in(self._node(address).address, text)[1]
 
     def values(self, address: str) -> Mapping[str, object]:
         """What the step's `values` found in the text of an instance that has finished."""

@@ -25,13 +25,17 @@ _SEPARATORS = re.compile(r"[,;>\s]+")
 _WORDS = {"true": True, "yes": True, "false": False, "no": False}
 
 
-def find_values(declared: Mapping[str, Value], text: str) -> tuple[dict[str, object], str]:
-    """Every declared value, None where nothing is found; and why the text will not do, empty if it does."""
+def find_values(declared: Mapping[str, Value], text: str, prefill: str = "") -> tuple[dict[str, object], str]:
+    """Every declared value, None where nothing is found; and why the text will not do, empty if it does.
+
+    They are looked for in the whole message: `Verdict:` may stand in `prefill` and `ok` in `text`.
+    """
     text = text.encode("utf-8", "replace").decode()
+    whole = prefill + text
     found: dict[str, object] = {}
     for name, value in declared.items():
         try:
-            result = _find(name, value, text, found)
+            result = _find(name, value, whole, {**found, "text": text})
         except ExpressionProblem as problem:
             return found, f"the value '{name}': {problem}"
         found[name] = value.default if result is None else result
@@ -63,7 +67,7 @@ def _find(name: str, value: Value, text: str, before: Mapping[str, object]) -> o
 def _candidates(name: str, value: Value, text: str, before: Mapping[str, object]) -> Iterable[object]:
     """What the value's rule finds; a rule of words alone looks on its lines, or without any everywhere."""
     if value.expression is not None:
-        result = parse_expression(value.expression).evaluate({**before, "text": text}, [])
+        result = parse_expression(value.expression).evaluate(before, [])
         return [] if result is None else [result]
     if value.pointer is not None:
         found = _point(_json_in(text), value.pointer)
@@ -71,7 +75,9 @@ def _candidates(name: str, value: Value, text: str, before: Mapping[str, object]
     if value.regex is not None:
         return _matches(value.regex, name, text)
     labelled = _labelled(name, text)
-    return [text] if value.one_of is not None and not labelled else labelled
+    if value.one_of is not None:
+        return labelled or [text]
+    return labelled if value.type is not None else map(_as_json, labelled)
 
 
 def _matches(pattern: str, name: str, text: str) -> Iterator[str]:
@@ -87,12 +93,25 @@ def _max_matches(text: str) -> int:
     return min(MAX_MATCHES, max(1, MAX_SCANNED // (1 + len(text))))
 
 
-def _labelled(name: str, text: str) -> list[str]:
+def _as_json(found: object) -> object:
+    """`true`, `false` and numbers as such: as a text, `false` would hold."""
+    if not isinstance(found, str):
+        return found
+    if found.lower() in ("true", "false"):
+        return found.lower() == "true"
+    try:
+        number = json.loads(found) if len(found) <= MAX_DIGITS else None
+    except (ValueError, RecursionError):
+        return found
+    is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+    return number if is_number else found
+
+
+def _labelled(name: str, text: str) -> list[object]:
     """The member `name` of the JSON object in the text, else what follows the name and a colon on each line."""
     document = _json_in(text) if "{" in text else None
     if isinstance(document, Mapping) and name in document:
-        member = document[name]
-        return [member if isinstance(member, str) else json.dumps(member)]
+        return [document[name]]
     spelled = re2.escape(name).replace("_", "[_ -]")
     lines = compile_pattern(rf"(?im)^\W*{spelled}\W*?\s*[:=](.*)$").finditer(text)
     found = [match.group(1).strip(_EDGES).rstrip(".,;").strip(_EDGES) for match in islice(lines, _max_matches(text))]

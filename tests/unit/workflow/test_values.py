@@ -30,7 +30,12 @@ def find(text: str, name: str = "v", **rule: Any) -> object:
         ("verdict", '{"verdict": "ok", "why": "it: works"}', "ok"),
         ("verdict", 'So:\n```json\n{"verdict": "ok"}\n```\nverdict: bad', "ok"),
         ("verdict", 'It is {"verdict": "ok"}, I say.', "ok"),
-        ("verdict", '{"verdict": true}', "true"),
+        ("verdict", '{"verdict": true}', True),
+        ("verdict", "verdict: False", False),
+        ("score", "Score: 8", 8),
+        ("score", "score: 2.5", 2.5),
+        ("score", "score: 8/10", "8/10"),
+        ("score", "score: NaN", "NaN"),
         ("verdict", 'not json {"verdict": \n"verdict": "ok",', "ok"),
         ("risk_level", "## Risk level: high", "high"),
         ("risk_level", "risk-level: high", "high"),
@@ -206,3 +211,9 @@ def test_no_text_takes_long(text: str, rule: dict[str, Any]) -> None:
 def test_matches_are_bounded() -> None:
     found = find("x" * (2 * MAX_MATCHES), regex="x", all=True)
     assert found == ["x"] * MAX_MATCHES
+
+
+def test_a_prefill_may_name_the_value() -> None:
+    declared = {"verdict": Value(one_of=["ok", "bad"]), "risk": Value(pointer="/risk")}
+    assert find_values(declared, " bad.", "Verdict:")[0] == {"verdict": "bad", "risk": None}
+    assert find_values({"risk": Value(pointer="/risk")}, ' "high"}', '{"risk":')[0] == {"risk": "high"}
