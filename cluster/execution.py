@@ -258,7 +258,7 @@ class Execution:
         self._take_news(run)
         given_up: list[str] = []
         # Whatever is open when a run ends, the run has cancelled.
-        for address in run.skipped():
+        for address in run.take_given_up():
             result = self.board.steps[address]
             if result.state not in TERMINAL_STEP:
                 if result.state in ("ready", "running"):
@@ -276,7 +276,7 @@ class Execution:
                 cause = self._error or ErrorInfo("INTERNAL", "")
                 error = ErrorInfo(cause.status, run.error, cause.field)
             self._end(run.state, outputs, error)
-        elif not any(result.state in ("ready", "running") for result in self.board.steps.values()):
+        elif not self._open:
             raise RuntimeError("the run goes on, but none of its steps does")
 
     def _recall(self, addresses: Iterable[str]) -> None:

@@ -89,7 +89,9 @@ class ExternalSteps:
         return self._owner.reads(attempt)
 
     def lease_lost(self, address: str) -> None:
-        self._owner.lose(self._attempts[address])
+        attempt = self._attempts.get(address)
+        if attempt is not None:  # the loss of another lease may have ended the workflow
+            self._owner.lose(attempt)
 
     def _fail(self, address: str, answer: Answer, lease_id: str, error: ErrorInfo, *, final: bool = False) -> None:
         last = final or not self._attempts[address].may_retry

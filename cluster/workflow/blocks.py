@@ -51,20 +51,21 @@ class LoopPlace:
 
 @dataclass(slots=True)
 class Layout:
-    """Steps, conditions and loops, in the order of the file."""
+    """Steps, conditions and loops, in the order of the file; and the names of the fixed messages."""
 
     steps: list[Placed] = field(default_factory=list)
     by_name: dict[str, Placed] = field(default_factory=dict)
     conditions: dict[str, Condition] = field(default_factory=dict)
     loops: dict[str, LoopPlace] = field(default_factory=dict)
+    messages: frozenset[str] = frozenset()
     problems: list[Problem] = field(default_factory=list)
 
 
 def lay_out(workflow: Workflow) -> Layout:
     """Everything of `workflow.steps`, and what is wrong with how it is nested."""
-    layout = Layout()
+    layout = Layout(messages=frozenset(workflow.messages))
     _enter(layout, workflow.steps, ("steps",), None, ())
-    if not layout.steps:
+    if not layout.steps and not layout.problems:
         layout.problems.append(Problem(("steps",), "no steps", expected="at least one step"))
     if len(layout.steps) > MAX_STEPS:
         layout.problems.append(Problem(("steps",), "too many steps", len(layout.steps), f"at most {MAX_STEPS}"))

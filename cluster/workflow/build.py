@@ -42,7 +42,7 @@ def build_graph(
     outputs = workflow.outputs or _last_step(layout)
     selected = {n: scope.understand(o.read, Shape(""), ("outputs", n, "read")) for n, o in outputs.items()}
     problems += scope.problems
-    problems = problems or _too_large(shapes, understood)
+    problems = problems or _too_large(shapes, understood) or _too_much_asked(layout, {**conditions, **untils})
     if problems:
         return None, problems
     builder = Builder(workflow, layout, shapes, known, fidelity)
@@ -51,7 +51,7 @@ def build_graph(
     for each in understood:
         made = list(builder.nodes(each))
         nodes.update((node.address, node) for node, _ in made)
-        gates.update((gate.unit, gate) for _, gate in made if gate is not None)
+        gates.update((gate.unit, gate) for _, own in made for gate in own)
         problems += _joins_that_cannot_fire(each.placed, [node for node, _ in made])
     for name, condition in layout.conditions.items():
         meant = conditions[name]
@@ -105,14 +105,25 @@ def _too_large(shapes: Mapping[str, Shape], understood: list[Understood]) -> lis
     num_instances = num_reads = 0
     for each in understood:
         instances = shapes[each.placed.step.step].num_instances
-        reads = [entry.chosen for entry in each.entries]
         num_instances += instances
-        num_reads += instances * sum(1 if chosen is None else chosen.width() for chosen in reads)
+        num_reads += instances * sum(1 if chosen is None else chosen.width() for chosen in each.selections())
         loc = each.placed.loc
         if num_instances > MAX_INSTANCES:
             return [Problem(loc, "too many instances in all", num_instances, f"at most {MAX_INSTANCES}")]
         if num_reads > MAX_READS:
             return [Problem(loc, "too many reads in all", num_reads, f"at most {MAX_READS}")]
+    return []
+
+
+def _too_much_asked(layout: Layout, asked: Mapping[str, Meant | None]) -> list[Problem]:
+    """The same for the conditions of blocks and loops, each of which is asked once a round."""
+    num_reads = 0
+    for name, meant in asked.items():
+        loop = name if name in layout.loops else layout.conditions[name].loop
+        rounds = 1 if loop is None else layout.loops[loop].loop.max
+        num_reads += 0 if meant is None else rounds * sum(chosen.width() for chosen in meant.selections())
+        if meant is not None and num_reads > MAX_READS:
+            return [Problem(meant.loc, "too many values looked at in all", num_reads, f"at most {MAX_READS}")]
     return []
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from laban.cluster.workflow.sampling import SamplingSpec, instance_seed
 from laban.cluster.workflow.states import InstanceState, InstanceStatus, MessageText, ReadyStep
 
 if TYPE_CHECKING:
@@ -24,6 +25,17 @@ class Given:
 
     key: str
     text: str
+
+
+@dataclass(slots=True)
+class Room:
+    """How many more instances a run and those within it may have."""
+
+    num_left: int
+
+    def take(self, number: int) -> bool:
+        self.num_left -= number
+        return self.num_left >= 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,7 @@ class Children:
         self._touched: dict[str, None] = {}  # those that may have steps ready
         self._aliases: dict[str, str] = {}  # a step -> the message that its run ended with
         self._news: list[News] = []
+        self._given_up: list[str] = []
 
     def start(self, address: str, run: Run) -> None:
         self._runs[address] = self._active[address] = run
@@ -91,7 +104,8 @@ class Children:
             run = self._active.get(address)
             for step in run.ready() if run is not None else ():
                 reads = tuple(replace(read, key=outer_key(address, read.key)) for read in step.reads)
-                yield replace(step, address=f"{address}/{step.address}", reads=reads)
+                sampling = _sampling_outside(address, step, run)
+                yield replace(step, address=f"{address}/{step.address}", reads=reads, sampling=sampling)
             self._forward(address)
 
     def named(self, key: str) -> str:
@@ -115,7 +129,9 @@ class Children:
     def stop_all_but(self, is_wanted: Callable[[str], bool]) -> None:
         """Cancel the runs of steps that are not wanted any more."""
         for address in [address for address in self._active if not is_wanted(address)]:
-            self._active.pop(address).cancel()
+            run = self._active.pop(address)
+            run.cancel()
+            self._collect(address, run)
 
     def take_news(self) -> list[News]:
         news, self._news = self._news, []
@@ -134,12 +150,23 @@ class Children:
         run = self._active.pop(address, None)
         if run is not None:
             run.cancel()
+            self._collect(address, run)
         self._news.append(ended)
+
+    def take_given_up(self) -> list[str]:
+        given_up, self._given_up = self._given_up, []
+        return given_up
+
+    def _collect(self, address: str, run: Run) -> None:
+        self._given_up += [f"{address}/{inner}" for inner in run.take_given_up()]
 
     def _forward(self, address: str) -> None:
         """What began and ended further inside, in this run's names."""
         run = self._active.get(address)
-        for news in run.take_news() if run is not None else ():
+        if run is None:
+            return
+        self._collect(address, run)
+        for news in run.take_news():
             inner = f"{address}/{news.address}"
             if isinstance(news, Began):
                 statuses = tuple(replace(status, address=f"{address}/{status.address}") for status in news.instances)
@@ -153,6 +180,16 @@ class Children:
 
 def _statuses(address: str, run: Run) -> Iterator[InstanceStatus]:
     return (replace(status, address=f"{address}/{status.address}") for status in run.instances)
+
+
+def _sampling_outside(address: str, step: ReadyStep, run: Run | None) -> SamplingSpec:
+    """A seed that the workflow within states holds, but members of a fan-out draw different noise from it."""
+    seed = step.sampling.seed
+    if seed is not None:
+        return replace(step.sampling, seed=instance_seed(seed, address))
+    if run is not None and run.seed is not None:
+        return replace(step.sampling, seed=instance_seed(run.seed, f"{address}/{step.address}"))
+    return step.sampling
 
 
 def _messages(address: str, run: Run) -> Iterator[MessageText]:

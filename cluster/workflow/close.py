@@ -29,7 +29,7 @@ def close_graph(
     before |= {unit: loop.gates for unit, loop in loops.items()}
     order = topological(before)
     if len(order) < len(before):
-        return None, [_cycle(find_cycle(before, order), nodes)]
+        return None, [_cycle(find_cycle(before, order), nodes, gates)]
     ends = {output.unit: output.waits for output in outputs.values()}
     needed = {unit: gate.needed for unit, gate in gates.items()}
     read = {address: _keys_read(node) for address, node in nodes.items()}
@@ -66,8 +66,12 @@ def _inverse(needs: Mapping[str, Iterable[str]], units: Iterable[str]) -> dict[s
     return {unit: tuple(found) for unit, found in users.items()}
 
 
-def _cycle(cycle: list[str], nodes: Mapping[str, Node]) -> Problem:
-    reader = next(unit for unit in cycle if unit in nodes)
+def _cycle(cycle: list[str], nodes: Mapping[str, Node], gates: Mapping[str, Gate]) -> Problem:
+    reader = next((unit for unit in cycle if unit in nodes), None)
+    if reader is None:  # conditions that wait for each other's loops
+        condition = next(gate.condition for gate in map(gates.get, cycle) if gate is not None and gate.condition)
+        around = " -> ".join([*cycle[:6], *(["..."] if len(cycle) > 6 else []), cycle[0]])
+        return Problem(condition.loc, f"a cycle of conditions: {around}", expected="conditions on what comes before")
     node = nodes[reader]
     following = cycle[(cycle.index(reader) + 1) % len(cycle)]
     read = next((s.index for s in node.sources if following in s.waits or following == vote_unit(s.vote or "")), None)

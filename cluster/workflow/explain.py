@@ -62,6 +62,7 @@ _OWN = {
     "pointer",
     "value",
     "loop",
+    "json_schema",
 }
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from laban.cluster.workflow import votes
@@ -66,19 +65,21 @@ class Facts:
         return votes.count(self._graph.votes[step], self.texts, self.values)
 
     def _referred(self, use: Use) -> object:
-        keys: Sequence[str] = use.keys
+        keys: Sequence[str | None] = use.keys
         if use.num_rounds:
-            keys = last_of_each(keys, use.num_rounds, _Known(self._is_known))
+            keys = latest_of_each(use.keys, use.num_rounds, self._is_known)
         if use.many:
             rounds = [keys[at : at + use.width] for at in range(0, len(keys), max(1, use.width))]
             run = [key for members in rounds if any(map(self._is_known, members)) for key in members]
             return [self._value(key, use.value) for key in run]
         return self._value(keys[0], use.value) if keys else None
 
-    def _is_known(self, key: str) -> bool:
+    def _is_known(self, key: str | None) -> bool:
         return key in self.texts or key in self._failed or key in self._messages
 
-    def _value(self, key: str, name: str) -> object:
+    def _value(self, key: str | None, name: str) -> object:
+        if key is None:
+            return None
         if name == "failed":
             return key in self._failed
         text = self._messages[key] if key in self._messages else self.texts.get(key)
@@ -90,28 +91,17 @@ class Facts:
         return found[name] if name in found else code_of(self._prefills.get(key, "") + text) if name == "code" else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What a test accepts, as a container."""
-
-    test: Callable[[str], bool]
-
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and self.test(key)
-
-
-def last_of_each(keys: Sequence[str], num_rounds: int, there: Container[str]) -> list[str]:
-    """Of keys round by round, each member's last one that is there."""
+def latest_of_each(keys: Sequence[str], num_rounds: int, is_there: Callable[[str], bool]) -> list[str | None]:
+    """Of keys round by round, each member's last one that is there; None for a member without."""
     width = len(keys) // num_rounds
-    found = (next((k for k in reversed(keys[member::width]) if k in there), None) for member in range(width))
-    return [key for key in found if key is not None]
+    return [next((k for k in reversed(keys[member::width]) if is_there(k)), None) for member in range(width)]
 
 
 def ordered(keys: Sequence[str], members: Mapping[str, Member | None], order: object) -> list[str]:
     """Those of `keys` whose members `order` names, a list of them or one; as they are if it names none.
 
-    A member is its name in any case, or its number. What names nobody is passed over, and so is a repetition: orders
-    are often what a model wrote.
+    A member is its number; or its name in any case, or its place. What names nobody is passed over, and so is a
+    repetition: orders are often what a model wrote.
     """
     places = {str(member).lower(): member for member in members.values()}
     distinct = list(dict.fromkeys(members.values()))
@@ -120,7 +110,7 @@ def ordered(keys: Sequence[str], members: Mapping[str, Member | None], order: ob
         number = item if isinstance(item, int) and not isinstance(item, bool) else None
         if str(item).strip().lower() in places:
             wanted[places[str(item).strip().lower()]] = None
-        elif number is not None and 1 <= number <= len(distinct):
+        elif number is not None and 1 <= number <= len(distinct) and isinstance(distinct[0], str):
             wanted[distinct[number - 1]] = None
     if not wanted:
         return list(keys)

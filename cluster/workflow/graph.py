@@ -124,10 +124,11 @@ class Gate:
     condition: Bound | None
     waits: tuple[str, ...]
     gates: tuple[GateUse, ...] = ()
+    looked_at: tuple[str, ...] = ()  # without a condition: those of `waits` that are needed nevertheless
 
     @property
     def needed(self) -> tuple[str, ...]:
-        return () if self.condition is None else self.condition.waits
+        return self.looked_at if self.condition is None else self.condition.waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +206,10 @@ def end_unit(loop: str) -> str:
 
 def until_unit(loop: str, round_: int) -> str:
     return f"until({loop})[{round_}]"
+
+
+def asked_unit(address: str) -> str:
+    return f"asked({address})"
 
 
 def when_unit(address: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from laban.cluster.workflow.blocks import Condition, Guard, Layout, LoopPlace, Placed, condition_unit
 from laban.cluster.workflow.graph import (
@@ -14,6 +15,7 @@ from laban.cluster.workflow.graph import (
     LoopNode,
     Node,
     Source,
+    asked_unit,
     until_unit,
     when_unit,
 )
@@ -41,6 +43,13 @@ class Understood:
     when: Meant | None
     arguments: Mapping[str, object]  # a Meant, or a plain value
     bindings: Mapping[str, Selection | str]  # a Selection, or a fixed message's name
+
+    def selections(self) -> Iterator[Selection | None]:
+        """All that each instance looks up, None for one message."""
+        yield from (entry.chosen for entry in self.entries)
+        meant = [self.when, *self.arguments.values(), *(entry.order for entry in self.entries)]
+        yield from (chosen for each in meant if isinstance(each, Meant) for chosen in each.selections())
+        yield from (None if isinstance(chosen, str) else chosen for chosen in self.bindings.values())
 
 
 def understand_step(scope: Scope, placed: Placed) -> Understood:
@@ -74,8 +83,8 @@ class Builder:
     values: Mapping[str, object]
     fidelity: Fidelity | None
 
-    def nodes(self, understood: Understood) -> Iterator[tuple[Node, Gate | None]]:
-        """The instances of one step, round by round, each with the gate of its own `when`."""
+    def nodes(self, understood: Understood) -> Iterator[tuple[Node, list[Gate]]]:
+        """The instances of one step, round by round, each with the gates of its own."""
         step, shape = understood.placed.step, self.shapes[understood.placed.step.step]
         shared: dict[tuple[str, ...], tuple[str, ...]] = {}
         for round_ in range(1, shape.rounds + 1) if shape.rounds else (None,):
@@ -90,23 +99,31 @@ class Builder:
                     name: bound_to(value, reader) if isinstance(value, Meant) else value
                     for name, value in understood.arguments.items()
                 }
-                asked = (unit for value in arguments.values() if isinstance(value, Bound) for unit in value.waits)
-                waits = tuple(dict.fromkeys((*waits_of((*sources, *bindings.values())), *asked)))
+                asked = tuple(unit for value in arguments.values() if isinstance(value, Bound) for unit in value.waits)
+                orders = (source.order.waits for source in sources if source.order is not None)
+                asked = tuple(dict.fromkeys((*asked, *chain.from_iterable(orders))))
+                waits = waits_of((*sources, *bindings.values()))
+                if step.join.at_least is None:
+                    waits = tuple(dict.fromkeys((*waits, *asked)))
                 waits = shared.setdefault(waits, waits)
                 needed = len(waits) if step.join.at_least is None else min(step.join.at_least, len(waits))
                 address = shape.address(member, round_)
                 gates = self._gates(understood.placed.guards, understood.placed.loop, round_)
-                gate = None
+                own_gates = []
                 if understood.when is not None:
                     bound = bound_to(understood.when, reader)
-                    gate = Gate(when_unit(address), bound, bound.waits, gates)
-                    gates = (*gates, GateUse(gate.unit, True))
+                    own_gates.append(Gate(when_unit(address), bound, bound.waits, gates))
+                    gates = (*gates, GateUse(when_unit(address), True))
+                if step.join.at_least is not None and asked:
+                    # A join on some of the reads is still one on all that expressions look at.
+                    own_gates.append(Gate(asked_unit(address), None, asked, gates, asked))
+                    gates = (*gates, GateUse(asked_unit(address), False))
                 index, cancels = None if member is None else place, step.join.rest == "cancel"
                 node = Node(
                     address, step, understood.placed.loc, agent, member, index, round_, (*sources, *bindings.values()),
                     waits, needed, cancels, gates, own, arguments, bindings,
                 )  # fmt: skip
-                yield node, gate
+                yield node, own_gates
 
     def conditions(self, condition: Condition, meant: Meant) -> Iterator[Gate]:
         """The gates of a block's `when`: one, or in a loop one a round."""

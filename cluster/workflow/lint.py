@@ -10,7 +10,7 @@ from laban.cluster.workflow.blocks import lay_out, steps_of
 from laban.cluster.workflow.build import build_graph
 from laban.cluster.workflow.diagnostics import Diagnostic, Loc, Problem
 from laban.cluster.workflow.fits import Framing, ViewFit, view_fits
-from laban.cluster.workflow.graph import StepGraph, prompt_key
+from laban.cluster.workflow.graph import Bound, StepGraph, prompt_key
 from laban.cluster.workflow.inputs import check_inputs, placeholder
 from laban.cluster.workflow.overrides import SamplingPlan, check_fidelity, plan_sampling
 from laban.cluster.workflow.schema import Workflow
@@ -107,11 +107,14 @@ def _unused(workflow: Workflow, graph: StepGraph) -> Iterator[Problem]:
     read = {key for node in graph.nodes.values() for source in node.sources for key in source.keys}
     read |= {key for output in graph.outputs.values() for key in output.source.keys}
     variables = used_variables(workflow) | _fanned_out(workflow)
+    for bound in _expressions(graph):
+        variables |= bound.expression.variables
+        read |= {key for use in bound.uses for key in use.keys}
     agents = {node.agent for node in graph.nodes.values()}
     steps = {node.step.step for address, node in graph.nodes.items() if graph.readers[address]}
     for name in workflow.inputs:
         if name not in variables:
-            yield Problem(("inputs", name), f"no template uses the input '{name}'", severity="warning")
+            yield Problem(("inputs", name), f"no template or expression uses the input '{name}'", severity="warning")
     for name, keys in graph.fixed.items():
         if read.isdisjoint(keys):
             yield Problem(("messages", name), f"no step reads the message '{name}'", severity="warning")
@@ -122,6 +125,14 @@ def _unused(workflow: Workflow, graph: StepGraph) -> Iterator[Problem]:
         if placed.step.step not in steps:
             message = f"no step and no output reads the step '{placed.step.step}'"
             yield Problem(placed.loc, message, severity="warning")
+
+
+def _expressions(graph: StepGraph) -> Iterator[Bound]:
+    """Every expression, as each instance sees it."""
+    yield from (gate.condition for gate in graph.gates.values() if gate.condition is not None)
+    for node in graph.nodes.values():
+        yield from (value for value in node.arguments.values() if isinstance(value, Bound))
+        yield from (source.order for source in node.sources if source.order is not None)
 
 
 def _fanned_out(workflow: Workflow) -> set[str | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from laban.cluster.workflow.blocks import Placed, lay_out
@@ -15,15 +15,15 @@ from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.static import static_problems
 
 
-def check_whole(workflow: Workflow, depth: int = 0) -> list[Problem]:
-    """What is wrong with a workflow and with those in it."""
+def check_whole(workflow: Workflow, checked: Collection[str] = (), depth: int = 0) -> list[Problem]:
+    """What is wrong with a workflow and with those in it, but for those `checked` already."""
     if depth > MAX_DEPTH:
         return [Problem(("workflows",), "workflows nested too deep", expected=f"at most {MAX_DEPTH} levels")]
     problems = static_problems(workflow)
     graph, more = build_graph(workflow)
     problems += more
     for name, inner in workflow.workflows.items():
-        found = check_whole(inner, depth + 1)
+        found = [] if name in checked else check_whole(inner, (), depth + 1)
         problems += [replace(problem, loc=("workflows", name, *problem.loc)) for problem in found]
     problems += [problem for placed in lay_out(workflow).steps for problem in _step_problems(workflow, placed)]
     if not problems and graph is not None and num_instances(graph) > MAX_INSTANCES:
@@ -71,10 +71,16 @@ def _step_problems(workflow: Workflow, placed: Placed) -> Iterator[Problem]:
         yield Problem((*loc, key), f"`{key}` is for steps that are called", None, "it among the workflow's own steps")
 
 
-def num_instances(graph: StepGraph) -> int:
-    """All instances, those of the workflows that steps run included, as far as their lists are known."""
+def num_instances(graph: StepGraph, known: dict[int, int] | None = None) -> int:
+    """All instances, those of the workflows that steps run included, as far as their lists are known.
+
+    `known` are the sizes of workflows by identity: one may stand in many places.
+    """
+    known = {} if known is None else known
     sizes: dict[str, int] = {}
     for name, inner in graph.workflow.workflows.items():
-        inside, _ = build_graph(inner)
-        sizes[name] = 0 if inside is None else num_instances(inside)
+        if id(inner) not in known:
+            inside, _ = build_graph(inner)
+            known[id(inner)] = 0 if inside is None else num_instances(inside, known)
+        sizes[name] = known[id(inner)]
     return sum(1 + sizes.get(node.step.workflow or "", 0) for node in graph.nodes.values())

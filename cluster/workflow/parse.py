@@ -26,11 +26,17 @@ def parse_yaml(text: str | bytes, source: str = "workflow", files: Mapping[str, 
     A workflow that is returned can be run with the right inputs: its references, joins and order are checked. `files`
     are those that it names, and theirs, by their paths as seen from it.
     """
-    return _parse(text, source, files or {}, ("",))
+    return _parse(text, source, files or {}, ("",), {})
 
 
-def _parse(text: str | bytes, source: str, files: Mapping[str, str | bytes], within: tuple[str, ...]) -> Workflow:
-    """`within` are the paths of the files that this one stands in, its own last."""
+def _parse(
+    text: str | bytes,
+    source: str,
+    files: Mapping[str, str | bytes],
+    within: tuple[str, ...],
+    parsed: dict[str, Workflow | None],
+) -> Workflow:
+    """`within` are the paths of the files that this one stands in, its own last; `parsed` those done, None if wrong."""
     try:
         value, marks, problems = load(_decode(text), source)
     except YamlProblem as error:
@@ -45,16 +51,21 @@ def _parse(text: str | bytes, source: str, files: Mapping[str, str | bytes], wit
         elif path not in files:
             problems.append(Problem(loc, "the file was not given with the workflow", name, "its path from here"))
         else:
-            try:
-                included[name] = _parse(files[path], path, files, (*within, path))
-            except WorkflowErrors as error:
-                faults += error.diagnostics
+            if path not in parsed:
+                parsed[path] = None
+                try:
+                    parsed[path] = _parse(files[path], path, files, (*within, path), parsed)
+                except WorkflowErrors as error:
+                    faults += error.diagnostics
+            found_there = parsed[path]
+            if found_there is not None:
+                included[name] = found_there
     if faults:
         raise WorkflowErrors([*faults, *marks.locate(problems)])
     if included and isinstance(value, dict):
         given = value.get("workflows")
         value = {**value, "workflows": {**(given if isinstance(given, dict) else {}), **included}}
-    return _validate(value, marks, problems)
+    return _validate(value, marks, problems, frozenset(included))
 
 
 def parse_dict(data: Mapping[str, object], source: str = "") -> Workflow:
@@ -70,7 +81,8 @@ def to_dict(workflow: Workflow) -> dict[str, object]:
     return workflow.model_dump(exclude_unset=True)
 
 
-def _validate(value: object, marks: Marks, problems: list[Problem]) -> Workflow:
+def _validate(value: object, marks: Marks, problems: list[Problem], checked: frozenset[str] = frozenset()) -> Workflow:
+    """`checked` are those of its workflows that have been validated already."""
     try:
         workflow = Workflow.model_validate(value)
     except ValidationError as error:
@@ -84,7 +96,7 @@ def _validate(value: object, marks: Marks, problems: list[Problem]) -> Workflow:
             raise WorkflowErrors(marks.locate(problems)) from None
     workflow = workflow.with_marks(marks)
     said = {problem.loc for problem in problems}
-    problems = [*problems, *(problem for problem in check_whole(workflow) if problem.loc not in said)]
+    problems = [*problems, *(problem for problem in check_whole(workflow, checked) if problem.loc not in said)]
     if problems:
         raise WorkflowErrors(marks.locate(problems))
     return workflow

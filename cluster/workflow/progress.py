@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Literal
 
+from laban.cluster.workflow.diagnostics import path_text
 from laban.cluster.workflow.expressions import ExpressionProblem
 from laban.cluster.workflow.graph import Gate, GateUse, Node, StepGraph
 from laban.cluster.workflow.states import InstanceState, RunState, Tally
@@ -32,6 +33,7 @@ class Progress:
         self.error = ""
         self.states: dict[str, InstanceState] = dict.fromkeys(graph.nodes, "waiting")
         self.reasons: dict[str, str] = {}
+        self.given_up: list[str] = []  # skipped or cancelled, in order
         self.outcomes: dict[str, Outcome] = {}  # of every unit that has ended
         self.decisions: dict[str, bool] = {}  # of gates
         self.tallies: dict[str, Tally] = {}  # by unit
@@ -103,6 +105,8 @@ class Progress:
         if self.states[address] == "running":
             self._num_running[self.graph.nodes[address].step.step] -= 1
         self.states[address] = state
+        if state in ("skipped", "cancelled"):
+            self.given_up.append(address)
         self._num_open -= 1
         if reason:
             self.reasons[address] = reason
@@ -130,7 +134,7 @@ class Progress:
             if outcome == "lost" and not consumers:
                 return self.stop("failed", self._why(unit))
             for consumer in consumers:
-                self._ended.setdefault(consumer, Counter())[outcome] += 1
+                self._ended.setdefault(consumer, Counter())[self._outcome_for(consumer, unit, outcome)] += 1
                 if consumer in self._votes:
                     self._consider_vote(consumer)
                 elif consumer in self._outputs:
@@ -140,6 +144,15 @@ class Progress:
         if self.state == "running" and self._num_open == 0 and all(unit in self.outcomes for unit in self._outputs):
             self.state = "succeeded"
         return None
+
+    def _outcome_for(self, consumer: str, unit: str, outcome: Outcome) -> Outcome:
+        """To whoever reads a loop's step that was not run in any round the loop's end brings nothing."""
+        if outcome != "there" or unit not in self.graph.loops:
+            return outcome
+        node, output = self.graph.nodes.get(consumer), self._outputs.get(consumer)
+        sources = (output.source,) if output is not None else () if node is None else node.sources
+        read = [key for source in sources if unit in source.waits for key in source.keys]
+        return "absent" if read and all(self.outcomes.get(key) == "absent" for key in read) else outcome
 
     def _why(self, unit: str) -> str:
         if unit in self._votes:
@@ -170,7 +183,7 @@ class Progress:
         ended = self._ended.get(address, Counter())
         num_left = len(node.waits) - ended["absent"]
         if node.waits and num_left == 0:
-            return self._end(address, "skipped", "absent", f"what it reads was not run: {cause}")
+            return self._end(address, "skipped", "absent", f"what it reads was not run: {self._shown(cause)}")
         required = min(node.required, num_left)
         if num_left - ended["lost"] < required:
             return self._end(address, "skipped", "lost", self._why(cause))
@@ -180,6 +193,9 @@ class Progress:
             if node.cancels_rest:
                 self._cancel_unneeded(node.waits)
         return None
+
+    def _shown(self, unit: str) -> str:
+        return f"the loop '{self.graph.loops[unit].name}'" if unit in self.graph.loops else unit
 
     def _why_shut(self, gate: str) -> str:
         if gate in self._end_of:
@@ -198,7 +214,8 @@ class Progress:
                 self._settle_gate(unit, self._decide_gate(gate))
             except ExpressionProblem as problem:
                 assert gate.condition is not None
-                self.stop("failed", f"`{gate.condition.expression.text}` cannot be evaluated: {problem}")
+                what = f"{path_text(gate.condition.loc)}: `{gate.condition.expression.text}`"
+                self.stop("failed", f"{what} cannot be evaluated: {problem}")
 
     def _settle_gate(self, unit: str, holds: bool | None) -> None:
         """None: it will not be asked."""

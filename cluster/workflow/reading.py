@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from laban.cluster.workflow.children import OUTSIDE, Given
-from laban.cluster.workflow.facts import Facts, last_of_each, ordered
+from laban.cluster.workflow.facts import Facts, latest_of_each, ordered
 from laban.cluster.workflow.graph import OutputNode, Source, StepGraph, winner_keys
 from laban.cluster.workflow.progress import Progress
 from laban.cluster.workflow.states import ReadRef
@@ -54,7 +54,8 @@ class Reading:
             return [key for keys in names for key in keys]
         texts = self._facts.texts
         if source.num_rounds:
-            return last_of_each(source.keys, source.num_rounds, texts)
+            latest = latest_of_each(source.keys, source.num_rounds, texts.__contains__)
+            return [key for key in latest if key is not None]
         if source.vote is None:
             return [key for key in source.keys if key in texts]
         vote = self._graph.votes[source.vote]

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from laban.actors.errors import FailedPrecondition, NotFound
-from laban.cluster.workflow.build import build_graph
-from laban.cluster.workflow.children import Children, Given, News, outer_key
-from laban.cluster.workflow.diagnostics import WorkflowErrors
+from laban.cluster.workflow.build import MAX_INSTANCES, build_graph
+from laban.cluster.workflow.children import Children, Given, News, Room, outer_key
+from laban.cluster.workflow.diagnostics import Problem, WorkflowErrors
 from laban.cluster.workflow.expressions import ExpressionProblem
 from laban.cluster.workflow.facts import Facts, arguments_of, role_of, task_of, tries_of
 from laban.cluster.workflow.graph import Node, StepGraph
@@ -62,8 +62,9 @@ class Run:
         inputs: Mapping[str, object],
         overrides: Overrides = _NO_OVERRIDES,
         given: Mapping[str, Sequence[Given]] | None = None,
+        room: Room | None = None,
     ) -> None:
-        """`given` are messages that stand in the place of some of the workflow's own.
+        """`given` are messages in the place of some of the workflow's own; `room` is that of the run around this one.
 
         Raises WorkflowErrors, with everything that is wrong with the inputs and overrides.
         """
@@ -93,7 +94,13 @@ class Run:
         self._progress = Progress(graph, self._facts.holds, self._facts.count)
         self._children = Children()
         self._reading = Reading(graph, self._facts, self._progress, self._given, self._children.named)
-        self._fidelity = fidelity
+        self._overrides = overrides
+        self._room = room or Room(MAX_INSTANCES)
+        if not self._room.take(len(graph.nodes)):
+            problem = Problem(
+                (), "too many instances in all with those of other workflows", None, f"at most {MAX_INSTANCES}"
+            )
+            raise WorkflowErrors(workflow.marks.locate([problem]))
         self._look_ahead: LookAhead | None = None
 
     @property
@@ -128,13 +135,19 @@ class Run:
         while more:
             taken = self._progress.take_ready()
             for node in (self.graph.nodes[address] for address in taken):
+                if self._progress.states[node.address] != "running":
+                    continue  # another one's start has ended the run, or it is no longer needed
                 if node.kind == "workflow":
                     self._start(node)
                 else:
                     found.append(self._hand_out(node))
             inside = list(self._children.ready())
             found += inside
-            more = bool(taken or inside)
+            over = [address for address, run in self._children.active() if run.state != "running"]
+            for address in over:  # some end when they are asked what is ready
+                self._follow(address)
+            self._stop_unwanted()
+            more = bool(taken or inside or over)
         return tuple(found)
 
     def take_news(self) -> list[News]:
@@ -202,6 +215,11 @@ class Run:
         own = (a for a, state in self._progress.states.items() if state in ("skipped", "cancelled"))
         return (*own, *self._children.skipped())
 
+    def take_given_up(self) -> list[str]:
+        """Those that became so since the last call; of runs within they come after the news of these."""
+        own, self._progress.given_up = self._progress.given_up, []
+        return own + self._children.take_given_up()
+
     def tallies(self) -> dict[str, Tally]:
         """The votes decided so far, by step."""
         return {tally.vote: tally for tally in self._progress.tallies.values()}
@@ -264,7 +282,8 @@ class Run:
         try:
             inputs = arguments_of(node, self._facts)
             given = {name: self._reading.stand_ins(source) for name, source in node.bindings.items()}
-            inner = Run(self.graph.workflow.workflows[step.workflow], inputs, Overrides(self._fidelity), given)
+            overrides = Overrides(self._overrides.fidelity, self._overrides.seed)
+            inner = Run(self.graph.workflow.workflows[step.workflow], inputs, overrides, given, self._room)
         except (ExpressionProblem, WorkflowErrors) as error:
             return self._fail_child(address, str(error))
         self._children.start(address, inner)

@@ -163,6 +163,13 @@ class Value(Model):
             raise PydanticCustomError("value", "`all` goes with `regex` or `one_of`")
         if self.required and self.default is not None:
             raise PydanticCustomError("value", "a value with a default is always there: keep `required` or `default`")
+        if self.default is not None and not self.all:
+            if self.one_of is not None and self.default not in self.one_of:
+                raise PydanticCustomError("value", "the default is not one of `one_of`")
+            kinds = {"string": str, "integer": int, "number": int | float, "boolean": bool, "list": list}
+            odd = isinstance(self.default, bool) and self.type in ("integer", "number")
+            if self.type is not None and (odd or not isinstance(self.default, kinds[self.type])):
+                raise PydanticCustomError("value", "the default is not of the type {type}", {"type": self.type})
         return self
 
 

@@ -137,6 +137,8 @@ def _batches(
         return None
     target = shapes.get(base)
     if target is None:
+        if base in layout.messages:
+            return Problem(loc, f"the message '{base}' has no members to batch", base, "one with `for_each`")
         return Problem(loc, f"unknown step or message '{base}'", None, suggest(base, shapes))
     if target.members is None:
         return Problem(loc, f"'{base}' has no members to batch: it does not fan out", base)

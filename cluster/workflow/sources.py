@@ -22,6 +22,9 @@ class Meant:
     targets: tuple[Selection | str, ...]
     loc: Loc
 
+    def selections(self) -> list[Selection]:
+        return [target for target in self.targets if isinstance(target, Selection)]
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -210,7 +213,7 @@ def _num_rounds(chosen: Selection) -> int:
 def _ordered(source: Source, chosen: Selection, order: Bound) -> Source:
     places = {chosen.target.address(m, r): m for m in chosen.target.members or () for r in _rounds_of(chosen.target)}
     members = tuple(places[key] for key in source.keys)
-    return replace(source, order=order, members=members, waits=(*source.waits, *order.waits))
+    return replace(source, order=order, members=members)
 
 
 def _rounds_of(target: Shape) -> Iterable[int | None]:

@@ -8,6 +8,7 @@ characters.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
@@ -25,6 +26,8 @@ MAX_NODES = 20_000
 MAX_DIGITS = 300
 _TICK = "_tick"
 _RESULT = "_result"
+MAX_DEPTH = 64  # of lists in lists
+_NOT_FOUND = "a value that was not found; give it a `default`, or ask whether it `is none` first"
 
 _ALLOWED: tuple[type[nodes.Node], ...] = (
     *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.Name, nodes.Const, nodes.If, nodes.For),
@@ -33,8 +36,21 @@ _ALLOWED: tuple[type[nodes.Node], ...] = (
 )
 _LOOP = frozenset({"index", "index0", "revindex", "revindex0", "first", "last", "length"})
 _FILTERS = ["abs", "capitalize", "count", "d", "default", "first", "float", "int", "last", "length", "lower"]
-_FILTERS += ["reverse", "sort", "string", "title", "tojson", "trim", "upper"]
-_OWN_FILTERS = ["join", "majority", "max", "mean", "min", "ranked", "round", "sum", "take"]
+_FILTERS += ["sort", "title", "trim", "upper"]
+_OWN_FILTERS = [
+    "join",
+    "majority",
+    "max",
+    "mean",
+    "min",
+    "ranked",
+    "reverse",
+    "round",
+    "string",
+    "sum",
+    "take",
+    "tojson",
+]
 _TESTS = ["defined", "undefined", "none", "string", "number", "odd", "even", "divisibleby", "in", "true", "false"]
 _TESTS += ["boolean", "integer", "float", "eq", "ne", "lt", "le", "gt", "ge"]
 
@@ -47,9 +63,16 @@ class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "-", "%", "//"})
 
     def __init__(self) -> None:
-        super().__init__(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True, cache_size=0)
+        super().__init__(
+            undefined=StrictUndefined,
+            autoescape=False,
+            keep_trailing_newline=True,
+            cache_size=0,
+            finalize=_not_too_long,
+        )
         self.globals.clear()
-        own: tuple[Callable[..., Any], ...] = (_join, _majority, _max, _mean, _min, _ranked, _round, _sum, _take)
+        own: tuple[Callable[..., Any], ...]
+        own = (_join, _majority, _max, _mean, _min, _ranked, _reverse, _round, _string, _sum, _take, _tojson)
         self.filters = {name: _charged(self.filters[name]) for name in _FILTERS}
         self.filters |= {name: _charged(function) for name, function in zip(_OWN_FILTERS, own, strict=True)}
         self.tests = {name: self.tests[name] for name in _TESTS}
@@ -64,6 +87,8 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         # "%" on text formats it to any width, "+" on text doubles it: arithmetic is for numbers.
         if not (isinstance(left, int | float) and isinstance(right, int | float)):
+            if left is None or right is None:
+                raise TemplateProblem(f"'{operator}' of {_NOT_FOUND}")
             raise TemplateProblem(f"'{operator}' is for numbers; texts follow each other by themselves")
         return super().call_binop(context, operator, left, right)
 
@@ -88,6 +113,42 @@ def _join(values: Iterable[object], separator: str = "") -> str:
     if sum(map(len, parts)) + len(separator) * len(parts) > MAX_OUTPUT:
         raise TemplateProblem(f"more than {MAX_OUTPUT} characters")
     return separator.join(parts)
+
+
+def _not_too_long(value: Any) -> Any:
+    """What is written out, unless it is a list or mapping too long to be."""
+    if isinstance(value, list | tuple | Mapping):
+        _measure(value, MAX_OUTPUT, MAX_DEPTH)
+    return value
+
+
+def _measure(value: Any, left: int, depth: int) -> int:
+    """The characters left after `value` has been written out, about."""
+    if depth == 0:
+        raise TemplateProblem(f"lists nested more than {MAX_DEPTH} deep")
+    left -= len(value) + 2 if isinstance(value, str) else 8
+    if left < 0:
+        raise TemplateProblem(f"more than {MAX_OUTPUT} characters")
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        for item in value:
+            left = _measure(item, left, depth - 1)
+    return left
+
+
+def _tojson(value: Any) -> str:
+    plain = _settled(value, MAX_DEPTH)
+    _measure(plain, MAX_OUTPUT, MAX_DEPTH)
+    return json.dumps(plain, ensure_ascii=False)
+
+
+def _string(value: Any) -> str:
+    return str(_not_too_long(value))
+
+
+def _reverse(value: Any) -> Any:
+    return value[::-1] if isinstance(value, str) else list(value)[::-1]
 
 
 def _known(values: Iterable[Any]) -> list[Any]:
@@ -198,11 +259,24 @@ def compile_expression(tree: nodes.Expr) -> Callable[[Mapping[str, object]], Any
             raise
         except _FAULTS as error:
             raise TemplateProblem(_say(error)) from None
-        if isinstance(result, Undefined):
-            raise TemplateProblem("there is no such item")
-        return result
+        return _settled(result, MAX_DEPTH)
 
     return evaluate
+
+
+def _settled(value: Any, depth: int) -> Any:
+    """A plain value: nothing that is still to be iterated, nothing that is not there."""
+    if isinstance(value, Undefined):
+        raise TemplateProblem("there is no such item")
+    if depth == 0:
+        raise TemplateProblem(f"lists nested more than {MAX_DEPTH} deep")
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _settled(item, depth - 1) for key, item in value.items()}
+    if isinstance(value, Iterable):
+        return [_settled(item, depth - 1) for item in value]
+    return value
 
 
 def parse_tree(text: str) -> nodes.Expr:
@@ -290,7 +364,7 @@ def _say(error: BaseException) -> str:
     if isinstance(error, RecursionError | MemoryError):
         return "nested too deeply"
     if isinstance(error, TypeError) and "NoneType" in str(error):
-        return f"{error}: a value was not found; give it a `default`, or ask whether it `is none` first"
+        return f"{error}: {_NOT_FOUND}"
     line = getattr(error, "lineno", None)
     text = getattr(error, "message", None) or str(error) or type(error).__name__
     return f"line {line}: {text}" if isinstance(line, int) else text

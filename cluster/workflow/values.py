@@ -21,6 +21,7 @@ _EDGES = " \t\r\n*_`\"'"
 MAX_MATCHES = 10_000  # of one value in one text
 MAX_SCANNED = 250_000_000  # characters, if each match looked at all of the text
 MAX_DIGITS = 300
+MAX_PARSED = 5_000_000  # characters, in search of JSON in a text
 _SEPARATORS = re.compile(r"[,;>\s]+")
 _WORDS = {"true": True, "yes": True, "false": False, "no": False}
 
@@ -138,6 +139,7 @@ def _words_in(text: str, words: tuple[str, ...]) -> Iterator[str]:
         at = match.end(1)  # what ends one word may begin the next
 
 
+@lru_cache(maxsize=2)  # several values look into the same text
 def _json_in(text: str) -> object:
     """The text as JSON; else its fenced block; else the first object or list in it that parses. None if none does."""
     for candidate in (text, code_of(text)):
@@ -145,13 +147,13 @@ def _json_in(text: str) -> object:
             return _valid(_DECODER.decode(candidate))
         except (ValueError, RecursionError):
             continue
-    tries = 0
+    left = MAX_PARSED
     at = min((place for place in (text.find("{"), text.find("[")) if place >= 0), default=-1)
-    while at >= 0 and tries < 100:  # each try may read to the end
+    while at >= 0 and left >= 0:
         try:
             return _valid(_DECODER.raw_decode(text, at)[0])
         except (ValueError, RecursionError):
-            tries += 1
+            left -= len(text) - at  # it may have read to the end
             at = min((place for place in (text.find("{", at + 1), text.find("[", at + 1)) if place >= 0), default=-1)
     return None
 

@@ -240,4 +240,4 @@ def test_cancelling_a_run_in_a_loop() -> None:
 def test_a_condition_that_cannot_be_evaluated_fails_the_run() -> None:
     played = play("steps:\n- {step: a}\n- {step: b, when: a.text > 3, read: [a]}")
     assert played.run.state == "failed"
-    assert played.run.error.startswith("`a.text > 3` cannot be evaluated: ")
+    assert played.run.error.startswith("steps[1].when: `a.text > 3` cannot be evaluated: ")
