@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 
@@ -40,6 +41,12 @@ def check_inputs(workflow: Workflow, given: Mapping[str, object]) -> tuple[dict[
         else:
             values[name] = value
     return values, problems
+
+
+def as_declared(workflow: Workflow, given: Mapping[str, object]) -> dict[str, object]:
+    """Values that were computed, numbers and booleans written out where the workflow asks for text."""
+    texts = {name for name, declared in workflow.inputs.items() if declared.type == "string"}
+    return {n: json.dumps(v) if n in texts and isinstance(v, int | float) else v for n, v in given.items()}
 
 
 def known_values(workflow: Workflow, values: Mapping[str, object]) -> dict[str, object]:

@@ -13,7 +13,7 @@ from laban.cluster.workflow.diagnostics import Problem, WorkflowErrors
 from laban.cluster.workflow.expressions import ExpressionProblem
 from laban.cluster.workflow.facts import Facts, arguments_of, role_of, task_of, tries_of
 from laban.cluster.workflow.graph import Node, StepGraph
-from laban.cluster.workflow.inputs import check_inputs
+from laban.cluster.workflow.inputs import as_declared, check_inputs
 from laban.cluster.workflow.overrides import check_fidelity, plan_sampling
 from laban.cluster.workflow.progress import Progress
 from laban.cluster.workflow.reading import Reading
@@ -280,10 +280,11 @@ class Run:
         address, step = node.address, node.step
         assert step.workflow is not None
         try:
-            inputs = arguments_of(node, self._facts)
+            inner_workflow = self.graph.workflow.workflows[step.workflow]
+            inputs = as_declared(inner_workflow, arguments_of(node, self._facts))
             given = {name: self._reading.stand_ins(source) for name, source in node.bindings.items()}
             overrides = Overrides(self._overrides.fidelity, self._overrides.seed)
-            inner = Run(self.graph.workflow.workflows[step.workflow], inputs, overrides, given, self._room)
+            inner = Run(inner_workflow, inputs, overrides, given, self._room)
         except (ExpressionProblem, WorkflowErrors) as error:
             return self._fail_child(address, str(error))
         self._children.start(address, inner)

@@ -109,12 +109,19 @@ def _as_json(found: object) -> object:
 
 
 def _labelled(name: str, text: str) -> list[object]:
-    """The member `name` of the JSON object in the text, else what follows the name and a colon on each line."""
+    """The member `name` of the JSON object in the text, else what follows the name and a colon on each line.
+
+    Before the name may stand what models like to put there: a bullet, a number, `My` or `Final`.
+    """
     document = _json_in(text) if "{" in text else None
-    if isinstance(document, Mapping) and name in document:
-        return [document[name]]
+    if isinstance(document, Mapping):
+        members = [member for key, member in document.items() if key == name]
+        members += [member for key, member in document.items() if key.lower() == name.lower()]
+        if members:
+            return members[:1]
     spelled = re2.escape(name).replace("_", "[_ -]")
-    lines = compile_pattern(rf"(?im)^\W*{spelled}\W*?\s*[:=](.*)$").finditer(text)
+    lead = r"[\W\d]*(?:(?:my|the|your|our|final|overall)\W+)*"
+    lines = compile_pattern(rf"(?im)^{lead}{spelled}\W*?\s*[:=](.*)$").finditer(text)
     found = [match.group(1).strip(_EDGES).rstrip(".,;").strip(_EDGES) for match in islice(lines, _max_matches(text))]
     return [text for text in found if text]
 

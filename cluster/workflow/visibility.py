@@ -6,12 +6,14 @@ there the message's tokens are encoded again in the reader's own view.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 
 from laban.cluster.workflow.blocks import steps_of
+from laban.cluster.workflow.build import build_graph
 from laban.cluster.workflow.diagnostics import Problem
 from laban.cluster.workflow.graph import Node, StepGraph, prompt_key
+from laban.cluster.workflow.schema import Workflow
 
 MAX_PAIRS = 50  # blocked pairs listed for one step
 MAX_KEYS = 400  # of the one view in which they are looked for
@@ -42,10 +44,15 @@ class Blockage:
 
 
 class Visibility:
-    """The sets of what every message's encoding saw, as bit masks, worst case: every read that may happen does."""
+    """The sets of what every message's encoding saw, as bit masks, worst case: every read that may happen does.
 
-    def __init__(self, graph: StepGraph) -> None:
+    `given` names messages that are private though the workflow does not say so: whoever runs it does. What is private
+    in a workflow that a step runs has a bit of its own.
+    """
+
+    def __init__(self, graph: StepGraph, given: Collection[str] = ()) -> None:
         self.graph = graph
+        self._given = given
         workflow = graph.workflow
         groups = {**graph.fixed, **{prompt_key(name): (prompt_key(name),) for name in workflow.agents}}
         fixed = [key for keys in groups.values() for key in keys]
@@ -54,11 +61,17 @@ class Visibility:
         for address, node in graph.nodes.items():
             self.bit[address] = 1 << len(self.bit)
             self.groups[node.step.step] = self.groups.get(node.step.step, 0) | self.bit[address]
+        self._inside: dict[str, str] = {}  # a workflow with something private in it -> what that is called
+        for name, inner in workflow.workflows.items():
+            if is_private(inner):
+                self._inside[name] = f"private messages of {name}"
+                self.bit[self._inside[name]] = self.groups[self._inside[name]] = 1 << len(self.bit)
         self.seen: dict[str, int] = dict.fromkeys(fixed, 0)
         for unit in graph.order:
             if unit in graph.nodes:
-                given, through = self.masks(graph.nodes[unit])
-                self.seen[unit] = given | through
+                read, through = self.masks(graph.nodes[unit])
+                inside = self._inside.get(graph.nodes[unit].step.workflow or "")
+                self.seen[unit] = read | through | (0 if inside is None else self.bit[inside])
 
     def masks(self, node: Node) -> tuple[int, int]:
         """The messages a node is given, and those it reads through `direct` encodings."""
@@ -76,6 +89,7 @@ class Visibility:
         names = [name for name, message in workflow.messages.items() if message.private]
         names += [prompt_key(name) for name, agent in workflow.agents.items() if agent.private]
         names += [step.step for step in steps_of(workflow) if step.private]
+        names += [*self._given, *self._inside.values()]
         mask = 0
         for name in names:
             mask |= self.groups[name]
@@ -130,20 +144,44 @@ def _num_keys(node: Node) -> int:
     return sum(len(source.keys) for source in node.sources)
 
 
-def private_leaks(graph: StepGraph) -> list[Problem]:
-    """An error for each private message that reaches a reader who was not given it."""
-    workflow = graph.workflow
+def is_private(workflow: Workflow) -> bool:
+    """Whether anything in it is, or in the workflows in it."""
     marked = any(message.private for message in workflow.messages.values())
     marked = marked or any(agent.private for agent in workflow.agents.values())
     marked = marked or any(step.private for step in steps_of(workflow))
+    return marked or any(map(is_private, workflow.workflows.values()))
+
+
+def private_leaks(graph: StepGraph, given: Collection[str] = ()) -> list[Problem]:
+    """An error for each private message that reaches a reader who was not given it, here or in a workflow within."""
     direct = any(source.fidelity == "direct" for node in graph.nodes.values() for source in node.sources)
-    if not (marked and direct):
+    if not (given or is_private(graph.workflow)):
         return []
+    own = _own_leaks(graph, given) if direct else []
+    return [*own, *(problem for name in graph.workflow.workflows for problem in _leaks_within(graph, name, given))]
+
+
+def _leaks_within(graph: StepGraph, name: str, given: Collection[str]) -> list[Problem]:
+    """Those in one of its workflows, as the steps that run it hand it their messages."""
+    handed = set()
+    private = Visibility(graph, given)
+    mask = private.private()
+    for node in graph.nodes.values():
+        if node.step.workflow == name:
+            bound = node.bindings.items()
+            handed |= {inner for inner, source in bound if any(private.bit[key] & mask for key in source.keys)}
+    inside, _ = build_graph(graph.workflow.workflows[name])
+    if inside is None or not (handed or is_private(inside.workflow)):
+        return []
+    return [replace(p, loc=("workflows", name, *p.loc)) for p in private_leaks(inside, handed)]
+
+
+def _own_leaks(graph: StepGraph, given: Collection[str]) -> list[Problem]:
     return [
         Problem(
             graph.nodes[leak.address].loc,
             f"'{leak.address}' would read the private '{leak.message}' through the encoding of '{leak.through}'",
             expected=f"`exact` for its read of '{leak.through}', or '{leak.message}' among its reads",
         )
-        for leak in Visibility(graph).leaks(private_only=True)
+        for leak in Visibility(graph, given).leaks(private_only=True)
     ]

@@ -227,3 +227,92 @@ def test_a_file_that_comes_to_run_itself_is_refused() -> None:
 def test_what_runs_within_counts_too() -> None:
     many = RESEARCH.replace("count: 2", "count: 9000")
     assert any("too many instances" in line for line in errors(PARENT, {**FILES, "parts/research.yaml": many}))
+
+
+SECRET = """
+version: 1
+name: outer
+messages: {sec: {text: s, private: PRIVATE}, q: x}
+steps:
+  - {step: s, workflow: low, messages: {m: sec}}
+  - {step: f, read: [sec, q]}
+workflows:
+  low:
+    version: 1
+    name: low
+    messages: {m: x, q: y}
+    steps:
+      - {step: u, read: [m]}
+      - {step: v, read: [q, {read: u, fidelity: direct}]}
+"""
+
+
+def test_what_is_private_outside_is_private_inside() -> None:
+    Run(parse_yaml(SECRET.replace("PRIVATE", "false")), {})
+    with pytest.raises(WorkflowErrors, match="would read the private 'm' through the encoding of 'u'"):
+        Run(parse_yaml(SECRET.replace("PRIVATE", "true")), {})
+
+
+def test_what_is_private_inside_does_not_leak_out() -> None:
+    text = SECRET.replace("PRIVATE", "false").replace("{m: x, q: y}", "{m: x, q: {text: y, private: true}}")
+    text = text.replace("{read: u, fidelity: direct}", "u").replace("[sec, q]", "[sec, {read: s, fidelity: FIDELITY}]")
+    Run(parse_yaml(text.replace("FIDELITY", "exact")), {})
+    with pytest.raises(WorkflowErrors, match="private messages of low"):
+        Run(parse_yaml(text.replace("FIDELITY", "direct")), {})
+
+
+NEST = """
+version: 1
+name: nest
+messages: {m: x}
+steps: [{step: s, workflow: mid, on_error: message}, {step: f, read: [m, s]}]
+workflows:
+  mid:
+    {version: 1, name: mid, messages: {m: x}, steps: [{step: t, workflow: low}],
+     workflows: {low: {version: 1, name: low, messages: {m: x}, steps: [STEP], outputs: {o: m}}}}
+"""
+
+
+@pytest.mark.parametrize("step", ['{step: u, when: "false", read: [m]}', "{step: u, when: m.text > 1, read: [m]}"])
+def test_a_run_within_that_ends_as_it_begins_goes_on(step: str) -> None:
+    run = Run(parse_yaml(NEST.replace("STEP", step)), {})
+    play(run)
+    assert run.state == "succeeded"
+
+
+def test_a_start_that_fails_keeps_the_others_from_starting() -> None:
+    text = """
+version: 1
+name: fan
+inputs: {xs: {type: list, default: [a, 2, 3]}}
+steps: [{step: s, for_each: xs, workflow: low, inputs: {n: item}}]
+workflows: {low: {version: 1, name: low, inputs: {n: {type: integer}}, steps: [{step: u}]}}
+"""
+    run = Run(parse_yaml(text), {})
+    assert run.ready() == ()
+    assert run.state == "failed"
+    assert [i.state for i in run.instances] == ["failed", "cancelled", "cancelled"]
+
+
+def test_instances_are_bounded_over_all_runs() -> None:
+    text = """
+version: 1
+name: many
+inputs: {docs: {type: list, default: [a]}}
+steps: [{step: s, count: 100, workflow: low, inputs: {docs: docs}, on_error: skip}, {step: f, read: [s]}]
+workflows:
+  low: {version: 1, name: low, inputs: {docs: {type: list}}, steps: [{step: u, for_each: docs}]}
+"""
+    run = Run(parse_yaml(text), {"docs": [str(number) for number in range(1000)]})
+    assert len(run.ready()) < 10_000
+    assert any("too many instances" in i.reason for i in run.instances)
+
+
+def test_a_file_in_many_places_is_parsed_once() -> None:
+    files = {f"{level}{n}.yaml": _level(level) for level in range(7) for n in range(4)}
+    parse_yaml(_level(-1), "top.yaml", files)
+
+
+def _level(level: int) -> str:
+    steps = "".join(f"\n- {{step: s{n}, workflow: {level + 1}{n}.yaml}}" for n in range(2 if level < 6 else 0))
+    return f"version: 1\nname: l\noutputs: {{o: {{read: end}}}}\nsteps:\n- {{step: end}}{steps}"
