@@ -64,7 +64,7 @@ class Visibility:
         self._inside: dict[str, str] = {}  # a workflow with something private in it -> what that is called
         for name, inner in workflow.workflows.items():
             if is_private(inner):
-                self._inside[name] = f"private messages of {name}"
+                self._inside[name] = f"messages of {name}"
                 self.bit[self._inside[name]] = self.groups[self._inside[name]] = 1 << len(self.bit)
         self.seen: dict[str, int] = dict.fromkeys(fixed, 0)
         for unit in graph.order:
