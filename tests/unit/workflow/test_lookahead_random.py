@@ -236,9 +236,9 @@ def test_steps_are_those_of_the_soonest_run(data: dict[str, Any], num_done: int,
     ahead.update(played.progress)
     found = ahead.steps_to_execution()
     assert found.keys() >= expected.keys()
-    late = {address for address in expected if found[address] > expected[address]}
-    assert not late
     cancels = any(node.cancels_rest for node in graph.nodes.values())
+    late = {address for address in expected if found[address] > expected[address]}
+    assert not late or cancels  # what a join cancels may end a loop's round sooner
     if well and not cancels:
         clean = independent(graph, played.progress)
         event(f"gates undecided: {min(3, len(graph.gates.keys() - played.progress.outcomes.keys()))}")

@@ -257,7 +257,7 @@ def test_what_is_private_inside_does_not_leak_out() -> None:
     text = SECRET.replace("PRIVATE", "false").replace("{m: x, q: y}", "{m: x, q: {text: y, private: true}}")
     text = text.replace("{read: u, fidelity: direct}", "u").replace("[sec, q]", "[sec, {read: s, fidelity: FIDELITY}]")
     Run(parse_yaml(text.replace("FIDELITY", "exact")), {})
-    with pytest.raises(WorkflowErrors, match="the private .messages of low."):
+    with pytest.raises(WorkflowErrors, match="the private 'messages of low'"):
         Run(parse_yaml(text.replace("FIDELITY", "direct")), {})
 
 

@@ -39,7 +39,7 @@ def find(text: str, name: str = "v", **rule: Any) -> object:
         ("verdict", 'not json {"verdict": \n"verdict": "ok",', "ok"),
         ("risk_level", "## Risk level: high", "high"),
         ("risk_level", "risk-level: high", "high"),
-        ("verdict", "My verdict: ok", None),
+        ("verdict", "My verdict: ok", "ok"),
         ("verdict", "verdicts: ok", None),
         ("verdict", "verdict", None),
         ("verdict", "", None),
