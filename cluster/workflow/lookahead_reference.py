@@ -9,8 +9,8 @@ Of each unit that has not ended, over all that may still happen (gates decide ei
 -1 has happened, INF cannot happen. Each is a time before which it cannot be, so nothing is expected too late. What a
 unit waits for is taken to agree with the decisions that the unit cannot do without; else each wait is taken at its
 soonest. That is exact, but where two waits hang on one gate and cannot both be at their soonest in one run: there it
-may be too early. Nor does it foresee what a join cancels, how many instances `max_parallel` holds back, or that the run
-fails meanwhile.
+may be too early. Nor does it foresee what a join cancels, which may end a loop's round sooner, how many instances
+`max_parallel` holds back, or that the run fails meanwhile.
 """
 
 from __future__ import annotations

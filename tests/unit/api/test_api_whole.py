@@ -152,8 +152,10 @@ def blocks(page: str, language: str) -> list[str]:
 def test_the_readme_shows_what_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with serving() as client:
-            [flow], [program] = blocks("README.md", "yaml"), blocks("README.md", "python")
+            [flow, loop], [program] = blocks("README.md", "yaml"), blocks("README.md", "python")
             assert lint(parse_yaml(flow)).diagnostics == ()
+            around = "version: 1\nname: fix\nmessages: {task: a, plan: b}\nagents: {executor: c, reviewer: d}\nsteps:\n"
+            assert lint(parse_yaml(around + loop)).ok
             (tmp_path / "flow.yaml").write_text(flow)
             monkeypatch.chdir(tmp_path)
             assert "127.0.0.1:8470" in program
