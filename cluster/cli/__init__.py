@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from laban.actors.errors import LabanError
@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except LabanError as error:
-        for line in str(error).splitlines():  # a bad workflow may have several mistakes
-            print(f"laban: {line}", file=sys.stderr)
+        for line in _lines_of(error, getattr(arguments, "file", None) or ""):
+            print(line, file=sys.stderr)
         return 2 if error.status in BAD_INPUT else 1
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
@@ -44,6 +44,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:
         return _unexpected(error)
+
+
+def _lines_of(error: LabanError, file: str) -> Iterator[str]:
+    """A bad workflow may have several mistakes: each is quoted."""
+    from laban.cluster.cli.quote import quoted
+    from laban.cluster.workflow.diagnostics import WorkflowErrors
+
+    if isinstance(error, WorkflowErrors):
+        for diagnostic in error.diagnostics:
+            first, *rest = quoted(diagnostic, file)
+            yield from (f"laban: {first}", *rest)
+    else:
+        yield from (f"laban: {line}" for line in str(error).splitlines())
 
 
 def _unexpected(error: Exception) -> int:

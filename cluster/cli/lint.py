@@ -11,6 +11,7 @@ from laban.actors.framing import Framing, derive_framing
 from laban.actors.models import check_model_folder, converted_default_model
 from laban.cluster.cli.files import read_file
 from laban.cluster.cli.inputs import parse_inputs
+from laban.cluster.cli.quote import quoted
 from laban.cluster.client_files import files_named_in
 from laban.cluster.config import resolve
 from laban.cluster.workflow.diagnostics import WorkflowErrors
@@ -88,7 +89,7 @@ def _measure(model: str | None) -> Measure:
 
 def _print(name: str, report: LintReport, measure: Measure) -> None:
     for diagnostic in report.diagnostics:
-        print(diagnostic)
+        print("\n".join(quoted(diagnostic, name)))
     if report.num_instances:
         print(f"{name}: {report.num_instances} step instances")
     if report.views:

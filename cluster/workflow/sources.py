@@ -129,8 +129,9 @@ class Scope:
         step = self.layout.by_name[name].step if name in self.layout.by_name else None
         if step is None or reference.value in step.values or reference.value in BUILT_IN_VALUES:
             return None  # of what is unknown `understand` speaks
-        hint = suggest(reference.value, [*step.values, *BUILT_IN_VALUES]) if step.values else ""
-        hint = hint or f"`values: [{reference.value}]` in that step, or one of {', '.join(BUILT_IN_VALUES)}"
+        hint = suggest(reference.value, [*step.values, *BUILT_IN_VALUES])
+        if not step.values and not hint.startswith("did you mean"):
+            hint = f"`values: [{reference.value}]` in that step, or one of {', '.join(BUILT_IN_VALUES)}"
         return f"the step '{name}' has no value '{reference.value}'", None, hint
 
 
