@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,11 +20,11 @@ pytestmark = pytest.mark.e2e
 
 
 def refused(done: subprocess.CompletedProcess[str], *parts: str, code: int = 2) -> str:
-    """The error: the last line of stderr, and nothing on stdout."""
+    """The error: the last line of stderr, but for the line of the file that it quotes; and nothing on stdout."""
     assert done.returncode == code, (done.stdout, done.stderr)
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
-    line = done.stderr.splitlines()[-1]
+    line = [line for line in done.stderr.splitlines() if not re.match(r" +(\d+ )?\| ", line)][-1]
     assert line.startswith("laban: ")
     for part in parts:
         assert part in line
