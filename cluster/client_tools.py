@@ -130,12 +130,10 @@ class ToolServer:
         try:
             try:
                 outcome = outcome_of(work.tool(**arguments_of(work.tool, work.lease, work.lost)))
-            except (Exception, SystemExit) as error:
+            except (Exception, SystemExit) as error:  # whatever a tool raises is its answer
                 logger.info("the tool %s failed at %s: %r", work.lease.tool, work.lease.address, error)
                 outcome = failure_of(error)
             self._answer(work, outcome)
-        except Exception:
-            logger.exception("the answer to %s was lost", work.lease.address)
         finally:
             self._works.discard(work)
             work.ended.set()

@@ -136,7 +136,7 @@ class LeaseDesk:
             logger.info("the lease of %s of %s ran out, handler %r", errand.address, errand.workflow_id, held.handler)
             try:
                 errand.sink.lease_lost(errand.address)
-            except Exception:
+            except Exception:  # one workflow's mistake must not keep the leases of others from running out
                 logger.exception("nobody took the loss of %s of %s", errand.address, errand.workflow_id)
         following = self.leases.next_expiry()
         if following is not None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-import re2
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from laban.cluster.workflow import shorthands
 from laban.cluster.workflow.expressions import ExpressionProblem, parse_expression
 from laban.cluster.workflow.names import NAME, NAME_RULE, name_problem
-from laban.cluster.workflow.patterns import compile_pattern
+from laban.cluster.workflow.patterns import pattern_problem
 from laban.cluster.workflow.selectors import MAX_CHARS, SelectorError, parse_selector
 from laban.cluster.workflow.tool_schemas import check_schema
 
@@ -69,11 +68,9 @@ def _argument(value: Any) -> Any:
 
 
 def _pattern(value: str) -> str:
-    try:
-        compile_pattern(value)
-    except re2.error as error:
-        why = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
-        raise PydanticCustomError("pattern", "not a regular expression: {why}", {"why": why}) from None
+    problem = pattern_problem(value)
+    if problem:
+        raise PydanticCustomError("pattern", "not a regular expression: {why}", {"why": problem})
     return value
 
 

@@ -8,31 +8,33 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import re2
 from jsonschema import Draft202012Validator, SchemaError, ValidationError, validators
 from jsonschema.exceptions import best_match
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
+from laban.cluster.workflow.diagnostics import path_text
+from laban.cluster.workflow.patterns import compile_pattern, pattern_problem
+
 MAX_MESSAGE = 300  # characters
 MAX_DEPTH = 64
-MAX_PATTERNS = 1000  # compiled ones kept
 
 _VALUES = frozenset({"const", "enum", "default", "examples"})  # hold values, not schemas
 _DEEP = f"is nested too deep, or refers to itself without end; expected at most {MAX_DEPTH} levels"
 
+# No document beside the schema: a reference that leads elsewhere leads nowhere.
+_ALONE: Mapping[str, Any] = {"registry": Registry()}
 Errors = Iterator[ValidationError]
 
 
 def problem_with(schema: Mapping[str, object], value: object) -> str:
     """Why `value` is not what `schema` asks for, "" if it is. `schema` has passed `check_schema`."""
     try:
-        validator = _Validator(_undated(schema), registry=Registry())
+        validator = _Validator(_undated(schema), **_ALONE)
         error = best_match(validator.iter_errors(value))
     except RecursionError:
         return _DEEP
@@ -40,7 +42,7 @@ def problem_with(schema: Mapping[str, object], value: object) -> str:
         return f"cannot be checked ({_cut(str(problem))})"
     if error is None:
         return ""
-    path = _path(error.absolute_path)
+    path = path_text(tuple(error.absolute_path))
     return f"{path}: {_cut(error.message)}" if path else _cut(error.message)
 
 
@@ -52,14 +54,14 @@ def check_schema(schema: Mapping[str, object]) -> str:
     try:
         Draft202012Validator.check_schema(schema, format_checker=None)
     except SchemaError as error:
-        path = _path(error.absolute_path)
+        path = path_text(tuple(error.absolute_path))
         return f"{path}: {_cut(error.message)}" if path else _cut(error.message)
     parts = list(_parts(schema))
     resolver = Registry().with_resource("", DRAFT202012.create_resource(schema)).resolver()
     for part in parts:
         for pattern in [part.get("pattern"), *_keys(part.get("patternProperties"))]:
-            if isinstance(pattern, str) and (problem := _bad_pattern(pattern)):
-                return f"the pattern {_cut(repr(pattern))} cannot be used ({problem}), expected RE2 syntax"
+            if isinstance(pattern, str) and (problem := pattern_problem(pattern)):
+                return f"the pattern {_cut(repr(pattern))} cannot be used ({_cut(problem)}), expected RE2 syntax"
         for keyword in ("$ref", "$dynamicRef"):
             if isinstance(reference := part.get(keyword), str):
                 try:
@@ -75,24 +77,8 @@ def check_schema(schema: Mapping[str, object]) -> str:
     return ""
 
 
-@lru_cache(MAX_PATTERNS)
-def _compiled(pattern: str) -> Any:
-    options = re2.Options()
-    options.log_errors = False
-    options.max_mem = 1 << 20
-    return re2.compile(pattern, options)
-
-
-def _bad_pattern(pattern: str) -> str:
-    try:
-        _compiled(pattern)
-    except re2.error as error:
-        return _cut(error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error))
-    return ""
-
-
 def _pattern(validator: Any, pattern: str, instance: object, schema: Any) -> Errors:
-    if isinstance(instance, str) and not _compiled(pattern).search(instance):
+    if isinstance(instance, str) and not compile_pattern(pattern).search(instance):
         yield ValidationError(f"{instance!r} does not match {pattern!r}")
 
 
@@ -100,14 +86,14 @@ def _pattern_properties(validator: Any, patterns: Mapping[str, Any], instance: o
     if isinstance(instance, dict):
         for pattern, wanted in patterns.items():
             for key, item in instance.items():
-                if _compiled(pattern).search(key):
+                if compile_pattern(pattern).search(key):
                     yield from validator.descend(item, wanted, path=key, schema_path=pattern)
 
 
 def _additional_properties(validator: Any, wanted: Any, instance: object, schema: Mapping[str, Any]) -> Errors:
     if not isinstance(instance, dict):
         return
-    patterns = [_compiled(pattern) for pattern in schema.get("patternProperties", {})]
+    patterns = [compile_pattern(pattern) for pattern in schema.get("patternProperties", {})]
     known = schema.get("properties", {})
     extra = [key for key in instance if key not in known and not any(each.search(key) for each in patterns)]
     if wanted is False and extra:
@@ -192,15 +178,6 @@ def _keys(value: object) -> list[object]:
 def _listed(known: Mapping[str, object]) -> str:
     names = ", ".join(map(repr, list(known)[:10]))
     return names or "none"
-
-
-def _path(path: Sequence[str | int]) -> str:
-    """
-    >>> _path(["items", 3, "name"])
-    'items[3].name'
-    """
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return text.removeprefix(".")
 
 
 def _cut(text: str) -> str:
