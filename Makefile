@@ -38,6 +38,10 @@ $(STAMP): pyproject.toml constraints-cpu.txt
 
 demo: setup  ## run a parallel debate of three agents on the default model, live (EXAMPLE=, ARGS=)
 	$(BIN)/laban run $(EXAMPLE) $(ARGS)
+	@printf '%s\n' '' \
+	  'read: tokens that a step looks at; reused: those found encoded, by whoever made them; encoded: the rest.' \
+	  'The same without reuse across readers: make demo ARGS="--fidelity exact". What it drew on: docs/examples.md' \
+	  'Next: . .venv/bin/activate; laban new flow.yaml; laban graph flow.yaml; laban run flow.yaml'
 
 test: setup  ## all tests: units, Ray, end to end
 	$(BIN)/pytest tests/unit -n auto

@@ -193,7 +193,7 @@ class Loop(Model):
     @model_validator(mode="after")
     def _says_what_exhaustion_does(self) -> Self:
         if self.until is not None and self.on_max is None:
-            raise PydanticCustomError("loop", "`on_max` is missing: what if it does not hold after `max` rounds?")
+            raise PydanticCustomError("loop", "`on_max` is missing: fail or continue, if it never holds?")
         if self.until is None and self.on_max is not None:
             raise PydanticCustomError("loop", "`on_max` goes with `until`: without it all `max` rounds are run")
         return self
