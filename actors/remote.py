@@ -101,6 +101,8 @@ class RemoteWorker:
                 raise WorkerLost(_first_line(error)) from None
 
     async def snapshot(self) -> Holdings:
+        if self._closed:  # a killed process may still answer for a moment
+            raise WorkerLost(f"worker {self._info.worker_id} is closed")
         try:
             holdings: Holdings = await self._handle.snapshot.remote()
         except RayError as error:
