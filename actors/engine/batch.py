@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from laban.actors.engine.sequence import Read, Sequence
+from laban.actors.engine.sequence import Chunk, Read
 from laban.kernels.rotary import turn_tables
 from laban.kernels.row_attention import RowReads, has_compiled_rows
 from laban.kernels.view_attention import AttentionPlan, Index, StackedTile
@@ -29,15 +29,6 @@ ROW_WORK_PER_TILE = 2048
 
 Runs = list[tuple[int, int]]  # (first, length)
 ByOffset = dict[int, Runs]  # what is read, by how far from its place
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """`count` tokens of a sequence from token `begin` on."""
-
-    sequence: Sequence
-    begin: int
-    count: int
 
 
 @dataclass(frozen=True, slots=True)

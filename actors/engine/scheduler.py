@@ -8,14 +8,13 @@ message at full length. So an admitted call never waits for memory, and nothing 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from laban.actors.calls import Call
-from laban.actors.engine.batch import Chunk
 from laban.actors.engine.checks import check_call
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.decoding import Decode
-from laban.actors.engine.sequence import Read, RunningCall, Sequence
+from laban.actors.engine.sequence import Chunk, Read, RunningCall, Sequence
 from laban.actors.errors import Exhausted, InvalidInput, LabanError
 from laban.kvstore.encodings import EncodingSpec, Placement, flatten, make_spec
 from laban.kvstore.store import EncodingStore, Entry
@@ -167,8 +166,9 @@ class Scheduler:
             source = self.store.get(placed.encoding_id)
             assert source is not None
             self.store.pin(source)
-            offset = placed.position - specs[placed.encoding_id].start - placed.begin
-            reads.append(Read(source, offset, placed.begin, placed.end))
+            home = specs[placed.encoding_id].start
+            offset = placed.position - home - placed.begin
+            reads.append(Read(source, offset, placed.begin, placed.end, home))
         producers = tuple({self._producers[r.entry]: None for r in reads if r.entry in self._producers})
         sequence = Sequence(entry, start, tokens, tuple(reads), producers, spec, decode)
         self._producers[entry] = sequence
@@ -206,9 +206,7 @@ class Scheduler:
         entry = self.store.publish(made, sequence.spec.encoding_id, len(sequence.tokens))
         if entry is not made:  # somebody else computed the same: read theirs
             for other in self.sequences:
-                other.reads = tuple(
-                    Read(entry, r.offset, r.begin, r.end) if r.entry is made else r for r in other.reads
-                )
+                other.reads = tuple(replace(r, entry=entry) if r.entry is made else r for r in other.reads)
         self._producers.pop(made, None)
         sequence.entry = entry
         sequence.finished = True

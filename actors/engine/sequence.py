@@ -12,12 +12,21 @@ from laban.kvstore.store import Entry
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Tokens [begin, end) of an entry, `offset` positions further on than they were encoded."""
+    """Tokens [begin, end) of an entry, `offset` positions further on than they were encoded.
+
+    `start` is where the entry's first token was encoded: token i is at position start + i + offset of the view.
+    """
 
     entry: Entry
     offset: int
     begin: int
     end: int
+    start: int
+
+    @property
+    def position(self) -> int:
+        """Of the first token read, in the view."""
+        return self.start + self.begin + self.offset
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +64,15 @@ class Sequence:
             same += 1
         self.tokens, self.num_computed, self.spec = tokens, same, spec
         self.entry.num_tokens = same
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """`count` tokens of a sequence from token `begin` on."""
+
+    sequence: Sequence
+    begin: int
+    count: int
 
 
 @dataclass(slots=True, eq=False)

@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from laban.actors.engine.batch import Chunk, build_batch
-from laban.actors.engine.sequence import Read, Sequence
+from laban.actors.engine.batch import build_batch
+from laban.actors.engine.sequence import Chunk, Read, Sequence
 from laban.kernels.view_attention import attend, attend_reference
 from laban.kvstore.store import Entry
 
@@ -33,7 +33,7 @@ def test_tiles_compute_the_definition(dtype: torch.dtype, head_dim: int, group: 
     shared = [(entry(n), n) for n in (90, 300, 17)]
     chunks, sees = [], []
     for count, begin in [(1, 5), (40, 0), (1, 130), (7, 20), (1, 0), (1, 700)]:
-        reads = [Read(e, draw.choice([0, 5, -3, 400]), 0, n) for e, n in draw.sample(shared, draw.randrange(4))]
+        reads = [Read(e, draw.choice([0, 5, -3, 400]), 0, n, 0) for e, n in draw.sample(shared, draw.randrange(4))]
         own = entry(begin + count)
         chunks.append(Chunk(Sequence(own, 7, [1] * (begin + count), tuple(reads), (), None), begin, count))
         context = [(s, r.offset) for r in reads for f, n in r.entry.runs(0, r.end) for s in range(f, f + n)]

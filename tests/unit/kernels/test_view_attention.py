@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laban.actors.engine import batch as batch_module
-from laban.actors.engine.batch import Chunk, build_batch
-from laban.actors.engine.sequence import Read, Sequence
+from laban.actors.engine.batch import build_batch
+from laban.actors.engine.sequence import Chunk, Read, Sequence
 from laban.kernels import row_attention
 from laban.kernels.rotary import turn, turn_tables
 from laban.kernels.row_attention import RowReads, attend_rows, attend_rows_reference, has_compiled_rows
@@ -39,7 +39,7 @@ def batches(draw: st.DrawFn) -> tuple[list[Chunk], list[list[tuple[int, int]]], 
             st.lists(st.tuples(st.integers(0, len(shared) - 1), st.sampled_from([0, 0, 5, -3, 400])), max_size=4)
         ):
             begin = draw(st.sampled_from([0, 0, shared[which][1] // 2]))
-            reads.append(Read(shared[which][0], offset, begin, shared[which][1]))
+            reads.append(Read(shared[which][0], offset, begin, shared[which][1], 0))
         count, begin = draw(st.sampled_from([1, 1, 1, 2, 9, 30])), draw(st.sampled_from([0, 1, 20, 150]))
         own = entry(f"own{i}", begin + count)
         chunks.append(Chunk(Sequence(own, 7, [1] * (begin + count), tuple(reads), (), None), begin, count))
