@@ -159,6 +159,7 @@ class WorkerInfo:
     attention_backend: str
     dtype: str
     device: str
+    num_shards: int = 1  # processes, each with a device of its own
 
     @property
     def pool_tokens(self) -> int:

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class Engine:
-    """Runs calls on one model. `submit` and `abort` take effect at the next `step`, which never raises."""
+    """Runs calls on one model. `submit` and `abort` take effect at the next `step`, which raises in shards only."""
 
     def __init__(
         self,
@@ -73,6 +73,7 @@ class Engine:
             attention_backend=runner.attention_backend,
             dtype=str(runner.dtype).removeprefix("torch."),
             device=str(runner.device),
+            num_shards=1 if runner.group is None else runner.group.size,
         )
         self.scheduler = Scheduler(config, self.store, self.info.max_context, runner.vocab_size)
         self._clock = clock
@@ -98,6 +99,8 @@ class Engine:
         try:
             self._iterate()
         except Exception as error:  # a kernel, memory or model failure: the calls cannot go on, the next ones can
+            if self.runner.group is not None:
+                raise  # the other shards may have come further, or less far: their worker ends
             log.exception("an iteration failed")
             message = f"the iteration failed: {type(error).__name__}: {error}"
             self._events += [CallFailed(i, "INTERNAL", message) for i in self.scheduler.abort_all()]
@@ -132,6 +135,9 @@ class Engine:
         decodes = [sequence.decode for sequence in sequences if sequence.decode is not None]
         tokens = sample(logits, [d.sampling for d in decodes], [d.num_sampled for d in decodes])
         sound = torch.isfinite(logits.sum(dim=-1)).tolist()
+        if self.runner.group is not None and tokens:  # all shards go on with the first one's
+            chosen = torch.tensor([tokens, sound], device=self.runner.device)
+            tokens, sound = self.runner.group.broadcast_(chosen).tolist()
         for row, (sequence, decode, token) in enumerate(zip(sequences, decodes, tokens, strict=True)):
             running = self.scheduler.running[decode.call.call_id]
             if not sound[row]:

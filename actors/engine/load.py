@@ -13,6 +13,8 @@ from transformers.utils import logging as transformers_logging
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.engine import Engine
 from laban.actors.engine.runner import Runner, bytes_per_token
+from laban.actors.engine.shard_group import ShardGroup
+from laban.actors.engine.sharding import local_num_kv_heads, shard_model
 from laban.actors.errors import Exhausted, InvalidInput
 from laban.actors.model_folder import check_model_folder
 from laban.actors.tokenizer import Tokenizer
@@ -24,14 +26,16 @@ GPU_POOL_SHARE = 0.85  # of what the weights leave free; the rest is for activat
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_engine(folder: str | Path, config: EngineConfig, worker_id: str = "worker-0") -> Engine:
-    """Loads a Hugging Face model folder. Raises LabanError if it cannot be served, and says why."""
+def load_engine(
+    folder: str | Path, config: EngineConfig, worker_id: str = "worker-0", group: ShardGroup | None = None
+) -> Engine:
+    """Loads a Hugging Face model folder, or this shard's slice of it. Raises LabanError if it cannot be served."""
     facts = check_model_folder(Path(folder))
     if config.dtype not in DTYPES:
         raise InvalidInput(f"must be one of {', '.join(DTYPES)}", field="engine.dtype", value=config.dtype)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    device = pick_device(config.device)
+    device = pick_device(config.device) if group is None else group.device
     if device.type == "cpu":
         keep_freed_memory()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -39,8 +43,13 @@ def load_engine(folder: str | Path, config: EngineConfig, worker_id: str = "work
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, dtype=DTYPES[config.dtype], attn_implementation="eager", local_files_only=True
     )
-    model.to(device)  # type: ignore[arg-type]  # its signature is a decorator's
-    runner = Runner(model, num_slots(model, config))
+    if group is None:
+        model.to(device)  # type: ignore[arg-type]  # its signature is a decorator's
+        slots = num_slots(model, config)
+    else:
+        shard_model(model, group)
+        slots = group.smallest(num_slots(model, config))
+    runner = Runner(model, slots, group)
     engine = Engine(
         runner,
         Tokenizer.from_folder(folder),
@@ -87,7 +96,9 @@ def keep_freed_memory() -> None:
 
 def num_slots(model: PreTrainedModel, config: EngineConfig) -> int:
     """Slots of the pool: `config.pool_tokens`, or what memory allows, in whole pages."""
-    per_token = bytes_per_token(model.config, model.dtype)
+    per_token = (
+        bytes_per_token(model.config, model.dtype) * local_num_kv_heads(model) // model.config.num_key_value_heads
+    )
     if config.pool_tokens is not None:
         tokens = config.pool_tokens
     elif model.device.type == "cuda":

@@ -10,6 +10,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from laban.actors.engine.batch import Batch
+from laban.actors.engine.shard_group import ShardGroup
+from laban.actors.engine.sharding import local_num_heads, local_num_kv_heads
 from laban.actors.errors import UnsupportedModel
 from laban.kernels.compiled_ops import compile_norms, compile_rotary
 from laban.kernels.packed_linear import can_pack, pack_linears
@@ -25,8 +27,10 @@ class Runner:
     The pool is [num_layers, num_slots, num_kv_heads, head_dim], keys as first rotated.
     """
 
-    def __init__(self, model: PreTrainedModel, num_slots: int) -> None:
+    def __init__(self, model: PreTrainedModel, num_slots: int, group: ShardGroup | None = None) -> None:
+        """`model` is a slice of the whole where `group` are the shards that have the rest of it."""
         config = model.config
+        self.group = group
         self.model = model.train(False)
         self.device = model.device
         self.dtype: torch.dtype = model.dtype
@@ -35,14 +39,15 @@ class Runner:
         self.head_dim: int = head_dim(config)
         self.inv_freq: Tensor = _inverse_frequencies(model)
         model.set_attn_implementation(ATTENTION)
-        shape = (config.num_hidden_layers, num_slots, config.num_key_value_heads, self.head_dim)
+        num_kv_heads = local_num_kv_heads(model)
+        shape = (config.num_hidden_layers, num_slots, num_kv_heads, self.head_dim)
         if self.device.type == "cpu" and self.dtype == torch.float32:
             compile_norms(model)
             compile_rotary(model, self.head_dim)
         if self.device.type == "cpu" and can_pack(self.dtype):
             pack_linears(model)
         if has_compiled_rows(self.device, self.dtype):
-            compile_rows(config.num_attention_heads, config.num_key_value_heads, self.head_dim)
+            compile_rows(local_num_heads(model), num_kv_heads, self.head_dim)
         self.k_pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
         self.v_pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
 

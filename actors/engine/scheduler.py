@@ -117,8 +117,9 @@ class Scheduler:
             missing = [*self._missing(view, call.specs, specs), target]
         else:
             missing = []  # the answer is there: its view is not needed
-        kept = {p.encoding_id for spec in missing for p in flatten(spec.view, specs)}
-        kept |= {target.encoding_id} if target else {p.encoding_id for p in view}
+        # In an order of their own: pins date last uses, which all shards of a worker must have alike.
+        kept = dict.fromkeys(p.encoding_id for spec in missing for p in flatten(spec.view, specs))
+        kept |= dict.fromkeys([target.encoding_id] if target else [p.encoding_id for p in view])
         pages = sum(self.store.pages_for(spec.num_tokens) for spec in missing)
         if target is None:
             pages += self._own_pages(call)

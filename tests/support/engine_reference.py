@@ -110,22 +110,23 @@ _SHAPE = {
 KINDS = ("llama", "llama3-rope", "yarn-rope", "qwen2", "qwen3", "mistral")
 
 
-def random_model(kind: str, seed: int = 0) -> PreTrainedModel:
-    """A small random model in float32. The same seed gives the same weights."""
+def random_model(kind: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A small random model in float32. The same seed gives the same weights. `changes` are of its configuration."""
     torch.manual_seed(seed)
+    shape = _SHAPE | changes
     if kind == "llama":
-        return LlamaForCausalLM(LlamaConfig(**_SHAPE))
+        return LlamaForCausalLM(LlamaConfig(**shape))
     if kind == "llama3-rope":
         rope = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
                 "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
-        return LlamaForCausalLM(LlamaConfig(**_SHAPE, rope_parameters=rope))
+        return LlamaForCausalLM(LlamaConfig(**shape, rope_parameters=rope))
     if kind == "yarn-rope":
         rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
-        return LlamaForCausalLM(LlamaConfig(**_SHAPE, rope_parameters=rope))
+        return LlamaForCausalLM(LlamaConfig(**shape, rope_parameters=rope))
     if kind == "qwen2":
-        return Qwen2ForCausalLM(Qwen2Config(**_SHAPE))
+        return Qwen2ForCausalLM(Qwen2Config(**shape))
     if kind == "qwen3":
-        return Qwen3ForCausalLM(Qwen3Config(**_SHAPE, head_dim=24))
+        return Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=24))
     if kind == "mistral":
-        return MistralForCausalLM(MistralConfig(**_SHAPE, sliding_window=None))
+        return MistralForCausalLM(MistralConfig(**shape, sliding_window=None))
     raise ValueError(kind)
