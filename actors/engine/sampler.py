@@ -1,4 +1,4 @@
-"""Chooses next tokens: greedy, or by temperature, top-k and top-p with noise keyed by (seed, token index)."""
+"""The host's side of sampling: what calls ask for, as tensors for `kernels.sampling`, and what they are told."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from laban.actors.calls import Sampling, TokenLogprob
-from laban.kernels.noise import gumbel_noise
+from laban.kernels.sampling import GREEDY, Draws, SamplingParams, sample_rows
 
 
 def sample(logits: Tensor, samplings: Sequence[Sampling], indices: Sequence[int]) -> list[int]:
@@ -17,34 +17,54 @@ def sample(logits: Tensor, samplings: Sequence[Sampling], indices: Sequence[int]
     Args:
         logits: [num_rows, vocab_size] float32. A row's result depends on that row alone.
     """
-    chosen: list[int] = logits.argmax(dim=-1).tolist()
-    for row, (sampling, index) in enumerate(zip(samplings, indices, strict=True)):
-        if index < len(sampling.forced):
-            chosen[row] = sampling.forced[index]
-        elif sampling.temperature > 0:
-            kept = _keep(logits[row] / sampling.temperature, sampling.top_k, sampling.top_p)
-            noise = gumbel_noise(sampling.seed, index, kept.shape[0]).to(kept.device)
-            chosen[row] = int((kept + noise).argmax())
+    tokens, _ = sample_rows(logits, sampling_params(samplings, indices, logits.device))
+    chosen: list[int] = tokens.tolist()
     return chosen
 
 
-def _keep(scores: Tensor, top_k: int, top_p: float) -> Tensor:
-    """`scores` [vocab_size] with -inf where top-k, then top-p, drop a token. The likeliest token always stays."""
-    if 0 < top_k < scores.shape[0]:
-        scores = scores.masked_fill(scores < scores.topk(top_k).values[-1], -torch.inf)
-    if top_p < 1:
-        ordered, order = scores.sort(descending=True)
-        probabilities = ordered.softmax(dim=-1)
-        # A token stays while the ones before it sum to less than top_p.
-        dropped = probabilities.cumsum(dim=-1) - probabilities >= top_p
-        dropped[0] = False
-        scores = scores.masked_fill(torch.zeros_like(dropped).scatter(0, order, dropped), -torch.inf)
-    return scores
+def sampling_params(samplings: Sequence[Sampling], indices: Sequence[int], device: torch.device) -> SamplingParams:
+    """What `sample_rows` takes for these rows. One copy to a card, which the host does not wait for."""
+    forced = [s.forced[i] if i < len(s.forced) else -1 for s, i in zip(samplings, indices, strict=True)]
+    any_forced = any(token >= 0 for token in forced)
+    if not any(s.temperature > 0 and token < 0 for s, token in zip(samplings, forced, strict=True)):
+        return SamplingParams(None, _to_device([forced], device)[0]) if any_forced else GREEDY
+    top_k = [s.top_k for s in samplings]
+    floats = torch.tensor([[s.temperature for s in samplings], [s.top_p for s in samplings]], dtype=torch.float64)
+    rows = _to_device(
+        [[_signed(s.seed) for s in samplings], list(indices), top_k, forced, *floats.view(torch.int64).tolist()], device
+    )
+    temperature, top_p = rows[4:].view(torch.float64).float()
+    draws = Draws(
+        temperature,
+        seeds=rows[0],
+        indices=rows[1],
+        top_k=rows[2] if max(top_k) > 0 else None,
+        most_top_k=max(top_k),
+        top_p=top_p if any(s.top_p < 1 for s in samplings) else None,
+    )
+    return SamplingParams(draws, rows[3] if any_forced else None)
+
+
+def _to_device(rows: list[list[int]], device: torch.device) -> Tensor:
+    """[len(rows), row length] int64"""
+    table = torch.tensor(rows)
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
+
+
+def _signed(seed: int) -> int:
+    """The low 64 bits of `seed`, as an int64 holds them."""
+    return (seed + 2**63) % 2**64 - 2**63
 
 
 def logprobs_of(logits: Tensor, token_id: int, num_top: int) -> TokenLogprob:
     """The log-probability of `token_id` and of the `num_top` likeliest, from one row [vocab_size] of raw logits."""
+    return logprobs_of_rows(logits[None], [token_id], [num_top])[0]
+
+
+def logprobs_of_rows(logits: Tensor, token_ids: Sequence[int], num_tops: Sequence[int]) -> list[TokenLogprob]:
+    """`logprobs_of` for each row of raw logits [num_rows, vocab_size]. Waits for the device."""
     values = torch.log_softmax(logits, dim=-1)
-    top = values.topk(min(num_top, values.shape[0])) if num_top else None
-    pairs = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)) if top else ()
-    return TokenLogprob(token_id, float(values[token_id]), pairs)
+    top = values.topk(min(max(num_tops), values.shape[1]), dim=-1)
+    chosen = values.gather(1, _to_device([list(token_ids)], logits.device).T)[:, 0]
+    told = zip(token_ids, num_tops, chosen.tolist(), top.indices.tolist(), top.values.tolist(), strict=True)
+    return [TokenLogprob(t, p, tuple(zip(ids[:n], ps[:n], strict=True))) for t, n, p, ids, ps in told]
