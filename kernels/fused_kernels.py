@@ -1,0 +1,264 @@
+"""The Triton kernels behind `fused_ops` and `rotated_copy`, which say what each computes and what it moves.
+
+Blocks are powers of two and sizes need not be: everything past a size is masked. Numbers of rows are in the
+grid or not specialized, so that one compilation serves every batch.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
+def normalize(
+    x: tl.tensor,
+    residual: tl.tensor,
+    weight: tl.tensor,
+    normed: tl.tensor,
+    total: tl.tensor,
+    num_rows: tl.tensor,
+    inner: tl.tensor,
+    outer_stride: tl.tensor,
+    inner_stride: tl.tensor,
+    residual_stride: tl.tensor,
+    eps: tl.tensor,
+    UNIT_OFFSET: tl.constexpr,
+    SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """ROWS rows a program. Row r of x is at (r // inner, r % inner); the results are dense."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK)
+    inside = (rows < num_rows)[:, None] & (columns < SIZE)[None, :]
+    start = (rows // inner).to(tl.int64) * outer_stride + (rows % inner).to(tl.int64) * inner_stride
+    values = tl.load(x + start[:, None] + columns[None, :], mask=inside, other=0.0)
+    dense = rows.to(tl.int64)[:, None] * SIZE + columns[None, :]
+    if residual is not None:
+        at = rows.to(tl.int64)[:, None] * residual_stride + columns[None, :]
+        added = values.to(tl.float32) + tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+        values = added.to(total.dtype.element_ty)
+        tl.store(total + dense, values, mask=inside)
+    values = values.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(values * values, axis=1) / SIZE + eps)
+    values = values * scale[:, None]
+    factors = tl.load(weight + columns, mask=columns < SIZE, other=0.0).to(tl.float32)[None, :]
+    if UNIT_OFFSET:
+        factors += 1.0
+    else:  # rounded before the product, as the original does
+        values = values.to(normed.dtype.element_ty).to(tl.float32)
+    tl.store(normed + dense, (values * factors).to(normed.dtype.element_ty), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def gate(
+    gate_up: tl.tensor,
+    out: tl.tensor,
+    row_stride: tl.tensor,
+    SIZE: tl.constexpr,
+    GELU_TANH: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """One program for BLOCK columns of a row."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < SIZE
+    start = gate_up + row * row_stride
+    x = tl.load(start + columns, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(start + SIZE + columns, mask=inside, other=0.0).to(tl.float32)
+    if GELU_TANH:  # (1 + tanh(z)) / 2 is sigmoid(2 z), here with z = sqrt(2 / pi) (x + 0.044715 x^3)
+        share = tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    else:
+        share = tl.sigmoid(x)
+    tl.store(out + row * SIZE + columns, (x * share * up).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
+def fill_turns(
+    offsets: tl.tensor,
+    inv_freq: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    num_rows: tl.tensor,
+    scaling: tl.tensor,
+    HALF: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """ROWS rows a program. Quarter turns are taken off in float64; an eighth of a turn, either way, is left.
+
+    That is little enough for float32 and a few terms: the library's functions, which expect any angle, take
+    100 KB of code here.
+    """
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK)
+    inside = (rows < num_rows)[:, None] & (columns < HALF)[None, :]
+    offset = tl.load(offsets + rows, mask=rows < num_rows, other=0).to(tl.float64)
+    frequency = tl.load(inv_freq + columns, mask=columns < HALF, other=0.0).to(tl.float64)
+    quarters = offset[:, None] * (frequency * tl.full([], 0.6366197723675814, tl.float64))[None, :]  # 2 / pi
+    whole = tl.floor(quarters + 0.5)
+    x = ((quarters - whole) * tl.full([], 1.5707963267948966, tl.float64)).to(tl.float32)
+    x2 = x * x
+    even = 1 - x2 * (1 / 2 - x2 * (1 / 24 - x2 * (1 / 720 - x2 * (1 / 40320 - x2 * (1 / 3628800)))))
+    odd = x * (1 - x2 * (1 / 6 - x2 * (1 / 120 - x2 * (1 / 5040 - x2 * (1 / 362880)))))
+    quadrant = whole.to(tl.int64) & 3
+    across = (quadrant & 1) == 1
+    c = tl.where((quadrant == 1) | (quadrant == 2), -scaling, scaling) * tl.where(across, odd, even)
+    s = tl.where(quadrant >= 2, -scaling, scaling) * tl.where(across, even, odd)
+    at = rows.to(tl.int64)[:, None] * HALF + columns[None, :]
+    tl.store(cos + at, c, mask=inside)
+    tl.store(sin + at, s, mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _rotate_heads(
+    source: tl.tensor,
+    source_stride: tl.tensor,
+    target: tl.tensor,
+    delta: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    heads: tl.tensor,
+    NUM_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    HALF: tl.constexpr,
+    HALF_BLOCK: tl.constexpr,
+    REST_BLOCK: tl.constexpr,
+) -> None:
+    """One row's `heads`, rotated, plus those of `delta` if there is one. Target and delta are dense."""
+    at_half = tl.arange(0, HALF_BLOCK)
+    inside = (heads < NUM_HEADS)[:, None] & (at_half < HALF)[None, :]
+    c = tl.load(cos + at_half, mask=at_half < HALF, other=0.0)[None, :]
+    s = tl.load(sin + at_half, mask=at_half < HALF, other=0.0)[None, :]
+    read = source + heads[:, None] * source_stride + at_half[None, :]
+    first = tl.load(read, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(read + HALF, mask=inside, other=0.0).to(tl.float32)
+    turned_first, turned_second = first * c - second * s, second * c + first * s
+    dense = heads[:, None] * DIM + at_half[None, :]
+    if delta is not None:
+        turned_first += tl.load(delta + dense, mask=inside, other=0.0).to(tl.float32)
+        turned_second += tl.load(delta + dense + HALF, mask=inside, other=0.0).to(tl.float32)
+    tl.store(target + dense, turned_first.to(target.dtype.element_ty), mask=inside)
+    tl.store(target + dense + HALF, turned_second.to(target.dtype.element_ty), mask=inside)
+    if REST_BLOCK:
+        _copy_heads(source, source_stride, target, delta, heads, NUM_HEADS, DIM, 2 * HALF, REST_BLOCK)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _copy_heads(
+    source: tl.tensor,
+    source_stride: tl.tensor,
+    target: tl.tensor,
+    delta: tl.tensor,
+    heads: tl.tensor,
+    NUM_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    BEGIN: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """The channels from BEGIN on of one row's `heads`, plus those of `delta` if there is one."""
+    channels = BEGIN + tl.arange(0, BLOCK)
+    inside = (heads < NUM_HEADS)[:, None] & (channels < DIM)[None, :]
+    values = tl.load(source + heads[:, None] * source_stride + channels[None, :], mask=inside, other=0.0)
+    dense = heads[:, None] * DIM + channels[None, :]
+    if delta is not None:
+        values = values.to(tl.float32) + tl.load(delta + dense, mask=inside, other=0.0).to(tl.float32)
+    tl.store(target + dense, values.to(target.dtype.element_ty), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def rotate_and_write(
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    k_pool: tl.tensor,
+    v_pool: tl.tensor,
+    slots: tl.tensor,
+    out: tl.tensor,
+    q_stride: tl.tensor,
+    q_head_stride: tl.tensor,
+    k_stride: tl.tensor,
+    k_head_stride: tl.tensor,
+    v_stride: tl.tensor,
+    v_head_stride: tl.tensor,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    HALF: tl.constexpr,
+    HEADS: tl.constexpr,
+    HALF_BLOCK: tl.constexpr,
+    REST_BLOCK: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,
+) -> None:
+    """One program for HEADS heads of a row: first the queries' programs, then the keys', then the values'."""
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    q_parts: tl.constexpr = (NUM_HEADS + HEADS - 1) // HEADS
+    kv_parts: tl.constexpr = (NUM_KV_HEADS + HEADS - 1) // HEADS
+    lanes = tl.arange(0, HEADS)
+    cos += row * HALF
+    sin += row * HALF
+    if part < q_parts:
+        target = out + row * NUM_HEADS * DIM
+        heads = part * HEADS + lanes
+        _rotate_heads(
+            q + row * q_stride, q_head_stride, target, None, cos, sin, heads,
+            NUM_HEADS, DIM, HALF, HALF_BLOCK, REST_BLOCK,
+        )  # fmt: skip
+    else:
+        slot = tl.load(slots + row).to(tl.int64)
+        at = slot * NUM_KV_HEADS * DIM
+        if slot >= 0:
+            if part < q_parts + kv_parts:
+                heads = (part - q_parts) * HEADS + lanes
+                _rotate_heads(
+                    k + row * k_stride, k_head_stride, k_pool + at, None, cos, sin, heads,
+                    NUM_KV_HEADS, DIM, HALF, HALF_BLOCK, REST_BLOCK,
+                )  # fmt: skip
+            else:
+                heads = (part - q_parts - kv_parts) * HEADS + lanes
+                _copy_heads(
+                    v + row * v_stride, v_head_stride, v_pool + at, None, heads, NUM_KV_HEADS, DIM, 0, DIM_BLOCK
+                )
+
+
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
+def copy_rotated(
+    k_pool: tl.tensor,
+    v_pool: tl.tensor,
+    sources: tl.tensor,
+    targets: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    delta_k: tl.tensor,
+    delta_v: tl.tensor,
+    num_rows: tl.tensor,
+    layer_stride: tl.tensor,
+    NUM_KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    HALF: tl.constexpr,
+    HEADS: tl.constexpr,
+    HALF_BLOCK: tl.constexpr,
+    REST_BLOCK: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,
+) -> None:
+    """One program for HEADS heads of a row in a layer, keys and values."""
+    row, layer = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    heads = tl.program_id(2) * HEADS + tl.arange(0, HEADS)
+    source = tl.load(sources + row).to(tl.int64)
+    target = tl.load(targets + row).to(tl.int64)
+    if (source >= 0) & (target >= 0):
+        source = layer * layer_stride + source * NUM_KV_HEADS * DIM
+        target = layer * layer_stride + target * NUM_KV_HEADS * DIM
+        at = (layer * num_rows + row) * NUM_KV_HEADS * DIM
+        _rotate_heads(
+            k_pool + source, DIM, k_pool + target, None if delta_k is None else delta_k + at,
+            cos + row * HALF, sin + row * HALF, heads, NUM_KV_HEADS, DIM, HALF, HALF_BLOCK, REST_BLOCK,
+        )  # fmt: skip
+        _copy_heads(
+            v_pool + source, DIM, v_pool + target, None if delta_v is None else delta_v + at,
+            heads, NUM_KV_HEADS, DIM, 0, DIM_BLOCK,
+        )  # fmt: skip
