@@ -12,12 +12,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from laban.kernels.view_plan import HEADER, ITEM_INTS, NUM_ITEMS, PIECE_INTS, ROW_INTS, Buffer, PlanShape
+from laban.kernels.view_plan import (
+    CAUSAL,
+    COUNT_BITS,
+    HEADER,
+    ITEM_INTS,
+    NUM_ITEMS,
+    PACKED,
+    PACKED_INTS,
+    PIECE_INTS,
+    ROW_INTS,
+    Buffer,
+    PlanShape,
+)
 
 LOG2_E = 1.4426950408889634
 MERGE_BLOCK = 16
@@ -36,10 +49,10 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Scratch:
-    """Partial results on their way between the kernels. In float32: [max_partials, num_heads, head_dim] and the log2 of sums."""
+    """Partial results on their way between the two kernels, float32."""
 
-    out: Tensor
-    lse: Tensor  # [max_partials, num_heads]
+    out: Tensor  # [max_partials, num_heads, head_dim]
+    lse: Tensor  # [max_partials, num_heads] log2 of the sums
 
     @classmethod
     def empty(cls, max_partials: int, num_heads: int, head_dim: int, device: torch.device) -> Scratch:
@@ -100,7 +113,7 @@ def attend_views(
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, PAGE=shape.page_size,
         ITEMS_AT=shape.items_at, WINDOW=0 if shape.window is None else shape.window,
         ITEM_INTS=ITEM_INTS, ROW_INTS=ROW_INTS, PIECE_INTS=PIECE_INTS, NUM_ITEMS=NUM_ITEMS,
-        OFFSETS_AT=HEADER,
+        OFFSETS_AT=HEADER, CAUSAL=CAUSAL, PACKED=PACKED, PACKED_INTS=PACKED_INTS, COUNT_BITS=COUNT_BITS,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
@@ -120,7 +133,8 @@ def _attend(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
     ITEMS_AT: tl.constexpr, WINDOW: tl.constexpr,
     ITEM_INTS: tl.constexpr, ROW_INTS: tl.constexpr, PIECE_INTS: tl.constexpr, NUM_ITEMS: tl.constexpr,
-    OFFSETS_AT: tl.constexpr, PRECISION: tl.constexpr,
+    OFFSETS_AT: tl.constexpr, CAUSAL: tl.constexpr, PACKED: tl.constexpr, PACKED_INTS: tl.constexpr,
+    COUNT_BITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     num_work = tl.load(plan + NUM_ITEMS) * NUM_KV_HEADS
     m = tl.arange(0, BLOCK_M)
@@ -146,8 +160,6 @@ def _attend(
         position = tl.load(row + 2, mask=valid, other=0)
         q_row = q + token * q_stride + head * HEAD_DIM
         q_mask = valid[:, None] & in_head[None, :]
-        x = tl.load(q_row[:, None] + d[None, :], mask=q_mask, other=0.0)
-        y = tl.load(q_row[:, None] + partner[None, :], mask=q_mask & turns[None, :], other=0.0) * sign[None, :]
 
         highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
@@ -156,36 +168,47 @@ def _attend(
             piece = plan + piece_at + p * PIECE_INTS
             pages = plan + tl.load(piece)
             begin, end = tl.load(piece + 1), tl.load(piece + 2)
-            first_turn, start, causal = tl.load(piece + 3), tl.load(piece + 4), tl.load(piece + 5)
-            turn = first_turn + reader
-            at = turn[:, None] * HALF + frequency[None, :]
-            c = tl.load(cos + at, mask=valid[:, None] & turns[None, :], other=1.0)
-            s = tl.load(sin + at, mask=valid[:, None] & turns[None, :], other=0.0)
-            turned = (x * c + y * s).to(q.dtype.element_ty)
-            # The last key that a row sees, and the first, as indices into the entry.
-            offset = tl.load(plan + OFFSETS_AT + turn, mask=valid, other=0)
-            own = position - start - offset
-            last = tl.where(causal != 0, own, 2147483647)
-            for first in range(begin, end, BLOCK_N):
-                n = first + tl.arange(0, BLOCK_N)
-                in_piece = n < end
-                page = tl.load(pages + n // PAGE, mask=in_piece, other=0).to(tl.int64)
-                slot = (page * PAGE + n % PAGE) * slot_stride + kv_head * head_stride
-                k = tl.load(k_pool + slot[None, :] + d[:, None], mask=in_piece[None, :] & in_head[:, None], other=0.0)
-                scores = tl.dot(turned, k, input_precision=PRECISION) * scale
-                seen = in_piece[None, :] & (n[None, :] <= last[:, None])
-                if WINDOW > 0:
-                    seen = seen & (n[None, :] > own[:, None] - WINDOW)
-                scores = tl.where(seen, scores, float("-inf"))
-                new_highest = tl.maximum(highest, tl.max(scores, 1))
-                finite = tl.where(new_highest == float("-inf"), 0.0, new_highest)
-                weights = tl.exp2(scores - finite[:, None])
-                decay = tl.exp2(highest - finite)
-                total = total * decay + tl.sum(weights, 1)
-                acc = acc * decay[:, None]
-                v = tl.load(v_pool + slot[:, None] + d[None, :], mask=in_piece[:, None] & in_head[None, :], other=0.0)
-                acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
-                highest = new_highest
+            first_turn, start, kind = tl.load(piece + 3), tl.load(piece + 4), tl.load(piece + 5)
+            if kind == PACKED:
+                turned = tl.load(q_row[:, None] + d[None, :], mask=q_mask, other=0.0)
+                for first in range(begin, end, BLOCK_N):
+                    n = first + tl.arange(0, BLOCK_N)
+                    in_piece = n < end
+                    listed = pages + n // PAGE * PACKED_INTS
+                    page = tl.load(listed, mask=in_piece, other=0).to(tl.int64)
+                    code = tl.load(listed + 1, mask=in_piece, other=0)
+                    place = tl.load(listed + 2, mask=in_piece, other=0) + n % PAGE
+                    in_piece = in_piece & (n % PAGE < code % (1 << COUNT_BITS))
+                    seen = in_piece[None, :] & ((code >> COUNT_BITS)[None, :] == reader[:, None])
+                    seen = seen & (place[None, :] <= position[:, None])
+                    if WINDOW > 0:
+                        seen = seen & (place[None, :] > position[:, None] - WINDOW)
+                    slot = (page * PAGE + n % PAGE) * slot_stride + kv_head * head_stride
+                    highest, total, acc = _block(
+                        turned, k_pool, v_pool, slot, in_piece, seen, d, in_head, highest, total, acc, scale, PRECISION
+                    )
+            else:
+                turn = first_turn + reader
+                at = turn[:, None] * HALF + frequency[None, :]
+                c = tl.load(cos + at, mask=valid[:, None] & turns[None, :], other=1.0)
+                s = tl.load(sin + at, mask=valid[:, None] & turns[None, :], other=0.0)
+                x = tl.load(q_row[:, None] + d[None, :], mask=q_mask, other=0.0)
+                y = tl.load(q_row[:, None] + partner[None, :], mask=q_mask & turns[None, :], other=0.0)
+                turned = (x * c + y * (s * sign[None, :])).to(q.dtype.element_ty)
+                # The last key that a row sees, and for a window the first, as indices into the entry.
+                own = position - start - tl.load(plan + OFFSETS_AT + turn, mask=valid, other=0)
+                last = tl.where(kind == CAUSAL, own, 2147483647)
+                for first in range(begin, end, BLOCK_N):
+                    n = first + tl.arange(0, BLOCK_N)
+                    in_piece = n < end
+                    page = tl.load(pages + n // PAGE, mask=in_piece, other=0).to(tl.int64)
+                    seen = in_piece[None, :] & (n[None, :] <= last[:, None])
+                    if WINDOW > 0:
+                        seen = seen & (n[None, :] > own[:, None] - WINDOW)
+                    slot = (page * PAGE + n % PAGE) * slot_stride + kv_head * head_stride
+                    highest, total, acc = _block(
+                        turned, k_pool, v_pool, slot, in_piece, seen, d, in_head, highest, total, acc, scale, PRECISION
+                    )
         # A row that saw nothing has total 0: it weighs nothing.
         acc = acc / tl.where(total > 0, total, 1.0)[:, None]
         if first_partial < 0:
@@ -195,6 +218,22 @@ def _attend(
             row_head = (first_partial + r).to(tl.int64) * (NUM_KV_HEADS * GROUP) + head
             tl.store(partial + row_head[:, None] * HEAD_DIM + d[None, :], acc, mask=q_mask)
             tl.store(lse + row_head, tl.where(total > 0, highest + tl.log2(total), float("-inf")), mask=valid)
+
+
+@triton.jit
+def _block(
+    turned, k_pool, v_pool, slot, in_piece, seen, d, in_head, highest, total, acc, scale, PRECISION: tl.constexpr
+):
+    """One block of keys into the running softmax."""
+    k = tl.load(k_pool + slot[None, :] + d[:, None], mask=in_piece[None, :] & in_head[:, None], other=0.0)
+    scores = tl.where(seen, tl.dot(turned, k, input_precision=PRECISION) * scale, float("-inf"))
+    new_highest = tl.maximum(highest, tl.max(scores, 1))
+    finite = tl.where(new_highest == float("-inf"), 0.0, new_highest)
+    weights = tl.exp2(scores - finite[:, None])
+    decay = tl.exp2(highest - finite)
+    v = tl.load(v_pool + slot[:, None] + d[None, :], mask=in_piece[:, None] & in_head[None, :], other=0.0)
+    acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision=PRECISION)
+    return new_highest, total * decay + tl.sum(weights, 1), acc
 
 
 @triton.jit
@@ -251,23 +290,31 @@ def attend_views_reference(
         rows = plan[item[0] :][: ROW_INTS * item[1]].reshape(-1, ROW_INTS)
         for token, reader, position in rows.tolist():
             scores, values = [], []
-            for begin_of_pages, begin, end, first_turn, start, causal in (
+            for list_at, begin, end, first_turn, start, kind in (
                 plan[item[2] :][: PIECE_INTS * item[3]].reshape(-1, PIECE_INTS).tolist()
             ):
-                offset = int(plan[HEADER + first_turn + reader])
-                keys = torch.arange(begin, end)
-                own = position - start - offset
-                keys = keys[keys <= own] if causal else keys
-                keys = keys[keys > own - shape.window] if shape.window is not None else keys
-                pages = torch.from_numpy(plan[begin_of_pages:][: -(-end // shape.page_size)].astype("int64"))
-                slots = (pages[keys // shape.page_size] * shape.page_size + keys % shape.page_size).to(q.device)
+                keys = np.arange(begin, end)
+                if kind == PACKED:
+                    offset = 0
+                    pages, codes, places = plan[list_at + PACKED_INTS * (keys // shape.page_size) + [[0], [1], [2]]]
+                    places = places + keys % shape.page_size
+                    seen = (codes >> COUNT_BITS == reader) & (keys % shape.page_size < codes % (1 << COUNT_BITS))
+                    seen &= places <= position
+                else:
+                    offset = int(plan[HEADER + first_turn + reader])
+                    pages, places = plan[list_at + keys // shape.page_size], start + offset + keys
+                    seen = places <= position if kind == CAUSAL else np.ones(len(keys), bool)
+                if shape.window is not None:
+                    seen &= position - places < shape.window
+                slots = torch.from_numpy((pages.astype("int64") * shape.page_size + keys % shape.page_size)[seen])
+                slots = slots.to(q.device)
                 cos, sin = turn_tables(torch.tensor([offset]), inv_freq.cpu(), torch.float64)
                 query = turn(q[token : token + 1].double(), cos.to(q.device), sin.to(q.device))[0]
                 scores.append(torch.einsum("hd,nhd->hn", query, k_pool[slots].double().repeat_interleave(group, 1)))
                 values.append(v_pool[slots].double().repeat_interleave(group, 1))
-            seen = torch.cat(scores, 1) * scale
-            if seen.shape[1]:
-                result = torch.einsum("hn,nhd->hd", seen.softmax(1), torch.cat(values)), seen.logsumexp(1)
+            found = torch.cat(scores, 1) * scale
+            if found.shape[1]:
+                result = torch.einsum("hn,nhd->hd", found.softmax(1), torch.cat(values)), found.logsumexp(1)
                 parts.setdefault(token, []).append(result)
     for token, results in parts.items():
         weights = torch.stack([lse for _, lse in results]).softmax(0)

@@ -14,9 +14,13 @@ The buffer (every index counts int32s from its beginning):
     merge      [max_tokens + 1]  token i merges the partial rows listed from merge[i] to merge[i + 1]
     the rest, wherever it falls:
       rows     [n, 3]            token, reader (an index into each piece's turns), position
-      pieces   [n, 6]            where the entry's page list is, first key, end, first turn, position at which the entry
-                                 was encoded, whether keys past a row's own position are hidden
-      pages    page numbers      merge lists
+      pieces   [n, 6]            where the page list is, first key, end, first turn, position at which the entry was
+                                 encoded, kind
+      pages    page numbers; for PACKED pieces [n, 3]: page, reader << 12 | keys in it, position of the first
+      merge lists
+
+A piece is a stretch of an entry's keys that every row sees (PLAIN), or each row up to its own position (CAUSAL), or
+pages of several messages in the making, each seen by its own rows up to themselves (PACKED, keys counted by page).
 """
 
 from __future__ import annotations
@@ -37,8 +41,8 @@ ITEM_INTS, ROW_INTS, PIECE_INTS = 6, 3, 6
 FIRST_ROW, NUM_ROWS, POSITION, OWN_ENTRY, BEGIN, START, CHUNK_INTS = 0, 1, 2, 3, 4, 5, 6
 READER, ENTRY, READ_BEGIN, READ_END, OFFSET, ENTRY_START, READ_INTS = 0, 1, 2, 3, 4, 5, 6
 
-ADVANCES = 64
-"""How often a plan is advanced by one token a call before it is balanced anew."""
+PLAIN, CAUSAL, PACKED = 0, 1, 2
+PACKED_INTS, COUNT_BITS = 3, 12
 
 jit: Any = numba.njit(cache=True)
 
@@ -91,11 +95,11 @@ def build_plan(
         reads: [num_reads, READ_INTS] chunk, entry, first token read, end, offset, position at which the entry was
             encoded; a chunk's reads follow one another, chunks in order.
         page_starts: [num_entries + 1]; entry e has pages[page_starts[e] : page_starts[e + 1]], from its first token on.
-        own: [num_chunks, 2], written: where `advance` finds the end of a chunk's own keys and its row.
+        own: [num_chunks, 2], written: where `advance` finds the page that a chunk writes to, and the chunk's row.
     """
     status: int = _build(
         chunks, reads, page_starts, pages, buffer, own,
-        (shape.rows_per_tile, shape.keys_per_block, shape.num_kv_heads, shape.num_programs,
+        (shape.rows_per_tile, shape.keys_per_block, shape.num_kv_heads, shape.num_programs, shape.page_size,
          -1 if shape.window is None else shape.window, shape.min_shared_tokens, shape.max_turns, shape.max_items,
          shape.max_tokens, shape.max_partials),
     )  # fmt: skip
@@ -104,14 +108,30 @@ def build_plan(
     return status
 
 
-def advance(buffer: Buffer, own: Ints) -> None:
-    """The plan of the next iteration, in place, where every chunk was one token and the next one follows it.
+def advance(shape: PlanShape, buffer: Buffer, own: Ints) -> bool:
+    """Makes it the plan of the next iteration, in place, where every chunk was one token and the next one follows it.
 
-    Valid ADVANCES times: the page lists reach that far if the entries' pages do. Windows cut off nothing more: the
-    kernel masks by position in any case.
+    False, and nothing is changed, if a message goes on in a page that is not listed: build it anew. A spare page is
+    listed for each, so that happens once in `page_size` iterations or less often.
     """
-    buffer[own[:, 0]] += 1
-    buffer[own[:, 1]] += 1
+    return shape.window is None and bool(_advance(buffer, own, shape.page_size))
+
+
+@jit  # type: ignore[untyped-decorator]
+def _advance(buffer: Buffer, own: Ints, page_size: int) -> int:
+    mask = (1 << COUNT_BITS) - 1
+    for c in range(own.shape[0]):
+        at = own[c, 0]
+        if at < 0:
+            return 0
+        if buffer[at] & mask == page_size and buffer[at + PACKED_INTS] >> COUNT_BITS != buffer[at] >> COUNT_BITS:
+            return 0
+    for c in range(own.shape[0]):
+        if buffer[own[c, 0]] & mask == page_size:
+            own[c, 0] += PACKED_INTS
+        buffer[own[c, 0]] += 1
+        buffer[own[c, 1]] += 1
+    return 1
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -191,6 +211,88 @@ def _classes(chunks: Ints, reads: Ints, half_tile: int, min_shared: int) -> tupl
 
 
 @jit  # type: ignore[untyped-decorator]
+def _runs(
+    chunks: Ints, reads: Ints, order: Ints, group_start: Ints, class_start: Ints, shared: Ints, half_tile: int,
+    max_turns: int, buffer: Buffer,
+) -> tuple[Ints, Ints, int]:  # fmt: skip
+    """What each class reads: (runs, where each class's begin, number of turns; -1 if there are too many).
+
+    A run is [entry, begin, end, first turn, position at which the entry was encoded, kind]. Classes are the shared
+    ones, then each chunk with what it reads alone: for chunks of many rows their own keys too.
+    """
+    num_shared, num_chunks, num_reads = class_start.shape[0] - 1, chunks.shape[0], reads.shape[0]
+    runs = np.empty((group_start.shape[0] + num_reads + num_chunks, 6), np.int64)
+    class_run = np.empty(num_shared + num_chunks + 1, np.int64)
+    count, turns, at = 0, 0, 0
+    for c in range(num_shared):
+        class_run[c] = count
+        for g in range(class_start[c], class_start[c + 1]):
+            first, readers = order[group_start[g]], group_start[g + 1] - group_start[g]
+            if turns + readers > max_turns:
+                return runs, class_run, -1
+            runs[count, 0], runs[count, 1], runs[count, 2] = reads[first, 1], reads[first, 2], reads[first, 3]
+            runs[count, 3], runs[count, 4], runs[count, 5] = turns, reads[first, ENTRY_START], PLAIN
+            for j in range(readers):
+                buffer[HEADER + turns + j] = reads[order[group_start[g] + j], OFFSET]
+            turns += readers
+            count += 1
+    for chunk in range(num_chunks):
+        class_run[num_shared + chunk] = count
+        while at < num_reads and reads[at, READER] == chunk:
+            if not shared[at]:
+                if turns == max_turns:
+                    return runs, class_run, -1
+                runs[count, 0], runs[count, 1], runs[count, 2] = reads[at, 1], reads[at, 2], reads[at, 3]
+                runs[count, 3], runs[count, 4], runs[count, 5] = turns, reads[at, ENTRY_START], PLAIN
+                buffer[HEADER + turns] = reads[at, OFFSET]
+                turns += 1
+                count += 1
+            at += 1
+        if chunks[chunk, NUM_ROWS] > half_tile:
+            if turns == max_turns:
+                return runs, class_run, -1
+            runs[count, 0], runs[count, 1] = chunks[chunk, OWN_ENTRY], 0
+            runs[count, 2] = chunks[chunk, BEGIN] + chunks[chunk, NUM_ROWS]
+            runs[count, 3], runs[count, 4] = turns, chunks[chunk, START]
+            runs[count, 5] = CAUSAL if chunks[chunk, NUM_ROWS] > 1 else PLAIN
+            buffer[HEADER + turns] = 0
+            turns += 1
+            count += 1
+    class_run[num_shared + num_chunks] = count
+    return runs, class_run, turns
+
+
+@jit  # type: ignore[untyped-decorator]
+def _pack(
+    chunks: Ints, tile_chunks: Ints, page_starts: Ints, pages: Buffer, page_size: int, window: int, buffer: Buffer,
+    free: int, own: Ints,
+) -> int:  # fmt: skip
+    """Lists the pages of the messages that `tile_chunks` make, at `free`; returns how many (-1: no room)."""
+    count = 0
+    for reader in tile_chunks:
+        entry = chunks[reader, OWN_ENTRY]
+        keys = chunks[reader, BEGIN] + chunks[reader, NUM_ROWS]
+        first = 0
+        if window >= 0:
+            first = max(0, (chunks[reader, POSITION] - window + 1 - chunks[reader, START]) // page_size)
+        needed = (keys + page_size - 1) // page_size
+        # A page more than is needed, empty, for the tokens to come.
+        for page in range(first, min(needed + 1, page_starts[entry + 1] - page_starts[entry])):
+            at = free + PACKED_INTS * count
+            if at + 2 * PACKED_INTS > buffer.shape[0]:
+                return -1
+            buffer[at] = pages[page_starts[entry] + page]
+            buffer[at + 1] = reader << COUNT_BITS | max(0, min(page_size, keys - page * page_size))
+            buffer[at + 2] = chunks[reader, START] + page * page_size
+            if page == needed - 1:
+                own[reader, 0] = at + 1
+            count += 1
+    at = free + PACKED_INTS * count  # nobody's: where `advance` looks for one more page
+    buffer[at], buffer[at + 1], buffer[at + 2] = 0, -1, 0
+    return count
+
+
+@jit  # type: ignore[untyped-decorator]
 def _build(
     chunks: Ints,
     reads: Ints,
@@ -198,211 +300,183 @@ def _build(
     pages: Buffer,
     buffer: Buffer,
     own: Ints,
-    sizes: tuple[int, int, int, int, int, int, int, int, int, int],
+    sizes: tuple[int, int, int, int, int, int, int, int, int, int, int],
 ) -> int:
-    tile_rows, block, num_kv_heads, num_programs, window, min_shared, max_turns, max_items, max_tokens, limit = sizes
-    num_chunks, num_reads = chunks.shape[0], reads.shape[0]
-    offsets_at = HEADER
-    items_at = offsets_at + max_turns
+    tile_rows, block, num_kv_heads, num_programs, page_size = sizes[:5]
+    window, min_shared, max_turns, max_items, max_tokens, max_partials = sizes[5:]
+    num_chunks, half_tile, room = chunks.shape[0], tile_rows // 2, buffer.shape[0]
+    items_at = HEADER + max_turns
     merge_at = items_at + ITEM_INTS * max_items
     free = merge_at + max_tokens + 1
-    order, group_start, class_start, shared = _classes(chunks, reads, tile_rows // 2, min_shared)
-    num_shared = class_start.shape[0] - 1
+    own[:, 0] = -1
 
-    # The page lists, of the entries in use, each once.
+    # The page lists of the entries, each once.
     page_at = np.empty(page_starts.shape[0], np.int64)
     for e in range(page_starts.shape[0] - 1):
         num_pages = page_starts[e + 1] - page_starts[e]
-        if free + num_pages > buffer.shape[0]:
+        if free + num_pages > room:
             return -1
         page_at[e] = free
         buffer[free : free + num_pages] = pages[page_starts[e] : page_starts[e + 1]]
         free += num_pages
 
-    # Runs: a range of an entry that a class reads. Classes: the shared ones, then each chunk alone.
-    num_classes = num_shared + num_chunks
-    max_runs = group_start.shape[0] + num_reads + num_chunks
-    run_entry = np.empty(max_runs, np.int64)
-    run_begin = np.empty(max_runs, np.int64)
-    run_end = np.empty(max_runs, np.int64)
-    run_turn = np.empty(max_runs, np.int64)
-    run_start = np.empty(max_runs, np.int64)
-    run_causal = np.zeros(max_runs, np.int64)
-    class_run = np.empty(num_classes + 1, np.int64)
-    num_runs = 0
-    num_turns = 0
-    read_at = 0
-    for c in range(num_classes):
-        class_run[c] = num_runs
-        if c < num_shared:
-            for g in range(class_start[c], class_start[c + 1]):
-                first = order[group_start[g]]
-                num_readers = group_start[g + 1] - group_start[g]
-                if num_turns + num_readers > max_turns:
-                    return -1
-                run_entry[num_runs] = reads[first, ENTRY]
-                run_begin[num_runs] = reads[first, READ_BEGIN]
-                run_end[num_runs] = reads[first, READ_END]
-                run_turn[num_runs] = num_turns
-                run_start[num_runs] = reads[first, ENTRY_START]
-                for j in range(num_readers):
-                    buffer[offsets_at + num_turns + j] = reads[order[group_start[g] + j], OFFSET]
-                num_turns += num_readers
-                num_runs += 1
-            continue
-        chunk = c - num_shared
-        while read_at < num_reads and reads[read_at, READER] == chunk:
-            if not shared[read_at]:
-                if num_turns + 1 > max_turns:
-                    return -1
-                run_entry[num_runs] = reads[read_at, ENTRY]
-                run_begin[num_runs] = reads[read_at, READ_BEGIN]
-                run_end[num_runs] = reads[read_at, READ_END]
-                run_turn[num_runs] = num_turns
-                run_start[num_runs] = reads[read_at, ENTRY_START]
-                buffer[offsets_at + num_turns] = reads[read_at, OFFSET]
-                num_turns += 1
-                num_runs += 1
-            read_at += 1
-        if num_turns + 1 > max_turns:
-            return -1
-        run_entry[num_runs] = chunks[chunk, OWN_ENTRY]
-        run_begin[num_runs] = 0
-        run_end[num_runs] = chunks[chunk, BEGIN] + chunks[chunk, NUM_ROWS]
-        run_turn[num_runs] = num_turns
-        run_start[num_runs] = chunks[chunk, START]
-        run_causal[num_runs] = 1 if chunks[chunk, NUM_ROWS] > 1 else 0
-        buffer[offsets_at + num_turns] = 0
-        num_turns += 1
-        num_runs += 1
-    class_run[num_classes] = num_runs
+    order, group_start, class_start, shared = _classes(chunks, reads, half_tile, min_shared)
+    num_shared = class_start.shape[0] - 1
+    runs, class_run, num_turns = _runs(
+        chunks, reads, order, group_start, class_start, shared, half_tile, max_turns - 1, buffer
+    )
+    if num_turns < 0:
+        return -1
+    buffer[HEADER + num_turns] = 0
+    num_turns += 1
 
-    # Rows, a tile after another, with the stretch of each run that any row of the tile may see.
+    # Tiles of rows. The last class is that of all short chunks, over the messages that they make.
+    packed_class = num_shared + num_chunks
+    num_rows = 0
+    for c in range(num_chunks):
+        num_rows += chunks[c, NUM_ROWS]
+    max_tiles = packed_class + (order.shape[0] * half_tile + 2 * num_rows) // tile_rows + 2
+    tiles = np.empty((max_tiles, 4), np.int64)  # class, first row, rows, first span
     num_tiles = 0
-    for c in range(num_classes):
-        rows = 0
+    members = np.empty(max(num_chunks, order.shape[0]), np.int64)
+    for c in range(packed_class + 1):
+        num_members = 0
         if c < num_shared:
             g = class_start[c]
             for i in range(group_start[g], group_start[g + 1]):
-                rows += chunks[reads[order[i], READER], NUM_ROWS]
+                members[num_members] = reads[order[i], READER]
+                num_members += 1
+        elif c < packed_class:
+            if class_run[c + 1] > class_run[c]:
+                members[0] = c - num_shared
+                num_members = 1
         else:
-            rows = chunks[c - num_shared, NUM_ROWS]
-        num_tiles += (rows + tile_rows - 1) // tile_rows
-    tile_class = np.empty(num_tiles, np.int64)
-    tile_row = np.empty(num_tiles, np.int64)
-    tile_count = np.empty(num_tiles, np.int64)
-    tile_blocks = np.zeros(num_tiles, np.int64)
-    tile_span = np.empty(num_tiles + 1, np.int64)  # of `low` and `high`, a value for each run of the class
-    num_spans = 0
-    tile = 0
-    for c in range(num_classes):
-        readers = group_start[class_start[c] + 1] - group_start[class_start[c]] if c < num_shared else 1
-        opened = False
-        for j in range(readers):
-            chunk = reads[order[group_start[class_start[c]] + j], READER] if c < num_shared else c - num_shared
+            for chunk in range(num_chunks):
+                if chunks[chunk, NUM_ROWS] <= half_tile:
+                    members[num_members] = chunk
+                    num_members += 1
+        filled = tile_rows  # of the tile that is being filled
+        for j in range(num_members):
+            chunk = members[j]
             for i in range(chunks[chunk, NUM_ROWS]):
-                if not opened or tile_count[tile] == tile_rows:
-                    tile += 1 if opened else 0
-                    opened = True
-                    tile_class[tile], tile_row[tile], tile_count[tile] = c, free, 0
-                if free + ROW_INTS > buffer.shape[0]:
+                if filled == tile_rows:
+                    tiles[num_tiles, 0], tiles[num_tiles, 1], tiles[num_tiles, 2] = c, free, 0
+                    num_tiles += 1
+                    filled = 0
+                if free + ROW_INTS > room:
                     return -1
                 buffer[free] = chunks[chunk, FIRST_ROW] + i
-                buffer[free + 1] = j
+                buffer[free + 1] = chunk if c == packed_class else j
                 buffer[free + 2] = chunks[chunk, POSITION] + i
-                own[chunk, 1] = free + 2
-                tile_count[tile] += 1
+                if c == packed_class:
+                    own[chunk, 1] = free + 2
+                filled += 1
+                tiles[num_tiles - 1, 2] = filled
                 free += ROW_INTS
-        tile += 1 if opened else 0
-    for t in range(num_tiles):
-        tile_span[t] = num_spans
-        num_spans += class_run[tile_class[t] + 1] - class_run[tile_class[t]]
-    tile_span[num_tiles] = num_spans
-    low = np.empty(num_spans, np.int64)
-    high = np.empty(num_spans, np.int64)
-    total = 0
-    for t in range(num_tiles):
-        c = tile_class[t]
-        last = tile_row[t] + ROW_INTS * (tile_count[t] - 1)
-        for run in range(class_run[c], class_run[c + 1]):
-            begin, end = run_begin[run], run_end[run]
-            if run_causal[run]:
-                end = min(end, buffer[last + 2] - run_start[run] + 1)
-            if window >= 0:
-                lowest = end
-                for i in range(tile_count[t]):
-                    row = tile_row[t] + ROW_INTS * i
-                    offset = buffer[offsets_at + run_turn[run] + buffer[row + 1]]
-                    lowest = min(lowest, buffer[row + 2] - window + 1 - run_start[run] - offset)
-                begin = max(begin, lowest)
-            span = tile_span[t] + run - class_run[c]
-            low[span], high[span] = begin, end
-            if end > begin:
-                tile_blocks[t] += (end - begin + block - 1) // block
-        total += tile_blocks[t]
 
-    # Items of about equal work, and the pieces of runs that each attends to.
+    # Spans: the stretch of each run that any row of the tile may see.
+    num_spans = 0
+    for t in range(num_tiles):
+        tiles[t, 3] = num_spans
+        c = tiles[t, 0]
+        num_spans += 1 if c == packed_class else class_run[c + 1] - class_run[c]
+    spans = np.empty((num_spans, 6), np.int64)  # page list, begin, end, first turn, start, kind
+    blocks = np.zeros(num_tiles, np.int64)
+    total = 0
+    tile_chunks = np.empty(tile_rows, np.int64)
+    for t in range(num_tiles):
+        c, first_row, count, span = tiles[t]
+        if c == packed_class:
+            num_members = 0
+            for i in range(count):
+                reader = buffer[first_row + ROW_INTS * i + 1]
+                if num_members == 0 or tile_chunks[num_members - 1] != reader:
+                    tile_chunks[num_members] = reader
+                    num_members += 1
+            listed = _pack(chunks, tile_chunks[:num_members], page_starts, pages, page_size, window, buffer, free, own)
+            if listed < 0:
+                return -1
+            spans[span, 0], spans[span, 1], spans[span, 2] = free, 0, listed * page_size
+            spans[span, 3], spans[span, 4], spans[span, 5] = num_turns - 1, 0, PACKED
+            blocks[t] = (listed * page_size + block - 1) // block
+            free += PACKED_INTS * (listed + 1)
+        else:
+            last_position = buffer[first_row + ROW_INTS * (count - 1) + 2]
+            for run in range(class_run[c], class_run[c + 1]):
+                begin, end = runs[run, 1], runs[run, 2]
+                if runs[run, 5] == CAUSAL:
+                    end = min(end, last_position - runs[run, 4] + 1)
+                if window >= 0:
+                    lowest = end
+                    for i in range(count):
+                        row = first_row + ROW_INTS * i
+                        offset = buffer[HEADER + runs[run, 3] + buffer[row + 1]]
+                        lowest = min(lowest, buffer[row + 2] - window + 1 - runs[run, 4] - offset)
+                    begin = max(begin, lowest)
+                spans[span, 0], spans[span, 1], spans[span, 2] = page_at[runs[run, 0]], begin, end
+                spans[span, 3], spans[span, 4], spans[span, 5] = runs[run, 3], runs[run, 4], runs[run, 5]
+                if end > begin:
+                    blocks[t] += (end - begin + block - 1) // block
+                span += 1
+        total += blocks[t]
+
+    # Items of about equal work. A row with one item alone takes that item's result; the others' are merged.
     target = max(1, (total * num_kv_heads + num_programs - 1) // num_programs)
     num_tokens = 0
-    for chunk in range(num_chunks):
-        num_tokens = max(num_tokens, chunks[chunk, FIRST_ROW] + chunks[chunk, NUM_ROWS])
+    for c in range(num_chunks):
+        num_tokens = max(num_tokens, chunks[c, FIRST_ROW] + chunks[c, NUM_ROWS])
     if num_tokens > max_tokens:
         return -1
     uses = np.zeros(num_tokens + 1, np.int64)
-    tile_items = np.empty(num_tiles, np.int64)
     num_items = 0
     for t in range(num_tiles):
-        tile_items[t] = (tile_blocks[t] + target - 1) // target
-        num_items += tile_items[t]
-        for i in range(tile_count[t]):
-            uses[buffer[tile_row[t] + ROW_INTS * i]] += tile_items[t]
+        count = (blocks[t] + target - 1) // target
+        num_items += count
+        for i in range(tiles[t, 2]):
+            uses[buffer[tiles[t, 1] + ROW_INTS * i]] += count
     if num_items > max_items:
         return -1
     num_partials = 0
     item = items_at
     for t in range(num_tiles):
-        c = tile_class[t]
-        if tile_items[t] == 0:
+        count = (blocks[t] + target - 1) // target
+        if count == 0:
             continue
-        direct = tile_items[t] == 1 and uses[buffer[tile_row[t]]] == 1
-        per_item = (tile_blocks[t] + tile_items[t] - 1) // tile_items[t]
-        run = class_run[c]
-        at = low[tile_span[t]]
-        for _ in range(tile_items[t]):
-            buffer[item] = tile_row[t]
-            buffer[item + 1] = tile_count[t]
-            buffer[item + 2] = free
-            buffer[item + 4] = -1 if direct else num_partials
-            buffer[item + 5] = 0
+        direct = count == 1 and uses[buffer[tiles[t, 1]]] == 1
+        per_item = (blocks[t] + count - 1) // count
+        span = tiles[t, 3]
+        last_span = tiles[t + 1, 3] if t + 1 < num_tiles else num_spans
+        at = spans[span, 1]
+        for _ in range(count):
+            buffer[item], buffer[item + 1], buffer[item + 2] = tiles[t, 1], tiles[t, 2], free
+            buffer[item + 4], buffer[item + 5] = -1 if direct else num_partials, 0
             left = per_item
             num_pieces = 0
-            while left > 0 and run < class_run[c + 1]:
-                end = high[tile_span[t] + run - class_run[c]]
+            while left > 0 and span < last_span:
+                end = spans[span, 2]
                 if at < end:
                     stop = min(end, at + left * block)
-                    if free + PIECE_INTS > buffer.shape[0]:
+                    if free + PIECE_INTS > room:
                         return -1
-                    buffer[free] = page_at[run_entry[run]]
-                    buffer[free + 1] = at
-                    buffer[free + 2] = stop
-                    buffer[free + 3] = run_turn[run]
-                    buffer[free + 4] = run_start[run]
-                    buffer[free + 5] = run_causal[run]
-                    if c >= num_shared and run == class_run[c + 1] - 1:
-                        own[c - num_shared, 0] = free + 2  # the last piece of the message's own keys stays the last
+                    buffer[free], buffer[free + 1], buffer[free + 2] = spans[span, 0], at, stop
+                    buffer[free + 3], buffer[free + 4], buffer[free + 5] = (
+                        spans[span, 3],
+                        spans[span, 4],
+                        spans[span, 5],
+                    )
                     free += PIECE_INTS
                     num_pieces += 1
                     left -= (stop - at + block - 1) // block
                     at = stop
                 if at >= end:
-                    run += 1
-                    if run < class_run[c + 1]:
-                        at = low[tile_span[t] + run - class_run[c]]
+                    span += 1
+                    if span < last_span:
+                        at = spans[span, 1]
             buffer[item + 3] = num_pieces
             item += ITEM_INTS
             if not direct:
-                num_partials += tile_count[t]
-    if num_partials > limit or free + num_partials > buffer.shape[0]:
+                num_partials += tiles[t, 2]
+    if num_partials > max_partials or free + num_partials > room:
         return -1
 
     # Each token's partial rows.
@@ -411,8 +485,7 @@ def _build(
         buffer[merge_at + token] = free
         ends[token] = free
         free += uses[token] if uses[token] > 1 else 0
-    for token in range(num_tokens, max_tokens + 1):
-        buffer[merge_at + token] = free
+    buffer[merge_at + num_tokens : merge_at + max_tokens + 1] = free
     for i in range(num_items):
         at = items_at + ITEM_INTS * i
         if buffer[at + 4] >= 0:

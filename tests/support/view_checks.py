@@ -131,8 +131,9 @@ def random_tensors(
         normal(len(visible), kv_heads, head_dim),
     )
     inv_freq = 1.0 / 10_000 ** (torch.arange(0, rotary_dim, 2).float() / rotary_dim)
+    q, k_pool, v_pool = q.to(device), k_pool.to(device), v_pool.to(device)
     expected = attend_by_definition(q, k_pool, v_pool, batch.sees, inv_freq, head_dim**-0.5)
-    return Tensors(q.to(device), k_pool.to(device), v_pool.to(device), inv_freq, expected)
+    return Tensors(q, k_pool, v_pool, inv_freq, expected.cpu())
 
 
 def _written(batch: Batch) -> list[int]:
@@ -156,7 +157,8 @@ def attend_by_definition(
     rows = []
     for query, seen in zip(q.double(), sees, strict=True):
         slots, offsets = torch.tensor(seen).T
-        cos, sin = turn_tables(-offsets, inv_freq, torch.float64)
+        cos, sin = (x.to(q.device) for x in turn_tables(-offsets, inv_freq, torch.float64))
+        slots = slots.to(q.device)
         keys = turn(k_pool[slots].double(), cos, sin).repeat_interleave(group, 1)
         weights = torch.softmax(torch.einsum("hd,nhd->hn", query, keys) * scale, -1)
         rows.append(torch.einsum("hn,nhd->hd", weights, v_pool[slots].double().repeat_interleave(group, 1)))
