@@ -28,11 +28,20 @@ class StackedTile:
 
 
 @dataclass(frozen=True, slots=True)
+class MaskedTile:
+    """Every row of `rows` sees the keys of `slots` that are not hidden from it, at least one."""
+
+    rows: Index  # into the queries, then the turned queries
+    slots: Index  # into the pool
+    hidden: Tensor  # [num_rows, num_slots] bool
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """One iteration's attention, the same for every layer.
+    """One iteration's attention, the same for every layer of a kind.
 
     Turned query j is query `turned[j]` rotated by (`turn_cos`, `turn_sin`)[j]; tiles number it num_tokens + j.
-    `owners` gives, for every row of every tile's result in the order causal, stacked, rows, the token it belongs to.
+    `owners` gives, for every row of every tile's result, causal, stacked, masked and rows in order, its token.
     """
 
     num_tokens: int
@@ -41,6 +50,7 @@ class AttentionPlan:
     turn_sin: Tensor | None
     causal: tuple[slice, ...]  # runs of new tokens; each sees its own run up to itself
     stacked: tuple[StackedTile, ...]
+    masked: tuple[MaskedTile, ...]
     rows: RowReads | None
     owners: Tensor  # [num_partials] int64
     in_order: bool  # owners is 0, 1, ... num_tokens - 1: nothing to merge
@@ -70,6 +80,10 @@ def attend(
     parts = [_causal(q[run], k[run], v[run], scale) for run in plan.causal]
     parts += [
         _stacked(_rows(queries, t.rows), _rows(k_pool, t.slots), _rows(v_pool, t.slots), scale) for t in plan.stacked
+    ]
+    parts += [
+        _masked(_rows(queries, t.rows), _rows(k_pool, t.slots), _rows(v_pool, t.slots), t.hidden, scale)
+        for t in plan.masked
     ]
     if plan.rows is not None:
         parts.append(attend_rows(q, k_pool, v_pool, plan.rows, scale))
@@ -111,14 +125,31 @@ def merge(out: Tensor, lse: Tensor, owners: Tensor, num_tokens: int) -> Tensor:
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """q [n, heads, dim] over k, v [n, kv_heads, dim], each token up to itself -> ([n, heads, dim], [n, heads])."""
-    n, heads, dim = q.shape
-    kv_heads = k.shape[1]
+    return _join_groups(*_partial(*_split_groups(q, k, v), True, scale))
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """q [n, heads, dim] over k, v [m, kv_heads, dim] less `hidden` [n, m] -> ([n, heads, dim], [n, heads])."""
+    q4, k4, v4 = _split_groups(q, k, v)
+    if q.device.type != "cpu":  # torch's other flash kernels take no mask
+        return _join_groups(*partial_attention_reference(q4, k4, v4, False, scale, hidden))
+    mask = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[None, None]
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return _join_groups(*flash(q4, k4, v4, 0.0, False, attn_mask=mask, scale=scale))
+
+
+def _split_groups(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One batch row per query head of a group, [group, kv_heads, n, dim], against the same keys."""
+    (n, heads, dim), (m, kv_heads, _) = q.shape, k.shape
     group = heads // kv_heads
-    # One batch row per query head of a group: [group, kv_heads, n, dim] against the same keys.
-    q4 = q.view(n, kv_heads, group, dim).permute(2, 1, 0, 3)
-    k4 = k.permute(1, 0, 2).expand(group, kv_heads, n, dim)
-    v4 = v.permute(1, 0, 2).expand(group, kv_heads, n, dim)
-    out, lse = _partial(q4, k4, v4, True, scale)
+    k4, v4 = (x.permute(1, 0, 2).expand(group, kv_heads, m, dim) for x in (k, v))
+    return q.view(n, kv_heads, group, dim).permute(2, 1, 0, 3), k4, v4
+
+
+def _join_groups(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """[group, kv_heads, n, dim], [group, kv_heads, n] -> [n, heads, dim], [n, heads]"""
+    group, kv_heads, n, dim = out.shape
+    heads = group * kv_heads
     return out.permute(2, 1, 0, 3).reshape(n, heads, dim), lse.permute(2, 1, 0).reshape(n, heads)
 
 
@@ -154,14 +185,21 @@ def attention_backend(device: torch.device, dtype: torch.dtype) -> str:
     return "torch-math"
 
 
-def partial_attention_reference(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """What a flash kernel computes, in plain torch: materializes the scores [b, h, n, m] in float32."""
+def partial_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, hidden: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What a flash kernel computes, in plain torch: materializes the scores [b, h, n, m] in float32.
+
+    A row from which all of its keys are `hidden` [n, m] has zeros and a log-sum-exp of -inf.
+    """
     scores = torch.matmul(q, k.transpose(-1, -2)).float() * scale
     if causal:
         n = q.shape[-2]
-        scores = scores.masked_fill(torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1), -torch.inf)
+        hidden = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, -torch.inf)
     lse = torch.logsumexp(scores, dim=-1)
-    weights = torch.exp(scores - lse[..., None])
+    weights = torch.exp(scores - lse.nan_to_num(neginf=0.0)[..., None])
     return torch.matmul(weights.to(v.dtype), v), lse
 
 

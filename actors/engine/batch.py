@@ -1,22 +1,26 @@
 """One iteration's batch: which tokens are computed, where their keys go, and who attends to what.
 
 Chunks of sequences become blocks of rows with the same reads; reads become the tiles and row reads of an
-`AttentionPlan`. What several blocks read is stacked into one tile, whatever their offsets; the rest is
-gathered per block and offset, or left to the kernel for single rows.
+`AttentionPlan`, one for each kind of layer. What several blocks read is stacked into one tile, whatever their
+offsets; the rest is gathered per block and offset, or left to the kernel for single rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from laban.actors.engine.sequence import Chunk, Read
+from laban.actors.engine.blocks import Block, ByOffset, Stretch, apply_window, make_blocks
+from laban.actors.engine.layers import LayerKind
+from laban.actors.engine.runs import Runs, as_index, as_tensor, length_of, merge_adjacent
+from laban.actors.engine.sequence import Chunk
 from laban.kernels.rotary import turn_tables
 from laban.kernels.row_attention import RowReads, has_compiled_rows
-from laban.kernels.view_attention import AttentionPlan, Index, StackedTile
+from laban.kernels.view_attention import AttentionPlan, Index, MaskedTile, StackedTile
 from laban.kvstore.store import Entry
 
 # Below this many tokens a shared read costs more in queries and partial results than it saves in keys.
@@ -27,9 +31,6 @@ MAX_SLICE_ROWS = 8
 # Rows times keys that the compiled kernel for single rows does in the time that a tile costs besides its arithmetic.
 ROW_WORK_PER_TILE = 2048
 
-Runs = list[tuple[int, int]]  # (first, length)
-ByOffset = dict[int, Runs]  # what is read, by how far from its place
-
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -37,38 +38,15 @@ class Batch:
     positions: Tensor  # [num_tokens] int64
     write_slots: Index  # [num_tokens]
     logit_rows: Tensor  # [num_sampled] int64: rows whose next token is wanted, in chunk order
-    plan: AttentionPlan
+    plans: tuple[AttentionPlan, ...]  # of each kind of layer
 
     @property
     def num_tokens(self) -> int:
         return self.token_ids.shape[0]
 
 
-@dataclass(slots=True)
-class _Block:
-    """Rows [first, stop) that read the same things at the same offsets, besides one another."""
-
-    first: int
-    stop: int
-    reads: tuple[Read, ...]
-    entry: Entry  # of the first row's message
-    begin: int  # the first row's index in it
-    slots: Runs  # of the rows
-
-    @property
-    def num_rows(self) -> int:
-        return self.stop - self.first
-
-    def rows(self, by_offset: ByOffset) -> list[tuple[int, ByOffset]]:
-        """Each row alone, with what it sees: `by_offset`, and the block up to itself."""
-        return [
-            (self.first + i, by_offset | {0: _merge_adjacent(by_offset.get(0, []) + _clip(self.slots, i + 1))})
-            for i in range(self.num_rows)
-        ]
-
-
-def build_batch(chunks: Seq[Chunk], inv_freq: Tensor, dtype: torch.dtype, device: torch.device) -> Batch:
-    """The batch of `chunks`, in order. `inv_freq` are the model's rotary inverse frequencies."""
+def build_batch(chunks: Seq[Chunk], kinds: Seq[LayerKind], dtype: torch.dtype, device: torch.device) -> Batch:
+    """The batch of `chunks`, in order, for a model with layers of `kinds`."""
     token_ids: list[int] = []
     positions: list[Tensor] = []
     slots: Runs = []
@@ -80,78 +58,90 @@ def build_batch(chunks: Seq[Chunk], inv_freq: Tensor, dtype: torch.dtype, device
         slots += sequence.entry.runs(chunk.begin, end)
         if sequence.wants_token and end == len(sequence.tokens):
             logit_rows.append(len(token_ids) - 1)
-    plan = _Planner(len(token_ids), inv_freq, dtype, device).plan(_blocks(chunks))
-    write_slots = _index(slots)
     return Batch(
         torch.tensor(token_ids, device=device),
         torch.cat(positions).to(device),
-        write_slots if isinstance(write_slots, slice) else write_slots.to(device),
+        _to(as_index(slots), device),
         torch.tensor(logit_rows, dtype=torch.int64, device=device),
-        plan,
+        _plans(make_blocks(chunks), len(token_ids), kinds, dtype, device),
     )
 
 
-def _blocks(chunks: Seq[Chunk]) -> list[_Block]:
-    blocks: list[_Block] = []
-    row = 0
-    previous: Chunk | None = None
-    for chunk in chunks:
-        entry, stop = chunk.sequence.entry, row + chunk.count
-        slots = entry.runs(chunk.begin, chunk.begin + chunk.count)
-        if previous is not None and _continues(previous, chunk):
-            blocks[-1].stop = stop
-            blocks[-1].slots += slots
-        else:
-            blocks.append(_Block(row, stop, chunk.sequence.reads, entry, chunk.begin, slots))
-        row = stop
-        previous = chunk
-    return blocks
-
-
-def _continues(previous: Chunk, chunk: Chunk) -> bool:
-    """Whether `chunk` reads just what `previous` does, and then the whole of it: then the two are one causal run."""
-    before, after = previous.sequence, chunk.sequence
-    if chunk.begin or len(after.reads) != len(before.reads) + 1:
-        return False
-    last = after.reads[-1]
-    whole = last.entry is before.entry and last.begin == 0 and last.end == len(before.tokens) and last.offset == 0
-    return whole and previous.begin + previous.count == last.end and after.reads[:-1] == before.reads
+def _plans(
+    blocks: list[Block], num_tokens: int, kinds: Seq[LayerKind], dtype: torch.dtype, device: torch.device
+) -> tuple[AttentionPlan, ...]:
+    """A plan for each kind. Kinds whose windows hide nothing share their work; those that turn alike, their plan."""
+    max_single_rows = MAX_SLICE_ROWS if has_compiled_rows(device, dtype) else 1
+    planners: dict[int | None, _Planner] = {}
+    plans: list[AttentionPlan] = []
+    made: list[tuple[_Planner, LayerKind, AttentionPlan]] = []
+    for kind in kinds:
+        window = kind.window
+        seen = blocks if window is None else apply_window(blocks, window, max_single_rows)
+        if seen is blocks:
+            window = None
+        if window not in planners:
+            planners[window] = _Planner(num_tokens, seen, dtype, device)
+        planner = planners[window]
+        plan = next((p for of, other, p in made if of is planner and kind.turns_like(other)), None)
+        if plan is None:
+            plan = planner.plan(kind.inv_freq)
+            made.append((planner, kind, plan))
+        plans.append(plan)
+    return tuple(plans)
 
 
 class _Planner:
     """Collects tiles. Rows of the queries are 0 .. num_tokens - 1; turned copies are numbered after them."""
 
-    def __init__(self, num_tokens: int, inv_freq: Tensor, dtype: torch.dtype, device: torch.device) -> None:
-        self.num_tokens, self.inv_freq, self.dtype, self.device = num_tokens, inv_freq, dtype, device
+    def __init__(self, num_tokens: int, blocks: list[Block], dtype: torch.dtype, device: torch.device) -> None:
+        self.num_tokens, self.dtype, self.device = num_tokens, dtype, device
         self.compiled_rows = has_compiled_rows(device, dtype)
         self.turned: list[tuple[int, int, int]] = []  # (first row, number of rows, offset)
         self.num_turned = 0
         self.turned_at: dict[tuple[int, int], int] = {}  # (block's first row, offset) -> first turned row
+        self.row_turns: dict[int, int] = {}  # of the rows left to the kernel for single rows: offset -> its number
+        self.untabled = self._collect(blocks)
 
-    def plan(self, blocks: list[_Block]) -> AttentionPlan:
-        causal: list[_Block] = []
+    def plan(self, inv_freq: Tensor) -> AttentionPlan:
+        """The plan for layers with these inverse frequencies."""
+        plan, rows = self.untabled, self.untabled.rows
+        if rows is not None and self.row_turns:
+            cos, sin = turn_tables(torch.tensor(list(self.row_turns), device=inv_freq.device), inv_freq, self.dtype)
+            plan = replace(plan, rows=replace(rows, turn_cos=cos, turn_sin=sin))
+        if self.turned:
+            offsets = torch.tensor([offset for _, _, offset in self.turned], device=inv_freq.device)
+            counts = torch.tensor([count for _, count, _ in self.turned], device=inv_freq.device)
+            cos, sin = (x.repeat_interleave(counts, 0) for x in turn_tables(offsets, inv_freq, self.dtype))
+            plan = replace(plan, turn_cos=cos, turn_sin=sin)
+        return plan
+
+    def _collect(self, blocks: list[Block]) -> AttentionPlan:
+        """The plan, less the tables of its turns."""
+        causal: list[Block] = []
         # (members, keys): each member is a block and the offset at which it reads the keys.
-        tiles: list[tuple[list[tuple[_Block, int]], Runs]] = []
+        tiles: list[tuple[list[tuple[Block, int]], Runs]] = []
         single: list[tuple[int, ByOffset]] = []  # (token, what it reads)
         shared, private = self._split(blocks)
         for (entry, begin, end), members in shared.items():
             tiles.append((members, entry.runs(begin, end)))
         for block, by_offset in zip(blocks, private, strict=True):
             if self._belongs_to_rows(block, by_offset):
-                single += block.rows(by_offset)
+                single += block.row_reads(by_offset)
                 continue
             rest: ByOffset = {}
             for offset, runs in by_offset.items():
                 if block.num_rows <= MAX_SLICE_ROWS:
-                    merged = _merge_adjacent(runs)
+                    merged = merge_adjacent(runs)
                     tiles += [([(block, offset)], [run]) for run in merged if run[1] >= MIN_SLICE_TOKENS]
                     runs = [run for run in merged if run[1] < MIN_SLICE_TOKENS]
                 if runs:
                     rest[offset] = runs
             if block.num_rows == 1:
-                single += block.rows(rest)
+                single += block.row_reads(rest)
             else:
-                causal.append(block)
+                if block.window is None:
+                    causal.append(block)
                 tiles += [([(block, offset)], runs) for offset, runs in rest.items()]
 
         owners: Runs = [(block.first, block.num_rows) for block in causal]
@@ -159,27 +149,32 @@ class _Planner:
         for members, runs in tiles:
             rows = [self._rows(block, offset) for block, offset in members]
             owners += [(block.first, block.num_rows) for block, _ in members]
-            stacked_tiles.append(StackedTile(_to(_index(rows), self.device), _to(_index(runs), self.device)))
+            stacked_tiles.append(StackedTile(_to(as_index(rows), self.device), _to(as_index(runs), self.device)))
+        masked_tiles = []
+        for block in blocks:
+            for tile, tokens in self._masked(block) if block.window is not None else ():
+                masked_tiles.append(tile)
+                owners += tokens
         owners += [(token, 1) for token, _ in single]
-        in_order = _index(owners) == slice(0, self.num_tokens)
-        turned, cos, sin = self._turn()
+        turned = [(first, count) for first, count, _ in self.turned]
         return AttentionPlan(
             num_tokens=self.num_tokens,
-            turned=turned,
-            turn_cos=cos,
-            turn_sin=sin,
+            turned=as_tensor(turned).to(self.device) if turned else None,
+            turn_cos=None,
+            turn_sin=None,
             causal=tuple(slice(block.first, block.stop) for block in causal),
             stacked=tuple(stacked_tiles),
+            masked=tuple(masked_tiles),
             rows=self._row_reads(single) if single else None,
-            owners=_tensor(owners).to(self.device),
-            in_order=in_order,
+            owners=as_tensor(owners).to(self.device),
+            in_order=as_index(owners) == slice(0, self.num_tokens),
         )
 
     def _split(
-        self, blocks: list[_Block]
-    ) -> tuple[dict[tuple[Entry, int, int], list[tuple[_Block, int]]], list[ByOffset]]:
+        self, blocks: list[Block]
+    ) -> tuple[dict[tuple[Entry, int, int], list[tuple[Block, int]]], list[ByOffset]]:
         """Reads worth stacking, by what is read, and for each block what it reads alone."""
-        readers: dict[tuple[Entry, int, int], list[tuple[_Block, int]]] = {}
+        readers: dict[tuple[Entry, int, int], list[tuple[Block, int]]] = {}
         for block in blocks:
             for read in block.reads:
                 readers.setdefault((read.entry, read.begin, read.end), []).append((block, read.offset))
@@ -197,39 +192,59 @@ class _Planner:
             for read in block.reads:
                 if (read.entry, read.begin, read.end) not in shared:
                     by_offset.setdefault(read.offset, []).extend(read.entry.runs(read.begin, read.end))
-            if block.begin:  # its own tokens of earlier iterations
-                by_offset.setdefault(0, []).extend(block.entry.runs(0, block.begin))
+            for stretch in block.before:
+                by_offset.setdefault(0, []).extend(stretch.runs)
             private.append(by_offset)
         return shared, private
 
-    def _belongs_to_rows(self, block: _Block, by_offset: ByOffset) -> bool:
+    def _belongs_to_rows(self, block: Block, by_offset: ByOffset) -> bool:
         """Whether to leave all that `block` reads alone to the compiled kernel."""
-        if not self.compiled_rows:
+        if not self.compiled_rows or block.window is not None:
             return False
-        num_keys = block.num_rows + sum(map(_length, by_offset.values()))
+        num_keys = block.num_rows + sum(map(length_of, by_offset.values()))
         return block.num_rows == 1 or block.num_rows * num_keys <= ROW_WORK_PER_TILE * (1 + len(by_offset))
 
     def _row_reads(self, single: list[tuple[int, ByOffset]]) -> RowReads:
-        turns: dict[int, int] = {}
+        turns = self.row_turns
         starts, runs, turn_of_run = [0], Runs(), list[int]()
         for _, by_offset in single:
             for offset, merged in by_offset.items():
                 runs += merged
                 turn_of_run += [turns.setdefault(offset, len(turns)) if offset else -1] * len(merged)
             starts.append(len(runs))
-        cos, sin = turn_tables(torch.tensor(list(turns), device=self.inv_freq.device), self.inv_freq, self.dtype)
         first, length = torch.tensor(runs, device=self.device).T.contiguous()
+        none = torch.empty(0, 1, 0, dtype=self.dtype, device=self.device)
         return RowReads(
             torch.tensor([token for token, _ in single], device=self.device),
             torch.tensor(starts, device=self.device),
             first,
             length,
             torch.tensor(turn_of_run, device=self.device),
-            cos,
-            sin,
+            none,
+            none,
         )
 
-    def _rows(self, block: _Block, offset: int) -> tuple[int, int]:
+    def _masked(self, block: Block) -> Iterator[tuple[MaskedTile, Runs]]:
+        """A tile for each offset of what rows of `block` see in part, of the rows that see any of it; their tokens."""
+        assert block.window is not None
+        by_offset: dict[int, list[Stretch]] = {}
+        for offset, stretch in (*block.partly, *((0, stretch) for stretch in block.rows)):
+            by_offset.setdefault(offset, []).append(stretch)
+        at, n = as_tensor(block.positions()), block.num_rows
+        for offset, keys in by_offset.items():
+            keys_at = as_tensor([(stretch.position, stretch.num_keys) for stretch in keys])
+            hidden = at[:, None] - keys_at[None, :] >= block.window
+            if offset == 0:  # the last keys are the rows' own
+                hidden[:, -n:].logical_or_(torch.ones(n, n, dtype=torch.bool).triu_(1))
+            seeing = merge_adjacent([(row, 1) for row in (~hidden.all(1)).nonzero().flatten().tolist()])
+            first, _ = self._rows(block, offset)
+            rows = as_index([(first + row, count) for row, count in seeing])
+            slots = as_index([run for stretch in keys for run in stretch.runs])
+            hidden = hidden[as_index(seeing)].to(self.device)
+            tokens = [(block.first + row, count) for row, count in seeing]
+            yield MaskedTile(_to(rows, self.device), _to(slots, self.device), hidden), tokens
+
+    def _rows(self, block: Block, offset: int) -> tuple[int, int]:
         """The rows of `block`'s queries, turned for `offset`."""
         if offset == 0:
             return block.first, block.num_rows
@@ -239,55 +254,6 @@ class _Planner:
             self.turned.append((block.first, block.num_rows, offset))
             self.num_turned += block.num_rows
         return self.turned_at[key], block.num_rows
-
-    def _turn(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        if not self.turned:
-            return None, None, None
-        rows = _tensor([(first, count) for first, count, _ in self.turned]).to(self.device)
-        offsets = torch.tensor([offset for _, _, offset in self.turned])
-        counts = torch.tensor([count for _, count, _ in self.turned])
-        cos, sin = turn_tables(offsets.to(self.inv_freq.device), self.inv_freq, self.dtype)
-        repeats = counts.to(cos.device)
-        return rows, cos.repeat_interleave(repeats, 0), sin.repeat_interleave(repeats, 0)
-
-
-def _merge_adjacent(runs: Runs) -> Runs:
-    merged: Runs = []
-    for first, length in runs:
-        if merged and sum(merged[-1]) == first:
-            merged[-1] = (merged[-1][0], merged[-1][1] + length)
-        else:
-            merged.append((first, length))
-    return merged
-
-
-def _clip(runs: Runs, num_slots: int) -> Runs:
-    """The first `num_slots` slots of `runs`."""
-    clipped: Runs = []
-    for first, length in runs:
-        if num_slots <= 0:
-            break
-        clipped.append((first, min(length, num_slots)))
-        num_slots -= length
-    return clipped
-
-
-def _length(runs: Runs) -> int:
-    return sum(length for _, length in runs)
-
-
-def _index(runs: Runs) -> Index:
-    """`runs` as one slice if they follow one another, else as a tensor."""
-    at = runs[0][0]
-    for first, length in runs:
-        if first != at:
-            return _tensor(runs)
-        at += length
-    return slice(runs[0][0], at)
-
-
-def _tensor(runs: Runs) -> Tensor:
-    return torch.cat([torch.arange(first, first + length) for first, length in runs])
 
 
 def _to(index: Index, device: torch.device) -> Index:

@@ -123,7 +123,7 @@ class Engine:
         chunks = self.scheduler.schedule()
         if not chunks:
             return
-        batch = build_batch(chunks, self.runner.inv_freq, self.runner.dtype, self.runner.device)
+        batch = build_batch(chunks, self.runner.kinds, self.runner.dtype, self.runner.device)
         logits = self.runner.forward(batch)
         sampled = [c.sequence for c in chunks if c.sequence.wants_token and c.begin + c.count == len(c.sequence.tokens)]
         for chunk in chunks:

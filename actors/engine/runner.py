@@ -10,9 +10,9 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from laban.actors.engine.batch import Batch
+from laban.actors.engine.layers import layer_kinds
 from laban.actors.engine.shard_group import ShardGroup
 from laban.actors.engine.sharding import local_num_heads, local_num_kv_heads
-from laban.actors.errors import UnsupportedModel
 from laban.kernels.compiled_ops import compile_norms, compile_rotary
 from laban.kernels.packed_linear import can_pack, pack_linears
 from laban.kernels.row_attention import compile_rows, has_compiled_rows
@@ -37,7 +37,7 @@ class Runner:
         self.vocab_size: int = config.vocab_size
         self.attention_backend = attention_backend(self.device, self.dtype)
         self.head_dim: int = head_dim(config)
-        self.inv_freq: Tensor = _inverse_frequencies(model)
+        self.kinds, self.kind_of_layer = layer_kinds(model)
         model.set_attn_implementation(ATTENTION)
         num_kv_heads = local_num_kv_heads(model)
         shape = (config.num_hidden_layers, num_slots, num_kv_heads, self.head_dim)
@@ -77,16 +77,6 @@ def bytes_per_token(config: Any, dtype: torch.dtype) -> int:
     return 2 * int(config.num_hidden_layers) * int(config.num_key_value_heads) * head_dim(config) * dtype.itemsize
 
 
-def _inverse_frequencies(model: PreTrainedModel) -> Tensor:
-    rotary = getattr(model.base_model, "rotary_emb", None)
-    inv_freq = getattr(rotary, "inv_freq", None)
-    if not isinstance(inv_freq, Tensor):
-        raise UnsupportedModel(
-            f"{type(model).__name__} has no single rotary embedding, so its queries cannot be turned", field="model"
-        )
-    return inv_freq
-
-
 def _attention(
     module: nn.Module,
     query: Tensor,
@@ -105,7 +95,7 @@ def _attention(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     k_pool[laban_batch.write_slots] = k
     v_pool[laban_batch.write_slots] = v
-    out = attend(q, k, v, k_pool, v_pool, laban_batch.plan, scaling)
+    out = attend(q, k, v, k_pool, v_pool, laban_batch.plans[laban_runner.kind_of_layer[layer]], scaling)
     return out[None], None
 
 

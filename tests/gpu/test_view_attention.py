@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from laban.actors.engine.batch import build_batch
+from laban.actors.engine.layers import LayerKind
 from laban.actors.engine.sequence import Chunk, Read, Sequence
 from laban.kernels.view_attention import attend, attend_reference
 from laban.kvstore.store import Entry
@@ -40,7 +41,7 @@ def test_tiles_compute_the_definition(dtype: torch.dtype, head_dim: int, group: 
         own_slots = [s for f, n in own.runs(0, begin + count) for s in range(f, f + n)]
         sees += [[*context, *((s, 0) for s in own_slots[: begin + j + 1])] for j in range(count)]
     inv_freq = 1.0 / 10_000 ** (torch.arange(0, head_dim, 2).float() / head_dim)
-    batch = build_batch(chunks, inv_freq.to(device), dtype, device)
+    batch = build_batch(chunks, [LayerKind(inv_freq.to(device), 1.0, None)], dtype, device)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, device=device, dtype=dtype)
@@ -52,6 +53,6 @@ def test_tiles_compute_the_definition(dtype: torch.dtype, head_dim: int, group: 
     visible = sorted({slot for row in sees for slot, _ in row})
     k_pool[visible], v_pool[visible] = normal(len(visible), 2, head_dim), normal(len(visible), 2, head_dim)
     k_pool[batch.write_slots], v_pool[batch.write_slots] = k, v
-    out = attend(q, k, v, k_pool, v_pool, batch.plan, head_dim**-0.5).double().cpu()
+    out = attend(q, k, v, k_pool, v_pool, batch.plans[0], head_dim**-0.5).double().cpu()
     expected = attend_reference(q.cpu(), k_pool.cpu(), v_pool.cpu(), sees, inv_freq, head_dim**-0.5)
     torch.testing.assert_close(out, expected, atol=TOLERANCE[dtype], rtol=0)

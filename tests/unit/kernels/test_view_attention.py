@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from laban.actors.engine import batch as batch_module
 from laban.actors.engine.batch import build_batch
+from laban.actors.engine.layers import LayerKind
 from laban.actors.engine.sequence import Chunk, Read, Sequence
 from laban.kernels import row_attention
 from laban.kernels.rotary import turn, turn_tables
@@ -73,7 +74,7 @@ def test_tiles_compute_the_definition(
         mock.patch.multiple(batch_module, MIN_SHARED_TOKENS=shared, MIN_SLICE_TOKENS=piece, ROW_WORK_PER_TILE=row_work),
         mock.patch.object(batch_module, "has_compiled_rows", return_value=compiled),
     ):
-        batch = build_batch(chunks, INV_FREQ, torch.float32, torch.device("cpu"))
+        batch = build_batch(chunks, [LayerKind(INV_FREQ, 1.0, None)], torch.float32, torch.device("cpu"))
     n = batch.num_tokens
     q, k, v = torch.randn(n, 2 * group, DIM), torch.randn(n, 2, DIM), torch.randn(n, 2, DIM)
     k_pool, v_pool = torch.full((PAGE * PAGES, 2, DIM), torch.nan), torch.full((PAGE * PAGES, 2, DIM), torch.nan)
@@ -81,7 +82,7 @@ def test_tiles_compute_the_definition(
     k_pool[visible], v_pool[visible] = torch.randn(len(visible), 2, DIM), torch.randn(len(visible), 2, DIM)
     k_pool[batch.write_slots], v_pool[batch.write_slots] = k, v
     with mock.patch.object(row_attention, "has_compiled_rows", return_value=compiled):
-        out = attend(q, k, v, k_pool, v_pool, batch.plan, 0.3)
+        out = attend(q, k, v, k_pool, v_pool, batch.plans[0], 0.3)
     expected = attend_reference(q, k_pool, v_pool, sees, INV_FREQ, 0.3)
     torch.testing.assert_close(out.double(), expected, atol=2e-5, rtol=0)
 
