@@ -114,8 +114,10 @@ def check_rotate_and_write(
     cos, sin = angles.cos(), angles.sin()
     slots = torch.randperm(2 * num_rows + 1, device=device)[:num_rows].int()
     slots[num_rows // 2 + 1 :: 3] = -1
-    pools = torch.full((2, 2 * num_rows + 1, kv_heads, dim), torch.nan, dtype=dtype, device=device)
-    exact_pools = pools.double()
+    # A slot before the first: a padding row's -1 must not be written there either.
+    guarded = torch.full((2, 2 * num_rows + 2, kv_heads, dim), torch.nan, dtype=dtype, device=device)
+    exact_guarded = guarded.double()
+    pools, exact_pools = guarded[:, 1:], exact_guarded[:, 1:]
     exact = fused_ops.rotate_and_write_reference(
         q.double(), k.double(), v.double(), cos.double(), sin.double(), exact_pools[0], exact_pools[1], slots
     )
@@ -123,29 +125,29 @@ def check_rotate_and_write(
         found = fused_ops.rotate_and_write(q, k, v, cos, sin, pools[0], pools[1], slots)
     assert found.is_contiguous()
     assert_rounded(found, exact)
-    assert_rounded(pools, exact_pools)
+    assert_rounded(guarded, exact_guarded)
     assert torch.equal(pools[1][slots[slots >= 0].long()], v[slots >= 0])
 
 
 def check_copy_rotated(
     num_rows: int, layers: int, kv_heads: int, dim: int, rotary_dim: int, deltas: bool, dtype: torch.dtype, device: str
 ) -> None:
-    """One row in place, some left out; slots that are neither source nor target stay NaN."""
+    """One row in place, some left out; slots that are neither source nor target stay as they are."""
     num_slots = 2 * num_rows + 3
     source, target = torch.randperm(num_slots, device=device)[: 2 * num_rows].int().view(2, num_rows)
     target[0] = source[0]
     source[2::5] = -1
     target[3::5] = -1
-    pools = torch.full((2, layers, num_slots, kv_heads, dim), torch.nan, dtype=dtype, device=device)
-    read = source[source >= 0].long()
-    pools[:, :, read] = _normal(2, layers, len(read), kv_heads, dim, dtype=dtype, device=device)
+    # With a slot before the first, where a -1 would read and write.
+    guarded = _normal(2, 1 + layers * num_slots, kv_heads, dim, dtype=dtype, device=device)
+    exact_guarded = guarded.double()
+    pools, exact = (x[:, 1:].unflatten(1, (layers, num_slots)) for x in (guarded, exact_guarded))
     angles = torch.rand(num_rows, rotary_dim // 2, device=device) * 6.3
     cos, sin = angles.cos(), angles.sin()
     delta_k, delta_v = _normal(2, layers, num_rows, kv_heads, dim, device=device) if deltas else (None, None)
-    exact = pools.double()
     copy_rotated_reference(exact[0], exact[1], source, target, cos.double(), sin.double(), delta_k, delta_v)
     copy_rotated(pools[0], pools[1], source, target, cos, sin, delta_k, delta_v)
-    assert_rounded(pools, exact)
+    assert_rounded(guarded, exact_guarded)
 
 
 def fused(model: PreTrainedModel) -> PreTrainedModel:
