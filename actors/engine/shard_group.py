@@ -20,6 +20,9 @@ JOIN_TIMEOUT = timedelta(minutes=10)
 COLLECTIVE_TIMEOUT = timedelta(minutes=5)
 # Between iterations a shard waits for the next call, however long that takes.
 IDLE_TIMEOUT = timedelta(days=3650)
+# Its name since torch 2.13, and the one before.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 LENGTH_BYTES = 8
 MESSAGE_BYTES = 4096  # of an object sent at once; the rest of a larger one follows
 
@@ -69,10 +72,11 @@ class ShardGroup:
         return x
 
     def all_gather_last_dim(self, x: Tensor) -> Tensor:
-        """Every shard's `x` [..., n], in order of rank: [..., size * n]."""
-        gathered = x.new_empty((self.size, *x.shape))
-        dist.all_gather_into_tensor(gathered, x.contiguous())
-        return gathered.movedim(0, -2).flatten(-2)
+        """Every shard's `x` [num_rows, n], in order of rank: [num_rows, size * n]."""
+        num_rows, n = x.shape
+        gathered = x.new_empty((self.size * num_rows, n))
+        _all_gather(gathered, x.contiguous())
+        return gathered.view(self.size, num_rows, n).transpose(0, 1).reshape(num_rows, self.size * n)
 
     def broadcast_(self, x: Tensor) -> Tensor:
         """`x` becomes rank 0's, in place."""

@@ -54,8 +54,9 @@ class VocabularyParallelHead(nn.Module):
         self._group = group
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [num_rows, hidden_size] -> [num_rows, vocab_size], the same bits on every shard."""
-        return self._group.all_gather_last_dim(self.linear(x))[..., : self._vocab_size]
+        """x [..., hidden_size] -> [..., vocab_size], the same bits on every shard."""
+        logits = self._group.all_gather_last_dim(self.linear(x).flatten(0, -2))
+        return logits[:, : self._vocab_size].unflatten(0, x.shape[:-1])
 
 
 @torch.no_grad()
