@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
-from laban.actors.engine.batch import Batch
+from laban.actors.calls import Sampling
+from laban.actors.engine.batch import Batch, build_batch
+from laban.actors.engine.launched import Launched
 from laban.actors.engine.layers import layer_kinds
+from laban.actors.engine.sampler import sampling_params
+from laban.actors.engine.sequence import Chunk
 from laban.actors.engine.shard_group import ShardGroup
 from laban.actors.engine.sharding import local_num_heads, local_num_kv_heads
 from laban.kernels.compiled_ops import compile_norms, compile_rotary
 from laban.kernels.packed_linear import can_pack, pack_linears
 from laban.kernels.row_attention import compile_rows, has_compiled_rows
+from laban.kernels.sampling import sample_rows
 from laban.kernels.view_attention import attend, attention_backend
 
 ATTENTION = "laban_views"
+
+
+class AnyRunner(Protocol):
+    """What the engine needs of a runner."""
+
+    overlaps: bool  # whether a launch returns before its iteration is done, so that the next can be planned meanwhile
+    group: ShardGroup | None
+    model: PreTrainedModel
+    device: torch.device
+    dtype: torch.dtype
+    vocab_size: int
+    attention_backend: str
+    k_pool: Tensor
+
+    def launch(self, chunks: Sequence[Chunk], samplings: Sequence[Sampling], indices: Sequence[int]) -> Launched: ...
 
 
 class Runner:
@@ -26,6 +47,8 @@ class Runner:
 
     The pool is [num_layers, num_slots, num_kv_heads, head_dim], keys as first rotated.
     """
+
+    overlaps = False
 
     def __init__(self, model: PreTrainedModel, num_slots: int, group: ShardGroup | None = None) -> None:
         """`model` is a slice of the whole where `group` are the shards that have the rest of it."""
@@ -51,6 +74,18 @@ class Runner:
         self.k_pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
         self.v_pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
 
+    def launch(self, chunks: Sequence[Chunk], samplings: Sequence[Sampling], indices: Sequence[int]) -> Launched:
+        """Keys and values of `chunks` into the pool, and the next tokens of the sequences that want one, in order.
+
+        Row i is token `indices[i]` of a call that samples by `samplings[i]`.
+        """
+        logits = self.forward(build_batch(chunks, self.kinds, self.dtype, self.device))
+        tokens, sound = sample_rows(logits, sampling_params(samplings, indices, self.device))
+        samples = torch.stack((tokens, sound.to(tokens.dtype)))
+        if self.group is not None and samples.numel():  # all shards go on with the first one's
+            self.group.broadcast_(samples)
+        return Launched(samples, logits)
+
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
         """Computes the batch's keys and values into the pool; returns logits [num_sampled, vocab_size] in float32."""
@@ -63,9 +98,15 @@ class Runner:
         ).last_hidden_state[0]
         if batch.logit_rows.numel() == 0:
             return hidden.new_empty(0, self.vocab_size, dtype=torch.float32)
-        head: nn.Module = self.model.get_output_embeddings()
-        logits: Tensor = head(hidden.index_select(0, batch.logit_rows))
-        return logits.float()
+        return logits_of(self.model, hidden.index_select(0, batch.logit_rows))
+
+
+def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """hidden [num_rows, hidden_size], the last layer's -> float32 [num_rows, vocab_size]"""
+    head: nn.Module = model.get_output_embeddings()
+    logits: Tensor = head(hidden).float()
+    cap: float | None = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def head_dim(config: Any) -> int:

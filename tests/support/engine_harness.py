@@ -13,6 +13,7 @@ from tokenizers import decoders, models
 from laban.actors.calls import Call, CallEvent, CallFailed, CallFinished, CallTokens, Sampling
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.engine import Engine
+from laban.actors.engine.fused_runner import FusedRunner
 from laban.actors.engine.runner import Runner
 from laban.actors.tokenizer import Tokenizer
 from laban.kvstore.encodings import EMPTY_VIEW, EncodingSpec, Placement, View, closure, dependencies, extend, view_stop
@@ -31,12 +32,27 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def make_engine(
-    kind: str = "llama", *, pool_tokens: int = 4096, seed: int = 0, device: str = "cpu", **config: int
+    kind: str = "llama",
+    *,
+    pool_tokens: int = 4096,
+    seed: int = 0,
+    device: str = "cpu",
+    fused: bool = False,
+    **config: int,
 ) -> Engine:
     """An engine over `random_model(kind, seed)`."""
     settings = EngineConfig(pool_tokens=pool_tokens, **config)  # type: ignore[arg-type]
     model = random_model(kind, seed).to(device)  # type: ignore[arg-type]
-    runner = Runner(model, pool_tokens // settings.page_size * settings.page_size)
+    slots = pool_tokens // settings.page_size * settings.page_size
+    runner: Runner | FusedRunner = Runner(model, slots)
+    if fused:
+        runner = FusedRunner(
+            random_model(kind, seed).to(device),  # type: ignore[arg-type]
+            slots,
+            page_size=settings.page_size,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_running=settings.max_running,
+        )
     return Engine(runner, byte_tokenizer(), settings, namespace="test", max_context=MAX_CONTEXT)
 
 
@@ -140,7 +156,7 @@ def assert_same_encoding(
     keys, values = driver.keys_and_values(spec)
     positions = torch.arange(spec.start, spec.stop)
     for layer in range(keys.shape[0]):
-        expected = oracle.rotate(recorded.keys[layer], positions)
+        expected = oracle.rotate(layer, recorded.keys[layer], positions)
         torch.testing.assert_close(keys[layer].double(), expected, atol=tolerance, rtol=0)
         torch.testing.assert_close(values[layer].double(), recorded.values[layer], atol=tolerance, rtol=0)
 

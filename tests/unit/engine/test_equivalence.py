@@ -17,7 +17,7 @@ from engine_harness import (
     make_engine,
     place_recorded,
 )
-from engine_reference import KINDS, MAX_CONTEXT, VOCAB_SIZE, Placed, Recorded
+from engine_reference import DRAWN_KINDS, KINDS, MAX_CONTEXT, VOCAB_SIZE, Placed, Recorded, random_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +35,17 @@ def split(tokens: list[int], cuts: list[int]) -> list[list[int]]:
     return [tokens[a:b] for a, b in itertools.pairwise(edges) if a < b]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *DRAWN_KINDS])
+def test_the_interpreter_is_the_model_itself_on_a_plain_prompt(kind: str) -> None:
+    tokens = some_tokens(130, 8)
+    model = random_model(kind).eval()
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = model(torch.tensor([tokens])).logits[0]
+    torch.testing.assert_close(interpreter(kind).encode(tokens, 0, []).logits, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *DRAWN_KINDS])
 @pytest.mark.parametrize(("cuts", "chunk"), [([], 512), ([1, 2, 90], 7), ([16, 32, 48], 16), ([40, 41, 100], 64)])
 def test_a_chain_of_messages_is_the_prefill_of_their_concatenation(kind: str, cuts: list[int], chunk: int) -> None:
     tokens = some_tokens(120, seed=len(cuts) * chunk)
@@ -118,8 +128,13 @@ def dags(draw: st.DrawFn) -> list[tuple[list[int], list[tuple[int, int, int, int
     return messages
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(messages=dags(), kind=st.sampled_from(KINDS), chunk=st.sampled_from([5, 33, 512]), together=st.booleans())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(
+    messages=dags(),
+    kind=st.sampled_from((*KINDS, *DRAWN_KINDS)),
+    chunk=st.sampled_from([5, 33, 512]),
+    together=st.booleans(),
+)
 def test_any_dag_is_what_the_interpreter_makes_of_it(
     messages: list[tuple[list[int], list[tuple[int, int, int, int]], int]], kind: str, chunk: int, together: bool
 ) -> None:
