@@ -12,9 +12,11 @@ from typing import Any
 
 from laban.actors.errors import InvalidInput, NotFound, UnsupportedModel
 
-SERVED = ("llama", "mistral", "qwen2", "qwen3")
+SERVED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 # Frequencies of these do not change with the length, so an encoded key can be read at any offset.
 TURNABLE_ROPE = ("default", "linear", "llama3", "yarn")
+DEFAULT_HEAD_DIM = {"qwen3": 128, "gemma3_text": 256}  # transformers' own; the others divide the hidden size
+LAYER_TYPES = ("full_attention", "sliding_attention")
 STATE_SPACE_TYPES = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "jamba", "bamba", "zamba", "zamba2", "rwkv",
                      "recurrent_gemma", "nemotron_h", "granitemoehybrid", "qwen3_next", "lfm2")  # fmt: skip
 STATE_SPACE_KEYS = ("ssm_cfg", "state_size", "mamba_d_state", "mamba_num_heads")
@@ -78,22 +80,26 @@ def check_model_folder(path: str | Path) -> ModelFacts:
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=config.get("num_key_value_heads") or num_heads,
-        head_dim=config.get("head_dim") or hidden_size // num_heads,
+        head_dim=config.get("head_dim") or DEFAULT_HEAD_DIM.get(config["model_type"], hidden_size // num_heads),
         hidden_size=hidden_size,
         vocab_size=_count(folder, config, "vocab_size"),
         max_context=_count(folder, config, "max_position_embeddings"),
-        rope=rope_kind(config),
+        rope=", ".join(rope_kinds(config)),
         eos_ids=eos_ids_of(folder),
         weight_bytes=sum((folder / name).stat().st_size for name in headers),
         fingerprint=digest.hexdigest(),
     )
 
 
-def rope_kind(config: Mapping[str, Any]) -> str:
-    """The kind of rotary embedding a configuration asks for, under either of transformers' spellings."""
+def rope_kinds(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The kinds of rotary embedding a configuration asks for, under any of transformers' spellings.
+
+    One, or the distinct ones of its types of layers in order.
+    """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    return str(kind)
+    by_layer_type = [value for key, value in rope.items() if key.endswith("_attention") and isinstance(value, dict)]
+    kinds = [str(x.get("rope_type") or x.get("type") or "default") for x in by_layer_type or [rope]]
+    return tuple(dict.fromkeys(kinds))
 
 
 def eos_ids_of(folder: str | Path) -> tuple[int, ...]:
@@ -117,25 +123,31 @@ def _refuse_unserved(folder: Path, config: Mapping[str, Any]) -> None:
         raise refuse("multi-head latent attention (MLA) is not served: its cached keys are not rotated per head")
     if kind in STATE_SPACE_TYPES or any(key in config for key in STATE_SPACE_KEYS) or "linear_attention" in layer_types:
         raise refuse("a state-space or recurrent model has no per-token keys and values to place")
+    if kind == "gemma3":
+        raise refuse(
+            "this is Gemma 3 with its image encoder, which is not served; save its text part as a folder of its own, "
+            "of model_type gemma3_text"
+        )
     if kind not in SERVED:
         raise refuse(f"this architecture is not served; served are {', '.join(SERVED)}")
-    rope = rope_kind(config)
-    if rope not in TURNABLE_ROPE:
-        known = {"dynamic": "dynamic-NTK", "longrope": "longrope", "su": "longrope"}.get(rope, repr(rope))
-        raise refuse(
-            f"{known} RoPE is not served: its frequencies depend on the length, so an encoding cannot be "
-            f"read at another position; served are {', '.join(TURNABLE_ROPE)}"
-        )
+    for rope in rope_kinds(config):
+        if rope not in TURNABLE_ROPE:
+            known = {"dynamic": "dynamic-NTK", "longrope": "longrope", "su": "longrope"}.get(rope, repr(rope))
+            raise refuse(
+                f"{known} RoPE is not served: its frequencies depend on the length, so an encoding cannot be "
+                f"read at another position; served are {', '.join(TURNABLE_ROPE)}"
+            )
+    if unknown := sorted(layer_types.difference(LAYER_TYPES)):
+        raise refuse(f"{unknown[0]} layers are not served; served are {', '.join(LAYER_TYPES)}")
+    windowed = kind in ("mistral", "gemma3_text") or config.get("use_sliding_window")
+    if windowed and config.get("sliding_window") is not None:
+        _count(folder, config, "sliding_window")
+    if config.get("attn_logit_softcapping") is not None:
+        raise refuse("attention scores that are capped (attn_logit_softcapping) are not served")
+    if config.get("use_bidirectional_attention"):
+        raise refuse("attention to later tokens (use_bidirectional_attention) is not served")
     if config.get("quantization_config"):
         raise refuse("quantized weights are not served; use the float32, float16 or bfloat16 folder")
-    # Qwen2 keeps a window in its configuration without using it.
-    used = config.get("use_sliding_window", kind == "mistral") or "sliding_attention" in layer_types
-    window, context = config.get("sliding_window"), config.get("max_position_embeddings")
-    if used and isinstance(window, int) and isinstance(context, int) and window < context:
-        raise refuse(
-            f"its sliding window of {window} tokens is shorter than its context of {context}, and windowed attention "
-            f"is not served; a copy of the folder with max_position_embeddings {window} is"
-        )
 
 
 def _weight_files(folder: Path) -> list[Path]:

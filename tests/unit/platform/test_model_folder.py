@@ -144,11 +144,21 @@ def test_broken_json(folder: Path, name: str) -> None:
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic-NTK"),
         ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "longrope"),
         ({"rope_scaling": {"type": "mrope"}}, "mrope"),
+        ({"model_type": "gemma3"}, "image encoder"),
+        ({"model_type": "gemma2"}, "not served; served are llama"),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "later tokens"),
+        ({"model_type": "qwen2", "layer_types": ["full_attention", "chunked_attention"]}, "chunked_attention layers"),
         (
-            {"model_type": "mistral", "sliding_window": 32},
-            "sliding window of 32 tokens is shorter than its context of 64",
+            {
+                "model_type": "gemma3_text",
+                "rope_parameters": {
+                    "sliding_attention": {"rope_type": "default"},
+                    "full_attention": {"rope_type": "dynamic", "factor": 2.0},
+                },
+            },
+            "dynamic-NTK",
         ),
-        ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8}, "sliding window"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized"),
     ],
 )
@@ -162,7 +172,11 @@ def test_unserved(folder: Path, changes: dict[str, Any], reason: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model_type": "mistral", "sliding_window": 64},
+        {"model_type": "mistral", "sliding_window": 32},
+        {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8},
+        {"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 0},
+        {"model_type": "gemma3_text", "sliding_window": 8, "sliding_window_pattern": 6, "rope_scaling": None},
+        {"model_type": "gemma3_text", "layer_types": ["sliding_attention", "full_attention"]},
         {"model_type": "mistral", "sliding_window": None},
         {"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 8},
         {"model_type": "qwen3", "head_dim": 8},
@@ -173,6 +187,23 @@ def test_unserved(folder: Path, changes: dict[str, Any], reason: str) -> None:
 def test_served(folder: Path, changes: dict[str, Any]) -> None:
     configure(folder, **changes)
     assert check_model_folder(folder).architecture == changes.get("model_type", "llama")
+
+
+def test_facts_of_layers_that_differ(folder: Path) -> None:
+    by_layer = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    }
+    configure(folder, model_type="gemma3_text", rope_parameters=by_layer)
+    facts = check_model_folder(folder)
+    assert (facts.rope, facts.head_dim) == ("default, linear", 256)
+
+
+@pytest.mark.parametrize("window", [0, -1, "8", True])
+def test_windows_are_counts(folder: Path, window: object) -> None:
+    configure(folder, model_type="mistral", sliding_window=window)
+    with pytest.raises(InvalidInput, match="sliding_window must be a positive whole number"):
+        check_model_folder(folder)
 
 
 @pytest.mark.parametrize("value", [None, 0, -1, "8", True])
