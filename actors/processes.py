@@ -12,6 +12,7 @@ import ray
 from laban.actors.calls import Call, WorkerInfo, WorkerReport
 from laban.actors.errors import FailedPrecondition
 from laban.actors.ports import HostedService
+from laban.actors.shards import ShardPlace
 from laban.actors.worker import WorkerLoop
 from laban.kvstore.directory import Holdings
 
@@ -28,15 +29,17 @@ REPORTS_IN_FLIGHT = 4
 class WorkerPlan:
     """How to make a worker, now and after every loss.
 
-    `engine_factory` is "module:name" of a callable taking (model_folder, config, worker_id). Ray limits a
-    process's threads to its `num_cpus` (OMP_NUM_THREADS) unless `env` or the engine's own setting says otherwise.
+    `engine_factory` is "module:name" of a callable taking (model_folder, config, worker_id), and the ShardGroup
+    where there are several shards. Ray limits a process's threads to its `num_cpus` (OMP_NUM_THREADS) unless `env`
+    or the engine's own setting says otherwise.
     """
 
     worker_id: str
     model_folder: str
-    config: object  # the engine's
+    config: Any  # the engine's
     engine_factory: str = DEFAULT_ENGINE
-    num_cpus: float = 1.0
+    num_shards: int = 1
+    num_cpus: float = 1.0  # of each shard; so are the GPUs
     num_gpus: float = 0.0
     env: Mapping[str, str] = field(default_factory=dict)
 
@@ -53,13 +56,45 @@ def import_path(path: str) -> Callable[..., Any]:
     return found
 
 
+def lead_shards(plan: WorkerPlan, rendezvous: str) -> Any:
+    """The engine of the first shard, with which the others step. Waits for them."""
+    from laban.actors.engine.lockstep import Lockstep
+
+    engine, group = _load_shard(plan, 0, rendezvous)
+    return Lockstep(engine, group)
+
+
+def follow_shards(plan: WorkerPlan, rank: int, rendezvous: str) -> None:
+    from laban.actors.engine.lockstep import follow
+
+    follow(*_load_shard(plan, rank, rendezvous))
+
+
+def _load_shard(plan: WorkerPlan, rank: int, rendezvous: str) -> tuple[Any, Any]:
+    from laban.actors.engine.load import pick_device
+    from laban.actors.engine.shard_group import ShardGroup
+
+    place = ShardPlace(rank, plan.num_shards, rendezvous)
+    group = ShardGroup.join(place, pick_device(plan.config.device))
+    return import_path(plan.engine_factory)(plan.model_folder, plan.config, plan.worker_id, group), group
+
+
 class WorkerProcess:
-    """A worker's process. Constructed at once; `load` takes as long as the model does."""
+    """A worker's process, or that of its first shard. Constructed at once; `load` takes as long as the model does."""
 
     def __init__(self, plan: WorkerPlan) -> None:
         self._plan = plan
+        self._rendezvous: tuple[object, str] | None = None
         self._loop: WorkerLoop | None = None
         self._failure: Exception | None = None
+
+    def rendezvous(self) -> str:
+        """Where the shards of this worker meet: host:port, open as long as this process lives."""
+        if self._rendezvous is None:
+            from laban.actors.engine.shard_group import open_rendezvous
+
+            self._rendezvous = open_rendezvous(ray.util.get_node_ip_address())
+        return self._rendezvous[1]
 
     def load(self) -> WorkerInfo:
         """Loads once; later calls have the same outcome."""
@@ -69,6 +104,8 @@ class WorkerProcess:
             plan = self._plan
 
             def make_engine() -> Any:
+                if plan.num_shards > 1:
+                    return lead_shards(plan, self.rendezvous())
                 return import_path(plan.engine_factory)(plan.model_folder, plan.config, plan.worker_id)
 
             try:
@@ -102,6 +139,17 @@ class WorkerProcess:
         if self._loop is None:
             raise FailedPrecondition("the worker has not loaded its model")
         return self._loop
+
+
+class ShardProcess:
+    """A process of a worker's other shards."""
+
+    def __init__(self, plan: WorkerPlan, rank: int) -> None:
+        self._plan, self._rank = plan, rank
+
+    def run(self, rendezvous: str) -> None:
+        """Loads, then steps with the first shard. Ends, mostly by raising, when the worker does."""
+        follow_shards(self._plan, self._rank, rendezvous)
 
 
 class HostProcess:

@@ -10,16 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from laban.actors.calls import Call, WorkerInfo, WorkerReport
 from laban.actors.directory import DirectoryService, DirectoryUpdate
 from laban.actors.errors import LabanError, Unavailable
 from laban.actors.ports import WorkerLost
-from laban.actors.processes import CONCURRENCY_GROUPS, HostProcess, WorkerPlan, WorkerProcess
+from laban.actors.processes import CONCURRENCY_GROUPS, HostProcess, ShardProcess, WorkerPlan, WorkerProcess
 from laban.kvstore.directory import Holdings
 
 logger = logging.getLogger(__name__)
@@ -29,89 +32,145 @@ __all__ = [
     "RemoteHost",
     "RemoteSupervisor",
     "RemoteWorker",
+    "WorkerHandle",
     "WorkerPlan",
     "spawn_directory",
     "spawn_worker",
 ]
 
 
-def spawn_worker(plan: WorkerPlan) -> Any:
-    """Start a worker's process and the loading of its model. Returns a handle, at once, that can be pickled."""
+@dataclass(frozen=True)
+class WorkerHandle:
+    """The processes of one life of a worker: the one that is talked to, and those of its other shards."""
+
+    first: Any
+    others: tuple[Any, ...] = ()
+    endings: tuple[Any, ...] = ()  # of each other shard: a reference that fails or is ready once it has ended
+    placement: PlacementGroup | None = None
+
+    def end(self) -> None:
+        """End all of them, soon. Idempotent, raises nothing."""
+        for process in (self.first, *self.others):
+            _kill(process)
+        if self.placement is not None:
+            remove_placement_group(self.placement)
+
+
+def spawn_worker(plan: WorkerPlan) -> WorkerHandle:
+    """Start a worker's processes and the loading of its model. Returns a handle, at once, that can be pickled."""
+    options: dict[str, Any] = {
+        "num_cpus": plan.num_cpus,
+        "num_gpus": plan.num_gpus,
+        "max_restarts": 0,  # a new life is a new actor, with a new epoch: the supervisor's decision
+        "runtime_env": {"env_vars": dict(plan.env)} if plan.env else None,
+    }
     remote: Any = ray.remote  # its types know tasks' options only
-    actor = remote(concurrency_groups=CONCURRENCY_GROUPS)(WorkerProcess).options(
-        num_cpus=plan.num_cpus,
-        num_gpus=plan.num_gpus,
-        max_restarts=0,  # a new life is a new actor, with a new epoch: the supervisor's decision
-        runtime_env={"env_vars": dict(plan.env)} if plan.env else None,
-    )
-    handle: Any = actor.remote(plan)
-    handle.load.remote()
-    return handle
+    worker = remote(concurrency_groups=CONCURRENCY_GROUPS)(WorkerProcess)
+    if plan.num_shards == 1:
+        alone: Any = worker.options(**options).remote(plan)
+        alone.load.remote()
+        return WorkerHandle(alone)
+    # On as few nodes as possible, and all at once: half of the shards would wait for the other half.
+    placement = placement_group([{"CPU": plan.num_cpus, "GPU": plan.num_gpus}] * plan.num_shards, strategy="PACK")
+    places = [
+        {"scheduling_strategy": PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank)}
+        for rank in range(plan.num_shards)
+    ]
+    first: Any = worker.options(**options, **places[0]).remote(plan)
+    rendezvous = first.rendezvous.remote()
+    first.load.remote()
+    others: list[Any] = [
+        remote(ShardProcess).options(**options, **places[rank]).remote(plan, rank) for rank in range(1, plan.num_shards)
+    ]
+    endings = tuple(shard.run.remote(rendezvous) for shard in others)
+    return WorkerHandle(first, tuple(others), endings, placement)
 
 
 class RemoteWorker:
     """Implements WorkerPort over an actor handle."""
 
-    def __init__(self, handle: Any, info: WorkerInfo) -> None:
+    def __init__(self, handle: WorkerHandle, info: WorkerInfo, endings: Sequence[asyncio.Future[None]] = ()) -> None:
+        """`endings` are done when a shard other than the first has ended; then the others are ended too."""
         self._handle = handle
         self._info = info
         self._closed = False
+        self._lost_shard: str | None = None
+        self._endings = endings
+        for ending in endings:
+            ending.add_done_callback(self._shard_ended)
         self._sends: set[asyncio.Task[None]] = set()
 
     @classmethod
-    async def attach(cls, handle: Any, worker_id: str) -> RemoteWorker:
+    async def attach(cls, handle: WorkerHandle, worker_id: str) -> RemoteWorker:
         """Wait for the worker to be loaded. Raises the LabanError that its engine raised, or WorkerLost.
 
-        The process is ended if this is cancelled or fails.
+        Its processes are ended if this is cancelled or fails.
         """
+        loading: asyncio.Future[WorkerInfo] = asyncio.ensure_future(handle.first.load.remote())
+        endings: list[asyncio.Future[None]] = [asyncio.ensure_future(ending) for ending in handle.endings]
         try:
-            info = await handle.load.remote()
-        except RayTaskError as error:
-            _kill(handle)
-            cause = error.cause
-            if isinstance(cause, LabanError):
-                raise cause from None
-            raise WorkerLost(f"worker {worker_id} could not load its model: {cause!r}") from error
-        except RayError as error:
-            _kill(handle)
-            raise WorkerLost(f"worker {worker_id} died while it loaded: {_first_line(error)}") from None
-        except asyncio.CancelledError:
-            _kill(handle)
+            await asyncio.wait([loading, *endings], return_when=asyncio.FIRST_COMPLETED)
+            for ending in endings:
+                if ending.done():
+                    ending.result()
+            return cls(handle, await loading, endings)
+        except BaseException as error:
+            handle.end()
+            for waiting in (loading, *endings):
+                waiting.cancel()
+            await asyncio.gather(loading, *endings, return_exceptions=True)
+            if isinstance(error, RayTaskError):
+                if isinstance(error.cause, LabanError):
+                    raise error.cause from None
+                raise WorkerLost(f"worker {worker_id} could not load its model: {error.cause!r}") from error
+            if isinstance(error, RayError):
+                raise WorkerLost(f"worker {worker_id} died while it loaded: {_first_line(error)}") from None
             raise
-        return cls(handle, info)
 
     @property
     def info(self) -> WorkerInfo:
         return self._info
 
     def submit(self, calls: Sequence[Call]) -> None:
-        self._send(self._handle.submit, tuple(calls))
+        self._send(self._handle.first.submit, tuple(calls))
 
     def abort(self, call_ids: Sequence[str]) -> None:
-        self._send(self._handle.abort, tuple(call_ids))
+        self._send(self._handle.first.abort, tuple(call_ids))
 
     async def reports(self) -> AsyncGenerator[WorkerReport, None]:
         try:
-            async for reference in self._handle.reports.remote():
+            async for reference in self._handle.first.reports.remote():
                 yield await reference
         except RayTaskError as error:
+            self._handle.end()
             raise WorkerLost(f"its engine failed: {error.cause!r}") from None
         except RayError as error:
+            self._handle.end()
             if not self._closed:
-                raise WorkerLost(_first_line(error)) from None
+                raise WorkerLost(self._lost_shard or _first_line(error)) from None
 
     async def snapshot(self) -> Holdings:
-        if self._closed:  # a killed process may still answer for a moment
-            raise WorkerLost(f"worker {self._info.worker_id} is closed")
+        if self._closed or self._lost_shard:  # a killed process may still answer for a moment
+            raise WorkerLost(self._lost_shard or f"worker {self._info.worker_id} is closed")
         try:
-            holdings: Holdings = await self._handle.snapshot.remote()
+            holdings: Holdings = await self._handle.first.snapshot.remote()
         except RayError as error:
-            raise WorkerLost(_first_line(error)) from None
+            raise WorkerLost(self._lost_shard or _first_line(error)) from None
         return holdings
 
     async def close(self) -> None:
         self._closed = True
-        _kill(self._handle)
+        for ending in self._endings:
+            ending.cancel()
+        self._handle.end()
+
+    def _shard_ended(self, ending: asyncio.Future[None]) -> None:
+        error = None if ending.cancelled() else ending.exception()
+        if self._closed or self._lost_shard:
+            return
+        rank = 1 + self._endings.index(ending)
+        self._lost_shard = f"shard {rank} ended: {'of itself' if error is None else _first_line(error)}"
+        self._handle.end()  # so the reports end, too
 
     def _send(self, method: Any, batch: tuple[object, ...]) -> None:
         async def send() -> None:
@@ -123,7 +182,7 @@ class RemoteWorker:
                 # The worker lives but did not take the batch: its calls would wait for ever. End it, so that
                 # the reader of its reports hears, and they run again.
                 logger.exception("worker %s did not take a batch", self._info.worker_id)
-                _kill(self._handle)
+                self._handle.end()
 
         # Tasks begin in the order they are made, so batches leave in order.
         task = asyncio.get_running_loop().create_task(send())
@@ -134,7 +193,7 @@ class RemoteWorker:
 class RemoteSupervisor:
     """Implements WorkerSupervisor: workers by their plans."""
 
-    def __init__(self, plans: Sequence[WorkerPlan], handles: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, plans: Sequence[WorkerPlan], handles: Mapping[str, WorkerHandle] | None = None) -> None:
         """`handles` are of workers spawned already, by id; each is used for the first start."""
         self._plans = {plan.worker_id: plan for plan in plans}
         self._handles = dict(handles or {})

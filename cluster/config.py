@@ -37,9 +37,12 @@ class EngineSection(_Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="of weights, keys and values"
     )
+    shards: int = Field(
+        default=1, gt=0, le=64, description="a worker's GPUs, or processes: each has a slice of the model"
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one")
     num_threads: int | None = Field(
-        default=None, gt=0, description="CPU threads a worker; null: cores divided by workers"
+        default=None, gt=0, description="CPU threads a shard; null: cores divided by workers and shards"
     )
 
 
@@ -82,10 +85,10 @@ class LabanConfig(_Section):
     ray: RaySection = Field(default=RaySection(), description="the Ray cluster underneath")
 
     def engine_config(self) -> EngineConfig:
-        """The engine's own, with the cores of this machine shared out among the workers."""
-        values = self.engine.model_dump()
+        """The engine's own, with the cores of this machine shared out among the workers and their shards."""
+        values = self.engine.model_dump(exclude={"shards"})
         if values["num_threads"] is None:
-            values["num_threads"] = max(1, _num_cores() // self.workers)
+            values["num_threads"] = max(1, _num_cores() // (self.workers * self.engine.shards))
         return EngineConfig(**values)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from laban.actors.errors import FailedPrecondition, InvalidInput, Unavailable
 from laban.actors.framing import derive_framing
 from laban.actors.models import ModelFacts, check_model_folder, prepare_default_model
+from laban.actors.shards import heads_per_shard
 from laban.cluster.config import LabanConfig
 from laban.cluster.gateway import check_address
 from laban.cluster.host import FACTORY, HostPlan
@@ -69,6 +71,7 @@ def start_cluster(config: LabanConfig, progress: Progress = lambda doing, share:
     folder = model_folder(config, progress)
     progress("checking the model", None)
     facts = check_model_folder(folder)
+    heads_per_shard(facts.num_heads, facts.num_kv_heads, config.engine.shards)
     derive_framing(folder)  # refuses a chat template before anything is started
     owns_ray = _start_ray(config, progress)
     try:
@@ -126,13 +129,16 @@ def _start_services(config: LabanConfig, facts: ModelFacts, progress: Progress, 
     from laban.actors.remote import RemoteHost, WorkerPlan, spawn_directory, spawn_worker
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    num_gpus = _gpus_each(config, resources.get("GPU", 0.0))
-    num_cpus = min(1.0, resources.get("CPU", 1.0) / config.workers)
+    num_gpus = gpus_each(config, resources.get("GPU", 0.0))
+    num_processes = config.workers * config.engine.shards
+    # Ray counts CPUs in ten thousandths: rounded up, the shares would be more than there is.
+    num_cpus = min(1.0, math.floor(10_000 * resources.get("CPU", 1.0) / num_processes) / 10_000)
     plans = [
         WorkerPlan(
             worker_id=f"worker-{number}",
             model_folder=str(facts.folder),
             config=config.engine_config(),
+            num_shards=config.engine.shards,
             num_cpus=num_cpus,
             num_gpus=num_gpus,
         )
@@ -157,8 +163,8 @@ def _start_services(config: LabanConfig, facts: ModelFacts, progress: Progress, 
     return ClusterHandle(address, facts, host, owns_ray=owns_ray)
 
 
-def _gpus_each(config: LabanConfig, available: float) -> float:
-    """GPUs a worker: one, or an equal share where there are fewer than workers."""
+def gpus_each(config: LabanConfig, available: float) -> float:
+    """GPUs a shard: one. Workers of one shard have equal shares where there are fewer GPUs than workers."""
     if config.engine.device == "cpu":
         return 0.0
     if available < 1:
@@ -172,6 +178,13 @@ def _gpus_each(config: LabanConfig, available: float) -> float:
             "Ray gives each worker its GPU, expected auto, cpu or cuda",
             field="engine.device",
             value=config.engine.device,
+        )
+    needed = config.workers * config.engine.shards
+    if config.engine.shards > 1 and available < needed:
+        raise InvalidInput(
+            f"Ray sees {available:g} GPUs, expected {needed}: one for each shard of {config.workers} workers",
+            field="engine.shards",
+            value=config.engine.shards,
         )
     return min(1.0, available / config.workers)
 

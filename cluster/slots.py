@@ -122,7 +122,7 @@ class Slot:
             worker_id=info.worker_id,
             epoch=info.epoch,
             alive=alive,
-            device=info.device,
+            device=info.device if info.num_shards == 1 else f"{info.num_shards} x {info.device}",
             dtype=info.dtype,
             attention_backend=info.attention_backend,
             calls_running=load.num_running,

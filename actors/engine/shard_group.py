@@ -43,11 +43,12 @@ class ShardGroup:
 
     def __init__(self, rank: int, size: int, device: torch.device, store: dist.Store) -> None:
         """Waits for the others."""
-        self.rank, self.size, self.device = rank, size, device
-        _keep_to_loopback(rank, size, store)
         on_gpu = device.type == "cuda"
         if on_gpu:
             torch.cuda.set_device(device)
+            device = torch.device("cuda", torch.cuda.current_device())
+        self.rank, self.size, self.device = rank, size, device
+        _keep_to_loopback(rank, size, store)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             store=store,

@@ -7,6 +7,7 @@ import yaml
 
 from laban.actors.errors import InvalidInput, NotFound
 from laban.cluster.config import LabanConfig, describe, resolve
+from laban.cluster.launch import gpus_each
 
 
 def settle(tmp_path: Path, text: str = "", flags: dict[str, object] | None = None, **environment: str):  # type: ignore[no-untyped-def]
@@ -83,6 +84,15 @@ def test_threads_are_shared_out() -> None:
     assert one.num_threads >= 1
     assert many.num_threads == 1
     assert LabanConfig.model_validate({"engine": {"num_threads": 7}}).engine_config().num_threads == 7
+    assert LabanConfig.model_validate({"engine": {"shards": 64}}).engine_config().num_threads == 1
+
+
+def test_each_shard_needs_a_gpu_where_there_are_any() -> None:
+    config = LabanConfig.model_validate({"workers": 2, "engine": {"shards": 2}})
+    assert [gpus_each(config, available) for available in (0.0, 4.0, 9.0)] == [0.0, 1.0, 1.0]
+    with pytest.raises(InvalidInput, match=r"engine\.shards: Ray sees 3 GPUs, expected 4: .* \(got 2\)"):
+        gpus_each(config, 3.0)
+    assert gpus_each(LabanConfig(workers=3), 1.5) == 0.5
 
 
 def test_configuration_cannot_change() -> None:
