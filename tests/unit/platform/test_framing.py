@@ -106,12 +106,89 @@ QWEN3 = """{%- if messages[0].role == 'system' %}
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}"""  # noqa: E501
 
+GEMMA3 = """{{ bos_token }}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- if messages[0]['content'] is string -%}
+        {%- set first_user_prefix = messages[0]['content'] + '
+
+' -%}
+    {%- else -%}
+        {%- set first_user_prefix = messages[0]['content'][0]['text'] + '
+
+' -%}
+    {%- endif -%}
+    {%- set loop_messages = messages[1:] -%}
+{%- else -%}
+    {%- set first_user_prefix = "" -%}
+    {%- set loop_messages = messages -%}
+{%- endif -%}
+{%- for message in loop_messages -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
+    {%- endif -%}
+    {%- if (message['role'] == 'assistant') -%}
+        {%- set role = "model" -%}
+    {%- else -%}
+        {%- set role = message['role'] -%}
+    {%- endif -%}
+    {{ '<start_of_turn>' + role + '
+' + (first_user_prefix if loop.first else "") }}
+    {%- if message['content'] is string -%}
+        {{ message['content'] | trim }}
+    {%- elif message['content'] is iterable -%}
+        {%- for item in message['content'] -%}
+            {%- if item['type'] == 'image' -%}
+                {{ '<start_of_image>' }}
+            {%- elif item['type'] == 'text' -%}
+                {{ item['text'] | trim }}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- else -%}
+        {{ raise_exception("Invalid content type") }}
+    {%- endif -%}
+    {{ '<end_of_turn>
+' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{'<start_of_turn>model
+'}}
+{%- endif -%}
+"""
+
+QWEN25 = """{%- if tools %}
+    {{- '<|im_start|>system\\n' }}
+    {%- if messages[0]['role'] == 'system' %}
+        {{- messages[0]['content'] }}
+    {%- else %}
+        {{- 'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.' }}
+    {%- endif %}
+    {{- "\\n\\n# Tools\\n" }}
+{%- else %}
+    {%- if messages[0]['role'] == 'system' %}
+        {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
+    {%- else %}
+        {{- '<|im_start|>system\\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\\n' }}
+    {%- endif %}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first) or (message.role == "assistant" and not message.tool_calls) %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == "assistant" %}
+        {{- '<|im_start|>' + message.role }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}"""  # noqa: E501
+
 TEMPLATES = {
     "chatml": CHATML,
     "llama3": LLAMA3,
     "llama3.1": LLAMA31,
     "gemma": GEMMA,
+    "gemma3": GEMMA3,
     "mistral": MISTRAL,
+    "qwen2.5": QWEN25,
     "qwen3": QWEN3,
 }
 ADDED = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>", "<start_of_turn>",
@@ -121,7 +198,9 @@ SPECIALS = {
     "llama3": ("<|begin_of_text|>", "<|eot_id|>"),
     "llama3.1": ("<|begin_of_text|>", "<|eot_id|>"),
     "gemma": ("<bos>", "<end_of_turn>"),
+    "gemma3": ("<bos>", "<end_of_turn>"),
     "mistral": ("<s>", "</s>"),
+    "qwen2.5": ("<|im_start|>", "<|im_end|>"),
     "qwen3": ("<|im_start|>", "<|im_end|>"),
 }
 TEXTS = ["What is 12 x 34?", "  padded \n", "\n\n- a line\n", "ete 日本 🙂", ".", "a", "I think [so]"]
@@ -189,7 +268,7 @@ def test_conversations_tokenize_as_the_template_does(family, framings, reference
         assert framed(framings[family], turns) == expected(reference, family, turns), turns
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("gemma", "mistral")])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("gemma", "gemma3", "mistral")])
 def test_with_a_system_message(family, framings, reference) -> None:  # type: ignore[no-untyped-def]
     for turns in conversations(system=True):
         assert framed(framings[family], turns) == expected(reference, family, turns), turns
@@ -201,7 +280,9 @@ NOTES = {
     "llama3": [],
     "llama3.1": ["opens the conversation, and only there"],
     "gemma": ["no system turn of its own", "take turns"],
+    "gemma3": ["it puts the text into a user turn", "take turns"],
     "mistral": ["no system turn of its own", "take turns"],
+    "qwen2.5": [],
     "qwen3": ["frames the last answer otherwise", "drops the thinking of past turns"],
 }
 
@@ -220,7 +301,9 @@ def test_roots(framings: dict[str, Framing]) -> None:
     assert decode["smollm2"](smollm2.root("user")).startswith("<|im_start|>system\nYou are a helpful AI assistant")
     assert smollm2.root("assistant") == smollm2.root("user")
     assert smollm2.root("system") == ()
-    assert decode["gemma"](framings["gemma"].root("user")) == "<bos>"
+    for name in ("gemma", "gemma3"):
+        assert {decode[name](framings[name].root(role)) for role in ("system", "user")} == {"<bos>"}
+    assert "You are Qwen" in decode["qwen2.5"](framings["qwen2.5"].root("user"))
     assert framings["chatml"].root("user") == ()
     dated = decode["llama3.1"](framings["llama3.1"].root("user"))
     assert dated.startswith("<|begin_of_text|>")
