@@ -93,7 +93,7 @@ class WorkerProcess:
         if self._rendezvous is None:
             from laban.actors.engine.shard_group import open_rendezvous
 
-            self._rendezvous = open_rendezvous(ray.util.get_node_ip_address())
+            self._rendezvous = open_rendezvous(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         return self._rendezvous[1]
 
     def load(self) -> WorkerInfo:

@@ -108,17 +108,18 @@ class RemoteWorker:
         """
         loading: asyncio.Future[WorkerInfo] = asyncio.ensure_future(handle.first.load.remote())
         endings: list[asyncio.Future[None]] = [asyncio.ensure_future(ending) for ending in handle.endings]
+        waiting: list[asyncio.Future[Any]] = [loading, *endings]
         try:
-            await asyncio.wait([loading, *endings], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for ending in endings:
                 if ending.done():
                     ending.result()
             return cls(handle, await loading, endings)
         except BaseException as error:
             handle.end()
-            for waiting in (loading, *endings):
-                waiting.cancel()
-            await asyncio.gather(loading, *endings, return_exceptions=True)
+            for future in waiting:
+                future.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
             if isinstance(error, RayTaskError):
                 if isinstance(error.cause, LabanError):
                     raise error.cause from None

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 from laban.actors.shards import ShardPlace
 
@@ -29,7 +30,7 @@ MESSAGE_BYTES = 4096  # of an object sent at once; the rest of a larger one foll
 
 def open_rendezvous(host: str) -> tuple[object, str]:
     """Where the shards of a worker meet: a server on a free port, and its address. It stands while it is referenced."""
-    server = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=JOIN_TIMEOUT)
+    server = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=JOIN_TIMEOUT)
     return server, f"{host}:{server.port}"
 
 
@@ -41,7 +42,7 @@ class ShardGroup:
     may capture them. All methods raise RuntimeError when a shard is gone or late.
     """
 
-    def __init__(self, rank: int, size: int, device: torch.device, store: dist.Store) -> None:
+    def __init__(self, rank: int, size: int, device: torch.device, store: Store) -> None:
         """Waits for the others."""
         on_gpu = device.type == "cuda"
         if on_gpu:
@@ -64,7 +65,7 @@ class ShardGroup:
     def join(cls, place: ShardPlace, device: torch.device) -> ShardGroup:
         """Meet the others at `place.address`."""
         host, _, port = place.address.rpartition(":")
-        store = dist.TCPStore(host, int(port), is_master=False, timeout=JOIN_TIMEOUT)
+        store = TCPStore(host, int(port), is_master=False, timeout=JOIN_TIMEOUT)
         return cls(place.rank, place.size, device, store)
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ class ShardGroup:
         dist.destroy_process_group()
 
 
-def _keep_to_loopback(rank: int, size: int, store: dist.Store) -> None:
+def _keep_to_loopback(rank: int, size: int, store: Store) -> None:
     """Shards on one host talk over its loopback: gloo would look up the host's own name, which need not resolve."""
     store.set(f"host/{rank}", _host())
     hosts = {store.get(f"host/{other}") for other in range(size)}

@@ -29,6 +29,8 @@ class RowParallelLinear(nn.Module):
     `linear` is the shard's [out_features, local_in_features], without the bias.
     """
 
+    bias: Tensor | None
+
     def __init__(self, linear: nn.Linear, bias: Tensor | None, group: ShardGroup) -> None:
         super().__init__()
         self.linear = linear
@@ -56,7 +58,7 @@ class VocabularyParallelHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., hidden_size] -> [..., vocab_size], the same bits on every shard."""
         logits = self._group.all_gather_last_dim(self.linear(x).flatten(0, -2))
-        return logits[:, : self._vocab_size].unflatten(0, x.shape[:-1])
+        return logits[:, : self._vocab_size].reshape(*x.shape[:-1], self._vocab_size)
 
 
 @torch.no_grad()
@@ -67,7 +69,8 @@ def shard_model(model: PreTrainedModel, group: ShardGroup) -> None:
     slices, and what is whole on every shard; of another dtype, the whole model is converted in memory first.
     Raises InvalidInput where the heads do not divide, UnsupportedModel for a model without a plan that is known here.
     """
-    config, base = model.config, model.base_model
+    whole: Any = model  # its own types know little
+    config, base = whole.config, whole.base_model
     num_heads, num_kv_heads = heads_per_shard(config.num_attention_heads, config.num_key_value_heads, group.size)
     styles = _styles(model)
     for name, module in list(base.named_modules()):
@@ -75,16 +78,16 @@ def shard_model(model: PreTrainedModel, group: ShardGroup) -> None:
         if isinstance(module, nn.Linear) and not style.startswith("replicated"):
             parent, _, own_name = name.rpartition(".")
             setattr(base.get_submodule(parent), own_name, _slice(own_name, module, style, config, group))
-    for layer in base.layers:  # type: ignore[union-attr]
-        layer.self_attn.num_key_value_groups = num_heads // num_kv_heads  # type: ignore[union-attr]
+    for layer in base.layers:
+        layer.self_attn.num_key_value_groups = num_heads // num_kv_heads
     setattr(model, _LOCAL_HEADS, (num_heads, num_kv_heads))
-    head: nn.Linear = model.get_output_embeddings()
-    tied = head.weight is model.get_input_embeddings().weight
-    model.set_output_embeddings(nn.Identity())  # only its slice goes to the device
-    model.to(group.device)  # type: ignore[arg-type]  # its signature is a decorator's
+    head = whole.get_output_embeddings()
+    tied = head.weight is whole.get_input_embeddings().weight
+    whole.set_output_embeddings(nn.Identity())  # only its slice goes to the device
+    whole.to(group.device)
     if tied:
-        head.weight = model.get_input_embeddings().weight
-    model.set_output_embeddings(_slice_head(head, tied, group))
+        head.weight = whole.get_input_embeddings().weight
+    whole.set_output_embeddings(_slice_head(head, tied, group))
 
 
 def local_num_heads(model: PreTrainedModel) -> int:

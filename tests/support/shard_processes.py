@@ -39,7 +39,9 @@ def run_shards(size: int, body: Callable[..., Any], *arguments: Any, timeout_s: 
 def outcomes(size: int, body: Callable[..., Any], *arguments: Any, timeout_s: float = 100.0) -> list[Any]:
     """As `run_shards`, but what one raises is in its place of the answer."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["laban.actors.engine.load", "transformers.models.auto.modeling_auto"])
+    context.set_forkserver_preload(
+        ["laban.actors.engine.load", "transformers.models.auto.modeling_auto", "numba.np.npyimpl"]
+    )
     server, address = open_rendezvous("127.0.0.1")
     pipes = [context.Pipe(duplex=False) for _ in range(size)]
     processes = [

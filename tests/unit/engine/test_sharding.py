@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_harness import TOLERANCE, Driver, make_engine
+from engine_harness import TOLERANCE, Driver, force, make_engine
 from engine_reference import KINDS, random_model
 from shard_processes import HEADS, compare_dense, fail_on_one, outcomes, play, play_all, run_shards, sharded_engine
 
@@ -18,6 +18,8 @@ from laban.actors.engine.sharding import local_num_heads, local_num_kv_heads, sh
 from laban.actors.errors import InvalidInput, UnsupportedModel
 from laban.actors.shards import heads_per_shard
 from laban.kernels import row_attention
+from laban.kvstore.encodings import EMPTY_VIEW
+from laban.kvstore.store import Entry
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -53,6 +55,25 @@ def test_biases_and_uneven_slices_and_a_tied_head_that_is_not_copied(
     answers = run_shards(size, compare_dense, changes)
     assert max(error for error, _ in answers) < TOLERANCE
     assert [shared for _, shared in answers] == shares
+
+
+def test_pins_come_in_the_order_of_the_view_and_not_of_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process hashes strings in its own way, and pins date what is evicted first."""
+    driver = Driver(make_engine())
+    view, specs = EMPTY_VIEW, [driver.prefill([number] * 4) for number in range(8)]
+    for at, spec in enumerate(specs):
+        view = driver.place(view, spec, 4 * at)
+    pinned: list[str] = []
+    pin = driver.engine.store.pin
+
+    def noting(entry: Entry) -> None:
+        pinned.append(entry.key)
+        pin(entry)
+
+    monkeypatch.setattr(driver.engine.store, "pin", noting)
+    driver.submit([1], view, sampling=force([2]))
+    driver.run()
+    assert pinned[:8] == [spec.encoding_id for spec in specs]
 
 
 def test_one_failing_shard_ends_them_all_soon() -> None:
