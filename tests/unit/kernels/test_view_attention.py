@@ -20,8 +20,10 @@ from laban.kernels import row_attention
 from laban.kernels.rotary import turn, turn_tables
 from laban.kernels.row_attention import RowReads, attend_rows, attend_rows_reference, has_compiled_rows
 from laban.kernels.view_attention import (
+    _join_groups,
     _masked,
     _partial,
+    _split_groups,
     attend,
     attend_reference,
     merge,
@@ -233,6 +235,9 @@ def test_the_masked_flash_kernel_and_the_reference_agree(dtype: torch.dtype) -> 
     close = {"atol": 1e-5 if dtype == torch.float32 else 2e-2, "rtol": 0}
     torch.testing.assert_close(out.double(), (scores.softmax(-1) @ exact[2]).transpose(0, 1), **close)
     torch.testing.assert_close(lse.double(), scores.logsumexp(-1).T, **close)
+    plain, plain_lse = _join_groups(*partial_attention_reference(*_split_groups(q, k, v), False, 0.2, hidden))
+    torch.testing.assert_close(plain, out, **close)
+    torch.testing.assert_close(plain_lse, lse, **close)
 
 
 def test_a_row_that_sees_nothing_weighs_nothing() -> None:
