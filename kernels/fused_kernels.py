@@ -167,7 +167,7 @@ def _copy_heads(
     tl.store(target + dense, values.to(target.dtype.element_ty), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
 def rotate_and_write(
     q: tl.tensor,
     k: tl.tensor,
@@ -178,6 +178,11 @@ def rotate_and_write(
     v_pool: tl.tensor,
     slots: tl.tensor,
     out: tl.tensor,
+    turned_tokens: tl.tensor,
+    num_turned: tl.tensor,
+    turned_cos: tl.tensor,
+    turned_sin: tl.tensor,
+    num_rows: tl.tensor,
     q_stride: tl.tensor,
     q_head_stride: tl.tensor,
     k_stride: tl.tensor,
@@ -193,19 +198,29 @@ def rotate_and_write(
     REST_BLOCK: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
 ) -> None:
-    """One program for HEADS heads of a row: first the queries' programs, then the keys', then the values'."""
+    """One program for HEADS heads of a row: first the queries' programs, then the keys', then the values'.
+
+    Programs past the rows take the turned ones, each every so-many-th.
+    """
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     q_parts: tl.constexpr = (NUM_HEADS + HEADS - 1) // HEADS
     kv_parts: tl.constexpr = (NUM_KV_HEADS + HEADS - 1) // HEADS
     lanes = tl.arange(0, HEADS)
-    cos += row * HALF
-    sin += row * HALF
-    if part < q_parts:
+    if row >= num_rows:
+        if part < q_parts:
+            for turned in range(row - num_rows, tl.load(num_turned), tl.num_programs(0) - num_rows):
+                token = tl.load(turned_tokens + turned).to(tl.int64)
+                _rotate_heads(
+                    q + token * q_stride, q_head_stride, out + (num_rows + turned) * NUM_HEADS * DIM, None,
+                    turned_cos + turned * HALF, turned_sin + turned * HALF, part * HEADS + lanes,
+                    NUM_HEADS, DIM, HALF, HALF_BLOCK, REST_BLOCK,
+                )  # fmt: skip
+    elif part < q_parts:
         target = out + row * NUM_HEADS * DIM
         heads = part * HEADS + lanes
         _rotate_heads(
-            q + row * q_stride, q_head_stride, target, None, cos, sin, heads,
+            q + row * q_stride, q_head_stride, target, None, cos + row * HALF, sin + row * HALF, heads,
             NUM_HEADS, DIM, HALF, HALF_BLOCK, REST_BLOCK,
         )  # fmt: skip
     else:
@@ -215,7 +230,7 @@ def rotate_and_write(
             if part < q_parts + kv_parts:
                 heads = (part - q_parts) * HEADS + lanes
                 _rotate_heads(
-                    k + row * k_stride, k_head_stride, k_pool + at, None, cos, sin, heads,
+                    k + row * k_stride, k_head_stride, k_pool + at, None, cos + row * HALF, sin + row * HALF, heads,
                     NUM_KV_HEADS, DIM, HALF, HALF_BLOCK, REST_BLOCK,
                 )  # fmt: skip
             else:

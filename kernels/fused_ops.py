@@ -9,6 +9,7 @@ compiles it). Beside each stands its definition in plain torch, in float32 insid
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
 
@@ -136,6 +137,16 @@ def turn_table(offsets: Tensor, inv_freq: Tensor, scaling: float, cos: Tensor, s
     )
 
 
+@dataclass(frozen=True, slots=True)
+class TurnedRows:
+    """Rows of a batch's queries, each rotated for a position other than its own."""
+
+    tokens: Tensor  # [num_rows or more] int32: which row of the batch each is
+    count: Tensor  # int32, on the device: how many there are
+    cos: Tensor  # [num_rows or more, rotary_dim / 2] float32
+    sin: Tensor
+
+
 def rotate_and_write(
     q: Tensor,
     k: Tensor,
@@ -145,10 +156,13 @@ def rotate_and_write(
     k_pool: Tensor,
     v_pool: Tensor,
     slots: Tensor,
+    turned: TurnedRows | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Rotates queries and keys, and writes keys and values into one layer's pool. One launch.
 
-    Bytes: (2 * num_heads + 4 * num_kv_heads) * num_rows * head_dim * itemsize, and the tables.
+    Bytes: (2 * num_heads + 4 * num_kv_heads) * num_rows * head_dim * itemsize, 2 * num_heads * head_dim * itemsize for
+    each turned row, and the tables.
 
     Args:
         q: [num_rows, num_heads, head_dim]; k, v: [num_rows, num_kv_heads, head_dim]. Any strides but the last,
@@ -157,9 +171,11 @@ def rotate_and_write(
             the half-split layout; the others stay.
         k_pool, v_pool: [num_slots, num_kv_heads, head_dim], dense, written at `slots`.
         slots: [num_rows] int32 or int64, all different; a negative one is written nowhere.
+        turned: rows of queries that are wanted once more, rotated for another position.
+        out: [num_rows + turned.num_rows or more, num_heads, head_dim], dense; None takes a new one.
 
     Returns:
-        The rotated queries [num_rows, num_heads, head_dim], dense.
+        The rotated queries [num_rows, num_heads, head_dim], and after them the turned ones: `out`.
     """
     num_rows, num_heads, dim = q.shape
     assert q.stride(2) == k.stride(2) == v.stride(2) == 1
@@ -167,13 +183,19 @@ def rotate_and_write(
     assert sin.is_contiguous()
     assert k_pool.is_contiguous()
     assert v_pool.is_contiguous()
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if out is None:
+        assert turned is None
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    assert out.is_contiguous()
     if num_rows == 0:
         return out
+    # Programs for turned rows whose number the host does not know: those of a decode over 16 messages each.
+    spare = 0 if turned is None else min(max(16 * num_rows, 64), 1024)
+    turns = (slots, slots, cos, sin) if turned is None else (turned.tokens, turned.count, turned.cos, turned.sin)
     blocks = head_blocks(k.shape[1], dim, cos.shape[1])
     q_parts, kv_parts = (-(-n // blocks["HEADS"]) for n in (num_heads, k.shape[1]))
-    kernels().rotate_and_write[(num_rows, q_parts + 2 * kv_parts)](
-        q, k, v, cos, sin, k_pool, v_pool, slots, out,
+    kernels().rotate_and_write[(num_rows + spare, q_parts + 2 * kv_parts)](
+        q, k, v, cos, sin, k_pool, v_pool, slots, out, *turns, num_rows,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
         NUM_HEADS=num_heads, **blocks, num_warps=2,
     )  # fmt: skip

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -24,7 +22,9 @@ def uniform_noise(seeds: Tensor, indices: Tensor, vocab_size: int) -> Tensor:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _fill_uniform(seeds: Any, indices: Any, out: Any, vocab_size: Any, BLOCKS: tl.constexpr) -> None:
+def _fill_uniform(
+    seeds: tl.tensor, indices: tl.tensor, out: tl.tensor, vocab_size: tl.tensor, BLOCKS: tl.constexpr
+) -> None:
     row = tl.program_id(0).to(tl.int64)
     blocks = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
     index = tl.load(indices + row)

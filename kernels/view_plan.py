@@ -7,15 +7,17 @@ so that a CUDA graph can be replayed over it. Compiled by numba: 64 calls of 16 
 
 The buffer (every index counts int32s from its beginning):
 
-    HEADER     number of items, of turns, of partial rows, length used
-    offsets    [max_turns]       turn i turns a query back by offsets[i] positions
+    HEADER     number of items, of turned rows, of partial rows, length used, blocks of keys over all tiles, where the
+               rows begin, their number
+    turned     [2, max_turned]   turned row i is token turned[1, i]'s query, rotated for position turned[0, i]
     items      [max_items, 6]    first row, number of rows, first piece, number of pieces, first partial row (-1: the
                                  item's result is the rows' result), zero
     merge      [max_tokens + 1]  token i merges the partial rows listed from merge[i] to merge[i + 1]
     the rest, wherever it falls:
-      rows     [n, 3]            token, reader (an index into each piece's turns), position
-      pieces   [n, 6]            where the page list is, first key, end, first turn, position at which the entry was
-                                 encoded, kind
+      rows     [n, 3]            token, its number among the rows that read the same (for PACKED pieces its chunk),
+                                 position
+      pieces   [n, 6]            where the page list is, first key, end, the turned row of row number 0 (-1: rows read
+                                 by their queries as they are), position at which the entry was encoded, kind
       pages    page numbers; for PACKED pieces [n, 3]: page, reader << 12 | keys in it, position of the first
       merge lists
 
@@ -35,7 +37,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Buffer = NDArray[np.int32]
 
-NUM_ITEMS, NUM_TURNS, NUM_PARTIALS, USED, HEADER = 0, 1, 2, 3, 8
+NUM_ITEMS, NUM_TURNED, NUM_PARTIALS, USED, TOTAL_BLOCKS, ROWS_AT, NUM_TILE_ROWS, HEADER = 0, 1, 2, 3, 4, 5, 6, 8
 ITEM_INTS, ROW_INTS, PIECE_INTS = 6, 3, 6
 # Rows of `chunks` and `reads`, the planner's input.
 FIRST_ROW, NUM_ROWS, POSITION, OWN_ENTRY, BEGIN, START, CHUNK_INTS = 0, 1, 2, 3, 4, 5, 6
@@ -61,7 +63,7 @@ class PlanShape:
     page_size: int
     window: int | None = None  # tokens; a query sees keys less than that far behind it
     min_shared_tokens: int = 64
-    max_turns: int = 8192
+    max_turned: int = 8192
     max_items: int = 2048
     max_tokens: int = 512
     max_partials: int = 8192
@@ -69,7 +71,7 @@ class PlanShape:
 
     @property
     def items_at(self) -> int:
-        return HEADER + self.max_turns
+        return HEADER + 2 * self.max_turned
 
     @property
     def merge_at(self) -> int:
@@ -95,12 +97,12 @@ def build_plan(
         reads: [num_reads, READ_INTS] chunk, entry, first token read, end, offset, position at which the entry was
             encoded; a chunk's reads follow one another, chunks in order.
         page_starts: [num_entries + 1]; entry e has pages[page_starts[e] : page_starts[e + 1]], from its first token on.
-        own: [num_chunks, 2], written: where `advance` finds the page that a chunk writes to, and the chunk's row.
+        own: [num_chunks], written: where `advance` finds the page that a chunk writes to.
     """
     status: int = _build(
         chunks, reads, page_starts, pages, buffer, own,
         (shape.rows_per_tile, shape.keys_per_block, shape.num_kv_heads, shape.num_programs, shape.page_size,
-         -1 if shape.window is None else shape.window, shape.min_shared_tokens, shape.max_turns, shape.max_items,
+         -1 if shape.window is None else shape.window, shape.min_shared_tokens, shape.max_turned, shape.max_items,
          shape.max_tokens, shape.max_partials),
     )  # fmt: skip
     if status < 0:
@@ -114,23 +116,24 @@ def advance(shape: PlanShape, buffer: Buffer, own: Ints) -> bool:
     False, and nothing is changed, if a message goes on in a page that is not listed: build it anew. A spare page is
     listed for each, so that happens once in `page_size` iterations or less often.
     """
-    return shape.window is None and bool(_advance(buffer, own, shape.page_size))
+    return bool(_advance(buffer, own, shape.page_size))
 
 
 @jit  # type: ignore[untyped-decorator]
 def _advance(buffer: Buffer, own: Ints, page_size: int) -> int:
     mask = (1 << COUNT_BITS) - 1
-    for c in range(own.shape[0]):
-        at = own[c, 0]
+    for at in own:
         if at < 0:
             return 0
         if buffer[at] & mask == page_size and buffer[at + PACKED_INTS] >> COUNT_BITS != buffer[at] >> COUNT_BITS:
             return 0
     for c in range(own.shape[0]):
-        if buffer[own[c, 0]] & mask == page_size:
-            own[c, 0] += PACKED_INTS
-        buffer[own[c, 0]] += 1
-        buffer[own[c, 1]] += 1
+        if buffer[own[c]] & mask == page_size:
+            own[c] += PACKED_INTS
+        buffer[own[c]] += 1
+    for i in range(buffer[NUM_TILE_ROWS]):
+        buffer[buffer[ROWS_AT] + ROW_INTS * i + 2] += 1
+    buffer[HEADER : HEADER + buffer[NUM_TURNED]] += 1
     return 1
 
 
@@ -211,55 +214,72 @@ def _classes(chunks: Ints, reads: Ints, half_tile: int, min_shared: int) -> tupl
 
 
 @jit  # type: ignore[untyped-decorator]
+def _turn(
+    chunks: Ints, readers: Ints, offsets: Ints, num_turned: int, max_turned: int, buffer: Buffer
+) -> tuple[int, int]:
+    """Lists the rows of `readers`, turned by `offsets`. Returns (the first, -1 for none; their number, -1: no room)."""
+    if not offsets.any():
+        return -1, num_turned
+    first = num_turned
+    for j in range(readers.shape[0]):
+        chunk = readers[j]
+        if num_turned + chunks[chunk, NUM_ROWS] > max_turned:
+            return 0, -1
+        for i in range(chunks[chunk, NUM_ROWS]):
+            buffer[HEADER + num_turned] = chunks[chunk, POSITION] + i - offsets[j]
+            buffer[HEADER + max_turned + num_turned] = chunks[chunk, FIRST_ROW] + i
+            num_turned += 1
+    return first, num_turned
+
+
+@jit  # type: ignore[untyped-decorator]
 def _runs(
     chunks: Ints, reads: Ints, order: Ints, group_start: Ints, class_start: Ints, shared: Ints, half_tile: int,
-    max_turns: int, buffer: Buffer,
+    max_turned: int, buffer: Buffer,
 ) -> tuple[Ints, Ints, int]:  # fmt: skip
-    """What each class reads: (runs, where each class's begin, number of turns; -1 if there are too many).
+    """What each class reads: (runs, where each class's begin, number of turned rows; -1 if there are too many).
 
-    A run is [entry, begin, end, first turn, position at which the entry was encoded, kind]. Classes are the shared
-    ones, then each chunk with what it reads alone: for chunks of many rows their own keys too.
+    A run is [entry, begin, end, first turned row, position at which the entry was encoded, kind]. Classes are the
+    shared ones, then each chunk with what it reads alone: for chunks of many rows their own keys too.
     """
     num_shared, num_chunks, num_reads = class_start.shape[0] - 1, chunks.shape[0], reads.shape[0]
     runs = np.empty((group_start.shape[0] + num_reads + num_chunks, 6), np.int64)
     class_run = np.empty(num_shared + num_chunks + 1, np.int64)
-    count, turns, at = 0, 0, 0
+    count, turned, at = 0, 0, 0
     for c in range(num_shared):
         class_run[c] = count
         for g in range(class_start[c], class_start[c + 1]):
-            first, readers = order[group_start[g]], group_start[g + 1] - group_start[g]
-            if turns + readers > max_turns:
+            members = order[group_start[g] : group_start[g + 1]]
+            first = members[0]
+            first_turned, turned = _turn(
+                chunks, reads[members, READER], reads[members, OFFSET], turned, max_turned, buffer
+            )
+            if turned < 0:
                 return runs, class_run, -1
             runs[count, 0], runs[count, 1], runs[count, 2] = reads[first, 1], reads[first, 2], reads[first, 3]
-            runs[count, 3], runs[count, 4], runs[count, 5] = turns, reads[first, ENTRY_START], PLAIN
-            for j in range(readers):
-                buffer[HEADER + turns + j] = reads[order[group_start[g] + j], OFFSET]
-            turns += readers
+            runs[count, 3], runs[count, 4], runs[count, 5] = first_turned, reads[first, ENTRY_START], PLAIN
             count += 1
     for chunk in range(num_chunks):
         class_run[num_shared + chunk] = count
         while at < num_reads and reads[at, READER] == chunk:
             if not shared[at]:
-                if turns == max_turns:
+                first_turned, turned = _turn(
+                    chunks, reads[at : at + 1, READER], reads[at : at + 1, OFFSET], turned, max_turned, buffer
+                )
+                if turned < 0:
                     return runs, class_run, -1
                 runs[count, 0], runs[count, 1], runs[count, 2] = reads[at, 1], reads[at, 2], reads[at, 3]
-                runs[count, 3], runs[count, 4], runs[count, 5] = turns, reads[at, ENTRY_START], PLAIN
-                buffer[HEADER + turns] = reads[at, OFFSET]
-                turns += 1
+                runs[count, 3], runs[count, 4], runs[count, 5] = first_turned, reads[at, ENTRY_START], PLAIN
                 count += 1
             at += 1
         if chunks[chunk, NUM_ROWS] > half_tile:
-            if turns == max_turns:
-                return runs, class_run, -1
             runs[count, 0], runs[count, 1] = chunks[chunk, OWN_ENTRY], 0
             runs[count, 2] = chunks[chunk, BEGIN] + chunks[chunk, NUM_ROWS]
-            runs[count, 3], runs[count, 4] = turns, chunks[chunk, START]
+            runs[count, 3], runs[count, 4] = -1, chunks[chunk, START]
             runs[count, 5] = CAUSAL if chunks[chunk, NUM_ROWS] > 1 else PLAIN
-            buffer[HEADER + turns] = 0
-            turns += 1
             count += 1
     class_run[num_shared + num_chunks] = count
-    return runs, class_run, turns
+    return runs, class_run, turned
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -285,7 +305,7 @@ def _pack(
             buffer[at + 1] = reader << COUNT_BITS | max(0, min(page_size, keys - page * page_size))
             buffer[at + 2] = chunks[reader, START] + page * page_size
             if page == needed - 1:
-                own[reader, 0] = at + 1
+                own[reader] = at + 1
             count += 1
     at = free + PACKED_INTS * count  # nobody's: where `advance` looks for one more page
     buffer[at], buffer[at + 1], buffer[at + 2] = 0, -1, 0
@@ -303,12 +323,12 @@ def _build(
     sizes: tuple[int, int, int, int, int, int, int, int, int, int, int],
 ) -> int:
     tile_rows, block, num_kv_heads, num_programs, page_size = sizes[:5]
-    window, min_shared, max_turns, max_items, max_tokens, max_partials = sizes[5:]
+    window, min_shared, max_turned, max_items, max_tokens, max_partials = sizes[5:]
     num_chunks, half_tile, room = chunks.shape[0], tile_rows // 2, buffer.shape[0]
-    items_at = HEADER + max_turns
+    items_at = HEADER + 2 * max_turned
     merge_at = items_at + ITEM_INTS * max_items
     free = merge_at + max_tokens + 1
-    own[:, 0] = -1
+    own[:] = -1
 
     # The page lists of the entries, each once.
     page_at = np.empty(page_starts.shape[0], np.int64)
@@ -322,19 +342,18 @@ def _build(
 
     order, group_start, class_start, shared = _classes(chunks, reads, half_tile, min_shared)
     num_shared = class_start.shape[0] - 1
-    runs, class_run, num_turns = _runs(
-        chunks, reads, order, group_start, class_start, shared, half_tile, max_turns - 1, buffer
+    runs, class_run, num_turned = _runs(
+        chunks, reads, order, group_start, class_start, shared, half_tile, max_turned, buffer
     )
-    if num_turns < 0:
+    if num_turned < 0:
         return -1
-    buffer[HEADER + num_turns] = 0
-    num_turns += 1
 
     # Tiles of rows. The last class is that of all short chunks, over the messages that they make.
     packed_class = num_shared + num_chunks
     num_rows = 0
     for c in range(num_chunks):
         num_rows += chunks[c, NUM_ROWS]
+    rows_at = free
     max_tiles = packed_class + (order.shape[0] * half_tile + 2 * num_rows) // tile_rows + 2
     tiles = np.empty((max_tiles, 4), np.int64)  # class, first row, rows, first span
     num_tiles = 0
@@ -356,6 +375,7 @@ def _build(
                     members[num_members] = chunk
                     num_members += 1
         filled = tile_rows  # of the tile that is being filled
+        number = 0
         for j in range(num_members):
             chunk = members[j]
             for i in range(chunks[chunk, NUM_ROWS]):
@@ -366,13 +386,14 @@ def _build(
                 if free + ROW_INTS > room:
                     return -1
                 buffer[free] = chunks[chunk, FIRST_ROW] + i
-                buffer[free + 1] = chunk if c == packed_class else j
+                buffer[free + 1] = chunk if c == packed_class else number
+                number += 1
                 buffer[free + 2] = chunks[chunk, POSITION] + i
-                if c == packed_class:
-                    own[chunk, 1] = free + 2
                 filled += 1
                 tiles[num_tiles - 1, 2] = filled
                 free += ROW_INTS
+
+    num_tile_rows = (free - rows_at) // ROW_INTS
 
     # Spans: the stretch of each run that any row of the tile may see.
     num_spans = 0
@@ -397,7 +418,7 @@ def _build(
             if listed < 0:
                 return -1
             spans[span, 0], spans[span, 1], spans[span, 2] = free, 0, listed * page_size
-            spans[span, 3], spans[span, 4], spans[span, 5] = num_turns - 1, 0, PACKED
+            spans[span, 3], spans[span, 4], spans[span, 5] = -1, 0, PACKED
             blocks[t] = (listed * page_size + block - 1) // block
             free += PACKED_INTS * (listed + 1)
         else:
@@ -410,8 +431,9 @@ def _build(
                     lowest = end
                     for i in range(count):
                         row = first_row + ROW_INTS * i
-                        offset = buffer[HEADER + runs[run, 3] + buffer[row + 1]]
-                        lowest = min(lowest, buffer[row + 2] - window + 1 - runs[run, 4] - offset)
+                        turned = runs[run, 3] >= 0
+                        position = buffer[HEADER + runs[run, 3] + buffer[row + 1]] if turned else buffer[row + 2]
+                        lowest = min(lowest, position - window + 1 - runs[run, 4])
                     begin = max(begin, lowest)
                 spans[span, 0], spans[span, 1], spans[span, 2] = page_at[runs[run, 0]], begin, end
                 spans[span, 3], spans[span, 4], spans[span, 5] = runs[run, 3], runs[run, 4], runs[run, 5]
@@ -493,5 +515,7 @@ def _build(
                 token = buffer[buffer[at] + ROW_INTS * j]
                 buffer[ends[token]] = buffer[at + 4] + j
                 ends[token] += 1
-    buffer[NUM_ITEMS], buffer[NUM_TURNS], buffer[NUM_PARTIALS], buffer[USED] = num_items, num_turns, num_partials, free
+    buffer[NUM_ITEMS], buffer[NUM_TURNED], buffer[NUM_PARTIALS] = num_items, num_turned, num_partials
+    buffer[USED], buffer[TOTAL_BLOCKS] = free, total
+    buffer[ROWS_AT], buffer[NUM_TILE_ROWS] = rows_at, num_tile_rows
     return num_partials

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
 
 from laban.kvstore.encodings import EncodingId
 from laban.kvstore.pages import PageAllocator
+
+_serials = count()
 
 
 @dataclass(slots=True, eq=False)
@@ -23,6 +29,15 @@ class Entry:
     ready: bool = False
     pins: int = 0
     last_use: int = 0
+    serial: int = field(default_factory=_serials.__next__)  # unlike any other entry's of this process
+    _page_numbers: NDArray[np.int32] | None = None
+
+    @property
+    def page_numbers(self) -> NDArray[np.int32]:
+        """`pages`, not to be changed."""
+        if self._page_numbers is None or len(self._page_numbers) != len(self.pages):
+            self._page_numbers = np.array(self.pages, np.int32)
+        return self._page_numbers
 
     @property
     def capacity(self) -> int:

@@ -24,6 +24,7 @@ class Decode:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     text: str = ""
     num_sampled: int = 0
+    num_launched: int = 0  # sampled, or being sampled by the device
     num_sent_tokens: int = 0
     num_sent_chars: int = 0
     finish_reason: FinishReason | None = None

@@ -1,8 +1,9 @@
 """The engine of one worker: calls in, a report an iteration out.
 
-    submit -> Scheduler.admit -> Scheduler.schedule -> build_batch -> Runner.forward -> sample -> publish
+    submit -> Scheduler.admit -> Scheduler.schedule -> Runner.launch -> Launched.wait -> publish
 
-Owned by one thread. Nothing here knows Ray, workflows or the network.
+On a card an iteration is taken in while the next one runs: its tokens stay there, and the next is planned without
+knowing them. Owned by one thread. Nothing here knows Ray, workflows or the network.
 """
 
 from __future__ import annotations
@@ -10,9 +11,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from uuid import uuid4
-
-import torch
 
 from laban.actors.calls import (
     Call,
@@ -21,17 +21,17 @@ from laban.actors.calls import (
     CallFinished,
     CallStarted,
     StoreDelta,
+    TokenLogprob,
     WorkerInfo,
     WorkerLoad,
     WorkerReport,
 )
-from laban.actors.engine.batch import build_batch
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.decoding import Decode
-from laban.actors.engine.runner import Runner, bytes_per_token
-from laban.actors.engine.sampler import logprobs_of, sample
+from laban.actors.engine.launched import Launched
+from laban.actors.engine.runner import AnyRunner, bytes_per_token
 from laban.actors.engine.scheduler import Scheduler
-from laban.actors.engine.sequence import RunningCall, Sequence
+from laban.actors.engine.sequence import UNKNOWN, Chunk, RunningCall, Sequence
 from laban.actors.errors import LabanError
 from laban.actors.tokenizer import Tokenizer
 from laban.kvstore.encodings import make_spec
@@ -40,12 +40,21 @@ from laban.kvstore.store import EncodingStore
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Iteration:
+    """What was given to the device, and whose next tokens it sampled, row by row."""
+
+    launched: Launched
+    chunks: list[Chunk]
+    sampled: list[tuple[Sequence, Decode]]
+
+
 class Engine:
     """Runs calls on one model. `submit` and `abort` take effect at the next `step`, which raises in shards only."""
 
     def __init__(
         self,
-        runner: Runner,
+        runner: AnyRunner,
         tokenizer: Tokenizer,
         config: EngineConfig,
         *,
@@ -79,6 +88,7 @@ class Engine:
         self._clock = clock
         self._events: list[CallEvent] = []
         self._num_reports = 0
+        self._under_way: _Iteration | None = None
 
     def submit(self, call: Call) -> None:
         """Queues a call. One that can never run is answered with CallFailed."""
@@ -92,7 +102,7 @@ class Engine:
         self.scheduler.abort(call_id)
 
     def has_work(self) -> bool:
-        return bool(self._events or self.scheduler.running or self.scheduler.num_waiting)
+        return bool(self._events or self.scheduler.running or self.scheduler.num_waiting or self._under_way)
 
     def step(self) -> WorkerReport:
         """One iteration. Whatever goes wrong in it ends the calls that run, with an error, and not the engine."""
@@ -102,6 +112,7 @@ class Engine:
             if self.runner.group is not None:
                 raise  # the other shards may have come further, or less far: their worker ends
             log.exception("an iteration failed")
+            self._under_way = None
             message = f"the iteration failed: {type(error).__name__}: {error}"
             self._events += [CallFailed(i, "INTERNAL", message) for i in self.scheduler.abort_all()]
         events, self._events = self._events, []
@@ -121,41 +132,68 @@ class Engine:
                 call, error = admitted
                 self._events.append(CallFailed(call.call_id, error.status, str(error)))
         chunks = self.scheduler.schedule()
-        if not chunks:
-            return
-        batch = build_batch(chunks, self.runner.kinds, self.runner.dtype, self.runner.device)
-        logits = self.runner.forward(batch)
+        launched = self._launch(chunks) if chunks else None
+        if self.runner.overlaps:  # the host takes in the iteration before while the device runs this one
+            launched, self._under_way = self._under_way, launched
+        if launched is not None:
+            self._settle(launched)
+
+    def _launch(self, chunks: list[Chunk]) -> _Iteration:
         sampled = [c.sequence for c in chunks if c.sequence.wants_token and c.begin + c.count == len(c.sequence.tokens)]
+        decodes = [sequence.decode for sequence in sampled if sequence.decode is not None]
+        launched = self.runner.launch(chunks, [d.sampling for d in decodes], [d.num_launched for d in decodes])
         for chunk in chunks:
             chunk.sequence.num_computed = chunk.sequence.entry.num_tokens = chunk.begin + chunk.count
-        self._take_tokens(sampled, logits)
-        self._publish_whole([chunk.sequence for chunk in chunks])
+        for row, (sequence, decode) in enumerate(zip(sampled, decodes, strict=True)):
+            decode.num_launched += 1
+            sequence.sample_row = row
+            # Its key and value are computed with the next iteration, unless it is known to be the last.
+            if decode.num_launched < decode.sampling.most_tokens:
+                sequence.tokens.append(UNKNOWN)
+        return _Iteration(launched, chunks, list(zip(sampled, decodes, strict=True)))
 
-    def _take_tokens(self, sequences: list[Sequence], logits: torch.Tensor) -> None:
-        decodes = [sequence.decode for sequence in sequences if sequence.decode is not None]
-        tokens = sample(logits, [d.sampling for d in decodes], [d.num_sampled for d in decodes])
-        sound = torch.isfinite(logits.sum(dim=-1)).tolist()
-        if self.runner.group is not None and tokens:  # all shards go on with the first one's
-            chosen = torch.tensor([tokens, sound], device=self.runner.device)
-            tokens, sound = self.runner.group.broadcast_(chosen).tolist()
-        for row, (sequence, decode, token) in enumerate(zip(sequences, decodes, tokens, strict=True)):
-            running = self.scheduler.running[decode.call.call_id]
-            if not sound[row]:
+    def _settle(self, iteration: _Iteration) -> None:
+        """Takes in what an iteration did. Calls may have ended since it was launched."""
+        tokens, sound = iteration.launched.wait()
+        taken = [row for row, (_, decode) in enumerate(iteration.sampled) if self._awaits(decode)]
+        logprobs = self._logprobs(iteration, [row for row in taken if sound[row]], tokens)
+        for row in taken:
+            sequence, decode = iteration.sampled[row]
+            if sound[row]:
+                self._take_token(sequence, decode, tokens[row], logprobs.get(row))
+            else:
                 self.scheduler.abort(decode.call.call_id)
                 message = "the model gave logits that are not finite numbers"
                 self._events.append(CallFailed(decode.call.call_id, "INTERNAL", message))
-                continue
-            if running.first_token_at is None:
-                running.first_token_at = self._clock()
-            num_top = decode.sampling.num_logprobs
-            decode.push(token, None if num_top is None else logprobs_of(logits[row], token, num_top))
-            if decode.finish_reason is None:
-                sequence.tokens.append(token)
-            else:
-                self._close(sequence, decode)
-                running.tokens_encoded += len(decode.call.terminator)
-            if (news := decode.take_news()) is not None:
-                self._events.append(news)
+        self._publish_whole([chunk.sequence for chunk in iteration.chunks])
+
+    def _awaits(self, decode: Decode) -> bool:
+        """Whether the call still runs and wants more tokens: one launched after its end is nobody's."""
+        running = self.scheduler.running.get(decode.call.call_id)
+        return running is not None and running.sequence.decode is decode and decode.finish_reason is None
+
+    def _logprobs(self, iteration: _Iteration, rows: list[int], tokens: list[int]) -> dict[int, TokenLogprob]:
+        """Of the tokens of those `rows` whose calls ask for it."""
+        num_tops = {row: iteration.sampled[row][1].sampling.num_logprobs for row in rows}
+        asked = {row: num_top for row, num_top in num_tops.items() if num_top is not None}
+        if not asked:
+            return {}
+        told = iteration.launched.logprobs(list(asked), [tokens[row] for row in asked], list(asked.values()))
+        return dict(zip(asked, told, strict=True))
+
+    def _take_token(self, sequence: Sequence, decode: Decode, token: int, logprob: TokenLogprob | None) -> None:
+        running = self.scheduler.running[decode.call.call_id]
+        if running.first_token_at is None:
+            running.first_token_at = self._clock()
+        at = len(decode.call.tokens) + decode.num_sampled
+        if at < len(sequence.tokens):
+            sequence.tokens[at] = token
+        decode.push(token, logprob)
+        if decode.finish_reason is not None:
+            self._close(sequence, decode)
+            running.tokens_encoded += len(decode.call.terminator)
+        if (news := decode.take_news()) is not None:
+            self._events.append(news)
 
     def _close(self, sequence: Sequence, decode: Decode) -> None:
         call = decode.call

@@ -185,12 +185,12 @@ class Scheduler:
         budget = self.config.max_batch_tokens
         chunks: list[Chunk] = []
         completed: set[Sequence] = set()
-        decoding = [s for s in self.sequences if s.decode is not None and s.decode.num_sampled]
-        prefilling = [s for s in self.sequences if not (s.decode is not None and s.decode.num_sampled)]
+        decoding = [s for s in self.sequences if s.decode is not None and s.decode.num_launched]
+        prefilling = [s for s in self.sequences if not (s.decode is not None and s.decode.num_launched)]
         for sequence in decoding + prefilling:
             if budget <= 0:
                 break
-            ready = all(p.finished or p in completed for p in sequence.producers)
+            ready = all(p.is_computed or p in completed for p in sequence.producers)
             if not ready or sequence.num_pending == 0:
                 continue
             taken = min(sequence.num_pending, budget)

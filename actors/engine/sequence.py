@@ -29,6 +29,10 @@ class Read:
         return self.start + self.begin + self.offset
 
 
+UNKNOWN = -1
+"""The id of a token that was sampled on the device and that the host was not told yet."""
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """A message being encoded into `entry`. `tokens` grows while the message is generated.
@@ -45,11 +49,17 @@ class Sequence:
     decode: Decode | None = None
     num_computed: int = 0
     finished: bool = False
+    sample_row: int = 0  # where the last launched iteration sampled its next token, if it did
 
     @property
     def num_pending(self) -> int:
         """Known tokens whose keys and values are not computed yet."""
         return len(self.tokens) - self.num_computed
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether the keys and values of the whole message are there, or will be before any later iteration's."""
+        return self.finished or (self.spec is not None and self.num_pending == 0)
 
     @property
     def wants_token(self) -> bool:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from laban.kernels.rotary import turn, turn_tables
-from laban.kernels.view_plan import PlanShape, build_plan
+from laban.kernels.view_plan import NUM_TURNED, PlanShape, build_plan
+from laban.kernels.view_tiles import Scratch, Tile
 
 # Of the largest value of a result whose rounding to `dtype` is part of the error.
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -92,7 +93,7 @@ class Planned:
 
 
 def planned(batch: Batch, shape: PlanShape) -> Planned:
-    plan, own = np.full(shape.size, -7, np.int32), np.zeros((len(batch.chunks), 2), np.int64)
+    plan, own = np.full(shape.size, -7, np.int32), np.zeros(len(batch.chunks), np.int64)
     count = build_plan(shape, batch.chunks, batch.reads, batch.page_starts, batch.pages, plan, own)
     return Planned(plan, own, count)
 
@@ -165,24 +166,25 @@ def attend_by_definition(
     return torch.stack(rows)
 
 
-def run_kernel(batch: Batch, x: Tensors, shape: PlanShape, tile: object, num_programs: int) -> Tensor:
+def run_kernel(batch: Batch, x: Tensors, shape: PlanShape, tile: Tile) -> Tensor:
     """The fused kernel's result, poisoned before it is written."""
-    from laban.kernels.view_kernel import Scratch, attend_views
+    from laban.kernels.view_kernel import attend_views
 
     device = x.q.device
     made = planned(batch, shape)
     plan = torch.from_numpy(made.plan).to(device)
-    offsets = torch.from_numpy(made.plan[8 : 8 + shape.max_turns].astype("float64"))
-    angles = (offsets[:, None] * x.inv_freq.double()).to(device)
-    heads, head_dim = x.q.shape[1:]
-    scratch = Scratch.empty(shape.max_partials, heads, head_dim, device)
+    positions, tokens = torch.from_numpy(made.plan[8:][: 2 * shape.max_turned].astype("int64")).view(2, -1)
+    count = made.plan[NUM_TURNED]
+    of_token = torch.from_numpy(np.concatenate([c[2] + np.arange(c[1]) for c in batch.chunks]))
+    offsets = of_token[tokens[:count]] - positions[:count]
+    cos, sin = (table.to(device) for table in turn_tables(offsets, x.inv_freq, torch.float32))
+    turned = turn(x.q[tokens[:count].to(device)].float(), cos, sin).to(x.q.dtype)
+    scratch = Scratch.empty(shape.max_partials, *x.q.shape[1:], device)
     scratch.out.fill_(torch.nan)
     scratch.lse.fill_(torch.nan)
     out = torch.full_like(x.q, torch.nan)
-    attend_views(
-        x.q, x.k_pool, x.v_pool, plan, angles.cos().float(), angles.sin().float(), scratch, shape, tile, x.scale, out,
-        num_programs,
-    )  # fmt: skip
+    q = torch.cat((x.q, turned))
+    attend_views(q, len(x.q), x.k_pool, x.v_pool, plan, scratch, shape, tile, x.scale, out)
     return out.double().cpu()
 
 

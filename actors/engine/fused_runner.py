@@ -1,0 +1,370 @@
+"""The model on a card: small forwards are replayed CUDA graphs, attention is the fused kernel's, nothing waits.
+
+What changes from one iteration to the next lies in buffers at fixed addresses (token ids, positions, slots, plans),
+filled by one or two copies an iteration from pinned memory. A forward of up to 512 new tokens is captured once for
+each size in a list, and smaller batches are padded to the next; larger ones run operation by operation, with a stock
+FlashAttention. Sampled tokens stay on the card for the next iteration, and come to the host while that runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+from laban.actors.calls import Sampling
+from laban.actors.engine.batch import build_batch
+from laban.actors.engine.flat_batch import FlatBatch, Flattener
+from laban.actors.engine.launched import Launched
+from laban.actors.engine.layers import layer_kinds
+from laban.actors.engine.plan_buffers import PlanBuffers, TileChoice
+from laban.actors.engine.runner import head_dim, logits_of
+from laban.actors.engine.sampler import sampling_params
+from laban.actors.engine.sequence import Chunk
+from laban.actors.engine.shard_group import ShardGroup
+from laban.actors.engine.sharding import local_num_heads, local_num_kv_heads
+from laban.actors.errors import UnsupportedModel
+from laban.kernels.flash import FlashPlan, attend_flash
+from laban.kernels.flash_backends import pick_flash
+from laban.kernels.fused_modules import install, skip_rotary
+from laban.kernels.fused_ops import (
+    rotate_and_write,
+    rotate_and_write_reference,
+    turn_table,
+    turn_table_reference,
+)
+from laban.kernels.sampling import sample_rows
+from laban.kernels.view_attention import AttentionPlan
+from laban.kernels.view_plan import PlanFull, PlanShape
+from laban.kernels.view_reference import attend_views_reference
+from laban.kernels.view_tiles import Scratch, Tile, pick_tile
+
+ATTENTION = "laban_fused"
+SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""New tokens of the forwards that are captured."""
+
+MIN_FLASH_ROWS = 256
+"""Of a prefill that a stock FlashAttention is given, in a forward too large to be captured."""
+
+Progress = Callable[[str, float], None]
+
+
+def _say_nothing(doing: str, share: float) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class FusedStep:
+    """How the layers attend in a forward of `num_tokens` (padded) tokens: by the fused kernel's plans."""
+
+    runner: FusedRunner
+    num_tokens: int
+    plans: tuple[PlanBuffers, ...]  # of each kind of layer
+    wide: bool
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """q [num_tokens, num_heads, head_dim], k, v [num_tokens, num_kv_heads, head_dim], not rotated yet."""
+        runner = self.runner
+        plans = self.plans[runner.kind_of_layer[layer]]
+        pools = runner.k_pool[layer], runner.v_pool[layer]
+        rotated = runner.rotate(layer, q, k, v, self.num_tokens, plans)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if runner.scratch is None:
+            attend_views_reference(rotated, *pools, plans.host, plans.inv_freq, plans.shape, scale, out)
+        else:
+            from laban.kernels.view_kernel import attend_views
+
+            shape, tile = plans.choice.of(self.wide), runner.tiles[self.wide]
+            attend_views(rotated, self.num_tokens, *pools, plans.plan, runner.scratch, shape, tile, scale, out)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class FlashStep:
+    """How the layers attend in a forward of long prefills alone: by a stock FlashAttention."""
+
+    runner: FusedRunner
+    num_tokens: int
+    plans: tuple[FlashPlan, ...]  # of each kind of layer
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """As FusedStep's."""
+        runner = self.runner
+        k_pool, v_pool = runner.k_pool[layer], runner.v_pool[layer]
+        q = runner.rotate(layer, q, k, v, self.num_tokens)
+        rotated = k_pool.index_select(0, runner.inputs.slots(self.num_tokens))
+        plan = self.plans[runner.kind_of_layer[layer]]
+        return attend_flash(runner.flash, q, rotated, v, k_pool, v_pool, plan, scale)
+
+
+class Inputs:
+    """The ints of an iteration on the device, at fixed addresses: token ids, sources, positions and slots."""
+
+    def __init__(self, max_tokens: int, max_rows: int, device: torch.device) -> None:
+        self._on_card = device.type == "cuda"
+        self._max_tokens = max_tokens
+        size = 4 * max_tokens + max_rows
+        self._staged = [torch.zeros(size, dtype=torch.int32, pin_memory=self._on_card) for _ in range(2)]
+        self._turn = 0
+        self._ints = torch.zeros(size, dtype=torch.int32, device=device)
+
+    def send(self, batch: FlatBatch | None, size: int) -> None:
+        """Copies `batch` (None: nothing but padding), padded to `size` tokens; the host does not wait."""
+        self._turn = 1 - self._turn
+        staged = self._staged[self._turn].numpy()
+        num_rows = 0
+        rows = staged[: 4 * size].reshape(4, size)
+        rows[:] = [[0], [-1], [0], [-1]]
+        if batch is not None:
+            rows[:, : batch.num_tokens] = batch.token_ids, batch.sources, batch.positions, batch.slots
+            num_rows = len(batch.logit_rows)
+            staged[4 * size : 4 * size + num_rows] = batch.logit_rows
+        used = 4 * size + num_rows
+        self._ints[:used].copy_(self._staged[self._turn][:used], non_blocking=True)
+
+    def token_ids(self, size: int, samples: Tensor) -> Tensor:
+        """[size] with the tokens sampled in the last iteration in their places."""
+        ids, sources = self._ints[:size], self._ints[size : 2 * size]
+        return torch.where(sources >= 0, samples.index_select(0, sources.clamp(min=0)), ids)
+
+    def positions(self, size: int) -> Tensor:
+        return self._ints[2 * size : 3 * size]
+
+    def slots(self, size: int) -> Tensor:
+        return self._ints[3 * size : 4 * size]
+
+    def logit_rows(self, size: int, num_rows: int) -> Tensor:
+        return self._ints[4 * size : 4 * size + num_rows]
+
+
+class FusedRunner:
+    """Owns the weights and the pool of keys and values; a launch writes the pool, nothing else does.
+
+    The pool is [num_layers, num_slots, num_kv_heads, head_dim], keys as first rotated. On a CPU it computes the same
+    from the kernels' references, for tests.
+    """
+
+    overlaps = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        num_slots: int,
+        *,
+        page_size: int,
+        max_batch_tokens: int,
+        max_running: int,
+        group: ShardGroup | None = None,
+        attention: str | None = None,
+    ) -> None:
+        """`model` is a slice of the whole where `group` are the shards that have the rest. It is changed in place.
+
+        `attention` names the FlashAttention for large prefills; None takes the best that is installed.
+        """
+        self.group = group
+        self.model = model.train(False)
+        self.device, self.dtype = model.device, model.dtype
+        self.on_card = self.device.type == "cuda"
+        self.vocab_size: int = model.config.vocab_size
+        self.head_dim = head_dim(model.config)
+        self.num_heads, self.num_kv_heads = local_num_heads(model), local_num_kv_heads(model)
+        self.kinds, self.kind_of_layer = layer_kinds(model)
+        model.set_attn_implementation(ATTENTION)
+        install(model)
+        if not skip_rotary(model):
+            raise UnsupportedModel(
+                f"{type(model).__name__} rotates its heads in a way that is not served", field="model"
+            )
+        self.flash = pick_flash(self.device, self.dtype, self.head_dim, attention)
+        self.attention_backend = f"fused-triton+{self.flash.name}" if self.on_card else "fused-reference"
+        self._flattener = Flattener(page_size)
+        self.inputs = Inputs(max(max_batch_tokens, SIZES[-1]), max_running, self.device)
+        self._samples = torch.zeros(max_running, dtype=torch.int64, device=self.device)
+        self._told = [torch.zeros(2, max_running, dtype=torch.int64, pin_memory=self.on_card) for _ in range(2)]
+        self._turn = 0
+        tokens = max(max_batch_tokens, SIZES[-1])
+        self.tiles: tuple[Tile, Tile]
+        self.tiles, choice = self._tiles(page_size)
+        self._plans = tuple(PlanBuffers(kind, choice, self.device) for kind in self.kinds)
+        self._large_plans = tuple(PlanBuffers(kind, choice.enlarged(tokens), self.device) for kind in self.kinds)
+        self.scratch: Scratch | None = None
+        if self.on_card:
+            self.scratch = Scratch.empty(choice.wide.max_partials, self.num_heads, self.head_dim, self.device)
+            # Queries, and once more for every place that they are turned for.
+            rows = tokens + self._large_plans[0].choice.wide.max_turned
+            self._queries = torch.empty(rows, self.num_heads, self.head_dim, dtype=self.dtype, device=self.device)
+        half = [kind.inv_freq.shape[0] for kind in self.kinds]
+        self._cos = [torch.zeros(tokens, h, device=self.device) for h in half]
+        self._sin = [torch.zeros(tokens, h, device=self.device) for h in half]
+        self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.make_pool(num_slots)
+
+    def make_pool(self, num_slots: int) -> None:
+        """Pools of `num_slots`, in place of those there are. Not after `capture`."""
+        assert not self._graphs
+        self.k_pool = self.v_pool = torch.empty(0)
+        shape = (self.model.config.num_hidden_layers, num_slots, self.num_kv_heads, self.head_dim)
+        self.k_pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        self.v_pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+    def _tiles(self, page_size: int) -> tuple[tuple[Tile, Tile], TileChoice]:
+        """The kernel's tiles, of few rows and of many, and the shapes of their plans."""
+        group = self.num_heads // self.num_kv_heads
+        num_processors = torch.cuda.get_device_properties(self.device).multi_processor_count if self.on_card else 1
+        tiles = pick_tile(1, self.head_dim, self.dtype), pick_tile(64, self.head_dim, self.dtype)
+        shapes = [
+            PlanShape(
+                tile.block_m // group, tile.block_n, self.num_kv_heads, num_processors * tile.programs_per_sm, page_size
+            )
+            for tile in tiles
+        ]
+        return tiles, TileChoice(*shapes)
+
+    @torch.inference_mode()
+    def launch(self, chunks: Seq[Chunk], samplings: Seq[Sampling], indices: Seq[int]) -> Launched:
+        """Gives the device an iteration: keys and values of `chunks` into the pool, and the next tokens.
+
+        Those are of the sequences that want one, in order of the chunks: row i is token `indices[i]` of a call that
+        samples by `samplings[i]`. Returns at once. At most one launch may be under way before it.
+        """
+        batch = self._flattener.flatten(chunks)
+        hidden = self._forward(batch, chunks)
+        num_rows = len(batch.logit_rows)
+        rows = hidden[:num_rows]
+        size = hidden.shape[0]
+        if batch.logit_rows != list(range(num_rows)):
+            rows = hidden.index_select(0, self.inputs.logit_rows(size, num_rows))
+        logits = logits_of(self.model, rows)
+        tokens, sound = sample_rows(logits, sampling_params(samplings, indices, self.device))
+        samples = torch.stack((tokens, sound.to(tokens.dtype)))
+        if self.group is not None and num_rows:  # all shards go on with the first one's
+            self.group.broadcast_(samples)
+        self._samples[:num_rows] = samples[0]
+        if not self.on_card:
+            return Launched(samples, logits)
+        self._turn = 1 - self._turn
+        told = self._told[self._turn][:, :num_rows]
+        told.copy_(samples, non_blocking=True)
+        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        ready.record()
+        return Launched(told, logits, ready)
+
+    def _forward(self, batch: FlatBatch, chunks: Seq[Chunk]) -> Tensor:
+        """The last layer's [padded size, hidden_size]."""
+        size = next((size for size in SIZES if size >= batch.num_tokens), None)
+        if size is not None and self._make(self._plans, batch):
+            wide = self._plans[0].is_wide
+            self._send(self._plans, batch, size)
+            if (captured := self._graphs.get((size, wide))) is not None:
+                graph, hidden = captured
+                graph.replay()
+                return hidden
+            return self._run_fused(self._plans, size, wide)
+        # Long prefills alone are a stock FlashAttention's; windows, and what decodes beside them, are not.
+        long = all(chunk.count >= MIN_FLASH_ROWS for chunk in chunks) and all(k.window is None for k in self.kinds)
+        if not long and self._make(self._large_plans, batch):
+            self._send(self._large_plans, batch, batch.num_tokens)
+            return self._run_fused(self._large_plans, batch.num_tokens, self._large_plans[0].is_wide)
+        self.inputs.send(batch, batch.num_tokens)
+        made = build_batch(chunks, self.kinds, self.dtype, self.device)
+        return self._run(FlashStep(self, batch.num_tokens, tuple(FlashPlan.of(plan) for plan in made.plans)))
+
+    def _make(self, plans: tuple[PlanBuffers, ...], batch: FlatBatch) -> bool:
+        """Plans `batch` for every kind of layer and one tile; False if it does not fit."""
+        try:
+            plans[0].make(batch)
+            for others in plans[1:]:
+                others.make(batch, wide=plans[0].is_wide)
+        except PlanFull:
+            return False
+        return True
+
+    def _send(self, plans: tuple[PlanBuffers, ...], batch: FlatBatch, size: int) -> None:
+        self.inputs.send(batch, size)
+        for kind_plans in plans:
+            kind_plans.send()
+
+    def _run_fused(self, plans: tuple[PlanBuffers, ...], size: int, wide: bool) -> Tensor:
+        for kind_plans in plans:
+            kind_plans.fill_tables()
+        return self._run(FusedStep(self, size, plans, wide))
+
+    def _run(self, step: FusedStep | FlashStep) -> Tensor:
+        size = step.num_tokens
+        positions = self.inputs.positions(size)
+        fill = turn_table if self.on_card else turn_table_reference
+        for kind, cos, sin in zip(self.kinds, self._cos, self._sin, strict=True):
+            fill(positions, kind.inv_freq, kind.attention_scaling, cos[:size], sin[:size])
+        hidden: Tensor = self.model.base_model(
+            input_ids=self.inputs.token_ids(size, self._samples)[None],
+            position_ids=positions[None],
+            use_cache=False,
+            laban_step=step,
+        ).last_hidden_state[0]
+        return hidden
+
+    def rotate(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, size: int, plans: PlanBuffers | None = None
+    ) -> Tensor:
+        """Rotates, writes keys and values into the pool, and returns the rotated queries, then those `plans` turn."""
+        kind = self.kind_of_layer[layer]
+        tables = self._cos[kind][:size], self._sin[kind][:size]
+        pools = self.k_pool[layer], self.v_pool[layer]
+        slots = self.inputs.slots(size)
+        if not self.on_card:
+            return rotate_and_write_reference(q, k, v, *tables, *pools, slots)
+        if plans is None:
+            return rotate_and_write(q, k, v, *tables, *pools, slots)
+        return rotate_and_write(q, k, v, *tables, *pools, slots, plans.turned, self._queries)
+
+    @torch.inference_mode()
+    def capture(self, progress: Progress = _say_nothing) -> None:
+        """Captures the forwards of all sizes, the largest first, so that the others fit into its memory."""
+        cases = [(size, wide) for size in reversed(SIZES) for wide in (True, False)]
+        pool = None
+        for number, (size, wide) in enumerate(cases):
+            progress("capturing CUDA graphs", number / len(cases))
+            for plans in self._plans:
+                plans.clear(wide=wide)
+            self.inputs.send(None, size)
+            self._run_fused(self._plans, size, wide)  # compiles kernels; libraries take memory that they keep
+            torch.cuda.synchronize(self.device)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                hidden = self._run_fused(self._plans, size, wide)
+            pool = graph.pool()
+            self._graphs[size, wide] = graph, hidden
+        progress("capturing CUDA graphs", 1.0)
+
+    @torch.inference_mode()
+    def measure(self, num_tokens: int) -> int:
+        """Bytes that a forward of `num_tokens` needs besides what is held all the time. For before the pool is made."""
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        owners = torch.arange(num_tokens, device=self.device)
+        run = AttentionPlan(num_tokens, None, None, None, (slice(0, num_tokens),), (), (), None, owners, in_order=True)
+        self.inputs.send(None, num_tokens)
+        hidden = self._run(FlashStep(self, num_tokens, tuple(FlashPlan.of(run) for _ in self.kinds)))
+        logits_of(self.model, hidden[: self._samples.shape[0]])
+        torch.cuda.synchronize(self.device)
+        return torch.cuda.max_memory_allocated(self.device) - before
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
+    scaling: float, laban_step: FusedStep | FlashStep, **_: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """transformers' attention interface: query [1, heads, tokens, dim], key and value [1, kv_heads, tokens, dim]."""
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return laban_step.attend(module.layer_idx, q, k, v, scaling)[None], None  # type: ignore[arg-type]
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)

@@ -1,0 +1,31 @@
+"""An iteration that was given to the device: what it sampled, once it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.cuda import Event
+
+from laban.actors.calls import TokenLogprob
+from laban.actors.engine.sampler import logprobs_of_rows
+
+
+class Launched:
+    """The next tokens of an iteration's sampled rows, on their way to the host."""
+
+    def __init__(self, samples: Tensor, logits: Tensor, ready: Event | None = None) -> None:
+        """`samples` [2, num_rows] int64 on the host, whole once `ready`: tokens, and whether each is sound, which is to
+        say that the row's logits are finite numbers. `logits` [num_rows, vocab_size] on the device."""
+        self._samples, self._logits, self._ready = samples, logits, ready
+
+    def wait(self) -> tuple[list[int], list[bool]]:
+        """The tokens, and whether each is sound. Raises what the device failed with."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        tokens, sound = self._samples.tolist()
+        return tokens, [bool(flag) for flag in sound]
+
+    def logprobs(self, rows: Sequence[int], token_ids: Sequence[int], num_tops: Sequence[int]) -> list[TokenLogprob]:
+        """Of the tokens chosen in `rows`. Waits for all that the device was given."""
+        return logprobs_of_rows(self._logits[list(rows)], token_ids, num_tops)
