@@ -44,6 +44,7 @@ class ModelFacts:
     max_context: int
     rope: str
     eos_ids: tuple[int, ...]
+    dtype: str  # that the configuration says the weights are saved in; "" if it does not
     weight_bytes: int
     fingerprint: str
 
@@ -86,6 +87,7 @@ def check_model_folder(path: str | Path) -> ModelFacts:
         max_context=_count(folder, config, "max_position_embeddings"),
         rope=", ".join(rope_kinds(config)),
         eos_ids=eos_ids_of(folder),
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or ""),
         weight_bytes=sum((folder / name).stat().st_size for name in headers),
         fingerprint=digest.hexdigest(),
     )

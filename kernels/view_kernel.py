@@ -149,7 +149,7 @@ def _attend(
                 # The last key that a row sees, and for a window the first, as indices into the entry.
                 own = position
                 if WINDOW > 0:
-                    turned = valid & (first_turned >= 0)
+                    turned = valid & (first_turned + 0 * number >= 0)
                     own = tl.load(plan + TURNED_AT + first_turned + number, mask=turned, other=0)
                     own = tl.where(first_turned < 0, position, own)
                 own -= start
@@ -181,7 +181,7 @@ def _block(
     queries: tl.tensor, k_head: tl.tensor, v_head: tl.tensor, slot: tl.tensor, in_piece: tl.tensor, seen: tl.tensor,
     d: tl.tensor, in_head: tl.tensor, highest: tl.tensor, total: tl.tensor, acc: tl.tensor, scale: tl.tensor,
     PRECISION: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+) -> tl.tuple:  # fmt: skip
     """One block of keys into the running softmax; returns (highest, total, acc)."""
     # Keys and values are loaded alike, so that both share their addresses.
     mask = in_piece[:, None] & in_head[None, :]

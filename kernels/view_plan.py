@@ -464,7 +464,12 @@ def _build(
         count = (blocks[t] + target - 1) // target
         if count == 0:
             continue
-        direct = count == 1 and uses[buffer[tiles[t, 1]]] == 1
+        direct = count == 1
+        for i in range(tiles[t, 2]):
+            direct = direct and uses[buffer[tiles[t, 1] + ROW_INTS * i]] == 1
+        if direct:
+            for i in range(tiles[t, 2]):
+                uses[buffer[tiles[t, 1] + ROW_INTS * i]] = 0  # nothing to merge
         per_item = (blocks[t] + count - 1) // count
         span = tiles[t, 3]
         last_span = tiles[t + 1, 3] if t + 1 < num_tiles else num_spans
@@ -506,7 +511,7 @@ def _build(
     for token in range(num_tokens):
         buffer[merge_at + token] = free
         ends[token] = free
-        free += uses[token] if uses[token] > 1 else 0
+        free += uses[token]
     buffer[merge_at + num_tokens : merge_at + max_tokens + 1] = free
     for i in range(num_items):
         at = items_at + ITEM_INTS * i

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+CPU_BATCH_TOKENS = 512
+GPU_BATCH_TOKENS = 8192
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Sizes in tokens. `pool_tokens` None takes 1 GiB on a CPU, and on a GPU 85% of what the weights leave free."""
+    """Sizes in tokens. None, and "auto", leave the choice to the device that the model is loaded on.
+
+    `pool_tokens` None takes 1 GiB on a CPU; on a GPU what weights, the largest forward and captured graphs leave of
+    `memory_share` of the card.
+    """
 
     pool_tokens: int | None = None
     page_size: int = 16
-    max_batch_tokens: int = 512  # new tokens of one iteration; longer prefills are cut into chunks
+    max_batch_tokens: int | None = None  # new tokens of one iteration; longer prefills are cut into chunks
     max_running: int = 64  # calls admitted at once
     max_waiting: int = 10_000  # calls queued; one more is refused
-    dtype: str = "float32"
+    dtype: str = "auto"  # float32 on a CPU; on a GPU the model's own, of 16 bits
     device: str = "auto"  # "cpu", "cuda", "cuda:1"; auto takes a GPU if there is one
     num_threads: int | None = None  # CPU threads; None leaves torch's own choice
+    memory_share: float = 0.9
+    attention: str = "auto"  # the FlashAttention for large prefills on a GPU; auto takes the best that is installed
+    cuda_graphs: bool = True  # capture forwards of up to 512 new tokens at start
+
+    @property
+    def batch_tokens(self) -> int:
+        return CPU_BATCH_TOKENS if self.max_batch_tokens is None else self.max_batch_tokens
+
+    def settled(self, device_type: str, model_dtype: str) -> EngineConfig:
+        """With what is left open chosen for a model that was saved as `model_dtype`."""
+        on_gpu = device_type == "cuda"
+        half = model_dtype if model_dtype in ("float16", "bfloat16") else "bfloat16"
+        return replace(
+            self,
+            dtype=(half if on_gpu else "float32") if self.dtype == "auto" else self.dtype,
+            max_batch_tokens=GPU_BATCH_TOKENS if on_gpu and self.max_batch_tokens is None else self.batch_tokens,
+        )

@@ -14,6 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import uuid4
 
+from torch import OutOfMemoryError
+from torch.cuda import empty_cache
+
 from laban.actors.calls import (
     Call,
     CallEvent,
@@ -28,7 +31,7 @@ from laban.actors.calls import (
 )
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.decoding import Decode
-from laban.actors.engine.launched import Launched
+from laban.actors.engine.launched import BatchTooLarge, Launched
 from laban.actors.engine.runner import AnyRunner, bytes_per_token
 from laban.actors.engine.scheduler import Scheduler
 from laban.actors.engine.sequence import UNKNOWN, Chunk, RunningCall, Sequence
@@ -132,11 +135,24 @@ class Engine:
                 call, error = admitted
                 self._events.append(CallFailed(call.call_id, error.status, str(error)))
         chunks = self.scheduler.schedule()
-        launched = self._launch(chunks) if chunks else None
+        launched = self._try_launch(chunks) if chunks else None
         if self.runner.overlaps:  # the host takes in the iteration before while the device runs this one
             launched, self._under_way = self._under_way, launched
         if launched is not None:
             self._settle(launched)
+
+    def _try_launch(self, chunks: list[Chunk]) -> _Iteration | None:
+        """None if the device has no room for that much: less of it is tried next."""
+        num_tokens = sum(chunk.count for chunk in chunks)
+        try:
+            return self._launch(chunks)
+        except (BatchTooLarge, OutOfMemoryError) as error:
+            if num_tokens == 1 or (self.runner.group is not None and isinstance(error, OutOfMemoryError)):
+                raise
+            log.warning("an iteration of %d tokens does not fit: %s", num_tokens, error)
+        self.scheduler.shrink(num_tokens)
+        empty_cache()
+        return None
 
     def _launch(self, chunks: list[Chunk]) -> _Iteration:
         sampled = [c.sequence for c in chunks if c.sequence.wants_token and c.begin + c.count == len(c.sequence.tokens)]

@@ -21,7 +21,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from laban.actors.calls import Sampling
 from laban.actors.engine.batch import build_batch
 from laban.actors.engine.flat_batch import FlatBatch, Flattener
-from laban.actors.engine.launched import Launched
+from laban.actors.engine.launched import BatchTooLarge, Launched
 from laban.actors.engine.layers import layer_kinds
 from laban.actors.engine.plan_buffers import PlanBuffers, TileChoice
 from laban.actors.engine.runner import head_dim, logits_of
@@ -114,13 +114,13 @@ class Inputs:
         self._turn = 0
         self._ints = torch.zeros(size, dtype=torch.int32, device=device)
 
-    def send(self, batch: FlatBatch | None, size: int) -> None:
+    def send(self, batch: FlatBatch | None, size: int, padding_slot: int = -1) -> None:
         """Copies `batch` (None: nothing but padding), padded to `size` tokens; the host does not wait."""
         self._turn = 1 - self._turn
         staged = self._staged[self._turn].numpy()
         num_rows = 0
         rows = staged[: 4 * size].reshape(4, size)
-        rows[:] = [[0], [-1], [0], [-1]]
+        rows[:] = [[0], [-1], [0], [padding_slot]]
         if batch is not None:
             rows[:, : batch.num_tokens] = batch.token_ids, batch.sources, batch.positions, batch.slots
             num_rows = len(batch.logit_rows)
@@ -273,6 +273,9 @@ class FusedRunner:
             return self._run_fused(self._large_plans, batch.num_tokens, self._large_plans[0].is_wide)
         self.inputs.send(batch, batch.num_tokens)
         made = build_batch(chunks, self.kinds, self.dtype, self.device)
+        for plan in made.plans:
+            if plan.turned is not None and len(plan.turned) > self._large_plans[0].shape.max_turned:
+                raise BatchTooLarge(f"{len(plan.turned)} queries would be turned for what they read")
         return self._run(FlashStep(self, batch.num_tokens, tuple(FlashPlan.of(plan) for plan in made.plans)))
 
     def _make(self, plans: tuple[PlanBuffers, ...], batch: FlatBatch) -> bool:
@@ -350,7 +353,7 @@ class FusedRunner:
         before = torch.cuda.memory_allocated(self.device)
         owners = torch.arange(num_tokens, device=self.device)
         run = AttentionPlan(num_tokens, None, None, None, (slice(0, num_tokens),), (), (), None, owners, in_order=True)
-        self.inputs.send(None, num_tokens)
+        self.inputs.send(None, num_tokens, padding_slot=0)  # every row writes there, whatever that gives
         hidden = self._run(FlashStep(self, num_tokens, tuple(FlashPlan.of(run) for _ in self.kinds)))
         logits_of(self.model, hidden[: self._samples.shape[0]])
         torch.cuda.synchronize(self.device)

@@ -11,6 +11,10 @@ from laban.actors.calls import TokenLogprob
 from laban.actors.engine.sampler import logprobs_of_rows
 
 
+class BatchTooLarge(Exception):
+    """The iteration does not fit the runner's buffers; nothing of it was done. Fewer tokens at once may fit."""
+
+
 class Launched:
     """The next tokens of an iteration's sampled rows, on their way to the host."""
 

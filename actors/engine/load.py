@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -19,10 +20,13 @@ from laban.actors.errors import Exhausted, InvalidInput
 from laban.actors.model_folder import check_model_folder
 from laban.actors.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from laban.actors.engine.fused_runner import FusedRunner
+
 log = logging.getLogger(__name__)
 
 CPU_POOL_BYTES = 1 << 30
-GPU_POOL_SHARE = 0.85  # of what the weights leave free; the rest is for activations
+GRAPH_BYTES = 1 << 30  # for captured graphs and what libraries take for themselves at their first use
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -31,11 +35,12 @@ def load_engine(
 ) -> Engine:
     """Loads a Hugging Face model folder, or this shard's slice of it. Raises LabanError if it cannot be served."""
     facts = check_model_folder(Path(folder))
+    device = pick_device(config.device) if group is None else group.device
+    config = config.settled(device.type, facts.dtype)
     if config.dtype not in DTYPES:
-        raise InvalidInput(f"must be one of {', '.join(DTYPES)}", field="engine.dtype", value=config.dtype)
+        raise InvalidInput(f"must be auto or one of {', '.join(DTYPES)}", field="engine.dtype", value=config.dtype)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    device = pick_device(config.device) if group is None else group.device
     if device.type == "cpu":
         keep_freed_memory()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -43,24 +48,67 @@ def load_engine(
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, dtype=DTYPES[config.dtype], attn_implementation="eager", local_files_only=True
     )
-    if group is None:
-        model.to(device)  # type: ignore[arg-type]  # its signature is a decorator's
-        slots = num_slots(model, config)
-    else:
-        shard_model(model, group)
-        slots = group.smallest(num_slots(model, config))
-    runner = Runner(model, slots, group)
-    engine = Engine(
-        runner,
+    engine = make_engine(
+        model,
         Tokenizer.from_folder(folder),
         config,
+        device,
+        group,
         worker_id=worker_id,
         namespace=f"{facts.fingerprint}/{config.dtype}",
         model_name=Path(folder).name,
         max_context=facts.max_context,
     )
-    log.info("%s: %s on %s, attention %s", worker_id, folder, device, runner.attention_backend)
+    log.info("%s: %s on %s, attention %s", worker_id, folder, device, engine.info.attention_backend)
     return engine
+
+
+def make_engine(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    config: EngineConfig,
+    device: torch.device,
+    group: ShardGroup | None = None,
+    **identity: Any,
+) -> Engine:
+    """An engine over a model in memory, which is changed in place: sliced, moved, its layers merged or packed.
+
+    `identity` are the engine's keyword arguments.
+    """
+    if group is not None:
+        shard_model(model, group)
+    elif model.device != device:
+        model.to(device)  # type: ignore[arg-type]  # its signature is a decorator's
+    if device.type == "cuda":
+        return Engine(_runner_on_gpu(model, config, group), tokenizer, config, **identity)
+    return Engine(Runner(model, _all(num_slots(model, config), group), group), tokenizer, config, **identity)
+
+
+def _runner_on_gpu(model: PreTrainedModel, config: EngineConfig, group: ShardGroup | None) -> FusedRunner:
+    from laban.actors.engine.fused_runner import FusedRunner
+
+    try:
+        runner = FusedRunner(
+            model,
+            config.page_size,
+            page_size=config.page_size,
+            max_batch_tokens=config.batch_tokens,
+            max_running=config.max_running,
+            group=group,
+            attention=None if config.attention == "auto" else config.attention,
+        )
+    except ValueError as error:
+        raise InvalidInput(str(error), field="engine.attention", value=config.attention) from None
+    slots = num_slots(model, config, runner.measure(config.batch_tokens))
+    runner.make_pool(_all(slots, group))
+    if config.cuda_graphs:
+        runner.capture(lambda doing, share: log.info("%s: %.0f%%", doing, 100 * share))
+    return runner
+
+
+def _all(slots: int, group: ShardGroup | None) -> int:
+    """What every shard has room for."""
+    return slots if group is None else group.smallest(slots)
 
 
 def pick_device(name: str) -> torch.device:
@@ -94,22 +142,24 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, limit)
 
 
-def num_slots(model: PreTrainedModel, config: EngineConfig) -> int:
-    """Slots of the pool: `config.pool_tokens`, or what memory allows, in whole pages."""
+def num_slots(model: PreTrainedModel, config: EngineConfig, forward_bytes: int = 0) -> int:
+    """Slots of the pool: `config.pool_tokens`, or what memory allows beside a forward's, in whole pages."""
     per_token = (
         bytes_per_token(model.config, model.dtype) * local_num_kv_heads(model) // model.config.num_key_value_heads
     )
     if config.pool_tokens is not None:
         tokens = config.pool_tokens
     elif model.device.type == "cuda":
-        free_bytes, _ = torch.cuda.mem_get_info(model.device)
-        tokens = int(free_bytes * GPU_POOL_SHARE) // per_token
+        torch.cuda.empty_cache()
+        free_bytes, total_bytes = torch.cuda.mem_get_info(model.device)
+        kept_bytes = forward_bytes + GRAPH_BYTES + (1 - config.memory_share) * total_bytes
+        tokens = int(free_bytes - kept_bytes) // per_token
     else:
         tokens = CPU_POOL_BYTES // per_token
     pages = tokens // config.page_size
     if pages < 1:
         raise Exhausted(
-            f"the pool would have room for {tokens} tokens, less than one page of {config.page_size}",
+            f"the pool would have room for {max(0, tokens)} tokens, less than one page of {config.page_size}",
             field="engine.pool_tokens",
         )
     return pages * config.page_size

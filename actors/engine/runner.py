@@ -103,7 +103,7 @@ class Runner:
 
 def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """hidden [num_rows, hidden_size], the last layer's -> float32 [num_rows, vocab_size]"""
-    head: nn.Module = model.get_output_embeddings()
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     logits: Tensor = head(hidden).float()
     cap: float | None = getattr(model.config, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -41,6 +41,7 @@ class Scheduler:
         self.sequences: list[Sequence] = []  # in order of admission: each after those it reads
         self._producers: dict[Entry, Sequence] = {}
         self._waiting: dict[str, Waiting] = {}  # by call id, in the order they came
+        self._batch_tokens = config.batch_tokens  # less for a while after an iteration that did not fit
 
     @property
     def num_waiting(self) -> int:
@@ -182,7 +183,8 @@ class Scheduler:
         A sequence may join the iteration in which what it reads is completed: every layer writes its
         keys before any row of that layer attends.
         """
-        budget = self.config.max_batch_tokens
+        budget = self._batch_tokens
+        self._batch_tokens = min(2 * budget, self.config.batch_tokens)
         chunks: list[Chunk] = []
         completed: set[Sequence] = set()
         decoding = [s for s in self.sequences if s.decode is not None and s.decode.num_launched]
@@ -199,6 +201,10 @@ class Scheduler:
             if taken == sequence.num_pending and sequence.decode is None:
                 completed.add(sequence)
         return chunks
+
+    def shrink(self, num_tokens: int) -> None:
+        """The last iteration, of `num_tokens`, was too large for the device: the next one takes half of that."""
+        self._batch_tokens = max(1, num_tokens // 2)
 
     def publish(self, sequence: Sequence) -> None:
         """The sequence is whole: its entry becomes an encoding that others may find."""

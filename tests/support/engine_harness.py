@@ -50,7 +50,7 @@ def make_engine(
             random_model(kind, seed).to(device),  # type: ignore[arg-type]
             slots,
             page_size=settings.page_size,
-            max_batch_tokens=settings.max_batch_tokens,
+            max_batch_tokens=settings.batch_tokens,
             max_running=settings.max_running,
         )
     return Engine(runner, byte_tokenizer(), settings, namespace="test", max_context=MAX_CONTEXT)
