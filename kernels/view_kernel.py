@@ -30,7 +30,8 @@ from laban.kernels.view_plan import (
 from laban.kernels.view_tiles import Scratch, Tile
 
 LOG2_E = 1.4426950408889634
-MERGE_BLOCK = 16
+# Partial rows that are merged at once: few tokens have many, for their keys were cut finely to fill the card.
+MERGE_BLOCK, MERGE_BLOCK_FEW_TOKENS, FEW_TOKENS = 16, 64, 8
 
 
 def attend_views(
@@ -75,10 +76,12 @@ def attend_views(
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
+    few = num_tokens <= FEW_TOKENS
     _merge[(num_tokens, num_heads)](
         plan, scratch.out, scratch.lse, out,
-        NUM_HEADS=num_heads, HEAD_DIM=head_dim, BLOCK_D=block_d, BLOCK_P=MERGE_BLOCK, MERGE_AT=shape.merge_at,
-        num_warps=2,
+        NUM_HEADS=num_heads, HEAD_DIM=head_dim, BLOCK_D=block_d,
+        BLOCK_P=MERGE_BLOCK_FEW_TOKENS if few else MERGE_BLOCK, MERGE_AT=shape.merge_at,
+        num_warps=4 if few else 2,
     )  # fmt: skip
 
 

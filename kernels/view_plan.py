@@ -53,7 +53,8 @@ jit: Any = numba.njit(cache=True)
 class PlanShape:
     """What is fixed for all plans of one kernel: its tile, the card it fills, and the room in the buffer.
 
-    Grouping pays where it saves bytes: two readers that each fill at most half a tile, and `min_shared_tokens` keys.
+    Rows are stacked where that saves bytes: two readers or more, each filling at most half a tile, that have at least
+    `min_shared_tokens` keys in common, in however many messages.
     """
 
     rows_per_tile: int  # tokens; times the query heads of a key head they fill the kernel's tile
@@ -150,8 +151,7 @@ def _classes(chunks: Ints, reads: Ints, half_tile: int, min_shared: int) -> tupl
     candidates = np.empty(num_reads, np.int64)
     count = 0
     for r in range(num_reads):
-        short = reads[r, READ_END] - reads[r, READ_BEGIN] < min_shared
-        if not short and chunks[reads[r, READER], NUM_ROWS] <= half_tile:
+        if chunks[reads[r, READER], NUM_ROWS] <= half_tile:
             candidates[count] = r
             count += 1
     candidates = candidates[:count]
@@ -190,27 +190,35 @@ def _classes(chunks: Ints, reads: Ints, half_tile: int, min_shared: int) -> tupl
     by_class = np.argsort(signatures[:num_groups], kind="mergesort")
     grouped = np.empty(count, np.int64)
     group_start = np.zeros(num_groups + 1, np.int64)
-    class_start = np.empty(num_groups + 1, np.int64)
-    num_classes = 0
-    filled = 0
-    for i in range(num_groups):
-        g = by_class[i]
-        same = i > 0 and counts[g] == counts[by_class[i - 1]]
-        if same:
-            before = starts[by_class[i - 1]]
-            for j in range(counts[g]):
-                same = same and reads[order[before + j], READER] == reads[order[starts[g] + j], READER]
-        if not same:
-            class_start[num_classes] = i
+    class_start = np.zeros(num_groups + 1, np.int64)
+    num_classes, kept, filled = 0, 0, 0
+    first = 0
+    while first < num_groups:
+        # The groups from `first` to `end` have the same readers.
+        before, size = starts[by_class[first]], counts[by_class[first]]
+        tokens = 0
+        end = first
+        while end < num_groups and counts[by_class[end]] == size:
+            at = starts[by_class[end]]
+            same = True
+            for j in range(size):
+                same = same and reads[order[before + j], READER] == reads[order[at + j], READER]
+            if not same:
+                break
+            tokens += reads[order[at], READ_END] - reads[order[at], READ_BEGIN]
+            end += 1
+        if tokens >= min_shared:
+            for i in range(first, end):
+                for j in range(size):
+                    grouped[filled] = order[starts[by_class[i]] + j]
+                    shared[grouped[filled]] = 1
+                    filled += 1
+                kept += 1
+                group_start[kept] = filled
             num_classes += 1
-        for j in range(counts[g]):
-            r = order[starts[g] + j]
-            grouped[filled] = r
-            shared[r] = 1
-            filled += 1
-        group_start[i + 1] = filled
-    class_start[num_classes] = num_groups
-    return grouped[:filled], group_start, class_start[: num_classes + 1], shared
+            class_start[num_classes] = kept
+        first = end
+    return grouped[:filled], group_start[: kept + 1], class_start[: num_classes + 1], shared
 
 
 @jit  # type: ignore[untyped-decorator]

@@ -69,9 +69,12 @@ def test_shared_messages_are_read_once() -> None:
     plan, own = np.zeros(shape.size, np.int32), np.zeros(16, np.int64)
     build_plan(shape, *many_readers(16, 8, 1024), plan, own)
     assert keys_read(plan, shape) == 8 * 1024
-    # Short ones are read by each call: the partial results would cost more than they save.
+    # However short each is: what counts is all that the same readers have in common.
     build_plan(shape, *many_readers(16, 200, 30), plan, own)
-    assert keys_read(plan, shape) == 16 * 200 * 30
+    assert keys_read(plan, shape) == 200 * 30
+    # Too little of it is read by each call: the partial results would cost more than they save.
+    build_plan(shape, *many_readers(16, 2, 30), plan, own)
+    assert keys_read(plan, shape) == 16 * 2 * 30
 
 
 def test_items_fill_the_card_and_are_of_equal_work() -> None:
