@@ -339,7 +339,8 @@ class FusedRunner:
             self._run_fused(self._plans, size, wide)  # compiles kernels; libraries take memory that they keep
             torch.cuda.synchronize(self.device)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            # What other threads do on the card, NCCL's watchdog for one, is no part of it.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 hidden = self._run_fused(self._plans, size, wide)
             pool = graph.pool()
             self._graphs[size, wide] = graph, hidden

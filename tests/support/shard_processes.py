@@ -15,6 +15,7 @@ from engine_reference import MAX_CONTEXT, random_model
 from laban.actors.calls import Sampling
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.engine import Engine
+from laban.actors.engine.load import make_engine
 from laban.actors.engine.lockstep import Lockstep, follow
 from laban.actors.engine.runner import Runner
 from laban.actors.engine.shard_group import ShardGroup, open_rendezvous
@@ -27,16 +28,20 @@ HEADS = {"num_attention_heads": 8, "num_key_value_heads": 2}
 POOL_TOKENS = 1024  # small enough for the scenario to evict
 
 
-def run_shards(size: int, body: Callable[..., Any], *arguments: Any, timeout_s: float = 100.0) -> list[Any]:
-    """`body(group, *arguments)` in `size` processes. Raises what one of them raised."""
-    answers = outcomes(size, body, *arguments, timeout_s=timeout_s)
+def run_shards(
+    size: int, body: Callable[..., Any], *arguments: Any, timeout_s: float = 100.0, device: str = "cpu"
+) -> list[Any]:
+    """`body(group, *arguments)` in `size` processes, on "cuda" with a GPU each. Raises what one of them raised."""
+    answers = outcomes(size, body, *arguments, timeout_s=timeout_s, device=device)
     for answer in answers:
         if isinstance(answer, Exception):
             raise answer
     return answers
 
 
-def outcomes(size: int, body: Callable[..., Any], *arguments: Any, timeout_s: float = 100.0) -> list[Any]:
+def outcomes(
+    size: int, body: Callable[..., Any], *arguments: Any, timeout_s: float = 100.0, device: str = "cpu"
+) -> list[Any]:
     """As `run_shards`, but what one raises is in its place of the answer."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
@@ -45,7 +50,7 @@ def outcomes(size: int, body: Callable[..., Any], *arguments: Any, timeout_s: fl
     server, address = open_rendezvous("127.0.0.1")
     pipes = [context.Pipe(duplex=False) for _ in range(size)]
     processes = [
-        context.Process(target=_run, args=(ShardPlace(rank, size, address), pipes[rank][1], body, arguments))
+        context.Process(target=_run, args=(ShardPlace(rank, size, address), pipes[rank][1], device, body, arguments))
         for rank in range(size)
     ]
     try:
@@ -67,11 +72,13 @@ def outcomes(size: int, body: Callable[..., Any], *arguments: Any, timeout_s: fl
         del server
 
 
-def _run(place: ShardPlace, sending: Connection, body: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _run(
+    place: ShardPlace, sending: Connection, device: str, body: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(1)
     row_attention.compiled = None  # each number of heads would be compiled first
     try:
-        group = ShardGroup.join(place, torch.device("cpu"))
+        group = ShardGroup.join(place, torch.device(f"cuda:{place.rank}" if device == "cuda" else "cpu"))
         sending.send(body(group, *arguments))
     except Exception as error:
         sending.send(RuntimeError(f"{type(error).__name__}: {error}"))
@@ -79,8 +86,11 @@ def _run(place: ShardPlace, sending: Connection, body: Callable[..., Any], argum
 
 def sharded_engine(kind: str, group: ShardGroup | None) -> Engine:
     """An engine over a random model of 8 query and 2 KV heads, or over this shard's slice of it."""
-    settings = EngineConfig(pool_tokens=POOL_TOKENS, max_batch_tokens=96)
+    settings = EngineConfig(pool_tokens=POOL_TOKENS, max_batch_tokens=96, dtype="float32")
     model = random_model(kind, **HEADS)
+    if group is not None and group.device.type == "cuda":
+        identity = {"namespace": "test", "max_context": MAX_CONTEXT}
+        return make_engine(model, byte_tokenizer(), settings, group.device, group, **identity)
     if group is not None:
         shard_model(model, group)
     runner = Runner(model, POOL_TOKENS, group)
