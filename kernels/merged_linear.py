@@ -27,6 +27,7 @@ class Product:
     """
 
     def __init__(self, linear: nn.Linear, sizes: Sequence[int]) -> None:
+        self.linear: nn.Module
         self.linear, self.sizes = linear, list(sizes)
         self.input: Tensor | None = None
         self.parts: dict[int, Tensor] = {}

@@ -177,6 +177,10 @@ class FusedRunner:
         self.kinds, self.kind_of_layer = layer_kinds(model)
         model.set_attn_implementation(ATTENTION)
         install(model)
+        if self.on_card:
+            from laban.kernels.row_linear import use_row_linears
+
+            use_row_linears(model)
         if not skip_rotary(model):
             raise UnsupportedModel(
                 f"{type(model).__name__} rotates its heads in a way that is not served", field="model"
