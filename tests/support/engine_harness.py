@@ -23,12 +23,16 @@ _ids = count()
 
 
 def byte_tokenizer() -> Tokenizer:
+    return Tokenizer(byte_backend())
+
+
+def byte_backend() -> Backend:
     """128 tokens, one for each ASCII character: token id 97 is "a"."""
     names = {chr(i) if 32 < i < 127 else f"<{i}>": i for i in range(VOCAB_SIZE)}
     assert len(names) == VOCAB_SIZE
     backend = Backend(models.BPE(vocab=names, merges=[]))
     backend.decoder = decoders.Fuse()
-    return Tokenizer(backend)
+    return backend
 
 
 def make_engine(
@@ -38,16 +42,17 @@ def make_engine(
     seed: int = 0,
     device: str = "cpu",
     fused: bool = False,
+    dtype: torch.dtype = torch.float32,
     **config: int,
 ) -> Engine:
     """An engine over `random_model(kind, seed)`."""
     settings = EngineConfig(pool_tokens=pool_tokens, **config)  # type: ignore[arg-type]
-    model = random_model(kind, seed).to(device)  # type: ignore[arg-type]
+    model = random_model(kind, seed).to(device, dtype)  # type: ignore[arg-type]
     slots = pool_tokens // settings.page_size * settings.page_size
     runner: Runner | FusedRunner = Runner(model, slots)
     if fused:
         runner = FusedRunner(
-            random_model(kind, seed).to(device),  # type: ignore[arg-type]
+            random_model(kind, seed).to(device, dtype),  # type: ignore[arg-type]
             slots,
             page_size=settings.page_size,
             max_batch_tokens=settings.batch_tokens,
