@@ -29,13 +29,15 @@ class EngineSection(_Section):
 
     pool_tokens: int | None = Field(default=None, gt=0, description="tokens the pool holds; null: as memory allows")
     page_size: int = Field(default=16, gt=0, le=1024, description="tokens a page")
-    max_batch_tokens: int = Field(
-        default=512, gt=0, description="new tokens an iteration; longer prefills go in chunks"
+    max_batch_tokens: int | None = Field(
+        default=None,
+        gt=0,
+        description="new tokens an iteration; longer prefills go in chunks; null: 512 on a CPU, 8192 on a GPU",
     )
     max_running: int = Field(default=64, gt=0, description="calls in the batch at once")
     max_waiting: int = Field(default=10_000, gt=0, description="calls queued in a worker; one more is refused")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="of weights, keys and values"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="of weights, keys and values; auto: float32 on a CPU, the model's 16 bits on a GPU"
     )
     shards: int = Field(
         default=1, gt=0, le=64, description="a worker's GPUs, or processes: each has a slice of the model"
@@ -44,6 +46,13 @@ class EngineSection(_Section):
     num_threads: int | None = Field(
         default=None, gt=0, description="CPU threads a shard; null: cores divided by workers and shards"
     )
+    memory_share: float = Field(
+        default=0.9, gt=0, le=1, description="of a GPU's memory, for weights, a forward and the pool"
+    )
+    attention: Literal[
+        "auto", "flash-attention-3", "flash-attention-2", "torch-varlen", "cudnn", "torch-cuda-flash", "reference"
+    ] = Field(default="auto", description="of large prefills on a GPU; auto takes the best that works there")
+    cuda_graphs: bool = Field(default=True, description="capture a GPU's forwards of up to 512 new tokens at start")
 
 
 class ServerSection(_Section):

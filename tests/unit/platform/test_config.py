@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import torch
 import yaml
 
+from laban.actors.engine.config import EngineConfig
 from laban.actors.errors import InvalidInput, NotFound
-from laban.cluster.config import LabanConfig, describe, resolve
+from laban.cluster.config import EngineSection, LabanConfig, describe, resolve, variable_of
 from laban.cluster.launch import gpus_each
+from laban.kernels import flash_backends
+from laban.kernels.view_plan import COUNT_BITS
 
 
 def settle(tmp_path: Path, text: str = "", flags: dict[str, object] | None = None, **environment: str):  # type: ignore[no-untyped-def]
@@ -53,7 +59,13 @@ def test_description_reads_back_as_the_same_configuration(tmp_path: Path) -> Non
         ("engine: 5", "engine: expected fields below it"),
         ("workers: 0", r"workers: input should be greater than 0, in .*laban\.yaml \(got 0\)"),
         ("workers: many", r"workers: input should be a valid integer.*\(got 'many'\)"),
-        ("engine: {dtype: int8}", r"engine\.dtype: .*'float32', 'bfloat16' or 'float16'"),
+        ("engine: {dtype: int8}", r"engine\.dtype: .*'auto', 'float32', 'bfloat16' or 'float16'"),
+        ("engine: {attention: flash}", r"engine\.attention: .*'flash-attention-3'.* \(got 'flash'\)"),
+        ("engine: {memory_share: 0}", r"engine\.memory_share: .*greater than 0"),
+        ("engine: {memory_share: 1.1}", r"engine\.memory_share: .*less than or equal to 1"),
+        ("engine: {max_batch_tokens: 0}", r"engine\.max_batch_tokens: .*greater than 0"),
+        ("engine: {page_size: 2048}", r"engine\.page_size: .*1024"),
+        ("engine: {cuda_graphs: 3}", r"engine\.cuda_graphs: .*boolean"),
         ("server: {port: 70000}", r"server\.port: .*65535"),
         ("- a", "holds a list"),
         ("a: [", "not valid YAML"),
@@ -76,6 +88,39 @@ def test_named_file_must_exist(tmp_path: Path) -> None:
         resolve(tmp_path / "none.yaml", environment={})
     with pytest.raises(NotFound, match="does not exist"):
         settle(tmp_path, LABAN_CONFIG=str(tmp_path / "none.yaml"))
+
+
+def test_the_engine_is_told_all_of_its_section(tmp_path: Path) -> None:
+    engine = LabanConfig().engine.model_dump(exclude={"shards"})
+    assert engine == asdict(EngineConfig())
+    changed: dict[str, object] = {
+        "pool_tokens": 320, "page_size": 32, "max_batch_tokens": 64, "max_running": 3, "max_waiting": 5,
+        "dtype": "float16", "device": "cuda", "num_threads": 2, "memory_share": 0.5, "attention": "cudnn",
+        "cuda_graphs": False,
+    }  # fmt: skip
+    assert changed.keys() == engine.keys()
+    variables = {variable_of(f"engine.{name}"): str(value).lower() for name, value in changed.items()}
+    assert settle(tmp_path, **variables).config.engine_config() == EngineConfig(**changed)  # type: ignore[arg-type]
+
+
+def test_every_attention_that_may_be_named_is_one_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flash_backends, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(flash_backends, "_function", lambda module, name: lambda **options: None)
+    installed = flash_backends._installed(torch.device("cuda"), torch.bfloat16)
+    names = {"auto", "reference"} | {backend.name for backend in installed}
+    assert set(get_args(EngineSection.model_fields["attention"].annotation)) == names
+
+
+def test_the_sizes_of_a_batch_fit_the_device() -> None:
+    config = LabanConfig().engine_config()
+    on_cpu, on_gpu = config.settled("cpu", "bfloat16"), config.settled("cuda", "float32")
+    assert (on_cpu.dtype, on_cpu.max_batch_tokens) == ("float32", 512)
+    assert (on_gpu.dtype, on_gpu.max_batch_tokens) == ("bfloat16", 8192)
+    assert config.settled("cuda", "float16").dtype == "float16"
+    own = replace(config, dtype="float32", max_batch_tokens=7)
+    assert own.settled("cuda", "float16") == own
+    limit = next(item.le for item in EngineSection.model_fields["page_size"].metadata if hasattr(item, "le"))
+    assert limit < 1 << COUNT_BITS  # a plan's count of keys in a page
 
 
 def test_threads_are_shared_out() -> None:
