@@ -35,6 +35,10 @@ NAME = "SmolLM2-135M-Instruct"
 Progress = Callable[[str, float | None], None]
 
 
+def say_nothing(doing: str, share: float | None) -> None:
+    """The progress of whoever does not ask."""
+
+
 def models_cache() -> Path:
     """Where converted models lie: `${XDG_CACHE_HOME:-~/.cache}/laban/models`."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -11,10 +12,13 @@ import ray
 
 from laban.actors.calls import Call, WorkerInfo, WorkerReport
 from laban.actors.errors import FailedPrecondition
+from laban.actors.models import Progress, say_nothing
 from laban.actors.ports import HostedService
 from laban.actors.shards import ShardPlace
 from laban.actors.worker import WorkerLoop
 from laban.kvstore.directory import Holdings
+
+logger = logging.getLogger(__name__)
 
 CONCURRENCY_GROUPS = {"control": 1, "stream": 2}
 """Threads of a worker's process. One for control, so an abort never overtakes the call it means; two for readers
@@ -29,9 +33,9 @@ REPORTS_IN_FLIGHT = 4
 class WorkerPlan:
     """How to make a worker, now and after every loss.
 
-    `engine_factory` is "module:name" of a callable taking (model_folder, config, worker_id), and the ShardGroup
-    where there are several shards. Ray limits a process's threads to its `num_cpus` (OMP_NUM_THREADS) unless `env`
-    or the engine's own setting says otherwise.
+    `engine_factory` is "module:name" of a callable taking (model_folder, config, worker_id), the ShardGroup where
+    there are several shards, and `progress`, to say how far it is. Ray limits a process's threads to its `num_cpus`
+    (OMP_NUM_THREADS) unless `env` or the engine's own setting says otherwise.
     """
 
     worker_id: str
@@ -56,11 +60,11 @@ def import_path(path: str) -> Callable[..., Any]:
     return found
 
 
-def lead_shards(plan: WorkerPlan, rendezvous: str) -> Any:
+def lead_shards(plan: WorkerPlan, rendezvous: str, progress: Progress) -> Any:
     """The engine of the first shard, with which the others step. Waits for them."""
     from laban.actors.engine.lockstep import Lockstep
 
-    engine, group = _load_shard(plan, 0, rendezvous)
+    engine, group = _load_shard(plan, 0, rendezvous, progress)
     return Lockstep(engine, group)
 
 
@@ -70,20 +74,29 @@ def follow_shards(plan: WorkerPlan, rank: int, rendezvous: str) -> None:
     follow(*_load_shard(plan, rank, rendezvous))
 
 
-def _load_shard(plan: WorkerPlan, rank: int, rendezvous: str) -> tuple[Any, Any]:
+def _load_shard(plan: WorkerPlan, rank: int, rendezvous: str, progress: Progress = say_nothing) -> tuple[Any, Any]:
     from laban.actors.engine.load import pick_device
     from laban.actors.engine.shard_group import ShardGroup
 
     place = ShardPlace(rank, plan.num_shards, rendezvous)
     group = ShardGroup.join(place, pick_device(plan.config.device))
-    return import_path(plan.engine_factory)(plan.model_folder, plan.config, plan.worker_id, group), group
+    factory = import_path(plan.engine_factory)
+    return factory(plan.model_folder, plan.config, plan.worker_id, group, progress=progress), group
+
+
+def _log_to_stderr() -> None:
+    """What this package says, to the file that Ray keeps of a process's stderr."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("laban").setLevel(logging.INFO)
 
 
 class WorkerProcess:
     """A worker's process, or that of its first shard. Constructed at once; `load` takes as long as the model does."""
 
     def __init__(self, plan: WorkerPlan) -> None:
+        _log_to_stderr()
         self._plan = plan
+        self._progress: tuple[str, float | None] | None = None
         self._rendezvous: tuple[object, str] | None = None
         self._loop: WorkerLoop | None = None
         self._failure: Exception | None = None
@@ -105,8 +118,9 @@ class WorkerProcess:
 
             def make_engine() -> Any:
                 if plan.num_shards > 1:
-                    return lead_shards(plan, self.rendezvous())
-                return import_path(plan.engine_factory)(plan.model_folder, plan.config, plan.worker_id)
+                    return lead_shards(plan, self.rendezvous(), self._note)
+                factory = import_path(plan.engine_factory)
+                return factory(plan.model_folder, plan.config, plan.worker_id, progress=self._note)
 
             try:
                 self._loop = WorkerLoop(make_engine)
@@ -114,6 +128,11 @@ class WorkerProcess:
                 self._failure = error
                 raise
         return self._loop.info
+
+    @ray.method(concurrency_group="control")
+    def progress(self) -> tuple[str, float | None] | None:
+        """What `load` said last: what is being done, and the share of it done. None before it began."""
+        return self._progress
 
     @ray.method(concurrency_group="control")
     def submit(self, calls: tuple[Call, ...]) -> None:
@@ -135,6 +154,11 @@ class WorkerProcess:
     def reports(self) -> Iterator[WorkerReport]:
         yield from self._running().reports()
 
+    def _note(self, doing: str, share: float | None) -> None:
+        if self._progress is None or self._progress[0] != doing:
+            logger.info("%s: %s", self._plan.worker_id, doing)
+        self._progress = doing, share
+
     def _running(self) -> WorkerLoop:
         if self._loop is None:
             raise FailedPrecondition("the worker has not loaded its model")
@@ -145,6 +169,7 @@ class ShardProcess:
     """A process of a worker's other shards."""
 
     def __init__(self, plan: WorkerPlan, rank: int) -> None:
+        _log_to_stderr()
         self._plan, self._rank = plan, rank
 
     def run(self, rendezvous: str) -> None:

@@ -28,6 +28,7 @@ from laban.kvstore.directory import Holdings
 logger = logging.getLogger(__name__)
 
 __all__ = [
+    "LoadingWatch",
     "RemoteDirectory",
     "RemoteHost",
     "RemoteSupervisor",
@@ -84,6 +85,27 @@ def spawn_worker(plan: WorkerPlan) -> WorkerHandle:
     ]
     endings = tuple(shard.run.remote(rendezvous) for shard in others)
     return WorkerHandle(first, tuple(others), endings, placement)
+
+
+class LoadingWatch:
+    """How far a worker is with loading its model; used from the driver, outside of any event loop."""
+
+    def __init__(self, handle: WorkerHandle) -> None:
+        self._handle = handle
+        self._asked: Any = None
+        self._last: tuple[str, float | None] | None = None
+
+    def poll(self) -> tuple[str, float | None] | None:
+        """What it does and the share of that done, by its last answer; asks again. Does not block, raises nothing."""
+        if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
+            try:
+                self._last = ray.get(self._asked)
+            except RayError as error:  # whoever waits for the worker hears of it, too
+                logger.info("a worker does not say how far it is: %s", _first_line(error))
+            self._asked = None
+        if self._asked is None:
+            self._asked = self._handle.first.progress.remote()
+        return self._last
 
 
 class RemoteWorker:

@@ -126,7 +126,7 @@ def _start_ray(config: LabanConfig, progress: Progress) -> bool:
 def _start_services(config: LabanConfig, facts: ModelFacts, progress: Progress, owns_ray: bool) -> ClusterHandle:
     import ray
 
-    from laban.actors.remote import RemoteHost, WorkerPlan, spawn_directory, spawn_worker
+    from laban.actors.remote import LoadingWatch, RemoteHost, WorkerPlan, spawn_directory, spawn_worker
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     num_gpus = gpus_each(config, resources.get("GPU", 0.0))
@@ -150,12 +150,17 @@ def _start_services(config: LabanConfig, facts: ModelFacts, progress: Progress, 
     host = RemoteHost(FACTORY, HostPlan(config, str(facts.folder), plans, handles, directory))
     loading = f"loading {facts.name} into {config.workers} worker{'s' if config.workers > 1 else ''}"
     progress(loading, None)
+    watch = LoadingWatch(handles[plans[0].worker_id])  # they all do the same; the first one speaks for them
     began = time.monotonic()
     try:
         while (address := host.wait(0.2)) is None:
             if time.monotonic() - began > START_TIMEOUT_S:
                 raise Unavailable(f"the workers were not up after {START_TIMEOUT_S:.0f} s")
-            progress(loading, None)
+            if (said := watch.poll()) is not None:
+                doing, share = said
+                progress(f"{loading}: {doing}", share)
+            else:
+                progress(loading, None)
     except BaseException:
         host.stop(timeout_s=1.0)
         raise

@@ -32,7 +32,7 @@ MARKS = {
 }
 STYLES = {"waiting": "dim", "ready": "yellow", "running": "cyan", "succeeded": "green", "failed": "bold red",
           "cancelled": "dim", "skipped": "dim"}  # fmt: skip
-PLAIN_WIDTH = 140  # of tables that no terminal limits
+PLAIN_WIDTH = 170  # of tables that no terminal limits
 
 
 class Screen(Protocol):
@@ -258,6 +258,7 @@ def print_status(status: ClusterStatus) -> None:
                 worker.worker_id,
                 "up" if worker.alive else "lost",
                 f"{worker.device}, {worker.dtype}",
+                worker.attention_backend,
                 str(worker.calls_running),
                 str(worker.calls_waiting),
                 str(worker.queued_tokens),
@@ -265,7 +266,8 @@ def print_status(status: ClusterStatus) -> None:
                 str(worker.encodings),
             )
         )
-    print_table(("worker", "state", "device", "running", "waiting", "tokens queued", "pool", "encodings"), rows)
+    columns = ("worker", "state", "device", "attention", "running", "waiting", "tokens queued", "pool", "encodings")
+    print_table(columns, rows)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

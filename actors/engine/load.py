@@ -18,6 +18,7 @@ from laban.actors.engine.shard_group import ShardGroup
 from laban.actors.engine.sharding import local_num_kv_heads, shard_model
 from laban.actors.errors import Exhausted, InvalidInput
 from laban.actors.model_folder import check_model_folder
+from laban.actors.models import Progress, say_nothing
 from laban.actors.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -31,7 +32,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load_engine(
-    folder: str | Path, config: EngineConfig, worker_id: str = "worker-0", group: ShardGroup | None = None
+    folder: str | Path,
+    config: EngineConfig,
+    worker_id: str = "worker-0",
+    group: ShardGroup | None = None,
+    progress: Progress = say_nothing,
 ) -> Engine:
     """Loads a Hugging Face model folder, or this shard's slice of it. Raises LabanError if it cannot be served."""
     facts = check_model_folder(Path(folder))
@@ -45,6 +50,7 @@ def load_engine(
         keep_freed_memory()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    progress("loading weights", None)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, dtype=DTYPES[config.dtype], attn_implementation="eager", local_files_only=True
     )
@@ -54,12 +60,17 @@ def load_engine(
         config,
         device,
         group,
+        progress,
         worker_id=worker_id,
         namespace=f"{facts.fingerprint}/{config.dtype}",
         model_name=Path(folder).name,
         max_context=facts.max_context,
     )
-    log.info("%s: %s on %s, attention %s", worker_id, folder, device, engine.info.attention_backend)
+    info = engine.info
+    log.info(
+        "%s: %s in %s on %s, attention by %s, a pool of %d tokens",
+        worker_id, folder, info.dtype, info.device, info.attention_backend, info.num_pages * info.page_size,
+    )  # fmt: skip
     return engine
 
 
@@ -69,22 +80,26 @@ def make_engine(
     config: EngineConfig,
     device: torch.device,
     group: ShardGroup | None = None,
+    progress: Progress = say_nothing,
     **identity: Any,
 ) -> Engine:
     """An engine over a model in memory, which is changed in place: sliced, moved, its layers merged or packed.
 
     `identity` are the engine's keyword arguments.
     """
+    progress("preparing the model", None)
     if group is not None:
         shard_model(model, group)
     elif model.device != device:
         model.to(device)  # type: ignore[arg-type]  # its signature is a decorator's
     if device.type == "cuda":
-        return Engine(_runner_on_gpu(model, config, group), tokenizer, config, **identity)
+        return Engine(_runner_on_gpu(model, config, group, progress), tokenizer, config, **identity)
     return Engine(Runner(model, _all(num_slots(model, config), group), group), tokenizer, config, **identity)
 
 
-def _runner_on_gpu(model: PreTrainedModel, config: EngineConfig, group: ShardGroup | None) -> FusedRunner:
+def _runner_on_gpu(
+    model: PreTrainedModel, config: EngineConfig, group: ShardGroup | None, progress: Progress
+) -> FusedRunner:
     from laban.actors.engine.fused_runner import FusedRunner
 
     try:
@@ -99,10 +114,11 @@ def _runner_on_gpu(model: PreTrainedModel, config: EngineConfig, group: ShardGro
         )
     except ValueError as error:
         raise InvalidInput(str(error), field="engine.attention", value=config.attention) from None
+    progress("measuring the largest forward", None)
     slots = num_slots(model, config, runner.measure(config.batch_tokens))
     runner.make_pool(_all(slots, group))
     if config.cuda_graphs:
-        runner.capture(lambda doing, share: log.info("%s: %.0f%%", doing, 100 * share))
+        runner.capture(progress)
     return runner
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 
 import pytest
 from scripted_engine import CharFraming, CharTokenizer
@@ -13,6 +14,7 @@ from laban.actors.calls import Call, CallFinished, CallStarted, CallTokens, Samp
 from laban.actors.errors import FailedPrecondition, InvalidInput
 from laban.actors.ports import WorkerLost
 from laban.actors.remote import (
+    LoadingWatch,
     RemoteDirectory,
     RemoteHost,
     RemoteSupervisor,
@@ -139,6 +141,27 @@ def test_a_slow_reader_gets_everything_in_few_reports():
             await worker.close()
 
     asyncio.run(scenario())
+
+
+def test_a_worker_says_how_far_it_is_while_it_loads(tmp_path):
+    go = tmp_path / "go"
+    handle = spawn_worker(plan(folder=f"slow:{go}"))
+    watch = LoadingWatch(handle)
+    assert watch.poll() is None
+    until = time.monotonic() + 30
+    while watch.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    assert watch.poll() == ("reading the script", 0.4)
+    go.touch()
+
+    async def scenario():
+        worker = await asyncio.wait_for(RemoteWorker.attach(handle, "w0"), 30)
+        await worker.close()
+
+    asyncio.run(scenario())
+    for _ in range(20):  # nothing is raised over a worker that has ended
+        assert watch.poll() == ("reading the script", 0.4)
+        time.sleep(0.05)
 
 
 def test_how_workers_are_lost():

@@ -3,7 +3,7 @@
 A character is a token. What a call generates is its forced tokens, or a short reply that depends on all it
 attends to, one token an iteration. Words in its header (a step's prefill) make it misbehave:
 `FAIL` fails the call, `BOOM` breaks the engine, `DIE` ends the process, `DIE-ONCE:path` does so once,
-`SLOW` takes 50 ms a token.
+`SLOW` takes 50 ms a token. The model `broken` does not load, `slow:path` loads once there is such a file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -99,11 +99,16 @@ class ScriptedEngine:
     worker_id: str = "w0"
     namespace: str = "model"
     chunk: int = 1  # tokens an iteration
+    progress: Callable[[str, float | None], None] = lambda doing, share: None
     epoch: str = field(default_factory=lambda: uuid4().hex)
 
     def __post_init__(self) -> None:
         if self.model_folder == "broken":
             raise InvalidInput("expected a model that loads", field="model", value=self.model_folder)
+        word, _, path = self.model_folder.partition(":")
+        self.progress("reading the script", 0.4)
+        while word == "slow" and not Path(path).exists():
+            time.sleep(0.01)
         self.info = WorkerInfo(
             worker_id=self.worker_id,
             epoch=self.epoch,
