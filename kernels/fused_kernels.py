@@ -27,8 +27,12 @@ def normalize(
     SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     """ROWS rows a program. Row r of x is at (r // inner, r % inner); the results are dense."""
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
     inside = (rows < num_rows)[:, None] & (columns < SIZE)[None, :]
@@ -59,8 +63,12 @@ def gate(
     SIZE: tl.constexpr,
     GELU_TANH: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     """One program for BLOCK columns of a row."""
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < SIZE
@@ -197,11 +205,15 @@ def rotate_and_write(
     HALF_BLOCK: tl.constexpr,
     REST_BLOCK: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     """One program for HEADS heads of a row: first the queries' programs, then the keys', then the values'.
 
     Programs past the rows take the turned ones, each every so-many-th.
     """
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     q_parts: tl.constexpr = (NUM_HEADS + HEADS - 1) // HEADS

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from laban.kernels.launching import following
 from laban.kernels.rotary import turn
 
 Activation = Literal["silu", "gelu_tanh"]
@@ -94,6 +95,7 @@ def _normalize(
         x, residual, weight, normed, total,
         num_rows, inner, outer_stride, inner_stride, residual.stride(0) if residual is not None else 0, eps,
         UNIT_OFFSET=unit_offset, SIZE=size, ROWS=rows, BLOCK=block, num_warps=_num_warps(rows * block),
+        **following(x.device),
     )  # fmt: skip
 
 
@@ -110,6 +112,7 @@ def gated(gate_up: Tensor, activation: Activation) -> Tensor:
         kernels().gate[(num_rows, -(-size // block))](
             gate_up, out, gate_up.stride(0),
             SIZE=size, GELU_TANH=activation == "gelu_tanh", BLOCK=block, num_warps=_num_warps(block),
+            **following(out.device),
         )  # fmt: skip
     return out
 
@@ -197,7 +200,7 @@ def rotate_and_write(
     kernels().rotate_and_write[(num_rows + spare, q_parts + 2 * kv_parts)](
         q, k, v, cos, sin, k_pool, v_pool, slots, out, *turns, num_rows,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-        NUM_HEADS=num_heads, **blocks, num_warps=2,
+        NUM_HEADS=num_heads, **blocks, num_warps=2, **following(q.device),
     )  # fmt: skip
     return out
 

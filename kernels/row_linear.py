@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch.nn import functional
 
+from laban.kernels.launching import following
 from laban.kernels.merged_linear import ProductPart
 
 BLOCK_OUT, BLOCK_IN, NUM_WARPS = 8, 1024, 4
@@ -56,6 +57,7 @@ def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     _row_linear[(triton.cdiv(num_out, BLOCK_OUT),)](
         x, weight, weight if bias is None else bias, out, num_out,
         NUM_IN=num_in, HAS_BIAS=bias is not None, BLOCK_OUT=BLOCK_OUT, BLOCK_IN=BLOCK_IN, num_warps=NUM_WARPS,
+        **following(x.device),
     )  # fmt: skip
     return out
 
@@ -63,20 +65,24 @@ def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 @triton.jit  # type: ignore[untyped-decorator]
 def _row_linear(
     x: tl.tensor, weight: tl.tensor, bias: tl.tensor, out: tl.tensor, num_out: tl.tensor, NUM_IN: tl.constexpr,
-    HAS_BIAS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, EARLY: tl.constexpr,
 ) -> None:  # fmt: skip
     rows = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    columns = tl.arange(0, BLOCK_IN)
     there = rows < num_out
     starts = weight + rows.to(tl.int64)[:, None] * NUM_IN
-    acc = tl.zeros([BLOCK_OUT, BLOCK_IN], tl.float32)
-    for first in range(0, NUM_IN, BLOCK_IN):
+    # Weights are not read again before everything else of the iteration: keys and values may stay in the cache.
+    mask = there[:, None] & (columns < NUM_IN)[None, :]
+    part = tl.load(starts + columns[None, :], mask=mask, other=0.0, eviction_policy="evict_first")
+    if EARLY:  # the first weights are on their way by the time that there is something to multiply them with
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    acc = part.to(tl.float32) * tl.load(x + columns, mask=columns < NUM_IN, other=0.0).to(tl.float32)[None, :]
+    for first in range(BLOCK_IN, NUM_IN, BLOCK_IN):
         columns = first + tl.arange(0, BLOCK_IN)
-        inside = columns < NUM_IN
-        # Weights are not read again before everything else of the iteration: keys and values may stay in the cache.
-        part = tl.load(
-            starts + columns[None, :], mask=there[:, None] & inside[None, :], other=0.0, eviction_policy="evict_first"
-        )
-        acc += part.to(tl.float32) * tl.load(x + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
+        mask = there[:, None] & (columns < NUM_IN)[None, :]
+        part = tl.load(starts + columns[None, :], mask=mask, other=0.0, eviction_policy="evict_first")
+        acc += part.to(tl.float32) * tl.load(x + columns, mask=columns < NUM_IN, other=0.0).to(tl.float32)[None, :]
     total = tl.sum(acc, 1)
     if HAS_BIAS:
         total += tl.load(bias + rows, mask=there, other=0.0).to(tl.float32)

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from laban.kernels.launching import following
 from laban.kernels.view_plan import (
     CAUSAL,
     COUNT_BITS,
@@ -74,14 +75,14 @@ def attend_views(
         ITEM_INTS=ITEM_INTS, ROW_INTS=ROW_INTS, PIECE_INTS=PIECE_INTS, NUM_ITEMS=NUM_ITEMS,
         TURNED_AT=HEADER, CAUSAL=CAUSAL, PACKED=PACKED, PACKED_INTS=PACKED_INTS, COUNT_BITS=COUNT_BITS,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, **following(q.device),
     )  # fmt: skip
     few = num_tokens <= FEW_TOKENS
     _merge[(num_tokens, num_heads)](
         plan, scratch.out, scratch.lse, out,
         NUM_HEADS=num_heads, HEAD_DIM=head_dim, BLOCK_D=block_d,
         BLOCK_P=MERGE_BLOCK_FEW_TOKENS if few else MERGE_BLOCK, MERGE_AT=shape.merge_at,
-        num_warps=4 if few else 2,
+        num_warps=4 if few else 2, **following(q.device),
     )  # fmt: skip
 
 
@@ -98,8 +99,11 @@ def _attend(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr, ITEMS_AT: tl.constexpr, WINDOW: tl.constexpr,
     ITEM_INTS: tl.constexpr, ROW_INTS: tl.constexpr, PIECE_INTS: tl.constexpr, NUM_ITEMS: tl.constexpr,
     TURNED_AT: tl.constexpr, CAUSAL: tl.constexpr, PACKED: tl.constexpr, PACKED_INTS: tl.constexpr,
-    COUNT_BITS: tl.constexpr, PRECISION: tl.constexpr,
+    COUNT_BITS: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ) -> None:  # fmt: skip
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     num_work = tl.load(plan + NUM_ITEMS) * NUM_KV_HEADS
     m = tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
@@ -204,7 +208,11 @@ def _block(
 def _merge(
     plan: tl.tensor, partial: tl.tensor, lse: tl.tensor, out: tl.tensor, NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, MERGE_AT: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:  # fmt: skip
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     token, head = tl.program_id(0), tl.program_id(1)
     begin, end = tl.load(plan + MERGE_AT + token), tl.load(plan + MERGE_AT + token + 1)
     if end > begin:
