@@ -32,6 +32,7 @@ from laban.actors.engine.sharding import local_num_heads, local_num_kv_heads
 from laban.actors.errors import UnsupportedModel
 from laban.kernels.flash import FlashPlan, attend_flash
 from laban.kernels.flash_backends import pick_flash
+from laban.kernels.fused_layers import FusedStack
 from laban.kernels.fused_modules import install, skip_rotary
 from laban.kernels.fused_ops import (
     rotate_and_write,
@@ -185,6 +186,7 @@ class FusedRunner:
             raise UnsupportedModel(
                 f"{type(model).__name__} rotates its heads in a way that is not served", field="model"
             )
+        self.stack = FusedStack.of(model.base_model)
         self.flash = pick_flash(self.device, self.dtype, self.head_dim, attention)
         self.attention_backend = f"fused-triton+{self.flash.name}" if self.on_card else "fused-reference"
         self._flattener = Flattener(page_size)
@@ -308,8 +310,11 @@ class FusedRunner:
         fill = turn_table if self.on_card else turn_table_reference
         for kind, cos, sin in zip(self.kinds, self._cos, self._sin, strict=True):
             fill(positions, kind.inv_freq, kind.attention_scaling, cos[:size], sin[:size])
+        token_ids = self.inputs.token_ids(size, self._samples)
+        if self.stack is not None:
+            return self.stack.forward(token_ids, positions, laban_step=step)
         hidden: Tensor = self.model.base_model(
-            input_ids=self.inputs.token_ids(size, self._samples)[None],
+            input_ids=token_ids[None],
             position_ids=positions[None],
             use_cache=False,
             laban_step=step,

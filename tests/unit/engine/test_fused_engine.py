@@ -21,6 +21,7 @@ from engine_reference import KINDS
 
 from laban.actors.calls import CallFinished, Sampling
 from laban.actors.engine.flat_batch import Flattener
+from laban.actors.engine.fused_runner import FusedRunner
 from laban.kvstore.encodings import EMPTY_VIEW, EncodingSpec, View
 
 
@@ -53,6 +54,13 @@ def test_reordered_ranges_at_offsets(kind: str, chunk: int) -> None:
         result = driver.result(call)
         assert_same_encoding(driver, oracle, result.encoding, recorded)
         torch.testing.assert_close(logprobs(result), recorded.logits[1:21].log_softmax(-1), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_residual_additions_are_fused(kind: str) -> None:
+    runner = make_engine(kind, fused=True).runner
+    assert isinstance(runner, FusedRunner)
+    assert runner.stack is not None
 
 
 def play(driver: Driver, seed: int) -> list[object]:
