@@ -70,13 +70,13 @@ class Size:
         return {**LLAMA_8B, **TINY} if self.tiny else LLAMA_8B
 
 
-def random_model(size: Size, device: torch.device) -> PreTrainedModel:
-    """Of bfloat16 on a card, of float32 on a CPU."""
+def random_model(size: Size, device: torch.device, **changes: object) -> PreTrainedModel:
+    """Of bfloat16 on a card, of float32 on a CPU; `changes` are of its configuration."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16 if device.type == "cuda" else torch.float32)
     try:
         with device:
-            return LlamaForCausalLM(LlamaConfig(**size.model))
+            return LlamaForCausalLM(LlamaConfig(**{**size.model, **changes}))
     finally:
         torch.set_default_dtype(before)
 
