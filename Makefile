@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
-# A machine with a GPU: make setup CONSTRAINTS=/dev/null EXTRAS=server,dev,gpu TORCH=torch
+# A machine with a GPU: make setup CONSTRAINTS=/dev/null EXTRAS=server,dev,gpu TORCH=torch (a Hopper: hopper, not gpu)
 CONSTRAINTS ?= constraints-cpu.txt
 EXTRAS ?= server,dev
 TORCH ?= torch==2.13.0
