@@ -218,7 +218,8 @@ class Engine:
         sequence.close(tokens, make_spec(call.namespace, tokens, call.start, call.view, specs))
 
     def _publish_whole(self, sequences: list[Sequence]) -> None:
-        whole = [s for s in sequences if s.spec is not None and s.num_pending == 0 and not s.finished]
+        # Those aborted since they were launched are in nobody's hands any more.
+        whole = [s for s in sequences if s.spec is not None and s.num_pending == 0 and s in self.scheduler.sequences]
         if not whole:
             return
         for sequence in whole:
