@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
@@ -42,13 +43,16 @@ from laban.kernels.fused_ops import (
 )
 from laban.kernels.sampling import sample_rows
 from laban.kernels.view_attention import AttentionPlan
-from laban.kernels.view_plan import PlanFull, PlanShape
+from laban.kernels.view_plan import CHUNK_INTS, NUM_ROWS, READ_INTS, PlanFull, PlanShape
 from laban.kernels.view_reference import attend_views_reference
 from laban.kernels.view_tiles import Scratch, Tile, pick_tile
 
 ATTENTION = "laban_fused"
-SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""New tokens of the forwards that are captured."""
+SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 640, 768, 1024, 1280)
+"""New tokens of the forwards that are captured. In larger ones the host keeps ahead of the card."""
+
+MIXED_TOKENS = 512
+"""Of a forward that may be one of decodes; larger ones hold long prefills and take the tile of many rows."""
 
 MIN_FLASH_ROWS = 256
 """Of a prefill that a stock FlashAttention is given, in a forward too large to be captured."""
@@ -192,7 +196,7 @@ class FusedRunner:
         self._flattener = Flattener(page_size)
         self.inputs = Inputs(max(max_batch_tokens, SIZES[-1]), max_running, self.device)
         self._samples = torch.zeros(max_running, dtype=torch.int64, device=self.device)
-        self._told = [torch.zeros(2, max_running, dtype=torch.int64, pin_memory=self.on_card) for _ in range(2)]
+        self._told = [torch.zeros(2 * max_running, dtype=torch.int64, pin_memory=self.on_card) for _ in range(2)]
         self._turn = 0
         tokens = max(max_batch_tokens, SIZES[-1])
         self.tiles: tuple[Tile, Tile]
@@ -203,7 +207,7 @@ class FusedRunner:
         if self.on_card:
             self.scratch = Scratch.empty(choice.wide.max_partials, self.num_heads, self.head_dim, self.device)
             # Queries, and once more for every place that they are turned for.
-            rows = tokens + self._large_plans[0].choice.wide.max_turned
+            rows = tokens + max(plans[0].choice.wide.max_turned for plans in (self._plans, self._large_plans))
             self._queries = torch.empty(rows, self.num_heads, self.head_dim, dtype=self.dtype, device=self.device)
         half = [kind.inv_freq.shape[0] for kind in self.kinds]
         self._cos = [torch.zeros(tokens, h, device=self.device) for h in half]
@@ -226,7 +230,12 @@ class FusedRunner:
         tiles = pick_tile(1, self.head_dim, self.dtype), pick_tile(64, self.head_dim, self.dtype)
         shapes = [
             PlanShape(
-                tile.block_m // group, tile.block_n, self.num_kv_heads, num_processors * tile.programs_per_sm, page_size
+                tile.block_m // group,
+                tile.block_n,
+                self.num_kv_heads,
+                num_processors * tile.programs_per_sm,
+                page_size,
+                max_tokens=SIZES[-1],
             )
             for tile in tiles
         ]
@@ -255,7 +264,7 @@ class FusedRunner:
         if not self.on_card:
             return Launched(samples, logits)
         self._turn = 1 - self._turn
-        told = self._told[self._turn][:, :num_rows]
+        told = self._told[self._turn][: 2 * num_rows].view(2, num_rows)  # in one piece, or the copy would wait
         told.copy_(samples, non_blocking=True)
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record()
@@ -264,7 +273,7 @@ class FusedRunner:
     def _forward(self, batch: FlatBatch, chunks: Seq[Chunk]) -> Tensor:
         """The last layer's [padded size, hidden_size]."""
         size = next((size for size in SIZES if size >= batch.num_tokens), None)
-        if size is not None and self._make(self._plans, batch):
+        if size is not None and self._make(self._plans, batch, wide=True if size > MIXED_TOKENS else None):
             wide = self._plans[0].is_wide
             self._send(self._plans, batch, size)
             if (captured := self._graphs.get((size, wide))) is not None:
@@ -284,10 +293,10 @@ class FusedRunner:
                 raise BatchTooLarge(f"{len(plan.turned)} queries would be turned for what they read")
         return self._run(FlashStep(self, batch.num_tokens, tuple(FlashPlan.of(plan) for plan in made.plans)))
 
-    def _make(self, plans: tuple[PlanBuffers, ...], batch: FlatBatch) -> bool:
+    def _make(self, plans: tuple[PlanBuffers, ...], batch: FlatBatch, wide: bool | None = None) -> bool:
         """Plans `batch` for every kind of layer and one tile; False if it does not fit."""
         try:
-            plans[0].make(batch)
+            plans[0].make(batch, wide=wide)
             for others in plans[1:]:
                 others.make(batch, wide=plans[0].is_wide)
         except PlanFull:
@@ -335,10 +344,26 @@ class FusedRunner:
             return rotate_and_write(q, k, v, *tables, *pools, slots)
         return rotate_and_write(q, k, v, *tables, *pools, slots, plans.turned, self._queries)
 
+    def _warm_up(self) -> None:
+        """Compiles what the first calls would otherwise wait for: the planner, and the kernels of larger forwards."""
+        row = np.zeros((1, CHUNK_INTS), np.int64)
+        row[0, NUM_ROWS] = 1
+        nothing, one = np.zeros((0, READ_INTS), np.int64), np.zeros(1, np.int32)
+        batch = FlatBatch(one, one - 1, one, one - 1, [0], row, nothing, np.array([0, 1]), one, follows=False)
+        for plans in (self._plans, self._large_plans):
+            for again in (False, True):
+                self._make(plans, replace(batch, follows=again))
+            for wide in (False, True):
+                for kind_plans in plans:
+                    kind_plans.clear(wide=wide)
+                self.inputs.send(None, SIZES[-1])
+                self._run_fused(plans, SIZES[-1], wide)
+
     @torch.inference_mode()
     def capture(self, progress: Progress = _say_nothing) -> None:
         """Captures the forwards of all sizes, the largest first, so that the others fit into its memory."""
-        cases = [(size, wide) for size in reversed(SIZES) for wide in (True, False)]
+        cases = [(size, wide) for size in reversed(SIZES) for wide in (True, False) if wide or size <= MIXED_TOKENS]
+        self._warm_up()
         pool = None
         for number, (size, wide) in enumerate(cases):
             progress("capturing CUDA graphs", number / len(cases))
