@@ -52,7 +52,7 @@ class EngineSection(_Section):
     attention: Literal[
         "auto", "flash-attention-3", "flash-attention-2", "torch-varlen", "cudnn", "torch-cuda-flash", "reference"
     ] = Field(default="auto", description="of large prefills on a GPU; auto takes the best that works there")
-    cuda_graphs: bool = Field(default=True, description="capture a GPU's forwards of up to 512 new tokens at start")
+    cuda_graphs: bool = Field(default=True, description="capture a GPU's forwards of up to 1280 new tokens at start")
 
 
 class ServerSection(_Section):

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,11 +134,14 @@ def _start_services(config: LabanConfig, facts: ModelFacts, progress: Progress, 
     num_processes = config.workers * config.engine.shards
     # Ray counts CPUs in ten thousandths: rounded up, the shares would be more than there is.
     num_cpus = min(1.0, math.floor(10_000 * resources.get("CPU", 1.0) / num_processes) / 10_000)
+    engine_config = config.engine_config()
+    if 0 < num_gpus < 1:  # workers of one card share its memory
+        engine_config = replace(engine_config, memory_share=engine_config.memory_share * num_gpus)
     plans = [
         WorkerPlan(
             worker_id=f"worker-{number}",
             model_folder=str(facts.folder),
-            config=config.engine_config(),
+            config=engine_config,
             num_shards=config.engine.shards,
             num_cpus=num_cpus,
             num_gpus=num_gpus,

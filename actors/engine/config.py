@@ -26,7 +26,7 @@ class EngineConfig:
     num_threads: int | None = None  # CPU threads; None leaves torch's own choice
     memory_share: float = 0.9
     attention: str = "auto"  # the FlashAttention for large prefills on a GPU; auto takes the best that is installed
-    cuda_graphs: bool = True  # capture forwards of up to 512 new tokens at start
+    cuda_graphs: bool = True  # capture forwards of up to 1,280 new tokens at start
 
     @property
     def batch_tokens(self) -> int:

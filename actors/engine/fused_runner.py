@@ -1,7 +1,7 @@
 """The model on a card: small forwards are replayed CUDA graphs, attention is the fused kernel's, nothing waits.
 
 What changes from one iteration to the next lies in buffers at fixed addresses (token ids, positions, slots, plans),
-filled by one or two copies an iteration from pinned memory. A forward of up to 512 new tokens is captured once for
+filled by one or two copies an iteration from pinned memory. A forward of up to 1,280 new tokens is captured once for
 each size in a list, and smaller batches are padded to the next; larger ones run operation by operation, with a stock
 FlashAttention. Sampled tokens stay on the card for the next iteration, and come to the host while that runs.
 """

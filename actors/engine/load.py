@@ -168,8 +168,8 @@ def num_slots(model: PreTrainedModel, config: EngineConfig, forward_bytes: int =
     elif model.device.type == "cuda":
         torch.cuda.empty_cache()
         free_bytes, total_bytes = torch.cuda.mem_get_info(model.device)
-        kept_bytes = forward_bytes + GRAPH_BYTES + (1 - config.memory_share) * total_bytes
-        tokens = int(free_bytes - kept_bytes) // per_token
+        own_bytes = config.memory_share * total_bytes - torch.cuda.memory_allocated(model.device)
+        tokens = int(min(own_bytes, free_bytes) - forward_bytes - GRAPH_BYTES) // per_token
     else:
         tokens = CPU_POOL_BYTES // per_token
     pages = tokens // config.page_size
