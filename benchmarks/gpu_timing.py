@@ -24,7 +24,7 @@ def replayed_us(launches: Callable[[], object], device: torch.device, reps: int)
         return looped_us(launches, device, reps)
     torch.cuda.synchronize(device)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL watches its own from a thread
         launches()
     return looped_us(graph.replay, device, reps)
 
