@@ -150,8 +150,9 @@ def _attend(
                         seen = seen & (place[None, :] > position[:, None] - WINDOW)
                     slot = (page * PAGE + n % PAGE).to(tl.int64) * slot_stride
                     highest, total, acc = _block(
-                        queries, k_head, v_head, slot, in_piece, seen, d, in_head, highest, total, acc, scale, PRECISION
-                    )
+                        queries, k_head, v_head, slot, in_piece, seen, d, in_head, highest, total, acc, scale,
+                        PRECISION, ISOLATE=True,
+                    )  # fmt: skip
             else:
                 # The last key that a row sees, and for a window the first, as indices into the entry.
                 own = position
@@ -170,8 +171,9 @@ def _attend(
                         seen = seen & (n[None, :] > own[:, None] - WINDOW)
                     slot = (page * PAGE + n % PAGE).to(tl.int64) * slot_stride
                     highest, total, acc = _block(
-                        queries, k_head, v_head, slot, in_piece, seen, d, in_head, highest, total, acc, scale, PRECISION
-                    )
+                        queries, k_head, v_head, slot, in_piece, seen, d, in_head, highest, total, acc, scale,
+                        PRECISION, ISOLATE=False,
+                    )  # fmt: skip
         # A row that saw nothing has total 0: it weighs nothing.
         acc = acc / tl.where(total > 0, total, 1.0)[:, None]
         if first_partial < 0:
@@ -187,19 +189,28 @@ def _attend(
 def _block(
     queries: tl.tensor, k_head: tl.tensor, v_head: tl.tensor, slot: tl.tensor, in_piece: tl.tensor, seen: tl.tensor,
     d: tl.tensor, in_head: tl.tensor, highest: tl.tensor, total: tl.tensor, acc: tl.tensor, scale: tl.tensor,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, ISOLATE: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
-    """One block of keys into the running softmax; returns (highest, total, acc)."""
+    """One block of keys into the running softmax; returns (highest, total, acc).
+
+    ISOLATE keeps a value that is no finite number from rows that do not see it: no weight of 0 does.
+    """
     # Keys and values are loaded alike, so that both share their addresses.
     mask = in_piece[:, None] & in_head[None, :]
     k = tl.load(k_head + slot[:, None] + d[None, :], mask=mask, other=0.0)
-    scores = tl.dot(queries, tl.trans(k), input_precision=PRECISION)
-    scores = tl.where(seen, scores * scale, float("-inf"))
+    scores = tl.dot(queries, tl.trans(k), input_precision=PRECISION) * scale
+    if ISOLATE:
+        v = tl.load(v_head + slot[:, None] + d[None, :], mask=mask, other=0.0)
+        sound = tl.min(((v - v) == 0).to(tl.int32), 1) == 1
+        v = tl.where(sound[:, None], v, 0.0)
+        scores = tl.where(sound[None, :], scores, float("nan"))
+    scores = tl.where(seen, scores, float("-inf"))
     new_highest = tl.maximum(highest, tl.max(scores, 1))
     finite = tl.where(new_highest == float("-inf"), 0.0, new_highest)
     weights = tl.exp2(scores - finite[:, None])
     decay = tl.exp2(highest - finite)
-    v = tl.load(v_head + slot[:, None] + d[None, :], mask=mask, other=0.0)
+    if not ISOLATE:
+        v = tl.load(v_head + slot[:, None] + d[None, :], mask=mask, other=0.0)
     acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision=PRECISION)
     return new_highest, total * decay + tl.sum(weights, 1), acc
 

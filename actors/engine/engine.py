@@ -8,6 +8,7 @@ knowing them. Owned by one thread. Nothing here knows Ray, workflows or the netw
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -115,7 +116,10 @@ class Engine:
             if self.runner.group is not None:
                 raise  # the other shards may have come further, or less far: their worker ends
             log.exception("an iteration failed")
-            self._under_way = None
+            if self._under_way is not None:  # it reads from buffers that the next one is written to
+                with contextlib.suppress(Exception):
+                    self._under_way.launched.wait()
+                self._under_way = None
             message = f"the iteration failed: {type(error).__name__}: {error}"
             self._events += [CallFailed(i, "INTERNAL", message) for i in self.scheduler.abort_all()]
         events, self._events = self._events, []

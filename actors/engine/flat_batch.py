@@ -33,6 +33,7 @@ class FlatBatch:
     page_starts: Ints
     pages: Small
     follows: bool  # the same calls as in the batch before, a token each in both
+    number: int = 0  # which of its flattener's batches it is
 
     @property
     def num_tokens(self) -> int:
@@ -58,6 +59,7 @@ class Flattener:
         self._context: _Context | None = None
         self._ends: list[int] = []  # of the last batch's chunks, if each was one token
         self._reads_of: dict[Sequence, tuple[object, Ints]] = {}
+        self._num_made = 0
 
     def flatten(self, chunks: Seq[Chunk]) -> FlatBatch:
         """The batch of `chunks`, in order."""
@@ -66,6 +68,7 @@ class Flattener:
         single = all(chunk.count == 1 for chunk in chunks)
         follows = single and context is self._context and self._ends == [end - 1 for end in ends]
         self._context, self._ends = context, ends if single else []
+        self._num_made += 1
         num_read = len(context.entries)
         token_ids: list[int] = []
         sources: list[int] = []
@@ -101,6 +104,7 @@ class Flattener:
             page_starts,
             np.concatenate(pages),
             follows,
+            self._num_made,
         )
 
     def _context_of(self, chunks: Seq[Chunk]) -> _Context:

@@ -227,7 +227,9 @@ class FusedRunner:
         """The kernel's tiles, of few rows and of many, and the shapes of their plans."""
         group = self.num_heads // self.num_kv_heads
         num_processors = torch.cuda.get_device_properties(self.device).multi_processor_count if self.on_card else 1
-        tiles = pick_tile(1, self.head_dim, self.dtype), pick_tile(64, self.head_dim, self.dtype)
+        few, many = (pick_tile(rows, self.head_dim, self.dtype) for rows in (1, 64))
+        least = 1 << (group - 1).bit_length()  # one token's query heads of a key head
+        tiles = replace(few, block_m=max(few.block_m, least)), replace(many, block_m=max(many.block_m, least))
         shapes = [
             PlanShape(
                 tile.block_m // group,
@@ -352,7 +354,7 @@ class FusedRunner:
         batch = FlatBatch(one, one - 1, one, one - 1, [0], row, nothing, np.array([0, 1]), one, follows=False)
         for plans in (self._plans, self._large_plans):
             for again in (False, True):
-                self._make(plans, replace(batch, follows=again))
+                self._make(plans, replace(batch, follows=again, number=int(again)))
             for wide in (False, True):
                 for kind_plans in plans:
                     kind_plans.clear(wide=wide)

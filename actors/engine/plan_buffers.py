@@ -29,7 +29,8 @@ class TileChoice:
 
     def enlarged(self, max_tokens: int) -> TileChoice:
         """With room for batches that are not captured, of up to `max_tokens`."""
-        room = {"max_tokens": max_tokens, "max_turned": 2 * max_tokens, "max_items": 2 * max_tokens, "size": 1 << 20}
+        room = {"max_tokens": max_tokens, "max_turned": 4 * max_tokens, "max_items": 2 * max_tokens}
+        room["size"] = (1 << 20) + 32 * max_tokens
         return TileChoice(replace(self.narrow, **room), replace(self.wide, **room))
 
 
@@ -46,6 +47,7 @@ class PlanBuffers:
         self._staged = tuple(torch.zeros(shape.size, dtype=torch.int32, pin_memory=on_card) for _ in range(2))
         self._own = (np.zeros(shape.max_tokens, np.int64), np.zeros(shape.max_tokens, np.int64))
         self._turn = 0
+        self._made_for = -1  # the number of the batch whose whole plan is there
         self.is_wide = False
         self._on_card = on_card
         self.plan: Tensor = torch.zeros(shape.size, dtype=torch.int32, device=device) if on_card else self._staged[0]
@@ -70,8 +72,13 @@ class PlanBuffers:
         `wide` says for which tile; None takes the one that has less to do.
         """
         own = self._own[self.is_wide][: len(batch.chunks)]
-        if wide in (None, self.is_wide) and batch.follows and advance(self.shape, self.host, own):
-            return
+        follows = batch.follows and self._made_for == batch.number - 1
+        self._made_for = -1  # until it is made: half of one is no use to the next
+        if not (wide in (None, self.is_wide) and follows and advance(self.shape, self.host, own)):
+            self._build_best(batch, wide)
+        self._made_for = batch.number
+
+    def _build_best(self, batch: FlatBatch, wide: bool | None) -> None:
         if not wide:
             self._build(batch, wide=False)
         if wide or (wide is None and batch.num_tokens > self.choice.narrow.rows_per_tile):

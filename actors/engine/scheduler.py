@@ -19,6 +19,8 @@ from laban.actors.errors import Exhausted, InvalidInput, LabanError
 from laban.kvstore.encodings import EncodingSpec, Placement, flatten, make_spec
 from laban.kvstore.store import EncodingStore, Entry
 
+# As large as the last one that fitted, after one that did not.
+CAREFUL_ITERATIONS = 32
 # Room for text before a stop string inside a token, which is tokenized again.
 STOP_SLACK_TOKENS = 16
 
@@ -42,6 +44,7 @@ class Scheduler:
         self._producers: dict[Entry, Sequence] = {}
         self._waiting: dict[str, Waiting] = {}  # by call id, in the order they came
         self._batch_tokens = config.batch_tokens  # less for a while after an iteration that did not fit
+        self._num_careful = 0  # iterations until more is tried again
 
     @property
     def num_waiting(self) -> int:
@@ -184,7 +187,9 @@ class Scheduler:
         keys before any row of that layer attends.
         """
         budget = self._batch_tokens
-        self._batch_tokens = min(2 * budget, self.config.batch_tokens)
+        self._num_careful = max(0, self._num_careful - 1)
+        if not self._num_careful:
+            self._batch_tokens = min(2 * budget, self.config.batch_tokens)
         chunks: list[Chunk] = []
         completed: set[Sequence] = set()
         decoding = [s for s in self.sequences if s.decode is not None and s.decode.num_launched]
@@ -205,6 +210,7 @@ class Scheduler:
     def shrink(self, num_tokens: int) -> None:
         """The last iteration, of `num_tokens`, was too large for the device: the next one takes half of that."""
         self._batch_tokens = max(1, num_tokens // 2)
+        self._num_careful = CAREFUL_ITERATIONS
 
     def publish(self, sequence: Sequence) -> None:
         """The sequence is whole: its entry becomes an encoding that others may find."""

@@ -105,6 +105,7 @@ def local_num_kv_heads(model: PreTrainedModel) -> int:
 def _styles(model: PreTrainedModel) -> dict[str, str]:
     """The plan of the model without its head: names with wildcards, and how each is cut."""
     plan: dict[str, str] = dict(getattr(model.config, "base_model_tp_plan", None) or {})
+    plan = {name: style for name, style in plan.items() if style != "embedding_rowwise"}  # embeddings stay whole
     unknown = [style for style in plan.values() if style not in ("colwise", "rowwise") and style[:10] != "replicated"]
     if unknown or not plan:
         reason = f"asks for {unknown[0]}, which is not known here" if unknown else "is missing"

@@ -160,17 +160,14 @@ def test_launches_that_fail_are_tried_again(seed: int, after: bool, monkeypatch:
     assert failed > 3
 
 
-HALF_MADE = pytest.mark.xfail(strict=True, reason="the next iteration goes on from the half of a plan that was made")
-
-
 @pytest.mark.parametrize(
     "limits",
     [
         {},
         {"max_turned": 11},
         {"max_turned": 0},
-        pytest.param({"max_items": 3}, marks=HALF_MADE),
-        pytest.param({"max_partials": 3}, marks=HALF_MADE),
+        {"max_items": 3},
+        {"max_partials": 3},
     ],
 )
 def test_plans_that_do_not_fit_change_nothing(limits: dict[str, int]) -> None:
