@@ -75,7 +75,7 @@ def attend_views(
         ITEM_INTS=ITEM_INTS, ROW_INTS=ROW_INTS, PIECE_INTS=PIECE_INTS, NUM_ITEMS=NUM_ITEMS,
         TURNED_AT=HEADER, CAUSAL=CAUSAL, PACKED=PACKED, PACKED_INTS=PACKED_INTS, COUNT_BITS=COUNT_BITS,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=tile.num_warps, num_stages=tile.num_stages, **following(q.device),
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     few = num_tokens <= FEW_TOKENS
     _merge[(num_tokens, num_heads)](
@@ -99,11 +99,9 @@ def _attend(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr, ITEMS_AT: tl.constexpr, WINDOW: tl.constexpr,
     ITEM_INTS: tl.constexpr, ROW_INTS: tl.constexpr, PIECE_INTS: tl.constexpr, NUM_ITEMS: tl.constexpr,
     TURNED_AT: tl.constexpr, CAUSAL: tl.constexpr, PACKED: tl.constexpr, PACKED_INTS: tl.constexpr,
-    COUNT_BITS: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+    COUNT_BITS: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
-    if EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    # Not let in early, nor letting in: its programs fill the card, and waiting ones would take room from it.
     num_work = tl.load(plan + NUM_ITEMS) * NUM_KV_HEADS
     m = tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
