@@ -17,7 +17,7 @@ STAMP := .venv/.laban-set-up
 LINKS := build/links/laban
 FOLDERS := proto cluster actors kvstore kernels
 
-.PHONY: help setup demo test check unit lint types bench peer-vllm proto proto-check clean
+.PHONY: help setup demo test check unit lint types bench bench-gpu peer-vllm proto proto-check clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
@@ -63,6 +63,9 @@ unit: setup
 
 bench: setup  ## measure reuse against recomputing and prefix caching (ARGS= for options)
 	$(BIN)/python benchmarks/reuse.py $(ARGS)
+
+bench-gpu: setup  ## measure the engine on this machine's GPU (ARGS= for options)
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 peer-vllm:  ## install vLLM for CPUs into .venv-vllm, for `make bench ARGS="--peer vllm"`
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm

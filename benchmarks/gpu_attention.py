@@ -236,7 +236,8 @@ def measure_plan(size: Size, device: torch.device, seed: int) -> list[Row]:
         batch = batch_of(case, np.random.default_rng(seed + number))
         built.append(_host_ms(lambda batch=batch: plans.make(batch)))
         for _ in range(ADVANCES):
-            advanced.append(_host_ms(lambda batch=batch: plans.make(replace(batch, follows=True))))
+            batch = replace(batch, follows=True, number=batch.number + 1)
+            advanced.append(_host_ms(lambda batch=batch: plans.make(batch)))
     return [
         Row("plan.build_64x16", median(built[2:]), "ms", 0.5, "lower"),
         Row("plan.advance_64x16", median(advanced[2 * ADVANCES :]), "ms", better="lower"),

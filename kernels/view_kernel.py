@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from laban.kernels.launching import following
-from laban.kernels.view_plan import (
+from laban.kernels.plan_layout import (
     CAUSAL,
     COUNT_BITS,
     HEADER,
@@ -26,8 +26,8 @@ from laban.kernels.view_plan import (
     PACKED_INTS,
     PIECE_INTS,
     ROW_INTS,
-    PlanShape,
 )
+from laban.kernels.view_plan import PlanShape
 from laban.kernels.view_tiles import Scratch, Tile
 
 LOG2_E = 1.4426950408889634

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laban.kernels.rotary import turn, turn_tables
-from laban.kernels.view_plan import (
+from laban.kernels.plan_layout import (
     CAUSAL,
     COUNT_BITS,
     HEADER,
@@ -18,8 +17,9 @@ from laban.kernels.view_plan import (
     PIECE_INTS,
     ROW_INTS,
     Buffer,
-    PlanShape,
 )
+from laban.kernels.rotary import turn, turn_tables
+from laban.kernels.view_plan import PlanShape
 
 
 def attend_views_reference(

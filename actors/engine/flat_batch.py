@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laban.actors.engine.sequence import UNKNOWN, Chunk, Sequence
-from laban.kernels.view_plan import CHUNK_INTS, ENTRY, READ_INTS, READER
+from laban.kernels.plan_layout import CHUNK_INTS, ENTRY, READ_INTS, READER
 from laban.kvstore.store import Entry
 
 Ints = NDArray[np.int64]

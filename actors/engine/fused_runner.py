@@ -8,20 +8,18 @@ FlashAttention. Sampled tokens stay on the card for the next iteration, and come
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from laban.actors.calls import Sampling
 from laban.actors.engine.batch import build_batch
 from laban.actors.engine.flat_batch import FlatBatch, Flattener
+from laban.actors.engine.inputs import Inputs
 from laban.actors.engine.launched import BatchTooLarge, Launched
 from laban.actors.engine.layers import layer_kinds
 from laban.actors.engine.plan_buffers import PlanBuffers, TileChoice
@@ -30,8 +28,10 @@ from laban.actors.engine.sampler import sampling_params
 from laban.actors.engine.sequence import Chunk
 from laban.actors.engine.shard_group import ShardGroup
 from laban.actors.engine.sharding import local_num_heads, local_num_kv_heads
+from laban.actors.engine.steps import ATTENTION, FlashStep, FusedStep
 from laban.actors.errors import UnsupportedModel
-from laban.kernels.flash import FlashPlan, attend_flash
+from laban.actors.models import Progress, say_nothing
+from laban.kernels.flash import FlashPlan
 from laban.kernels.flash_backends import pick_flash
 from laban.kernels.fused_layers import FusedStack
 from laban.kernels.fused_modules import install, skip_rotary
@@ -41,13 +41,12 @@ from laban.kernels.fused_ops import (
     turn_table,
     turn_table_reference,
 )
+from laban.kernels.plan_layout import CHUNK_INTS, NUM_ROWS, READ_INTS
 from laban.kernels.sampling import sample_rows
 from laban.kernels.view_attention import AttentionPlan
-from laban.kernels.view_plan import CHUNK_INTS, NUM_ROWS, READ_INTS, PlanFull, PlanShape
-from laban.kernels.view_reference import attend_views_reference
+from laban.kernels.view_plan import PlanFull, PlanShape
 from laban.kernels.view_tiles import Scratch, Tile, pick_tile
 
-ATTENTION = "laban_fused"
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 640, 768, 1024, 1280)
 """New tokens of the forwards that are captured. In larger ones the host keeps ahead of the card."""
 
@@ -56,96 +55,6 @@ MIXED_TOKENS = 512
 
 MIN_FLASH_ROWS = 256
 """Of a prefill that a stock FlashAttention is given, in a forward too large to be captured."""
-
-Progress = Callable[[str, float], None]
-
-
-def _say_nothing(doing: str, share: float) -> None:
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class FusedStep:
-    """How the layers attend in a forward of `num_tokens` (padded) tokens: by the fused kernel's plans."""
-
-    runner: FusedRunner
-    num_tokens: int
-    plans: tuple[PlanBuffers, ...]  # of each kind of layer
-    wide: bool
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """q [num_tokens, num_heads, head_dim], k, v [num_tokens, num_kv_heads, head_dim], not rotated yet."""
-        runner = self.runner
-        plans = self.plans[runner.kind_of_layer[layer]]
-        pools = runner.k_pool[layer], runner.v_pool[layer]
-        rotated = runner.rotate(layer, q, k, v, self.num_tokens, plans)
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        if runner.scratch is None:
-            attend_views_reference(rotated, *pools, plans.host, plans.inv_freq, plans.shape, scale, out)
-        else:
-            from laban.kernels.view_kernel import attend_views
-
-            shape, tile = plans.choice.of(self.wide), runner.tiles[self.wide]
-            attend_views(rotated, self.num_tokens, *pools, plans.plan, runner.scratch, shape, tile, scale, out)
-        return out
-
-
-@dataclass(frozen=True, slots=True)
-class FlashStep:
-    """How the layers attend in a forward of long prefills alone: by a stock FlashAttention."""
-
-    runner: FusedRunner
-    num_tokens: int
-    plans: tuple[FlashPlan, ...]  # of each kind of layer
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """As FusedStep's."""
-        runner = self.runner
-        k_pool, v_pool = runner.k_pool[layer], runner.v_pool[layer]
-        q = runner.rotate(layer, q, k, v, self.num_tokens)
-        rotated = k_pool.index_select(0, runner.inputs.slots(self.num_tokens))
-        plan = self.plans[runner.kind_of_layer[layer]]
-        return attend_flash(runner.flash, q, rotated, v, k_pool, v_pool, plan, scale)
-
-
-class Inputs:
-    """The ints of an iteration on the device, at fixed addresses: token ids, sources, positions and slots."""
-
-    def __init__(self, max_tokens: int, max_rows: int, device: torch.device) -> None:
-        self._on_card = device.type == "cuda"
-        self._max_tokens = max_tokens
-        size = 4 * max_tokens + max_rows
-        self._staged = [torch.zeros(size, dtype=torch.int32, pin_memory=self._on_card) for _ in range(2)]
-        self._turn = 0
-        self._ints = torch.zeros(size, dtype=torch.int32, device=device)
-
-    def send(self, batch: FlatBatch | None, size: int, padding_slot: int = -1) -> None:
-        """Copies `batch` (None: nothing but padding), padded to `size` tokens; the host does not wait."""
-        self._turn = 1 - self._turn
-        staged = self._staged[self._turn].numpy()
-        num_rows = 0
-        rows = staged[: 4 * size].reshape(4, size)
-        rows[:] = [[0], [-1], [0], [padding_slot]]
-        if batch is not None:
-            rows[:, : batch.num_tokens] = batch.token_ids, batch.sources, batch.positions, batch.slots
-            num_rows = len(batch.logit_rows)
-            staged[4 * size : 4 * size + num_rows] = batch.logit_rows
-        used = 4 * size + num_rows
-        self._ints[:used].copy_(self._staged[self._turn][:used], non_blocking=True)
-
-    def token_ids(self, size: int, samples: Tensor) -> Tensor:
-        """[size] with the tokens sampled in the last iteration in their places."""
-        ids, sources = self._ints[:size], self._ints[size : 2 * size]
-        return torch.where(sources >= 0, samples.index_select(0, sources.clamp(min=0)), ids)
-
-    def positions(self, size: int) -> Tensor:
-        return self._ints[2 * size : 3 * size]
-
-    def slots(self, size: int) -> Tensor:
-        return self._ints[3 * size : 4 * size]
-
-    def logit_rows(self, size: int, num_rows: int) -> Tensor:
-        return self._ints[4 * size : 4 * size + num_rows]
 
 
 class FusedRunner:
@@ -362,7 +271,7 @@ class FusedRunner:
                 self._run_fused(plans, SIZES[-1], wide)
 
     @torch.inference_mode()
-    def capture(self, progress: Progress = _say_nothing) -> None:
+    def capture(self, progress: Progress = say_nothing) -> None:
         """Captures the forwards of all sizes, the largest first, so that the others fit into its memory."""
         cases = [(size, wide) for size in reversed(SIZES) for wide in (True, False) if wide or size <= MIXED_TOKENS]
         self._warm_up()
@@ -395,16 +304,3 @@ class FusedRunner:
         logits_of(self.model, hidden[: self._samples.shape[0]])
         torch.cuda.synchronize(self.device)
         return torch.cuda.max_memory_allocated(self.device) - before
-
-
-def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-    scaling: float, laban_step: FusedStep | FlashStep, **_: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """transformers' attention interface: query [1, heads, tokens, dim], key and value [1, kv_heads, tokens, dim]."""
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return laban_step.attend(module.layer_idx, q, k, v, scaling)[None], None  # type: ignore[arg-type]
-
-
-AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)

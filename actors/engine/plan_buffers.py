@@ -11,7 +11,8 @@ from torch import Tensor
 from laban.actors.engine.flat_batch import FlatBatch
 from laban.actors.engine.layers import LayerKind
 from laban.kernels.fused_ops import TurnedRows, turn_table, turn_table_reference
-from laban.kernels.view_plan import HEADER, NUM_TURNED, TOTAL_BLOCKS, USED, Buffer, PlanShape, advance, build_plan
+from laban.kernels.plan_layout import HEADER, NUM_TURNED, TOTAL_BLOCKS, USED, Buffer
+from laban.kernels.view_plan import PlanShape, advance, build_plan
 
 NARROW_SHARE = 1.25
 """A tile of few rows costs less; it may have so many times the blocks of keys of a tile of many and still be chosen."""

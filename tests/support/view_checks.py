@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from laban.kernels.plan_layout import NUM_TURNED
 from laban.kernels.rotary import turn, turn_tables
-from laban.kernels.view_plan import NUM_TURNED, PlanShape, build_plan
+from laban.kernels.view_plan import PlanShape, build_plan
 from laban.kernels.view_tiles import Scratch, Tile
 
 # Of the largest value of a result whose rounding to `dtype` is part of the error.

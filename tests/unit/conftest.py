@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
 from typing import NoReturn
 
@@ -22,3 +24,12 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a unit test called ray.init")
 
     monkeypatch.setattr(ray, "init", refuse)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says what stood in for a card, which no unit test needs."""
+    if importlib.util.find_spec("triton") is None:
+        terminalreporter.write_line("Triton kernels: not run, Triton is not installed; their references were")
+    else:
+        version = importlib.metadata.version("triton")
+        terminalreporter.write_line(f"Triton kernels: run in the interpreter of Triton {version}")

@@ -11,7 +11,8 @@ import pytest
 import torch
 from view_checks import Batch, assert_close, planned, random_batch, random_tensors, run_kernel
 
-from laban.kernels.view_plan import HEADER, ITEM_INTS, NUM_ITEMS, PIECE_INTS, PlanFull, PlanShape, advance, build_plan
+from laban.kernels.plan_layout import HEADER, ITEM_INTS, NUM_ITEMS, PIECE_INTS
+from laban.kernels.view_plan import PlanFull, PlanShape, advance, build_plan
 from laban.kernels.view_reference import attend_views_reference
 from laban.kernels.view_tiles import Tile
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from view_checks import Batch, Tensors, assert_close, planned, random_batch, random_tensors
 
-from laban.kernels.view_plan import ITEM_INTS, NUM_ITEMS, NUM_PARTIALS, PACKED, PlanFull, PlanShape, advance, build_plan
+from laban.kernels.plan_layout import ITEM_INTS, NUM_ITEMS, NUM_PARTIALS, PACKED
+from laban.kernels.view_plan import PlanFull, PlanShape, advance, build_plan
 from laban.kernels.view_reference import attend_views_reference
 
 SMALL = {"max_turned": 2048, "max_items": 512, "max_tokens": 256, "max_partials": 2048, "size": 1 << 16}

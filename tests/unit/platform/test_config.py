@@ -13,7 +13,7 @@ from laban.actors.errors import InvalidInput, NotFound
 from laban.cluster.config import EngineSection, LabanConfig, describe, resolve, variable_of
 from laban.cluster.launch import gpus_each
 from laban.kernels import flash_backends
-from laban.kernels.view_plan import COUNT_BITS
+from laban.kernels.plan_layout import COUNT_BITS
 
 
 def settle(tmp_path: Path, text: str = "", flags: dict[str, object] | None = None, **environment: str):  # type: ignore[no-untyped-def]
