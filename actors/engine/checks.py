@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from laban.actors.calls import Call
 from laban.actors.errors import InvalidInput, OutOfRange
 from laban.kvstore.encodings import dependencies
 
 
-def check_call(call: Call, max_context: int, vocab_size: int) -> None:
-    """Raises LabanError for a call that no worker could run."""
+def check_call(call: Call, max_context: int, vocab_size: int, known: Container[str] = ()) -> None:
+    """Raises LabanError for a call that no worker could run.
+
+    The tokens of encodings that are `known` were looked at when they came: a call reads thousands that it brings again.
+    """
     specs = {spec.encoding_id: spec for spec in call.specs}
     if not call.tokens:
         raise InvalidInput("must have at least one token", field="tokens")
@@ -31,7 +36,8 @@ def check_call(call: Call, max_context: int, vocab_size: int) -> None:
                 field=f"view[{i}].position",
                 value=placed.position,
             )
-    bad = [t for tokens in (call.tokens, *(s.tokens for s in call.specs)) for t in tokens if not 0 <= t < vocab_size]
+    unchecked = [call.tokens, *(spec.tokens for spec in call.specs if spec.encoding_id not in known)]
+    bad = [token for tokens in unchecked for token in tokens if not 0 <= token < vocab_size]
     if bad:
         raise InvalidInput(f"must be token ids below {vocab_size}", field="tokens", value=bad[0])
     sampling = call.sampling

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import OutOfMemoryError, Tensor
 from torch.cuda import Event
 
 from laban.actors.calls import TokenLogprob
@@ -32,4 +32,7 @@ class Launched:
 
     def logprobs(self, rows: Sequence[int], token_ids: Sequence[int], num_tops: Sequence[int]) -> list[TokenLogprob]:
         """Of the tokens chosen in `rows`. Waits for all that the device was given."""
-        return logprobs_of_rows(self._logits[list(rows)], token_ids, num_tops)
+        try:
+            return logprobs_of_rows(self._logits[list(rows)], token_ids, num_tops)
+        except OutOfMemoryError:  # slower, but not for a call to fail by
+            return logprobs_of_rows(self._logits.cpu()[list(rows)], token_ids, num_tops)

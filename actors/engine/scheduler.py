@@ -61,7 +61,7 @@ class Scheduler:
             raise InvalidInput("is in use by another call", field="call_id", value=call.call_id)
         if len(self._waiting) >= self.config.max_waiting:
             raise Exhausted(f"the worker's queue holds {self.config.max_waiting} calls already; try again later")
-        check_call(call, self.max_context, self.vocab_size)
+        check_call(call, self.max_context, self.vocab_size, known=self.store)
         specs = {spec.encoding_id: spec for spec in call.specs}
         view = {p.encoding_id for p in flatten(call.view, specs)}
         self._check_size(sum(self.store.pages_for(specs[i].num_tokens) for i in view) + self._own_pages(call))

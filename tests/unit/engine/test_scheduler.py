@@ -9,7 +9,9 @@ from engine_harness import Driver, force, make_engine
 from engine_reference import MAX_CONTEXT
 
 from laban.actors.calls import Call, CallFailed, CallTokens, Sampling
-from laban.kvstore.encodings import EMPTY_VIEW, Placement, View
+from laban.actors.engine.checks import check_call
+from laban.actors.errors import InvalidInput
+from laban.kvstore.encodings import EMPTY_VIEW, EncodingSpec, Placement, View
 
 DECODE = Call("c", "test", EMPTY_VIEW, 0, (1, 2), (), Sampling(max_tokens=4))
 
@@ -120,3 +122,17 @@ def test_reports_are_numbered_and_tell_what_the_store_gained_and_lost() -> None:
     assert gained[1] == 40
     assert second.delta.removed == (gained[0],)
     assert second.load.num_free_pages == 1
+
+
+def test_tokens_of_encodings_that_are_there_are_not_looked_at_again() -> None:
+    driver = Driver(make_engine())
+    first = driver.prefill([1, 2, 3])
+    damaged = replace(first, tokens=(1, 2, 999))
+    check_call(call_over(driver, damaged), 512, 128, known=driver.engine.store)
+    driver.engine.store.evict_all()
+    with pytest.raises(InvalidInput, match="below 128"):
+        check_call(call_over(driver, damaged), 512, 128, known=driver.engine.store)
+
+
+def call_over(driver: Driver, spec: EncodingSpec) -> Call:
+    return Call("a", "test", driver.chain(spec), spec.stop, (5,), (spec,), Sampling(max_tokens=1))
