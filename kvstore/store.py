@@ -75,7 +75,7 @@ class EncodingStore:
         self._added: dict[EncodingId, int] = {}
         self._removed: dict[EncodingId, None] = {}
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: object) -> bool:
         return key in self._entries
 
     def __len__(self) -> int:
