@@ -19,6 +19,7 @@ from gpu_timing import looped_us, replayed_us
 from report import Row
 from torch import Tensor
 
+from laban.actors.engine.fused_runner import SIZES
 from laban.actors.engine.layers import LayerKind
 from laban.actors.engine.plan_buffers import PlanBuffers, TileChoice
 from laban.kernels.flash_backends import FlashBackend, cumulated
@@ -40,7 +41,7 @@ def tile_choice(heads: Heads, dtype: torch.dtype, num_processors: int, *, ungrou
     for num_rows in (1, 64):
         tile = pick_tile(num_rows, heads.dim, dtype)
         rows, programs = tile.block_m // (heads.num // heads.num_kv), num_processors * tile.programs_per_sm
-        shape = PlanShape(rows, tile.block_n, heads.num_kv, programs, PAGE)
+        shape = PlanShape(rows, tile.block_n, heads.num_kv, programs, PAGE, max_tokens=SIZES[-1])
         shapes.append(replace(shape, min_shared_tokens=NEVER) if ungrouped else shape)
     return TileChoice(*shapes)
 
