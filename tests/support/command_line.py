@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -35,6 +36,8 @@ class Cli:
             text=True,
             cwd=self.folder,
             env={**plain, MARK: self.mark},
+            # A shell's background jobs ignore interrupts, and so would what the tests start there.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def __call__(self, *arguments: str, timeout_s: float = STARTING_S) -> subprocess.CompletedProcess[str]:
