@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from laban.kvstore.encodings import EncodingId, EncodingSpec, View
+from laban.kvstore.uses import Use
 
 FinishReason = Literal["stop", "length", "forced", "prefill"]
 
@@ -39,12 +40,24 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """Another worker that holds an encoding, in one life of it, and how long its transfer is expected to take."""
+
+    encoding_id: EncodingId
+    worker_id: str
+    epoch: str
+    transfer_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One prefill (`sampling` None: encode `tokens`) or decode (`tokens` is the header) of a message whose
     first token is at `start` under `view`.
 
     `specs` holds every spec needed to compute the view again, each after what it depends on. A decode is
     closed with `terminator`, however it ended; a stop token that the model itself chose is left out before it.
+    `rank` is its workflow's place in the order of admission: when memory is short the lowest goes first. `sources`
+    say where else encodings that the worker lacks can be fetched from.
     """
 
     call_id: str
@@ -55,6 +68,8 @@ class Call:
     specs: tuple[EncodingSpec, ...]
     sampling: Sampling | None = None
     terminator: tuple[int, ...] = ()
+    rank: int = 0
+    sources: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +131,33 @@ CallEvent = CallStarted | CallTokens | CallFinished | CallFailed
 
 
 @dataclass(frozen=True, slots=True)
+class Prefetch:
+    """An encoding to have on the device before it is asked for: from a lower tier, from `sources`, or by computing it.
+
+    `specs` holds it, last, and all that it depends on. It is given up when no `Use` of it is left.
+    """
+
+    encoding_id: EncodingId
+    specs: tuple[EncodingSpec, ...]
+    sources: tuple[Source, ...] = ()
+    compute: bool = True  # encode it if it is nowhere to be had
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What is to come, as far as the control plane sees. Never needed for a right result.
+
+    `uses` replaces what was known of each encoding's next use (None: nobody will read it); others stay as they were.
+    `pins` keeps encodings from eviction for so many seconds while there is any other way; 0 lets go.
+    """
+
+    uses: tuple[tuple[EncodingId, Use | None], ...] = ()
+    prefetches: tuple[Prefetch, ...] = ()
+    cancelled: tuple[EncodingId, ...] = ()  # prefetches not wanted any more
+    pins: tuple[tuple[EncodingId, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class StoreDelta:
     added: tuple[tuple[EncodingId, int], ...] = ()  # (id, num_tokens)
     removed: tuple[EncodingId, ...] = ()
@@ -129,6 +171,40 @@ class WorkerLoad:
     num_free_pages: int = 0
     num_pages: int = 0
     num_encodings: int = 0
+    host_bytes_used: int = 0
+    disk_bytes_used: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRates:
+    """How fast a worker is, measured as it goes; 0 for what it has not done yet."""
+
+    encode_tokens_per_s: float = 0.0
+    iteration_s: float = 0.0  # of one that only decodes
+    host_bytes_per_s: float = 0.0  # from host memory to the device
+    disk_bytes_per_s: float = 0.0  # from disk to host memory
+    peer_bytes_per_s: float = 0.0  # from another worker to host memory
+
+
+@dataclass(frozen=True, slots=True)
+class CacheCounters:
+    """What the cache did since the worker's start."""
+
+    tokens_hit_device: int = 0  # read by calls and there when they were admitted
+    tokens_loaded_host: int = 0
+    tokens_loaded_disk: int = 0
+    tokens_loaded_peer: int = 0
+    tokens_encoded_again: int = 0  # had been here, or elsewhere, and were not to be had
+    bytes_saved_host: int = 0
+    bytes_saved_disk: int = 0
+    num_evicted_device: int = 0
+    num_evicted_host: int = 0
+    num_evicted_disk: int = 0
+    prefetches_useful: int = 0  # there when they were asked for
+    prefetches_late: int = 0  # asked for while on their way
+    prefetches_wasted: int = 0  # gone, or cancelled, without having been read
+    preemptions: int = 0
+    wait_load_s: float = 0.0  # that calls waited for loads alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +217,8 @@ class WorkerReport:
     events: tuple[CallEvent, ...] = ()
     delta: StoreDelta = field(default_factory=StoreDelta)
     load: WorkerLoad = field(default_factory=WorkerLoad)
+    rates: WorkerRates = field(default_factory=WorkerRates)
+    cache: CacheCounters = field(default_factory=CacheCounters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +238,8 @@ class WorkerInfo:
     dtype: str
     device: str
     num_shards: int = 1  # processes, each with a device of its own
+    host_bytes: int = 0  # budgets of the lower tiers
+    disk_bytes: int = 0
 
     @property
     def pool_tokens(self) -> int:

@@ -55,6 +55,35 @@ class EngineSection(_Section):
     cuda_graphs: bool = Field(default=True, description="capture a GPU's forwards of up to 1280 new tokens at start")
 
 
+class CacheSection(_Section):
+    """The KV cache of each worker below its device, and what goes first."""
+
+    host_bytes: int | None = Field(
+        default=None, ge=0, description="host memory a worker; null: 256 MiB on a CPU, with a GPU its part of a quarter"
+    )
+    disk_folder: str | None = Field(default=None, description="where a worker keeps encodings on disk; null: nowhere")
+    disk_bytes: int = Field(default=16 << 30, gt=0, description="of that folder, for each worker")
+    eviction: str = Field(default="cost", description="cost, steps, lru, or a policy of your own as package.module:Class")
+    tenant_share: float = Field(default=1.0, gt=0, le=1, description="of each tier, for one tenant's encodings at most")
+    link_bytes_per_s: float | None = Field(
+        default=None, gt=0, description="limit of copies between host and device; null: as fast as it goes"
+    )
+
+
+class RoutingSection(_Section):
+    """Where calls go, and what is brought there before they come."""
+
+    policy: str = Field(
+        default="cost",
+        description="cost, prefix_affinity, least_loaded, round_robin, or one of your own as package.module:Class",
+    )
+    prefetch: bool = Field(default=True, description="bring or encode what the next steps will read")
+    admission: bool = Field(default=True, description="hold whole workflows back while memory is short")
+    replicate: bool = Field(default=True, description="copy messages that many calls read to other workers")
+    directory_shards: int = Field(default=1, gt=0, le=256, description="processes that keep the directory")
+    record: str | None = Field(default=None, description="file that every call is recorded to, as JSON lines")
+
+
 class ServerSection(_Section):
     """The gRPC gateway."""
 
@@ -89,13 +118,19 @@ class LabanConfig(_Section):
     model: str | None = Field(default=None, description="folder of the model; null: SmolLM2-135M-Instruct")
     workers: int = Field(default=1, gt=0, le=1024, description="model replicas")
     engine: EngineSection = Field(default=EngineSection(), description="the engine inside each worker")
+    cache: CacheSection = Field(
+        default=CacheSection(), description="the KV cache of each worker below its device, and what goes first"
+    )
+    routing: RoutingSection = Field(
+        default=RoutingSection(), description="where calls go, and what is brought there before they come"
+    )
     server: ServerSection = Field(default=ServerSection(), description="the gRPC gateway")
     limits: LimitsSection = Field(default=LimitsSection(), description="how much is kept and allowed")
     ray: RaySection = Field(default=RaySection(), description="the Ray cluster underneath")
 
     def engine_config(self) -> EngineConfig:
         """The engine's own, with the cores of this machine shared out among the workers and their shards."""
-        values = self.engine.model_dump(exclude={"shards"})
+        values = self.engine.model_dump(exclude={"shards"}) | self.cache.model_dump()
         if values["num_threads"] is None:
             values["num_threads"] = max(1, _num_cores() // (self.workers * self.engine.shards))
         return EngineConfig(**values)

@@ -27,6 +27,12 @@ class EngineConfig:
     memory_share: float = 0.9
     attention: str = "auto"  # the FlashAttention for large prefills on a GPU; auto takes the best that is installed
     cuda_graphs: bool = True  # capture forwards of up to 1,280 new tokens at start
+    host_bytes: int | None = None  # of host memory for encodings; None takes 256 MiB on a CPU, with a GPU a quarter
+    disk_folder: str | None = None  # where encodings are kept on disk; None keeps none
+    disk_bytes: int = 16 << 30
+    eviction: str = "cost"  # a policy's name, or package.module:Class
+    tenant_share: float = 1.0  # of each tier, for one tenant's encodings at most
+    link_bytes_per_s: float | None = None  # limit of copies between host and device, to try slower links
 
     @property
     def batch_tokens(self) -> int:
