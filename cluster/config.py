@@ -63,7 +63,7 @@ class CacheSection(_Section):
     )
     disk_folder: str | None = Field(default=None, description="where a worker keeps encodings on disk; null: nowhere")
     disk_bytes: int = Field(default=16 << 30, gt=0, description="of that folder, for each worker")
-    eviction: str = Field(default="cost", description="cost, steps, lru, or a policy of your own as package.module:Class")
+    eviction: str = Field(default="cost", description="cost, steps, lru, or one of your own as package.module:Class")
     tenant_share: float = Field(default=1.0, gt=0, le=1, description="of each tier, for one tenant's encodings at most")
     link_bytes_per_s: float | None = Field(
         default=None, gt=0, description="limit of copies between host and device; null: as fast as it goes"
