@@ -12,7 +12,7 @@ from engine_harness import (
     byte_backend,
     make_engine,
 )
-from engine_reference import KINDS, random_model
+from engine_reference import DRAWN_KINDS, KINDS, random_model
 
 from laban.actors.calls import Sampling
 from laban.actors.engine.config import EngineConfig
@@ -22,7 +22,7 @@ from laban.kvstore.encodings import EMPTY_VIEW
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *DRAWN_KINDS])
 @pytest.mark.parametrize(("chunk", "fused"), [(13, False), (512, False), (13, True), (512, True)])
 def test_reordered_ranges_at_offsets(kind: str, chunk: int, fused: bool) -> None:
     engine = make_engine(kind, device="cuda", fused=fused, max_batch_tokens=chunk)
