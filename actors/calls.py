@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from laban.kvstore.encodings import EncodingId, EncodingSpec, View
+from laban.kvstore.placements import PlacementChange
 from laban.kvstore.uses import Use
 
 FinishReason = Literal["stop", "length", "forced", "prefill"]
@@ -86,6 +87,7 @@ class CallStarted:
     call_id: str
     tokens_read: int
     tokens_reused: int
+    tokens_loaded: int = 0  # of those reused, what had to be brought: from host memory, disk or another worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ class CallFinished:
     wall_ms: float
     logprobs: tuple[TokenLogprob, ...] = ()
     tokens_generated: int = 0  # every token sampled, kept or cut off
+    tokens_loaded: int = 0  # of those reused, what had to be brought: from host memory, disk or another worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +158,6 @@ class Advice:
     prefetches: tuple[Prefetch, ...] = ()
     cancelled: tuple[EncodingId, ...] = ()  # prefetches not wanted any more
     pins: tuple[tuple[EncodingId, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class StoreDelta:
-    added: tuple[tuple[EncodingId, int], ...] = ()  # (id, num_tokens)
-    removed: tuple[EncodingId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +212,7 @@ class WorkerReport:
     epoch: str
     sequence: int
     events: tuple[CallEvent, ...] = ()
-    delta: StoreDelta = field(default_factory=StoreDelta)
+    changes: tuple[PlacementChange, ...] = ()
     load: WorkerLoad = field(default_factory=WorkerLoad)
     rates: WorkerRates = field(default_factory=WorkerRates)
     cache: CacheCounters = field(default_factory=CacheCounters)

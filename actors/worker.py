@@ -24,9 +24,9 @@ from laban.actors.calls import (
     WorkerLoad,
     WorkerReport,
 )
-from laban.actors.directory import MergedDelta
 from laban.kvstore.directory import Holdings
 from laban.kvstore.encodings import EncodingId
+from laban.kvstore.placements import MergedChanges, PlacementState, Tier
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Outbox:
         self._changed = threading.Condition()
         self._events: list[CallEvent] = []
         self._tokens_at: dict[str, int] = {}  # call id -> index in _events of its last event, if that is tokens
-        self._delta = MergedDelta()
+        self._changes = MergedChanges()
         self._load = WorkerLoad()
         self._pending = False
         self._sequence = 0
@@ -68,7 +68,7 @@ class Outbox:
         with self._changed:
             for event in report.events:
                 self._put_event(event)
-            self._delta.add(report.delta)
+            self._changes.add(report.changes)
             self._load = report.load
             self._pending = True
             self._changed.notify_all()
@@ -137,14 +137,17 @@ class Outbox:
 
     def _take(self) -> WorkerReport:
         self._sequence += 1
-        delta = self._delta.take()
-        for encoding_id in delta.removed:
-            self._held.pop(encoding_id, None)
-        self._held.update(delta.added)
+        changes = self._changes.take()
+        for change in changes:
+            if change.tier is Tier.DEVICE:
+                if change.state is PlacementState.READY:
+                    self._held[change.encoding_id] = change.num_tokens
+                else:
+                    self._held.pop(change.encoding_id, None)
         events = tuple(self._events)
         self._events, self._tokens_at = [], {}
         self._pending = False
-        return WorkerReport(self._info.worker_id, self._info.epoch, self._sequence, events, delta, self._load)
+        return WorkerReport(self._info.worker_id, self._info.epoch, self._sequence, events, changes, self._load)
 
 
 class WorkerLoop:

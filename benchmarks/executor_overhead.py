@@ -17,7 +17,7 @@ from statistics import median
 
 from report import Clock, Row, add_arguments, finish, new_report
 
-from laban.actors.calls import Call, CallEvent, CallFinished, CallStarted, StoreDelta, WorkerInfo, WorkerReport
+from laban.actors.calls import Call, CallEvent, CallFinished, CallStarted, WorkerInfo, WorkerReport
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.executor import Executor
 from laban.cluster.workflow.parse import parse_dict
@@ -25,6 +25,7 @@ from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.schema import Workflow
 from laban.kvstore.directory import Holdings
 from laban.kvstore.encodings import make_spec
+from laban.kvstore.placements import PlacementChange, PlacementState, Tier
 
 PER_STEP_MS = 2.0
 LINEAR = 1.3
@@ -78,10 +79,12 @@ class InstantWorker:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            events, added = tuple(self._events), tuple(self._added)
+            events = tuple(self._events)
+            ready = PlacementState.READY
+            changes = tuple(PlacementChange(i, Tier.DEVICE, ready, n) for i, n in self._added)
             self._events, self._added = [], []
             self._sequence += 1
-            yield WorkerReport(INFO.worker_id, INFO.epoch, self._sequence, events, StoreDelta(added))
+            yield WorkerReport(INFO.worker_id, INFO.epoch, self._sequence, events, changes)
 
     async def snapshot(self) -> Holdings:
         return Holdings(INFO.worker_id, INFO.epoch, self._sequence, ())

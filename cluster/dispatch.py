@@ -183,13 +183,13 @@ class Dispatcher:
             port = await self._restart(worker_id)
 
     def _take(self, port: WorkerPort, report: WorkerReport) -> None:
-        worker_id, delta = port.info.worker_id, report.delta
+        worker_id = port.info.worker_id
         slot = self._slots[worker_id]
         slot.load = report.load
-        if not self.directory.apply(worker_id, report.epoch, report.sequence, delta.added, delta.removed):
+        if not self.directory.apply(worker_id, report.epoch, report.sequence, report.changes):
             self._spawn(self._resync(port), f"snapshot of {worker_id}")
         if self._mirror is not None:
-            self._mirror.record(worker_id, delta)
+            self._mirror.record(worker_id, report.changes)
         for event in report.events:
             ticket = slot.tickets.get(event.call_id)
             if ticket is None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from laban.kvstore.encodings import EncodingId
+from laban.kvstore.placements import PlacementChange, PlacementState, Tier
 
 MAX_RETIRED = 16
 """Former epochs remembered for each worker, so that late news of them is recognised."""
@@ -52,8 +53,7 @@ class Directory:
         worker_id: str,
         epoch: str,
         sequence: int,
-        added: Iterable[tuple[EncodingId, int]],
-        removed: Iterable[EncodingId],
+        changes: Iterable[PlacementChange],
     ) -> bool:
         """Take one change. False if it does not follow the last one taken: `replace` must come next.
 
@@ -69,9 +69,12 @@ class Directory:
         if sequence != worker.sequence + 1:
             return False
         worker.sequence = sequence
-        for encoding_id in removed:
-            worker.entries.pop(encoding_id, None)
-        worker.entries.update(added)
+        for change in changes:
+            if change.tier is Tier.DEVICE:
+                if change.state is PlacementState.READY:
+                    worker.entries[change.encoding_id] = change.num_tokens
+                else:
+                    worker.entries.pop(change.encoding_id, None)
         return True
 
     def replace(self, holdings: Holdings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -30,6 +31,28 @@ class PlacementChange(NamedTuple):
     tier: Tier
     state: PlacementState
     num_tokens: int
+
+
+class MergedChanges:
+    """Changes added up: the last one of each encoding and tier."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[EncodingId, Tier], PlacementChange] = {}
+
+    def add(self, changes: Iterable[PlacementChange]) -> None:
+        for change in changes:
+            key = change[:2]
+            self._last.pop(key, None)  # so that they leave in the order in which they came
+            self._last[key] = change
+
+    def take(self) -> tuple[PlacementChange, ...]:
+        """The sum so far; the next one begins with nothing."""
+        changes = tuple(self._last.values())
+        self._last = {}
+        return changes
+
+    def __bool__(self) -> bool:
+        return bool(self._last)
 
 
 TIER_NAMES = {Tier.DEVICE: "device", Tier.HOST: "host", Tier.DISK: "disk"}

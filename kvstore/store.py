@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from laban.kvstore.encodings import EncodingId
 from laban.kvstore.pages import PageAllocator
+from laban.kvstore.placements import MergedChanges, PlacementChange, PlacementState, Tier
 
 _serials = count()
 
@@ -72,8 +73,7 @@ class EncodingStore:
         self.allocator = PageAllocator(num_pages)
         self._entries: dict[str, Entry] = {}
         self._clock = 0
-        self._added: dict[EncodingId, int] = {}
-        self._removed: dict[EncodingId, None] = {}
+        self._changes = MergedChanges()
 
     def __contains__(self, key: object) -> bool:
         return key in self._entries
@@ -143,8 +143,7 @@ class EncodingStore:
             self._entries[existing.key] = existing
         self._entries[key] = entry
         self._touch(entry)
-        self._removed.pop(key, None)
-        self._added[key] = num_tokens
+        self._changes.add([PlacementChange(key, Tier.DEVICE, PlacementState.READY, num_tokens)])
         return entry
 
     def discard(self, entry: Entry) -> None:
@@ -153,11 +152,9 @@ class EncodingStore:
             raise ValueError(f"encoding {entry.key} has {entry.pins} readers")
         self._drop(entry)
 
-    def take_delta(self) -> tuple[Sequence[tuple[EncodingId, int]], Sequence[EncodingId]]:
-        """(added, removed) since the last call."""
-        delta = (tuple(self._added.items()), tuple(self._removed))
-        self._added, self._removed = {}, {}
-        return delta
+    def take_changes(self) -> tuple[PlacementChange, ...]:
+        """What became ready and what went since the last call."""
+        return self._changes.take()
 
     def evict_all(self) -> None:
         """Evicts everything that nobody is reading."""
@@ -175,8 +172,7 @@ class EncodingStore:
         del self._entries[entry.key]
         self.allocator.free(entry.pages)
         if entry.ready:
-            self._added.pop(entry.key, None)
-            self._removed[entry.key] = None
+            self._changes.add([PlacementChange(entry.key, Tier.DEVICE, PlacementState.GONE, 0)])
 
     def _touch(self, entry: Entry) -> None:
         self._clock += 1

@@ -24,7 +24,6 @@ from laban.actors.calls import (
     CallFailed,
     CallFinished,
     CallStarted,
-    StoreDelta,
     TokenLogprob,
     WorkerInfo,
     WorkerLoad,
@@ -123,10 +122,11 @@ class Engine:
             message = f"the iteration failed: {type(error).__name__}: {error}"
             self._events += [CallFailed(i, "INTERNAL", message) for i in self.scheduler.abort_all()]
         events, self._events = self._events, []
-        added, removed = self.store.take_delta()
         self._num_reports += 1
-        delta = StoreDelta(tuple(added), tuple(removed))
-        return WorkerReport(self.info.worker_id, self.info.epoch, self._num_reports, tuple(events), delta, self._load())
+        changes = self.store.take_changes()
+        return WorkerReport(
+            self.info.worker_id, self.info.epoch, self._num_reports, tuple(events), changes, self._load()
+        )
 
     def _iterate(self) -> None:
         for admitted in self.scheduler.admit(self._make_decode):

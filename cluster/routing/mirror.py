@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from laban.actors.calls import StoreDelta
-from laban.actors.directory import DirectoryUpdate, MergedDelta
+from laban.actors.directory import DirectoryUpdate
 from laban.actors.ports import DirectoryPort
 from laban.kvstore.directory import Directory, Holdings
+from laban.kvstore.placements import MergedChanges, PlacementChange
 
 logger = logging.getLogger(__name__)
 
@@ -29,27 +29,27 @@ class DirectoryMirror:
         self._retry_s = retry_s
         self._epochs: dict[str, str] = {}
         self._sequences: dict[str, int] = {}
-        self._deltas: dict[str, MergedDelta] = {}
+        self._changes: dict[str, MergedChanges] = {}
         self._dropped: list[tuple[str, str]] = []
         self._changed = asyncio.Event()
 
     def begin(self, worker_id: str, epoch: str) -> None:
         self._epochs[worker_id] = epoch
         self._sequences[worker_id] = 0
-        self._deltas[worker_id] = MergedDelta()
+        self._changes[worker_id] = MergedChanges()
         # An empty change makes a gap, which brings the new epoch there.
         self._changed.set()
 
-    def record(self, worker_id: str, delta: StoreDelta) -> None:
-        if delta.added or delta.removed:
-            self._deltas[worker_id].add(delta)
+    def record(self, worker_id: str, changes: Sequence[PlacementChange]) -> None:
+        if changes:
+            self._changes[worker_id].add(changes)
             self._changed.set()
 
     def drop(self, worker_id: str) -> None:
         epoch = self._epochs.pop(worker_id, None)
         if epoch is not None:
             self._dropped.append((worker_id, epoch))
-            del self._deltas[worker_id], self._sequences[worker_id]
+            del self._changes[worker_id], self._sequences[worker_id]
             self._changed.set()
 
     async def run(self) -> None:
@@ -70,10 +70,10 @@ class DirectoryMirror:
             await self._port.drop(*self._dropped[0])
             self._dropped.pop(0)
         updates = []
-        for worker_id, delta in self._deltas.items():
+        for worker_id, changes in self._changes.items():
             self._sequences[worker_id] += 1
             updates.append(
-                DirectoryUpdate(worker_id, self._epochs[worker_id], self._sequences[worker_id], delta.take())
+                DirectoryUpdate(worker_id, self._epochs[worker_id], self._sequences[worker_id], changes.take())
             )
         # Taken and then lost on the way is a gap, and mended like one.
         epochs = dict(self._epochs)

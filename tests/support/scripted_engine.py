@@ -27,7 +27,6 @@ from laban.actors.calls import (
     CallTokens,
     FinishReason,
     Sampling,
-    StoreDelta,
     TokenLogprob,
     WorkerInfo,
     WorkerLoad,
@@ -38,6 +37,7 @@ from laban.actors.ports import WorkerLost, WorkerPort
 from laban.cluster.routing.policy import missing_encodings
 from laban.kvstore.directory import Holdings
 from laban.kvstore.encodings import flatten, make_spec
+from laban.kvstore.placements import PlacementChange, PlacementState, Tier
 
 MAX_CONTEXT = 2000
 
@@ -155,8 +155,8 @@ class ScriptedEngine:
         self.held.update(added)
         self.sequence += 1
         load = WorkerLoad(len(self.running), num_free_pages=1000, num_pages=1000, num_encodings=len(self.held))
-        delta = StoreDelta(tuple(added.items()))
-        return WorkerReport(self.worker_id, self.epoch, self.sequence, tuple(events), delta, load)
+        changes = tuple(PlacementChange(i, Tier.DEVICE, PlacementState.READY, n) for i, n in added.items())
+        return WorkerReport(self.worker_id, self.epoch, self.sequence, tuple(events), changes, load)
 
     def _output(self, call: Call, specs: dict) -> tuple[tuple[int, ...], FinishReason]:
         if call.sampling is None:

@@ -12,6 +12,7 @@ from laban.actors.calls import Call, CallFailed, CallTokens, Sampling
 from laban.actors.engine.checks import check_call
 from laban.actors.errors import InvalidInput
 from laban.kvstore.encodings import EMPTY_VIEW, EncodingSpec, Placement, View
+from laban.kvstore.placements import PlacementState, Tier
 
 DECODE = Call("c", "test", EMPTY_VIEW, 0, (1, 2), (), Sampling(max_tokens=4))
 
@@ -118,9 +119,10 @@ def test_reports_are_numbered_and_tell_what_the_store_gained_and_lost() -> None:
     engine.submit(Call("b", "test", EMPTY_VIEW, 0, (2,) * 40, ()))
     second = engine.step()
     assert [first.sequence, second.sequence] == [1, 2]
-    (gained,) = first.delta.added
-    assert gained[1] == 40
-    assert second.delta.removed == (gained[0],)
+    (gained,) = first.changes
+    assert (gained.tier, gained.state, gained.num_tokens) == (Tier.DEVICE, PlacementState.READY, 40)
+    lost = second.changes[0]
+    assert (lost.encoding_id, lost.state) == (gained.encoding_id, PlacementState.GONE)
     assert second.load.num_free_pages == 1
 
 

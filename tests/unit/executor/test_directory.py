@@ -6,17 +6,22 @@ import asyncio
 
 import pytest
 
-from laban.actors.calls import StoreDelta
-from laban.actors.directory import DirectoryService, DirectoryUpdate, MergedDelta
+from laban.actors.directory import DirectoryService, DirectoryUpdate
 from laban.cluster.routing.mirror import DirectoryMirror
 from laban.kvstore.directory import Directory, Holdings
+from laban.kvstore.placements import MergedChanges, PlacementChange, PlacementState, Tier
+
+
+def changes(added=(), removed=()) -> tuple[PlacementChange, ...]:
+    gone = [PlacementChange(name, Tier.DEVICE, PlacementState.GONE, 0) for name in removed]
+    return (*gone, *(PlacementChange(name, Tier.DEVICE, PlacementState.READY, tokens) for name, tokens in added))
 
 
 def test_changes_in_order():
     directory = Directory()
     directory.begin("w", "one")
-    assert directory.apply("w", "one", 1, [("a", 3), ("b", 4)], [])
-    assert directory.apply("w", "one", 2, [("c", 5)], ["a"])
+    assert directory.apply("w", "one", 1, changes([("a", 3), ("b", 4)], []))
+    assert directory.apply("w", "one", 2, changes([("c", 5)], ["a"]))
     assert dict(directory.held_by("w")) == {"b": 4, "c": 5}
     assert directory.holders("b") == ["w"]
     assert directory.holders("a") == []
@@ -25,7 +30,7 @@ def test_changes_in_order():
 def test_removed_and_added_again_in_one_change_is_held():
     directory = Directory()
     directory.begin("w", "one")
-    assert directory.apply("w", "one", 1, [("a", 3)], ["a"])
+    assert directory.apply("w", "one", 1, changes([("a", 3)], ["a"]))
     assert "a" in directory.held_by("w")
 
 
@@ -33,19 +38,19 @@ def test_a_gap_asks_for_a_snapshot_and_views_stay_live():
     directory = Directory()
     directory.begin("w", "one")
     held = directory.held_by("w")
-    assert directory.apply("w", "one", 1, [("a", 3)], [])
-    assert not directory.apply("w", "one", 3, [("c", 5)], [])
+    assert directory.apply("w", "one", 1, changes([("a", 3)], []))
+    assert not directory.apply("w", "one", 3, changes([("c", 5)], []))
     directory.replace(Holdings("w", "one", 3, (("b", 1),)))
     assert dict(held) == {"b": 1}
-    assert directory.apply("w", "one", 3, [("x", 5)], []), "taken with the snapshot: ignored"
+    assert directory.apply("w", "one", 3, changes([("x", 5)], [])), "taken with the snapshot: ignored"
     assert dict(held) == {"b": 1}
-    assert directory.apply("w", "one", 4, [("d", 5)], [])
+    assert directory.apply("w", "one", 4, changes([("d", 5)], []))
 
 
 def test_an_older_snapshot_is_ignored():
     directory = Directory()
     directory.begin("w", "one")
-    directory.apply("w", "one", 1, [("a", 3)], [])
+    directory.apply("w", "one", 1, changes([("a", 3)], []))
     directory.replace(Holdings("w", "one", 0, ()))
     assert "a" in directory.held_by("w")
 
@@ -53,49 +58,48 @@ def test_an_older_snapshot_is_ignored():
 def test_a_former_epoch_is_ignored():
     directory = Directory()
     directory.begin("w", "one")
-    directory.apply("w", "one", 1, [("a", 3)], [])
+    directory.apply("w", "one", 1, changes([("a", 3)], []))
     directory.begin("w", "two")
     assert not directory.held_by("w")
-    assert directory.apply("w", "one", 2, [("b", 3)], [])
+    assert directory.apply("w", "one", 2, changes([("b", 3)], []))
     directory.replace(Holdings("w", "one", 9, (("b", 1),)))
     assert not directory.held_by("w")
-    assert directory.apply("w", "two", 1, [("c", 3)], [])
+    assert directory.apply("w", "two", 1, changes([("c", 3)], []))
 
 
 def test_the_dead_vanish_and_a_late_death_harms_no_later_life():
     directory = Directory()
     directory.begin("w", "one")
     directory.begin("v", "x")
-    directory.apply("w", "one", 1, [("a", 3)], [])
-    directory.apply("v", "x", 1, [("a", 3)], [])
+    directory.apply("w", "one", 1, changes([("a", 3)], []))
+    directory.apply("v", "x", 1, changes([("a", 3)], []))
     assert directory.holders("a") == ["v", "w"]
     directory.drop("w", "one")
     assert directory.holders("a") == ["v"]
     directory.begin("w", "two")
-    directory.apply("w", "two", 1, [("a", 3)], [])
+    directory.apply("w", "two", 1, changes([("a", 3)], []))
     directory.drop("w", "one")
     assert directory.holders("a") == ["v", "w"]
 
 
 def test_unknown_workers_need_a_snapshot():
     directory = Directory()
-    assert not directory.apply("w", "one", 1, [], [])
+    assert not directory.apply("w", "one", 1, changes([], []))
     directory.replace(Holdings("w", "one", 1, (("a", 2),)))
     assert directory.snapshot() == [Holdings("w", "one", 1, (("a", 2),))]
 
 
-def test_merged_deltas_cancel_out():
-    merged = MergedDelta()
+def test_of_merged_changes_the_last_one_of_each_counts():
+    merged = MergedChanges()
     assert not merged
-    merged.add(StoreDelta((("a", 1), ("b", 2)), ()))
-    merged.add(StoreDelta((("c", 3),), ("a",)))
-    merged.add(StoreDelta((("d", 4),), ("old",)))
-    merged.add(StoreDelta((("old", 5),), ()))
-    delta = merged.take()
+    merged.add(changes([("a", 1), ("b", 2)]))
+    merged.add(changes([("c", 3)], ["a"]))
+    merged.add(changes([("d", 4)], ["old"]))
+    merged.add(changes([("old", 5)]))
     directory = Directory()
     directory.begin("w", "one")
-    directory.apply("w", "one", 1, [("old", 5)], [])
-    directory.apply("w", "one", 2, delta.added, delta.removed)
+    directory.apply("w", "one", 1, changes([("old", 5)]))
+    directory.apply("w", "one", 2, merged.take())
     assert dict(directory.held_by("w")) == {"b": 2, "c": 3, "d": 4, "old": 5}
     assert not merged
 
@@ -153,9 +157,9 @@ def test_the_mirror_follows_survives_a_restart_and_drops_the_dead(local):
         def change(*added: str, removed: tuple[str, ...] = ()) -> None:
             nonlocal sequence
             sequence += 1
-            delta = StoreDelta(tuple((name, 1) for name in added), removed)
-            local.apply("w", "one", sequence, delta.added, delta.removed)
-            mirror.record("w", delta)
+            these = changes([(name, 1) for name in added], removed)
+            local.apply("w", "one", sequence, these)
+            mirror.record("w", these)
 
         local.begin("w", "one")
         mirror.begin("w", "one")
@@ -185,5 +189,5 @@ def test_the_mirror_follows_survives_a_restart_and_drops_the_dead(local):
 
 def test_the_service_names_each_gap_once():
     service = DirectoryService()
-    update = DirectoryUpdate("w", "one", 2, StoreDelta())
+    update = DirectoryUpdate("w", "one", 2)
     assert service.apply([update, update]) == ("w",)

@@ -15,13 +15,13 @@ from laban.actors.calls import (
     CallStarted,
     CallTokens,
     Sampling,
-    StoreDelta,
     WorkerLoad,
     WorkerReport,
 )
 from laban.actors.errors import UnsupportedModel
 from laban.actors.worker import Outbox, WorkerLoop
 from laban.kvstore.encodings import EMPTY_VIEW
+from laban.kvstore.placements import PlacementChange, PlacementState, Tier
 
 
 def a_call(call_id: str, header: str = "[x]", text: str = "0123456789") -> Call:
@@ -29,9 +29,17 @@ def a_call(call_id: str, header: str = "[x]", text: str = "0123456789") -> Call:
     return Call(call_id, "model/", EMPTY_VIEW, 0, encode(header), (), sampling)
 
 
+def ready(name: str) -> PlacementChange:
+    return PlacementChange(name, Tier.DEVICE, PlacementState.READY, 1)
+
+
+def gone(name: str) -> PlacementChange:
+    return PlacementChange(name, Tier.DEVICE, PlacementState.GONE, 0)
+
+
 def report(*events, added=(), removed=(), free=0) -> WorkerReport:
-    delta = StoreDelta(tuple((name, 1) for name in added), tuple(removed))
-    return WorkerReport("w0", "e", 99, tuple(events), delta, WorkerLoad(num_free_pages=free))
+    changes = (*(ready(name) for name in added), *(gone(name) for name in removed))
+    return WorkerReport("w0", "e", 99, tuple(events), changes, WorkerLoad(num_free_pages=free))
 
 
 @pytest.fixture
@@ -47,7 +55,7 @@ def test_reports_are_numbered_from_one_as_they_are_taken(outbox):
     outbox.put(report(removed=["a"], free=7))
     taken = next(reader)
     assert taken.sequence == 2
-    assert (taken.delta.added, taken.delta.removed) == ((("b", 1),), ("a",))
+    assert taken.changes == (ready("b"), gone("a"))
     assert taken.load.num_free_pages == 7
     assert outbox.snapshot().entries == (("b", 1),)
     assert outbox.snapshot().sequence == 2
@@ -83,7 +91,7 @@ def test_a_failure_comes_after_what_is_left(outbox):
     outbox.put(report(added=["a"]))
     outbox.fail(RuntimeError("broken"))
     reader = outbox.reports()
-    assert next(reader).delta.added == (("a", 1),)
+    assert next(reader).changes == (ready("a"),)
     with pytest.raises(RuntimeError, match="broken"):
         next(reader)
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laban.kvstore.pages import OutOfPages, PageAllocator
+from laban.kvstore.placements import PlacementState
 from laban.kvstore.store import EncodingStore
 
 
@@ -79,7 +80,12 @@ def test_eviction_is_by_last_use() -> None:
     store.reserve("d", 4)
     assert "b" not in store
     assert {"a", "c", "d"} <= {"a", "c", "d"} & {k for k in "abcd" if k in store}
-    assert store.take_delta() == ((("a", 4), ("c", 4)), ("b",))
+    changes = store.take_changes()
+    assert [(c.encoding_id, c.state, c.num_tokens) for c in changes] == [
+        ("a", PlacementState.READY, 4),
+        ("c", PlacementState.READY, 4),
+        ("b", PlacementState.GONE, 0),
+    ]
 
 
 def test_two_makers_of_one_encoding_end_with_one_copy() -> None:
