@@ -18,6 +18,7 @@ def generated(result: StepResult, worker_id: str, event: CallFinished, waited_ms
         token_ids=event.generated,
         tokens_read=event.tokens_read,
         tokens_reused=event.tokens_reused,
+        tokens_loaded=event.tokens_loaded,
         tokens_encoded=event.tokens_encoded,
         tokens_generated=event.tokens_generated,
         ttft_ms=event.ttft_ms + waited_ms,

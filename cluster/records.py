@@ -39,6 +39,8 @@ class ErrorInfo:
 class StepResult:
     """One step instance, as far as it has come. Tokens are those of the last attempt; times begin with the first.
 
+    Of `tokens_read`, `tokens_reused` were found encoded; of those, `tokens_loaded` had to be brought from host memory, disk
+    or another worker.
     `text` is what was generated, without the step's prefill text; `token_ids` are its tokens as kept. `values` are what
     was found in it. `tool` and `args` are of an external step that has begun, whose `worker` is its handler.
     `attempt` counts from 1; 0 means that the instance has not run.
@@ -54,6 +56,7 @@ class StepResult:
     token_ids: tuple[int, ...] = ()
     tokens_read: int = 0
     tokens_reused: int = 0
+    tokens_loaded: int = 0
     tokens_encoded: int = 0
     tokens_generated: int = 0
     ttft_ms: float = 0.0
@@ -194,6 +197,7 @@ class MessageRecord:
     fidelity: str
     tokens_read: int = 0
     tokens_reused: int = 0
+    tokens_loaded: int = 0
     tokens_encoded: int = 0
     tokens_generated: int = 0
     ttft_ms: float = 0.0

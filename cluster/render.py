@@ -197,9 +197,10 @@ def ended_line(result: StepResult) -> str:
     if result.finish_reason == "workflow":
         return f"its workflow ended after {_seconds(result.wall_ms)}"
     share = f" ({result.tokens_reused / result.tokens_read:.0%})" if result.tokens_read else ""
+    loaded = f", {result.tokens_loaded} of them loaded" if result.tokens_loaded else ""
     return (
         f"{result.tokens_generated} tokens in {_seconds(result.wall_ms)}, "
-        f"reused {result.tokens_reused} of {result.tokens_read} read{share}"
+        f"reused {result.tokens_reused} of {result.tokens_read} read{share}{loaded}"
     )
 
 
@@ -214,7 +215,9 @@ def print_results(record: WorkflowRecord) -> None:
         table.add_column(column, justify="left" if column in COLUMNS[:3] else "right", no_wrap=column == "step")
     begun = [step for step in record.steps if _was_begun(step)]
     for step in begun:
-        numbers = (step.tokens_read, step.tokens_reused, step.tokens_encoded, step.tokens_generated)
+        loaded = f" ({step.tokens_loaded} loaded)" if step.tokens_loaded else ""
+        reused = f"{step.tokens_reused}{loaded}"
+        numbers = (step.tokens_read, reused, step.tokens_encoded, step.tokens_generated)
         times = (_seconds(step.ttft_ms), _seconds(step.wall_ms)) if step.attempt else ("", "")
         row = (step.address, step.state, shown_fidelity(step.fidelity), *map(str, numbers), *times)
         table.add_row(

@@ -274,6 +274,7 @@ class Sessions:
             fidelity=fidelity,
             tokens_read=event.tokens_read,
             tokens_reused=event.tokens_reused,
+            tokens_loaded=event.tokens_loaded,
             tokens_encoded=event.tokens_encoded,
             tokens_generated=event.tokens_generated,
             ttft_ms=event.ttft_ms + finish.waited_ms,

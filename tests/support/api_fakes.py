@@ -53,6 +53,7 @@ STEP = StepResult(
     (1, 2, 3),
     30,
     20,
+    15,
     10,
     3,
     12.5,
@@ -86,7 +87,7 @@ EVENTS: tuple[Event | TokenChunk, ...] = (
     Event(4, "wf-1", 8.0, "workflow_state", workflow_state="succeeded", outputs=(("z", "1"), ("a", "2"))),
 )  # fmt: skip
 MESSAGE = MessageRecord(
-    "s-1", "m1", "assistant", "bob", 7, 12, "direct", 7, 6, 5, 4, 1.5, 2.5, "w1", "length", "text", (4, 5),
+    "s-1", "m1", "assistant", "bob", 7, 12, "direct", 7, 6, 2, 5, 4, 1.5, 2.5, "w1", "length", "text", (4, 5),
     (TokenLogprob(4, -1.0),), ("view[0] and view[1] share the positions 3 to 4",),
 )  # fmt: skip
 STATUS = ClusterStatus(

@@ -95,7 +95,7 @@ def test_document_has_exactly_the_keys() -> None:
     assert list(parsed) == ["workflow_id", "state", "outputs", "wall_ms", "ttft_ms_sum", "steps"]
     assert list(parsed["steps"][0]) == [
         "address", "state", "attempt", "fidelity", "text", "values", "token_ids", "tokens_read", "tokens_reused",
-        "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms", "worker",
+        "tokens_loaded", "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms", "worker",
     ]  # fmt: skip
     assert (parsed["wall_ms"], parsed["ttft_ms_sum"], parsed["outputs"]) == (250.0, 40.0, {"out": "h[i]"})
     assert "\n" not in document(RECORD)
@@ -114,6 +114,14 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "h[i]" in out
     [total] = [line for line in out.splitlines() if "sum" in line]
     assert total.replace("│", " ").split() == ["sum", "2", "steps", "20", "8", "14", "4", "40", "ms", "250", "ms"]
+    assert "loaded" not in out
+
+
+def test_what_was_loaded_is_said_where_there_was_any(capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = replace(RESULT, tokens_loaded=3)
+    print_results(replace(RECORD, steps=(loaded,)))
+    assert " 4 (3 loaded) " in capsys.readouterr().out
+    assert ended_line(loaded) == "2 tokens in 50 ms, reused 4 of 10 read (40%), 3 of them loaded"
 
 
 def test_plain_lines() -> None:
