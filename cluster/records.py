@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from laban.actors.calls import TokenLogprob
+from laban.actors.calls import CacheCounters, TokenLogprob, WorkerRates
 
 WorkflowState = Literal["running", "succeeded", "failed", "cancelled"]
 StepState = Literal["waiting", "ready", "running", "succeeded", "failed", "cancelled", "skipped"]
@@ -39,8 +39,8 @@ class ErrorInfo:
 class StepResult:
     """One step instance, as far as it has come. Tokens are those of the last attempt; times begin with the first.
 
-    Of `tokens_read`, `tokens_reused` were found encoded; of those, `tokens_loaded` had to be brought from host memory, disk
-    or another worker.
+    Of `tokens_read`, `tokens_reused` were found encoded; of these, `tokens_loaded` had to be brought from host memory,
+    disk or another worker.
     `text` is what was generated, without the step's prefill text; `token_ids` are its tokens as kept. `values` are what
     was found in it. `tool` and `args` are of an external step that has begun, whose `worker` is its handler.
     `attempt` counts from 1; 0 means that the instance has not run.
@@ -221,6 +221,103 @@ class SessionRecord:
     messages: tuple[MessageRecord, ...] = ()
 
 
+HintStatus = Literal["accepted", "clipped", "ignored"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What one agent of a client that orchestrates itself will do next: `reads`, in order, as a call's view would.
+
+    It replaces all that was said of `agent` before. `steps` is its steps-to-execution, `in_s` the seconds until then;
+    None leaves one to be worked out from the other. `pin_s` asks to keep what it reads from eviction for so long.
+    """
+
+    agent: str
+    reads: tuple[SessionPlacement, ...]
+    layout: Layout = "packed"
+    fidelity: Literal["exact", "direct"] = "exact"
+    steps: int | None = None
+    in_s: float | None = None
+    likelihood: float = 1.0  # that it happens at all
+    pin_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HintOutcome:
+    """What became of a hint. `accepted`: as asked. `clipped`: taken, but less than was asked. `ignored`: nothing of it
+    was taken. `reason` says why, for the latter two."""
+
+    agent: str
+    status: HintStatus
+    reason: str = ""
+    num_reads: int = 0  # entries of `reads` that were taken
+    num_tokens: int = 0  # of these
+    pin_s: float = 0.0  # for how long they are pinned
+    ttl_s: float = 0.0  # when it is forgotten, from now
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingCandidate:
+    """A worker that a call could have gone to: its sort key, and the estimate of its time to first token by parts."""
+
+    worker_id: str
+    key: tuple[float, ...]  # the lowest wins
+    queue_ms: float = 0.0  # before the call's turn
+    encode_ms: float = 0.0
+    load_ms: float = 0.0  # from its own host memory and disk
+    fetch_ms: float = 0.0  # from other workers
+    tokens_device: int = 0  # of what the call needs, by the best tier that holds it there
+    tokens_host: int = 0
+    tokens_disk: int = 0
+    tokens_peer: int = 0  # to be fetched
+    tokens_encode: int = 0  # to be encoded: what is nowhere, or cheaper to encode than to bring, and the call's own
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingDecision:
+    """Where a call went, and why. `candidates` are those looked at, the chosen one first, then by key."""
+
+    call_id: str
+    attempt: int  # of the call, as in StepResult
+    at: float
+    policy: str
+    chosen: str  # a worker's id
+    candidates: tuple[RoutingCandidate, ...]
+    key_names: tuple[str, ...] = ()  # what each part of the key is
+    num_workers: int = 0  # up at that time; more than there are candidates if not all needed looking at
+
+
+@dataclass(frozen=True, slots=True)
+class NextUse:
+    """When a message is expected to be read next, as far as the step graph says now."""
+
+    message: str  # its name, or the address of the instance that made it
+    steps: int
+    in_s: float
+    likelihood: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepExplanation:
+    """Why a step's call went where it went. `uses` are of the messages that it reads; those nobody will read are left
+    out."""
+
+    workflow_id: str
+    address: str
+    decision: RoutingDecision
+    uses: tuple[NextUse, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DrainProgress:
+    """How far a worker is that takes no new calls and will leave. `done`: it is gone."""
+
+    worker_id: str
+    calls_left: int  # sent to it and not ended
+    encodings_left: int  # that others will need and that are nowhere else yet
+    done: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
     """One worker, as its last report had it."""
@@ -239,6 +336,24 @@ class WorkerStatus:
     page_size: int  # tokens
     bytes_per_token: int
     encodings: int
+    draining: bool = False  # takes no new calls, and leaves once those it has have ended
+    host_bytes: int = 0  # budgets of the lower tiers
+    host_bytes_used: int = 0
+    disk_bytes: int = 0
+    disk_bytes_used: int = 0
+    rates: WorkerRates = field(default_factory=WorkerRates)
+    cache: CacheCounters = field(default_factory=CacheCounters)
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryStatus:
+    """How well the control plane knows what lies where: of what calls read, the tokens that it expected to be encoded on
+    the worker they went to, and those that were."""
+
+    num_shards: int = 0
+    num_encodings: int = 0  # that it watches now
+    tokens_predicted: int = 0
+    tokens_found: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,3 +366,7 @@ class ClusterStatus:
     workflows_running: int
     sessions_open: int
     uptime_s: float
+    workflows_held: int = 0  # of those running, held back whole while memory is short
+    routing_policy: str = ""
+    eviction_policy: str = ""
+    directory: DirectoryStatus = field(default_factory=DirectoryStatus)
