@@ -16,11 +16,21 @@ from laban.cluster.client_channel import SyncChannel
 from laban.cluster.client_requests import SubmitOptions, WorkflowSource
 from laban.cluster.client_session import Session
 from laban.cluster.client_tools import ToolServer
-from laban.cluster.records import ClusterStatus, Event, Lease, TokenChunk, WorkflowRecord
+from laban.cluster.records import (
+    ClusterStatus,
+    DrainProgress,
+    Event,
+    Lease,
+    StepExplanation,
+    TokenChunk,
+    WorkerStatus,
+    WorkflowRecord,
+)
 from laban.cluster.tool_calls import UNSET, Tool, ToolError
 from laban.cluster.translate import watch_from_pb, workflow_from_pb
+from laban.cluster.translate_cluster import drain_from_pb, explanation_from_pb, status_from_pb, worker_from_pb
 from laban.cluster.translate_leases import lease_from_pb
-from laban.cluster.translate_sessions import session_from_pb, status_from_pb
+from laban.cluster.translate_sessions import session_from_pb
 from laban.proto import laban_pb2 as pb
 
 __all__ = ["AsyncClient", "AsyncSession", "Client", "Session", "ToolError"]
@@ -96,6 +106,14 @@ class Client:
         request = requests.filled(pb.CancelRequest, workflow_id=workflow_id)
         return workflow_from_pb(self._channel.call(self._channel.workflows.Cancel, request))
 
+    def explain(self, workflow_id: str, address: str) -> StepExplanation:
+        """Why a step's call went to the worker it went to, with every candidate's sort key.
+
+        Raises NotFound for a step without a decision: it has no call, was not routed yet, or is too long ago.
+        """
+        request = requests.filled(pb.ExplainStepRequest, workflow_id=workflow_id, address=address)
+        return explanation_from_pb(self._channel.call(self._channel.workflows.ExplainStep, request))
+
     def lease_step(
         self, tools: Iterable[str], *, workflow_id: str = "", handler: str = "", wait_s: float = 20.0
     ) -> Lease | None:
@@ -168,6 +186,24 @@ class Client:
 
     def status(self) -> ClusterStatus:
         return status_from_pb(self._channel.call(self._channel.cluster.GetStatus, pb.GetStatusRequest()))
+
+    def add_worker(self, *, timeout_s: float | None = None) -> WorkerStatus:
+        """Start one more worker, and wait until it is up: minutes, for a large model. Raises Exhausted for no room."""
+        request = pb.AddWorkerRequest()
+        return worker_from_pb(self._channel.call_within(self._channel.cluster.AddWorker, request, timeout_s))
+
+    def drain_worker(self, worker_id: str) -> Generator[DrainProgress, None, None]:
+        """Take a worker out: how far that is, now and then, until it is gone. Leaving early lets it go on.
+
+        Raises NotFound for a worker there is not, FailedPrecondition for the last one.
+        """
+        request = requests.filled(pb.DrainWorkerRequest, worker_id=worker_id)
+        return self._drained(self._channel.cluster.DrainWorker(request))
+
+    def _drained(self, call: Any) -> Generator[DrainProgress, None, None]:
+        with closing(self._channel.items(call)) as responses:
+            for response in responses:
+                yield drain_from_pb(response)
 
     def _watched(self, call: Any) -> Generator[Event | TokenChunk, None, None]:
         with closing(self._channel.items(call)) as responses:

@@ -13,11 +13,21 @@ from laban.cluster.client_async_session import AsyncSession
 from laban.cluster.client_async_tools import AsyncToolServer
 from laban.cluster.client_channel import AsyncChannel
 from laban.cluster.client_requests import SubmitOptions, WorkflowSource
-from laban.cluster.records import ClusterStatus, Event, Lease, TokenChunk, WorkflowRecord
+from laban.cluster.records import (
+    ClusterStatus,
+    DrainProgress,
+    Event,
+    Lease,
+    StepExplanation,
+    TokenChunk,
+    WorkerStatus,
+    WorkflowRecord,
+)
 from laban.cluster.tool_calls import UNSET, Tool
 from laban.cluster.translate import watch_from_pb, workflow_from_pb
+from laban.cluster.translate_cluster import drain_from_pb, explanation_from_pb, status_from_pb, worker_from_pb
 from laban.cluster.translate_leases import lease_from_pb
-from laban.cluster.translate_sessions import session_from_pb, status_from_pb
+from laban.cluster.translate_sessions import session_from_pb
 from laban.proto import laban_pb2 as pb
 
 DEFAULT_TIMEOUT_S = 60.0
@@ -93,6 +103,14 @@ class AsyncClient:
         request = requests.filled(pb.CancelRequest, workflow_id=workflow_id)
         return workflow_from_pb(await self._channel.call(self._channel.workflows.Cancel, request))
 
+    async def explain(self, workflow_id: str, address: str) -> StepExplanation:
+        """Why a step's call went to the worker it went to, with every candidate's sort key.
+
+        Raises NotFound for a step without a decision: it has no call, was not routed yet, or is too long ago.
+        """
+        request = requests.filled(pb.ExplainStepRequest, workflow_id=workflow_id, address=address)
+        return explanation_from_pb(await self._channel.call(self._channel.workflows.ExplainStep, request))
+
     async def lease_step(
         self, tools: Iterable[str], *, workflow_id: str = "", handler: str = "", wait_s: float = 20.0
     ) -> Lease | None:
@@ -158,6 +176,24 @@ class AsyncClient:
 
     async def status(self) -> ClusterStatus:
         return status_from_pb(await self._channel.call(self._channel.cluster.GetStatus, pb.GetStatusRequest()))
+
+    async def add_worker(self, *, timeout_s: float | None = None) -> WorkerStatus:
+        """Start one more worker, and wait until it is up: minutes, for a large model. Raises Exhausted for no room."""
+        request = pb.AddWorkerRequest()
+        return worker_from_pb(await self._channel.call_within(self._channel.cluster.AddWorker, request, timeout_s))
+
+    def drain_worker(self, worker_id: str) -> AsyncGenerator[DrainProgress, None]:
+        """Take a worker out: how far that is, now and then, until it is gone. Leaving early lets it go on.
+
+        Raises NotFound for a worker there is not, FailedPrecondition for the last one.
+        """
+        request = requests.filled(pb.DrainWorkerRequest, worker_id=worker_id)
+        return self._drained(self._channel.cluster.DrainWorker(request))
+
+    async def _drained(self, call: Any) -> AsyncGenerator[DrainProgress, None]:
+        async with aclosing(self._channel.items(call)) as responses:
+            async for response in responses:
+                yield drain_from_pb(response)
 
     async def _watched(self, call: Any) -> AsyncGenerator[Event | TokenChunk, None]:
         async with aclosing(self._channel.items(call)) as responses:

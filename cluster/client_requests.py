@@ -162,22 +162,21 @@ def put_sampling(sampling: pb.Sampling, name: str, value: Any, path: str) -> Non
     put(sampling, name, value, path)
 
 
-def view_of(view: Sequence[Placed], layout: str) -> pb.View:
+def view_of(view: Sequence[Placed], layout: str, path: str = "view") -> pb.View:
     placements = []
     for place, item in enumerate(view):
+        at = f"{path}.placements[{place}]"
         if isinstance(item, str | MessageRecord):
             item = SessionPlacement(item if isinstance(item, str) else item.message_id)
         if not isinstance(item, SessionPlacement):
-            raise InvalidInput(
-                "expected a message, its id or a placement", field=f"view.placements[{place}]", value=item
-            )
+            raise InvalidInput("expected a message, its id or a placement", field=at, value=item)
         placement = pb.Placement()
         for name in ("message_id", "position", "begin", "end"):
             value = getattr(item, name)
             if value is not None:
-                put(placement, name, value, f"view.placements[{place}].{name}")
+                put(placement, name, value, f"{at}.{name}")
         placements.append(placement)
-    return pb.View(placements=placements, layout=_enum(pb.Layout, layout, "LAYOUT_", "view.layout"))  # type: ignore[arg-type]
+    return pb.View(placements=placements, layout=_enum(pb.Layout, layout, "LAYOUT_", f"{path}.layout"))  # type: ignore[arg-type]
 
 
 def prefill_request(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from types import TracebackType
 from typing import Self, Unpack
 
 from laban.actors.errors import LabanError, NotFound
+from laban.cluster import client_hint_requests as hinting
 from laban.cluster import client_requests as requests
 from laban.cluster.client_channel import SyncChannel
-from laban.cluster.client_requests import DecodeOptions, PlaceOptions
-from laban.cluster.records import MessageRecord, SessionRecord, TokenChunk
+from laban.cluster.client_hint_requests import HintOptions
+from laban.cluster.client_requests import DecodeOptions, Placed, PlaceOptions
+from laban.cluster.records import Hint, HintOutcome, MessageRecord, SessionRecord, TokenChunk
 from laban.cluster.translate import chunk_from_pb
+from laban.cluster.translate_hints import outcome_from_pb
 from laban.cluster.translate_sessions import message_from_pb, session_from_pb
 from laban.proto import laban_pb2 as pb
 
@@ -70,6 +73,28 @@ class Session:
     def get(self) -> SessionRecord:
         request = pb.GetSessionRequest(session_id=self.session_id)
         return session_from_pb(self._channel.call(self._channel.choreography.GetSession, request))
+
+    def hint(self, agent: str, reads: Sequence[Placed] = (), **options: Unpack[HintOptions]) -> HintOutcome:
+        """Say what an agent of yours will read next, in order, and when: in `steps` steps, in `in_s` seconds or both.
+
+        It replaces all that was said of the agent before. `pin_s` keeps what it reads from eviction for so long. No
+        result depends on a hint; the answer says what became of it.
+        """
+        request = hinting.hint_request(self.session_id, agent, reads, options)
+        response = self._channel.call(self._channel.choreography.Hint, request)
+        return outcome_from_pb(response.outcomes[0])
+
+    def hint_all(self, hints: Iterable[Hint], *, ttl_s: float | None = None) -> tuple[HintOutcome, ...]:
+        """`hint` for several agents at once."""
+        request = hinting.hints_request(self.session_id, hints, ttl_s)
+        response = self._channel.call(self._channel.choreography.Hint, request)
+        return tuple(outcome_from_pb(outcome) for outcome in response.outcomes)
+
+    def release_hints(self, *agents: str) -> int:
+        """Forget the hints of these agents, or with none named all; what they pinned is let go. Returns how many."""
+        request = hinting.release_hints_request(self.session_id, agents)
+        response = self._channel.call(self._channel.choreography.ReleaseHints, request)
+        return int(response.num_released)
 
     def release(self, *messages: str | MessageRecord) -> int:
         """Forget these messages, or with none named all. Returns how many."""

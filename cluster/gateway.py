@@ -12,10 +12,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError
-from laban.cluster.gateway_ports import ExecutorPort, SessionsPort, StatusPort
+from laban.cluster.gateway_cluster import ClusterService
+from laban.cluster.gateway_ports import ExecutorPort, FleetPort, SessionsPort, StatusPort
 from laban.cluster.gateway_service import Gate
 from laban.cluster.gateway_sessions import SessionService
-from laban.cluster.gateway_workflows import ClusterService, WorkflowService
+from laban.cluster.gateway_workflows import WorkflowService
 from laban.proto import laban_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -44,12 +45,15 @@ class Gateway:
         sessions: SessionsPort,
         status: StatusPort,
         limits: GatewayLimits | None = None,
+        *,
+        fleet: FleetPort | None = None,
     ) -> None:
+        """Without a fleet no worker can be added or drained."""
         self._limits = limits or GatewayLimits()
         self._servicers = {
             "Workflows": WorkflowService(executor),
             "Choreography": SessionService(sessions, lambda text: executor.language("").tokenizer.encode(text)),
-            "Cluster": ClusterService(status),
+            "Cluster": ClusterService(status, fleet),
         }
         self._gate = Gate()
         self._health = health.aio.HealthServicer()

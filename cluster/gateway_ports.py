@@ -8,13 +8,18 @@ from typing import Literal, Protocol
 from laban.actors.calls import Sampling
 from laban.cluster.records import (
     ClusterStatus,
+    DrainProgress,
     Event,
+    Hint,
+    HintOutcome,
     Layout,
     Lease,
     MessageRecord,
     SessionPlacement,
     SessionRecord,
+    StepExplanation,
     TokenChunk,
+    WorkerStatus,
     WorkflowRecord,
 )
 from laban.cluster.workflow.schema import Workflow
@@ -69,6 +74,8 @@ class ExecutorPort(Protocol):
         self, workflow_id: str, address: str, message: str, *, lease_id: str = "", final: bool = False
     ) -> WorkflowRecord: ...
 
+    def explain(self, workflow_id: str, address: str) -> StepExplanation: ...
+
 
 class SessionsPort(Protocol):
     """`cluster.sessions.Sessions`, which says what each method does and raises."""
@@ -81,6 +88,14 @@ class SessionsPort(Protocol):
 
     def release(
         self, session_id: str, message_ids: Collection[str] = (), *, everything: bool = False, tenant: str = ""
+    ) -> int: ...
+
+    def hint(
+        self, session_id: str, hints: Sequence[Hint], ttl_s: float | None = None, *, tenant: str = ""
+    ) -> tuple[HintOutcome, ...]: ...
+
+    def release_hints(
+        self, session_id: str, agents: Collection[str] = (), *, everything: bool = False, tenant: str = ""
     ) -> int: ...
 
     async def prefill(
@@ -112,6 +127,14 @@ class SessionsPort(Protocol):
         fidelity: Literal["exact", "direct"] = "exact",
         tenant: str = "",
     ) -> AsyncGenerator[TokenChunk | MessageRecord, None]: ...
+
+
+class FleetPort(Protocol):
+    """`cluster.fleet.Fleet`, which says what each method does and raises."""
+
+    async def add_worker(self) -> WorkerStatus: ...
+
+    def drain_worker(self, worker_id: str) -> AsyncGenerator[DrainProgress, None]: ...
 
 
 class StatusPort(Protocol):

@@ -143,13 +143,13 @@ def read_position(request: pb.PrefillRequest | pb.DecodeRequest) -> int | None:
     return request.position
 
 
-def read_view(view: pb.View) -> ViewRequest:
+def read_view(view: pb.View, path: str = "view") -> ViewRequest:
     """Whether positions and ranges fit the messages and the context is for the sessions to say."""
     if view.layout not in pb.Layout.values():
-        raise InvalidInput("expected PACKED or AS_ENCODED", field="view.layout", value=view.layout)
+        raise InvalidInput("expected PACKED or AS_ENCODED", field=f"{path}.layout", value=view.layout)
     placements = []
     for place, item in enumerate(view.placements):
-        at = f"view.placements[{place}]"
+        at = f"{path}.placements[{place}]"
         read_id(item.message_id, f"{at}.message_id")
         if item.HasField("position") and item.position < 0:
             raise OutOfRange("expected 0 or more", field=f"{at}.position", value=item.position)

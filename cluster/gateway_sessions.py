@@ -8,6 +8,7 @@ from contextlib import aclosing, contextmanager
 from typing import Any
 
 from laban.actors.errors import InvalidInput, LabanError
+from laban.cluster.gateway_hints import read_agents, read_hints
 from laban.cluster.gateway_ports import SessionsPort
 from laban.cluster.gateway_requests import (
     read_fidelity,
@@ -20,6 +21,7 @@ from laban.cluster.gateway_requests import (
 )
 from laban.cluster.records import MessageRecord
 from laban.cluster.translate import chunk_to_pb
+from laban.cluster.translate_hints import outcome_to_pb
 from laban.cluster.translate_sessions import duration_s, message_to_pb, session_to_pb
 from laban.proto import laban_pb2 as pb
 
@@ -68,6 +70,16 @@ class SessionService:
                         yield pb.DecodeResponse(message=message_to_pb(item))
                     else:
                         yield pb.DecodeResponse(chunk=chunk_to_pb(item))
+
+    async def Hint(self, request: pb.HintRequest) -> pb.HintResponse:
+        hints, ttl_s = read_hints(request)
+        outcomes = self._sessions.hint(read_id(request.session_id, "session_id"), hints, ttl_s)
+        return pb.HintResponse(outcomes=[outcome_to_pb(outcome) for outcome in outcomes])
+
+    async def ReleaseHints(self, request: pb.ReleaseHintsRequest) -> pb.ReleaseHintsResponse:
+        session_id, agents = read_id(request.session_id, "session_id"), read_agents(request)
+        count = self._sessions.release_hints(session_id, agents, everything=request.all)
+        return pb.ReleaseHintsResponse(num_released=count)
 
     async def Release(self, request: pb.ReleaseRequest) -> pb.ReleaseResponse:
         if request.all and request.message_ids:

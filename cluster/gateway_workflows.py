@@ -1,4 +1,4 @@
-"""The services Workflows and Cluster."""
+"""The service Workflows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from laban.actors.errors import InvalidInput, LabanError
-from laban.cluster.gateway_ports import ExecutorPort, StatusPort
+from laban.cluster.gateway_ports import ExecutorPort
 from laban.cluster.gateway_requests import (
     Submission,
     read_answer,
@@ -19,8 +19,8 @@ from laban.cluster.gateway_requests import (
 )
 from laban.cluster.records import TERMINAL_WORKFLOW, Event, WorkflowRecord
 from laban.cluster.translate import watch_to_pb, workflow_to_pb
+from laban.cluster.translate_cluster import explanation_to_pb
 from laban.cluster.translate_leases import lease_to_pb
-from laban.cluster.translate_sessions import status_to_pb
 from laban.proto import laban_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -106,6 +106,10 @@ class WorkflowService:
         )
         return workflow_to_pb(record)
 
+    async def ExplainStep(self, request: pb.ExplainStepRequest) -> pb.StepExplanation:
+        workflow_id, address = read_id(request.workflow_id, "workflow_id"), read_id(request.address, "address")
+        return explanation_to_pb(self._executor.explain(workflow_id, address))
+
     async def _start(self, submission: Submission) -> WorkflowRecord:
         return await self._executor.submit(
             submission.workflow,
@@ -126,13 +130,3 @@ class WorkflowService:
         task = asyncio.create_task(cancel())
         self._cancelling.add(task)
         task.add_done_callback(self._cancelling.discard)
-
-
-class ClusterService:
-    """laban.v1.Cluster."""
-
-    def __init__(self, status: StatusPort) -> None:
-        self._status = status
-
-    async def GetStatus(self, request: pb.GetStatusRequest) -> pb.ClusterStatus:
-        return status_to_pb(self._status())

@@ -347,8 +347,8 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryStatus:
-    """How well the control plane knows what lies where: of what calls read, the tokens that it expected to be encoded on
-    the worker they went to, and those that were."""
+    """How well the control plane knows what lies where: of what calls read, the tokens that it expected to find encoded
+    on the worker they went to, and those that were."""
 
     num_shards: int = 0
     num_encodings: int = 0  # that it watches now

@@ -1,4 +1,4 @@
-"""Sessions, their messages and the cluster's status as protobuf messages, and back."""
+"""Sessions and their messages as protobuf messages, and back."""
 
 from __future__ import annotations
 
@@ -71,68 +71,4 @@ def session_from_pb(session: pb.Session) -> records.SessionRecord:
         created_at=seconds(session.created_at),
         expires_at=seconds(session.expires_at),
         messages=tuple(message_from_pb(message) for message in session.messages),
-    )
-
-
-def worker_to_pb(worker: records.WorkerStatus) -> pb.WorkerStatus:
-    return pb.WorkerStatus(
-        worker_id=worker.worker_id,
-        epoch=worker.epoch,
-        alive=worker.alive,
-        device=worker.device,
-        dtype=worker.dtype,
-        attention_backend=worker.attention_backend,
-        calls_running=worker.calls_running,
-        calls_waiting=worker.calls_waiting,
-        queued_tokens=worker.queued_tokens,
-        pages=worker.pages,
-        pages_free=worker.pages_free,
-        page_size=worker.page_size,
-        bytes_per_token=worker.bytes_per_token,
-        encodings=worker.encodings,
-    )
-
-
-def worker_from_pb(worker: pb.WorkerStatus) -> records.WorkerStatus:
-    return records.WorkerStatus(
-        worker_id=worker.worker_id,
-        epoch=worker.epoch,
-        alive=worker.alive,
-        device=worker.device,
-        dtype=worker.dtype,
-        attention_backend=worker.attention_backend,
-        calls_running=worker.calls_running,
-        calls_waiting=worker.calls_waiting,
-        queued_tokens=worker.queued_tokens,
-        pages=worker.pages,
-        pages_free=worker.pages_free,
-        page_size=worker.page_size,
-        bytes_per_token=worker.bytes_per_token,
-        encodings=worker.encodings,
-    )
-
-
-def status_to_pb(status: records.ClusterStatus) -> pb.ClusterStatus:
-    return pb.ClusterStatus(
-        version=status.version,
-        ready=status.ready,
-        model=status.model,
-        max_context=status.max_context,
-        workers=[worker_to_pb(worker) for worker in status.workers],
-        workflows_running=status.workflows_running,
-        sessions_open=status.sessions_open,
-        uptime_s=status.uptime_s,
-    )
-
-
-def status_from_pb(status: pb.ClusterStatus) -> records.ClusterStatus:
-    return records.ClusterStatus(
-        version=status.version,
-        ready=status.ready,
-        model=status.model,
-        max_context=status.max_context,
-        workers=tuple(worker_from_pb(worker) for worker in status.workers),
-        workflows_running=status.workflows_running,
-        sessions_open=status.sessions_open,
-        uptime_s=status.uptime_s,
     )

@@ -55,6 +55,13 @@ class StepState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STEP_STATE_FAILED: _ClassVar[StepState]
     STEP_STATE_CANCELLED: _ClassVar[StepState]
     STEP_STATE_SKIPPED: _ClassVar[StepState]
+
+class HintStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    HINT_STATUS_UNSPECIFIED: _ClassVar[HintStatus]
+    HINT_STATUS_ACCEPTED: _ClassVar[HintStatus]
+    HINT_STATUS_CLIPPED: _ClassVar[HintStatus]
+    HINT_STATUS_IGNORED: _ClassVar[HintStatus]
 FIDELITY_UNSPECIFIED: Fidelity
 FIDELITY_EXACT: Fidelity
 FIDELITY_CORRECTED: Fidelity
@@ -86,6 +93,10 @@ STEP_STATE_SUCCEEDED: StepState
 STEP_STATE_FAILED: StepState
 STEP_STATE_CANCELLED: StepState
 STEP_STATE_SKIPPED: StepState
+HINT_STATUS_UNSPECIFIED: HintStatus
+HINT_STATUS_ACCEPTED: HintStatus
+HINT_STATUS_CLIPPED: HintStatus
+HINT_STATUS_IGNORED: HintStatus
 
 class Sampling(_message.Message):
     __slots__ = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "forced_text", "logprobs")
@@ -405,6 +416,84 @@ class CancelRequest(_message.Message):
     workflow_id: str
     def __init__(self, workflow_id: _Optional[str] = ...) -> None: ...
 
+class ExplainStepRequest(_message.Message):
+    __slots__ = ("workflow_id", "address")
+    WORKFLOW_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    workflow_id: str
+    address: str
+    def __init__(self, workflow_id: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
+
+class StepExplanation(_message.Message):
+    __slots__ = ("workflow_id", "address", "decision", "uses")
+    WORKFLOW_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    USES_FIELD_NUMBER: _ClassVar[int]
+    workflow_id: str
+    address: str
+    decision: RoutingDecision
+    uses: _containers.RepeatedCompositeFieldContainer[NextUse]
+    def __init__(self, workflow_id: _Optional[str] = ..., address: _Optional[str] = ..., decision: _Optional[_Union[RoutingDecision, _Mapping]] = ..., uses: _Optional[_Iterable[_Union[NextUse, _Mapping]]] = ...) -> None: ...
+
+class RoutingDecision(_message.Message):
+    __slots__ = ("call_id", "attempt", "at", "policy", "chosen", "candidates", "key_names", "num_workers")
+    CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    KEY_NAMES_FIELD_NUMBER: _ClassVar[int]
+    NUM_WORKERS_FIELD_NUMBER: _ClassVar[int]
+    call_id: str
+    attempt: int
+    at: _timestamp_pb2.Timestamp
+    policy: str
+    chosen: str
+    candidates: _containers.RepeatedCompositeFieldContainer[RoutingCandidate]
+    key_names: _containers.RepeatedScalarFieldContainer[str]
+    num_workers: int
+    def __init__(self, call_id: _Optional[str] = ..., attempt: _Optional[int] = ..., at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy: _Optional[str] = ..., chosen: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[RoutingCandidate, _Mapping]]] = ..., key_names: _Optional[_Iterable[str]] = ..., num_workers: _Optional[int] = ...) -> None: ...
+
+class RoutingCandidate(_message.Message):
+    __slots__ = ("worker_id", "key", "queue_ms", "encode_ms", "load_ms", "fetch_ms", "tokens_device", "tokens_host", "tokens_disk", "tokens_peer", "tokens_encode")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_MS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_MS_FIELD_NUMBER: _ClassVar[int]
+    FETCH_MS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_DEVICE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_HOST_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_DISK_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PEER_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_ENCODE_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    key: _containers.RepeatedScalarFieldContainer[float]
+    queue_ms: float
+    encode_ms: float
+    load_ms: float
+    fetch_ms: float
+    tokens_device: int
+    tokens_host: int
+    tokens_disk: int
+    tokens_peer: int
+    tokens_encode: int
+    def __init__(self, worker_id: _Optional[str] = ..., key: _Optional[_Iterable[float]] = ..., queue_ms: _Optional[float] = ..., encode_ms: _Optional[float] = ..., load_ms: _Optional[float] = ..., fetch_ms: _Optional[float] = ..., tokens_device: _Optional[int] = ..., tokens_host: _Optional[int] = ..., tokens_disk: _Optional[int] = ..., tokens_peer: _Optional[int] = ..., tokens_encode: _Optional[int] = ...) -> None: ...
+
+class NextUse(_message.Message):
+    __slots__ = ("message", "steps", "in_s", "likelihood")
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    IN_S_FIELD_NUMBER: _ClassVar[int]
+    LIKELIHOOD_FIELD_NUMBER: _ClassVar[int]
+    message: str
+    steps: int
+    in_s: float
+    likelihood: float
+    def __init__(self, message: _Optional[str] = ..., steps: _Optional[int] = ..., in_s: _Optional[float] = ..., likelihood: _Optional[float] = ...) -> None: ...
+
 class CompleteStepRequest(_message.Message):
     __slots__ = ("workflow_id", "address", "text", "output", "lease_id")
     WORKFLOW_ID_FIELD_NUMBER: _ClassVar[int]
@@ -657,6 +746,74 @@ class MessageRecord(_message.Message):
     tokens_loaded: int
     def __init__(self, message_id: _Optional[str] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., start: _Optional[int] = ..., num_tokens: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., tokens_read: _Optional[int] = ..., tokens_reused: _Optional[int] = ..., tokens_encoded: _Optional[int] = ..., tokens_generated: _Optional[int] = ..., ttft_ms: _Optional[float] = ..., wall_ms: _Optional[float] = ..., worker: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., overlaps: _Optional[_Iterable[str]] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., session_id: _Optional[str] = ..., tokens_loaded: _Optional[int] = ...) -> None: ...
 
+class HintRequest(_message.Message):
+    __slots__ = ("session_id", "hints", "ttl")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    HINTS_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    hints: _containers.RepeatedCompositeFieldContainer[Hint]
+    ttl: _duration_pb2.Duration
+    def __init__(self, session_id: _Optional[str] = ..., hints: _Optional[_Iterable[_Union[Hint, _Mapping]]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class Hint(_message.Message):
+    __slots__ = ("agent", "view", "fidelity", "steps", "starts_in", "likelihood", "pin")
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    FIDELITY_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    STARTS_IN_FIELD_NUMBER: _ClassVar[int]
+    LIKELIHOOD_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    agent: str
+    view: View
+    fidelity: Fidelity
+    steps: int
+    starts_in: _duration_pb2.Duration
+    likelihood: float
+    pin: _duration_pb2.Duration
+    def __init__(self, agent: _Optional[str] = ..., view: _Optional[_Union[View, _Mapping]] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., steps: _Optional[int] = ..., starts_in: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., likelihood: _Optional[float] = ..., pin: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class HintResponse(_message.Message):
+    __slots__ = ("outcomes",)
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    outcomes: _containers.RepeatedCompositeFieldContainer[HintOutcome]
+    def __init__(self, outcomes: _Optional[_Iterable[_Union[HintOutcome, _Mapping]]] = ...) -> None: ...
+
+class HintOutcome(_message.Message):
+    __slots__ = ("agent", "status", "reason", "num_reads", "num_tokens", "pin", "ttl")
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    NUM_READS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
+    agent: str
+    status: HintStatus
+    reason: str
+    num_reads: int
+    num_tokens: int
+    pin: _duration_pb2.Duration
+    ttl: _duration_pb2.Duration
+    def __init__(self, agent: _Optional[str] = ..., status: _Optional[_Union[HintStatus, str]] = ..., reason: _Optional[str] = ..., num_reads: _Optional[int] = ..., num_tokens: _Optional[int] = ..., pin: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class ReleaseHintsRequest(_message.Message):
+    __slots__ = ("session_id", "agents", "all")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    AGENTS_FIELD_NUMBER: _ClassVar[int]
+    ALL_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    agents: _containers.RepeatedScalarFieldContainer[str]
+    all: bool
+    def __init__(self, session_id: _Optional[str] = ..., agents: _Optional[_Iterable[str]] = ..., all: bool = ...) -> None: ...
+
+class ReleaseHintsResponse(_message.Message):
+    __slots__ = ("num_released",)
+    NUM_RELEASED_FIELD_NUMBER: _ClassVar[int]
+    num_released: int
+    def __init__(self, num_released: _Optional[int] = ...) -> None: ...
+
 class ReleaseRequest(_message.Message):
     __slots__ = ("session_id", "message_ids", "all")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -688,7 +845,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ClusterStatus(_message.Message):
-    __slots__ = ("version", "ready", "model", "max_context", "workers", "workflows_running", "sessions_open", "uptime_s")
+    __slots__ = ("version", "ready", "model", "max_context", "workers", "workflows_running", "sessions_open", "uptime_s", "workflows_held", "routing_policy", "eviction_policy", "directory")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -697,6 +854,10 @@ class ClusterStatus(_message.Message):
     WORKFLOWS_RUNNING_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_OPEN_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    WORKFLOWS_HELD_FIELD_NUMBER: _ClassVar[int]
+    ROUTING_POLICY_FIELD_NUMBER: _ClassVar[int]
+    EVICTION_POLICY_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     version: str
     ready: bool
     model: str
@@ -705,10 +866,26 @@ class ClusterStatus(_message.Message):
     workflows_running: int
     sessions_open: int
     uptime_s: float
-    def __init__(self, version: _Optional[str] = ..., ready: bool = ..., model: _Optional[str] = ..., max_context: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., workflows_running: _Optional[int] = ..., sessions_open: _Optional[int] = ..., uptime_s: _Optional[float] = ...) -> None: ...
+    workflows_held: int
+    routing_policy: str
+    eviction_policy: str
+    directory: DirectoryStatus
+    def __init__(self, version: _Optional[str] = ..., ready: bool = ..., model: _Optional[str] = ..., max_context: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., workflows_running: _Optional[int] = ..., sessions_open: _Optional[int] = ..., uptime_s: _Optional[float] = ..., workflows_held: _Optional[int] = ..., routing_policy: _Optional[str] = ..., eviction_policy: _Optional[str] = ..., directory: _Optional[_Union[DirectoryStatus, _Mapping]] = ...) -> None: ...
+
+class DirectoryStatus(_message.Message):
+    __slots__ = ("num_shards", "num_encodings", "tokens_predicted", "tokens_found")
+    NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ENCODINGS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PREDICTED_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FOUND_FIELD_NUMBER: _ClassVar[int]
+    num_shards: int
+    num_encodings: int
+    tokens_predicted: int
+    tokens_found: int
+    def __init__(self, num_shards: _Optional[int] = ..., num_encodings: _Optional[int] = ..., tokens_predicted: _Optional[int] = ..., tokens_found: _Optional[int] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("worker_id", "epoch", "alive", "device", "dtype", "attention_backend", "calls_running", "calls_waiting", "queued_tokens", "pages", "pages_free", "page_size", "bytes_per_token", "encodings")
+    __slots__ = ("worker_id", "epoch", "alive", "device", "dtype", "attention_backend", "calls_running", "calls_waiting", "queued_tokens", "pages", "pages_free", "page_size", "bytes_per_token", "encodings", "draining", "host_bytes", "host_bytes_used", "disk_bytes", "disk_bytes_used", "rates", "cache")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ALIVE_FIELD_NUMBER: _ClassVar[int]
@@ -723,6 +900,13 @@ class WorkerStatus(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     ENCODINGS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_BYTES_USED_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_USED_FIELD_NUMBER: _ClassVar[int]
+    RATES_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: str
     alive: bool
@@ -737,7 +921,84 @@ class WorkerStatus(_message.Message):
     page_size: int
     bytes_per_token: int
     encodings: int
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[str] = ..., alive: bool = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention_backend: _Optional[str] = ..., calls_running: _Optional[int] = ..., calls_waiting: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., pages: _Optional[int] = ..., pages_free: _Optional[int] = ..., page_size: _Optional[int] = ..., bytes_per_token: _Optional[int] = ..., encodings: _Optional[int] = ...) -> None: ...
+    draining: bool
+    host_bytes: int
+    host_bytes_used: int
+    disk_bytes: int
+    disk_bytes_used: int
+    rates: WorkerRates
+    cache: CacheCounters
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[str] = ..., alive: bool = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention_backend: _Optional[str] = ..., calls_running: _Optional[int] = ..., calls_waiting: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., pages: _Optional[int] = ..., pages_free: _Optional[int] = ..., page_size: _Optional[int] = ..., bytes_per_token: _Optional[int] = ..., encodings: _Optional[int] = ..., draining: bool = ..., host_bytes: _Optional[int] = ..., host_bytes_used: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., disk_bytes_used: _Optional[int] = ..., rates: _Optional[_Union[WorkerRates, _Mapping]] = ..., cache: _Optional[_Union[CacheCounters, _Mapping]] = ...) -> None: ...
+
+class WorkerRates(_message.Message):
+    __slots__ = ("encode_tokens_per_s", "iteration_s", "host_bytes_per_s", "disk_bytes_per_s", "peer_bytes_per_s")
+    ENCODE_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    ITERATION_S_FIELD_NUMBER: _ClassVar[int]
+    HOST_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    PEER_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    encode_tokens_per_s: float
+    iteration_s: float
+    host_bytes_per_s: float
+    disk_bytes_per_s: float
+    peer_bytes_per_s: float
+    def __init__(self, encode_tokens_per_s: _Optional[float] = ..., iteration_s: _Optional[float] = ..., host_bytes_per_s: _Optional[float] = ..., disk_bytes_per_s: _Optional[float] = ..., peer_bytes_per_s: _Optional[float] = ...) -> None: ...
+
+class CacheCounters(_message.Message):
+    __slots__ = ("tokens_hit_device", "tokens_loaded_host", "tokens_loaded_disk", "tokens_loaded_peer", "tokens_encoded_again", "bytes_saved_host", "bytes_saved_disk", "num_evicted_device", "num_evicted_host", "num_evicted_disk", "prefetches_useful", "prefetches_late", "prefetches_wasted", "preemptions", "wait_load_s")
+    TOKENS_HIT_DEVICE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_LOADED_HOST_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_LOADED_DISK_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_LOADED_PEER_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_ENCODED_AGAIN_FIELD_NUMBER: _ClassVar[int]
+    BYTES_SAVED_HOST_FIELD_NUMBER: _ClassVar[int]
+    BYTES_SAVED_DISK_FIELD_NUMBER: _ClassVar[int]
+    NUM_EVICTED_DEVICE_FIELD_NUMBER: _ClassVar[int]
+    NUM_EVICTED_HOST_FIELD_NUMBER: _ClassVar[int]
+    NUM_EVICTED_DISK_FIELD_NUMBER: _ClassVar[int]
+    PREFETCHES_USEFUL_FIELD_NUMBER: _ClassVar[int]
+    PREFETCHES_LATE_FIELD_NUMBER: _ClassVar[int]
+    PREFETCHES_WASTED_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_LOAD_S_FIELD_NUMBER: _ClassVar[int]
+    tokens_hit_device: int
+    tokens_loaded_host: int
+    tokens_loaded_disk: int
+    tokens_loaded_peer: int
+    tokens_encoded_again: int
+    bytes_saved_host: int
+    bytes_saved_disk: int
+    num_evicted_device: int
+    num_evicted_host: int
+    num_evicted_disk: int
+    prefetches_useful: int
+    prefetches_late: int
+    prefetches_wasted: int
+    preemptions: int
+    wait_load_s: float
+    def __init__(self, tokens_hit_device: _Optional[int] = ..., tokens_loaded_host: _Optional[int] = ..., tokens_loaded_disk: _Optional[int] = ..., tokens_loaded_peer: _Optional[int] = ..., tokens_encoded_again: _Optional[int] = ..., bytes_saved_host: _Optional[int] = ..., bytes_saved_disk: _Optional[int] = ..., num_evicted_device: _Optional[int] = ..., num_evicted_host: _Optional[int] = ..., num_evicted_disk: _Optional[int] = ..., prefetches_useful: _Optional[int] = ..., prefetches_late: _Optional[int] = ..., prefetches_wasted: _Optional[int] = ..., preemptions: _Optional[int] = ..., wait_load_s: _Optional[float] = ...) -> None: ...
+
+class AddWorkerRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DrainWorkerRequest(_message.Message):
+    __slots__ = ("worker_id",)
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    def __init__(self, worker_id: _Optional[str] = ...) -> None: ...
+
+class DrainProgress(_message.Message):
+    __slots__ = ("worker_id", "calls_left", "encodings_left", "done")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    CALLS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    ENCODINGS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    calls_left: int
+    encodings_left: int
+    done: bool
+    def __init__(self, worker_id: _Optional[str] = ..., calls_left: _Optional[int] = ..., encodings_left: _Optional[int] = ..., done: bool = ...) -> None: ...
 
 class WorkflowSpec(_message.Message):
     __slots__ = ("version", "name", "description", "inputs", "fidelity", "sampling", "messages", "agents", "steps", "outputs", "workflows", "key")

@@ -85,6 +85,11 @@ class WorkflowsStub(object):
                 request_serializer=laban_dot_proto_dot_laban__pb2.FailStepRequest.SerializeToString,
                 response_deserializer=laban_dot_proto_dot_laban__pb2.WorkflowRecord.FromString,
                 _registered_method=True)
+        self.ExplainStep = channel.unary_unary(
+                '/laban.v1.Workflows/ExplainStep',
+                request_serializer=laban_dot_proto_dot_laban__pb2.ExplainStepRequest.SerializeToString,
+                response_deserializer=laban_dot_proto_dot_laban__pb2.StepExplanation.FromString,
+                _registered_method=True)
 
 
 class WorkflowsServicer(object):
@@ -173,6 +178,14 @@ class WorkflowsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainStep(self, request, context):
+        """Why a step's call went to the worker it went to: the last decision, with every candidate's sort key. NOT_FOUND: no
+        such workflow or step; or no decision is there: the step has no call, was not routed yet, or is too long ago.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkflowsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -225,6 +238,11 @@ def add_WorkflowsServicer_to_server(servicer, server):
                     servicer.FailStep,
                     request_deserializer=laban_dot_proto_dot_laban__pb2.FailStepRequest.FromString,
                     response_serializer=laban_dot_proto_dot_laban__pb2.WorkflowRecord.SerializeToString,
+            ),
+            'ExplainStep': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainStep,
+                    request_deserializer=laban_dot_proto_dot_laban__pb2.ExplainStepRequest.FromString,
+                    response_serializer=laban_dot_proto_dot_laban__pb2.StepExplanation.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -508,6 +526,33 @@ class Workflows(object):
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def ExplainStep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/laban.v1.Workflows/ExplainStep',
+            laban_dot_proto_dot_laban__pb2.ExplainStepRequest.SerializeToString,
+            laban_dot_proto_dot_laban__pb2.StepExplanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class ChoreographyStub(object):
     """Encodes and generates message by message, each under a view of the caller's choice. Messages live in a session;
@@ -540,6 +585,16 @@ class ChoreographyStub(object):
                 '/laban.v1.Choreography/Decode',
                 request_serializer=laban_dot_proto_dot_laban__pb2.DecodeRequest.SerializeToString,
                 response_deserializer=laban_dot_proto_dot_laban__pb2.DecodeResponse.FromString,
+                _registered_method=True)
+        self.Hint = channel.unary_unary(
+                '/laban.v1.Choreography/Hint',
+                request_serializer=laban_dot_proto_dot_laban__pb2.HintRequest.SerializeToString,
+                response_deserializer=laban_dot_proto_dot_laban__pb2.HintResponse.FromString,
+                _registered_method=True)
+        self.ReleaseHints = channel.unary_unary(
+                '/laban.v1.Choreography/ReleaseHints',
+                request_serializer=laban_dot_proto_dot_laban__pb2.ReleaseHintsRequest.SerializeToString,
+                response_deserializer=laban_dot_proto_dot_laban__pb2.ReleaseHintsResponse.FromString,
                 _registered_method=True)
         self.Release = channel.unary_unary(
                 '/laban.v1.Choreography/Release',
@@ -590,6 +645,23 @@ class ChoreographyServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Hint(self, request, context):
+        """Says what agents will read next, and when, so that it is kept, and brought where it is needed. For clients that
+        orchestrate their agents themselves. Each hint replaces all that was said of its agent before, so it may be sent
+        again, and is forgotten after `ttl`. No result ever depends on one: what a hint says may be wrong, and any part of
+        it may be clipped or ignored, which the answer tells. INVALID_ARGUMENT: a hint makes no sense, whatever there is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseHints(self, request, context):
+        """Forgets hints, and lets go of what they pinned. Agents without one are no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Release(self, request, context):
         """Forgets messages. Messages that were encoded while attending to them keep working.
         """
@@ -626,6 +698,16 @@ def add_ChoreographyServicer_to_server(servicer, server):
                     servicer.Decode,
                     request_deserializer=laban_dot_proto_dot_laban__pb2.DecodeRequest.FromString,
                     response_serializer=laban_dot_proto_dot_laban__pb2.DecodeResponse.SerializeToString,
+            ),
+            'Hint': grpc.unary_unary_rpc_method_handler(
+                    servicer.Hint,
+                    request_deserializer=laban_dot_proto_dot_laban__pb2.HintRequest.FromString,
+                    response_serializer=laban_dot_proto_dot_laban__pb2.HintResponse.SerializeToString,
+            ),
+            'ReleaseHints': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseHints,
+                    request_deserializer=laban_dot_proto_dot_laban__pb2.ReleaseHintsRequest.FromString,
+                    response_serializer=laban_dot_proto_dot_laban__pb2.ReleaseHintsResponse.SerializeToString,
             ),
             'Release': grpc.unary_unary_rpc_method_handler(
                     servicer.Release,
@@ -760,6 +842,60 @@ class Choreography(object):
             _registered_method=True)
 
     @staticmethod
+    def Hint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/laban.v1.Choreography/Hint',
+            laban_dot_proto_dot_laban__pb2.HintRequest.SerializeToString,
+            laban_dot_proto_dot_laban__pb2.HintResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseHints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/laban.v1.Choreography/ReleaseHints',
+            laban_dot_proto_dot_laban__pb2.ReleaseHintsRequest.SerializeToString,
+            laban_dot_proto_dot_laban__pb2.ReleaseHintsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Release(request,
             target,
             options=(),
@@ -815,7 +951,7 @@ class Choreography(object):
 
 
 class ClusterStub(object):
-    """What the cluster is doing.
+    """What the cluster is doing, and what it is made of.
     """
 
     def __init__(self, channel):
@@ -829,14 +965,42 @@ class ClusterStub(object):
                 request_serializer=laban_dot_proto_dot_laban__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=laban_dot_proto_dot_laban__pb2.ClusterStatus.FromString,
                 _registered_method=True)
+        self.AddWorker = channel.unary_unary(
+                '/laban.v1.Cluster/AddWorker',
+                request_serializer=laban_dot_proto_dot_laban__pb2.AddWorkerRequest.SerializeToString,
+                response_deserializer=laban_dot_proto_dot_laban__pb2.WorkerStatus.FromString,
+                _registered_method=True)
+        self.DrainWorker = channel.unary_stream(
+                '/laban.v1.Cluster/DrainWorker',
+                request_serializer=laban_dot_proto_dot_laban__pb2.DrainWorkerRequest.SerializeToString,
+                response_deserializer=laban_dot_proto_dot_laban__pb2.DrainProgress.FromString,
+                _registered_method=True)
 
 
 class ClusterServicer(object):
-    """What the cluster is doing.
+    """What the cluster is doing, and what it is made of.
     """
 
     def GetStatus(self, request, context):
-        """Workers, queues and the pool of keys and values.
+        """Workers, queues, the pool of keys and values and the tiers below it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddWorker(self, request, context):
+        """Starts one more worker like the others and returns it once its model is loaded, which may take minutes: give it a
+        long deadline. If the client leaves earlier the worker comes up all the same. RESOURCE_EXHAUSTED: Ray has no room
+        for another.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainWorker(self, request, context):
+        """Takes a worker out: it gets no new calls, those it has end, and what others will need of it is moved or encoded
+        there. How far it is comes now and then; the stream ends with the item that says `done`. If the client leaves, the
+        draining goes on; asking again joins it. NOT_FOUND: no such worker. FAILED_PRECONDITION: it is the last one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -850,6 +1014,16 @@ def add_ClusterServicer_to_server(servicer, server):
                     request_deserializer=laban_dot_proto_dot_laban__pb2.GetStatusRequest.FromString,
                     response_serializer=laban_dot_proto_dot_laban__pb2.ClusterStatus.SerializeToString,
             ),
+            'AddWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddWorker,
+                    request_deserializer=laban_dot_proto_dot_laban__pb2.AddWorkerRequest.FromString,
+                    response_serializer=laban_dot_proto_dot_laban__pb2.WorkerStatus.SerializeToString,
+            ),
+            'DrainWorker': grpc.unary_stream_rpc_method_handler(
+                    servicer.DrainWorker,
+                    request_deserializer=laban_dot_proto_dot_laban__pb2.DrainWorkerRequest.FromString,
+                    response_serializer=laban_dot_proto_dot_laban__pb2.DrainProgress.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'laban.v1.Cluster', rpc_method_handlers)
@@ -859,7 +1033,7 @@ def add_ClusterServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Cluster(object):
-    """What the cluster is doing.
+    """What the cluster is doing, and what it is made of.
     """
 
     @staticmethod
@@ -879,6 +1053,60 @@ class Cluster(object):
             '/laban.v1.Cluster/GetStatus',
             laban_dot_proto_dot_laban__pb2.GetStatusRequest.SerializeToString,
             laban_dot_proto_dot_laban__pb2.ClusterStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/laban.v1.Cluster/AddWorker',
+            laban_dot_proto_dot_laban__pb2.AddWorkerRequest.SerializeToString,
+            laban_dot_proto_dot_laban__pb2.WorkerStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/laban.v1.Cluster/DrainWorker',
+            laban_dot_proto_dot_laban__pb2.DrainWorkerRequest.SerializeToString,
+            laban_dot_proto_dot_laban__pb2.DrainProgress.FromString,
             options,
             channel_credentials,
             insecure,

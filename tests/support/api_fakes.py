@@ -10,18 +10,26 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from laban.actors.calls import TokenLogprob
-from laban.actors.errors import Conflict, LabanError, NotFound, OutOfRange
+from laban.actors.calls import CacheCounters, TokenLogprob, WorkerRates
+from laban.actors.errors import Conflict, FailedPrecondition, LabanError, NotFound, OutOfRange
 from laban.cluster.client import AsyncClient
 from laban.cluster.gateway import Gateway, GatewayLimits
 from laban.cluster.records import (
     ClusterStatus,
+    DirectoryStatus,
+    DrainProgress,
     ErrorInfo,
     Event,
+    Hint,
+    HintOutcome,
     Lease,
     LeaseMessage,
     MessageRecord,
+    NextUse,
+    RoutingCandidate,
+    RoutingDecision,
     SessionRecord,
+    StepExplanation,
     StepResult,
     TokenChunk,
     WorkerStatus,
@@ -90,10 +98,28 @@ MESSAGE = MessageRecord(
     "s-1", "m1", "assistant", "bob", 7, 12, "direct", 7, 6, 2, 5, 4, 1.5, 2.5, "w1", "length", "text", (4, 5),
     (TokenLogprob(4, -1.0),), ("view[0] and view[1] share the positions 3 to 4",),
 )  # fmt: skip
-STATUS = ClusterStatus(
-    "0.1.0", True, "tiny", 2048,
-    (WorkerStatus("w0", "e1", True, "cpu", "float32", "reference", 1, 2, 300, 64, 60, 16, 1024, 9),), 3, 2, 12.5,
+WORKER = WorkerStatus(
+    "w0", "e1", True, "cpu", "float32", "reference", 1, 2, 300, 64, 60, 16, 1024, 9, True, 1 << 30, 3 << 20, 1 << 40,
+    5 << 32, WorkerRates(1200.5, 0.007, 2.5e10, 3e9, 1e9),
+    CacheCounters(900, 80, 70, 60, 50, 1 << 33, 1 << 34, 7, 6, 5, 4, 3, 2, 1, 0.25),
 )  # fmt: skip
+STATUS = ClusterStatus(
+    "0.1.0", True, "tiny", 2048, (WORKER,), 3, 2, 12.5, 1, "cost", "steps", DirectoryStatus(2, 40, 1000, 990)
+)
+EXPLANATION = StepExplanation(
+    "wf-1",
+    "answer[bob,2]",
+    RoutingDecision(
+        "wf-1/answer[bob,2]", 2, 1_700_000_000.5, "cost", "w1",
+        (
+            RoutingCandidate("w1", (12.0, 0.0), 1.5, 2.5, 3.5, 4.5, 100, 90, 80, 70, 60),
+            RoutingCandidate("w0", (40.25, 3.0), queue_ms=38.0, encode_ms=2.25, tokens_device=400),
+        ),
+        ("ttft_ms", "successor_ms"), 9,
+    ),
+    (NextUse("task", 2, 0.75, 0.5),),
+)  # fmt: skip
+DRAINED = (DrainProgress("w0", 2, 7), DrainProgress("w0", 0, 3), DrainProgress("w0", 0, 0, True))
 
 
 @dataclass
@@ -175,6 +201,12 @@ class FakeExecutor:
         self.calls.append(("fail", workflow_id, address, message, options))
         return RECORD
 
+    def explain(self, workflow_id: str, address: str) -> StepExplanation:
+        self._find(workflow_id)
+        if address != "answer[bob,2]":
+            raise NotFound("was not routed yet", field="address", value=address)
+        return EXPLANATION
+
     def _find(self, workflow_id: str) -> WorkflowRecord:
         if workflow_id != "wf-1":
             raise NotFound("no such workflow", field="workflow_id", value=workflow_id)
@@ -208,6 +240,21 @@ class FakeSessions:
         self.calls.append(("release", tuple(message_ids), everything))
         return 99 if everything else len(message_ids)
 
+    def hint(self, session_id: str, hints: Any, ttl_s: float | None = None, **options: Any) -> tuple[HintOutcome, ...]:
+        self._find(session_id)
+        self.calls.append(("hint", tuple(hints), ttl_s))
+        return tuple(self._hinted(hint) for hint in hints)
+
+    def _hinted(self, hint: Hint) -> HintOutcome:
+        if not hint.reads:
+            return HintOutcome(hint.agent, "ignored", "reads nothing")
+        return HintOutcome(hint.agent, "clipped", "pins last 60 s at most", len(hint.reads), 40, 60.0, 30.5)
+
+    def release_hints(self, session_id: str, agents: Any = (), *, everything: bool = False, **options: Any) -> int:
+        self._find(session_id)
+        self.calls.append(("release_hints", tuple(agents), everything))
+        return 99 if everything else len(agents)
+
     async def prefill(self, session_id: str, role: str, **options: Any) -> MessageRecord:
         self._find(session_id)
         self.calls.append(("prefill", role, options))
@@ -236,11 +283,45 @@ class FakeSessions:
 
 
 @dataclass
+class FakeFleet:
+    """Adds and drains at once; with `hang` it waits after the first word until it is closed."""
+
+    hang: bool = False
+    error: Exception | None = None
+    added: int = 0
+    drains_open: int = 0
+    gate: asyncio.Event | None = None
+
+    async def add_worker(self) -> WorkerStatus:
+        if self.error is not None:
+            raise self.error
+        if self.gate is not None:
+            await self.gate.wait()
+        self.added += 1
+        return WORKER
+
+    async def drain_worker(self, worker_id: str) -> AsyncGenerator[DrainProgress, None]:
+        if worker_id == "last":
+            raise FailedPrecondition("is the last worker", field="worker_id", value=worker_id)
+        if worker_id != "w0":
+            raise NotFound("no such worker", field="worker_id", value=worker_id)
+        self.drains_open += 1
+        try:
+            for progress in DRAINED:
+                yield progress
+                if self.hang:
+                    await asyncio.Event().wait()
+        finally:
+            self.drains_open -= 1
+
+
+@dataclass
 class Served:
     """A gateway on a loopback port over the fakes, and a client of it."""
 
     executor: FakeExecutor
     sessions: FakeSessions
+    fleet: FakeFleet
     gateway: Gateway
     port: int
     client: AsyncClient
@@ -255,13 +336,14 @@ async def serving(
     executor: FakeExecutor | None = None,
     sessions: FakeSessions | None = None,
     limits: GatewayLimits | None = None,
+    fleet: FakeFleet | None = None,
 ) -> AsyncIterator[Served]:
-    executor, sessions = executor or FakeExecutor(), sessions or FakeSessions()
-    gateway = Gateway(executor, sessions, lambda: STATUS, limits)
+    executor, sessions, fleet = executor or FakeExecutor(), sessions or FakeSessions(), fleet or FakeFleet()
+    gateway = Gateway(executor, sessions, lambda: STATUS, limits, fleet=fleet)
     port = await gateway.start("127.0.0.1", 0)
     client = AsyncClient(f"127.0.0.1:{port}", timeout_s=20)
     try:
-        yield Served(executor, sessions, gateway, port, client)
+        yield Served(executor, sessions, fleet, gateway, port, client)
     finally:
         await client.close()
         await gateway.stop(0)

@@ -9,13 +9,16 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from api_fakes import EVENTS, LEASE, MESSAGE, RECORD, STATUS, STEP
+from api_fakes import DRAINED, EVENTS, EXPLANATION, LEASE, MESSAGE, RECORD, STATUS, STEP
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from laban.actors.calls import CacheCounters, WorkerRates
 from laban.actors.errors import InvalidInput, NotBuilt
 from laban.cluster import records
 from laban.cluster import translate as tr
+from laban.cluster import translate_cluster as trc
+from laban.cluster import translate_hints as trh
 from laban.cluster import translate_leases as trl
 from laban.cluster import translate_sessions as trs
 from laban.cluster.translate_spec import RESERVED, spec_from_dict, spec_to_dict, value_from_python, value_to_python
@@ -23,6 +26,8 @@ from laban.cluster.translate_values import struct_from_python, struct_to_python
 from laban.cluster.workflow import schema
 from laban.cluster.workflow.parse import parse_dict, parse_yaml
 from laban.proto import laban_pb2 as pb
+
+OUTCOME = records.HintOutcome("ann", "clipped", "why", 2, 40, 60.25, 30.5)
 
 
 def wire(message: Any) -> Any:
@@ -34,7 +39,11 @@ def test_records_come_back_equal() -> None:
     for item in EVENTS:
         assert tr.watch_from_pb(wire(tr.watch_to_pb(item))) == item
     assert trs.message_from_pb(wire(trs.message_to_pb(MESSAGE))) == MESSAGE
-    assert trs.status_from_pb(wire(trs.status_to_pb(STATUS))) == STATUS
+    assert trc.status_from_pb(wire(trc.status_to_pb(STATUS))) == STATUS
+    assert trc.explanation_from_pb(wire(trc.explanation_to_pb(EXPLANATION))) == EXPLANATION
+    for progress in DRAINED:
+        assert trc.drain_from_pb(wire(trc.drain_to_pb(progress))) == progress
+    assert trh.outcome_from_pb(wire(trh.outcome_to_pb(OUTCOME))) == OUTCOME
     assert trl.lease_from_pb(wire(trl.lease_to_pb(LEASE))) == LEASE
     session = records.SessionRecord("s", 0.5, 1.25, 1.75, (MESSAGE,))
     assert trs.session_from_pb(wire(trs.session_to_pb(session))) == session
@@ -49,6 +58,14 @@ def test_records_come_back_equal() -> None:
         (records.MessageRecord, pb.MessageRecord),
         (records.WorkerStatus, pb.WorkerStatus),
         (records.ClusterStatus, pb.ClusterStatus),
+        (WorkerRates, pb.WorkerRates),
+        (CacheCounters, pb.CacheCounters),
+        (records.DirectoryStatus, pb.DirectoryStatus),
+        (records.DrainProgress, pb.DrainProgress),
+        (records.StepExplanation, pb.StepExplanation),
+        (records.RoutingDecision, pb.RoutingDecision),
+        (records.RoutingCandidate, pb.RoutingCandidate),
+        (records.NextUse, pb.NextUse),
         (records.ErrorInfo, pb.Error),
         (records.SessionPlacement, pb.Placement),
         (records.LeaseMessage, pb.LeaseMessage),
@@ -60,7 +77,10 @@ def test_records_and_messages_have_the_same_fields(record: Any, message: Any) ->
 
 def test_every_field_of_the_samples_is_set() -> None:
     # So that the round trips above would notice a field that is not carried.
-    for sample in (STEP, MESSAGE, STATUS, STATUS.workers[0], RECORD, LEASE):
+    worker, decision = STATUS.workers[0], EXPLANATION.decision
+    cluster = (STATUS, worker, worker.rates, worker.cache, STATUS.directory, OUTCOME)
+    routing = (EXPLANATION, decision, decision.candidates[0], *EXPLANATION.uses)
+    for sample in (STEP, MESSAGE, RECORD, LEASE, *cluster, *routing):
         empty = [item.name for item in fields(sample) if not getattr(sample, item.name)]
         assert empty in ([], ["error"]), sample
 
@@ -71,6 +91,7 @@ def test_every_field_of_the_samples_is_set() -> None:
         (records.WorkflowState, tr.workflow_state_number, tr.workflow_state_word),
         (records.StepState, tr.step_state_number, tr.step_state_word),
         (records.FinishReason, tr.finish_reason_number, tr.finish_reason_word),
+        (records.HintStatus, trh.hint_status_number, trh.hint_status_word),
     ],
 )
 def test_every_word_has_a_number_of_its_own(words: Any, number: Any, word: Any) -> None:
