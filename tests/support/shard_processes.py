@@ -86,7 +86,9 @@ def _run(
 
 def sharded_engine(kind: str, group: ShardGroup | None) -> Engine:
     """An engine over a random model of 8 query and 2 KV heads, or over this shard's slice of it."""
-    settings = EngineConfig(pool_tokens=POOL_TOKENS, max_batch_tokens=96, dtype="float32")
+    # Capturing takes a minute with nothing compiled yet: graphs of one kind tell as much as those of three.
+    captured = kind == "llama"
+    settings = EngineConfig(pool_tokens=POOL_TOKENS, max_batch_tokens=96, dtype="float32", cuda_graphs=captured)
     model = random_model(kind, **HEADS)
     if group is not None and group.device.type == "cuda":
         identity = {"namespace": "test", "max_context": MAX_CONTEXT}
