@@ -1,0 +1,201 @@
+"""Copies of tokens' keys and values between the device's pool and the host's, beside whatever the engine computes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from laban.actors.engine.card_copies import CardCopy, CardMover, Path
+from laban.actors.engine.copy_pieces import Part, check_slots, parts_of, pieces_of
+from laban.actors.engine.host_pool import HostPool, bytes_of
+from laban.actors.engine.layer_gates import LayerGates
+from laban.actors.engine.pacing import Job, Lane, Pacer
+from laban.actors.engine.runs import Runs
+
+Direction = Literal["load", "save"]
+
+
+class Copy(Protocol):
+    """One copy under way. Nothing here waits but `wait`, and nothing raises."""
+
+    num_tokens: int
+    num_bytes: int
+
+    def enqueued(self) -> bool:
+        """Whether the card has been given all of it, so that a forward launched now waits at its gates."""
+        ...
+
+    def done(self) -> bool:
+        """Whether it has ended, well or not."""
+        ...
+
+    def problem(self) -> str | None:
+        """Why what it wrote must not be read; None if it went well or goes on."""
+        ...
+
+    def wait(self) -> None:
+        """Until it is done."""
+        ...
+
+    @property
+    def seconds(self) -> float | None:
+        """That it took, as the device measured, without the time in the queue; None until it is done and if it failed."""
+        ...
+
+    def event(self, group: int) -> torch.cuda.Event | None:
+        """What a stream may wait for to read that group of layers; None off a card."""
+        ...
+
+
+class Copier:
+    """Loads (host to device) and saves (device to host), each in order, at the same time as the others.
+
+    `start` is called by one thread, the engine's, and returns at once. On a card each direction has a stream; a copy is
+    given to it there and then, or by a thread as it is due if the rate is limited. On a CPU each has a thread.
+    """
+
+    def __init__(
+        self,
+        k_pool: Tensor,
+        v_pool: Tensor,
+        host: HostPool,
+        *,
+        limit_bytes_per_s: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], object] | None = None,
+    ) -> None:
+        """`limit_bytes_per_s` is of each direction, to try a slower link. The pools must outlive the copier."""
+        for pool in (k_pool, v_pool):
+            if pool.shape[2:] != host.k.shape[2:] or len(pool) != len(host.k) or pool.dtype != host.k.dtype:
+                raise ValueError(f"the device's pool is {tuple(pool.shape)}, the host's {tuple(host.k.shape)}")
+            assert pool.is_contiguous()
+        self.device = k_pool.device
+        self.limit_bytes_per_s = limit_bytes_per_s
+        self._clock = clock
+        self._num_layers = len(k_pool)
+        self._num_slots = k_pool.shape[1], host.num_slots
+        self._layer_bytes = 2 * k_pool[0, 0].numel() * k_pool.itemsize
+        on_card = self.device.type == "cuda"
+        self._lanes: dict[Direction, Lane] = {}
+        self._movers: dict[Direction, CardMover] = {}
+        self._planes = [] if on_card else [(bytes_of(k_pool), bytes_of(host.k)), (bytes_of(v_pool), bytes_of(host.v))]
+        self._part_bytes: int | None = None
+        directions: tuple[Direction, ...] = ("load", "save")
+        for direction in directions:
+            pacer = None if limit_bytes_per_s is None else Pacer(limit_bytes_per_s)
+            self._part_bytes = None if pacer is None else pacer.part_bytes
+            threaded = pacer is not None or not on_card
+            self._lanes[direction] = Lane(f"{direction}s", threaded=threaded, pacer=pacer, clock=clock, sleep=sleep)
+            if on_card:
+                self._movers[direction] = CardMover(k_pool, v_pool, host, loads=direction == "load")
+
+    def start(
+        self,
+        direction: Direction,
+        device_runs: Runs,
+        host_runs: Runs,
+        layers: range | None = None,
+        after: torch.cuda.Event | None = None,
+        gates: LayerGates | None = None,
+        path: Path = "auto",
+    ) -> Copy:
+        """Begins to copy the tokens of the one list of runs to those of the other, in order.
+
+        On the card the copy waits for `after`, and `gates` are recorded as their layers arrive. Raises ValueError for
+        runs that do not fit together or lie outside of a pool; what goes wrong later is `Copy.problem`.
+        """
+        layers = range(self._num_layers) if layers is None else layers
+        pieces = pieces_of(device_runs, host_runs)
+        check_slots(pieces, *self._num_slots)
+        groups: list[tuple[range, int | None]] = [(layers, None)]
+        if gates is not None:
+            cut = (range(max(g.start, layers.start), min(g.stop, layers.stop)) for g in gates.groups)
+            groups = [(group, number) for number, group in enumerate(cut)]
+        parts = parts_of(pieces, groups, self._layer_bytes, self._part_bytes)
+        num_tokens = int(pieces[:, 2].sum())
+        num_bytes = num_tokens * len(layers) * self._layer_bytes
+        copy: CardCopy | HostCopy
+        if self._movers:
+            least_s = 0.0 if self.limit_bytes_per_s is None else num_bytes / self.limit_bytes_per_s
+            copy = CardCopy(self._movers[direction], parts, num_tokens, num_bytes, after, gates, path, least_s)
+        else:
+            copy = HostCopy(self._planes, direction == "load", parts, num_tokens, num_bytes, self._clock)
+        self._lanes[direction].put(copy)
+        return copy
+
+    def close(self) -> None:
+        """Ends the threads and waits for what is under way; what has not begun fails."""
+        for lane in self._lanes.values():
+            lane.close()
+        for mover in self._movers.values():
+            mover.synchronize()
+
+
+class HostCopy(Job):
+    """A copy between two pools in host memory, carried out by a thread."""
+
+    def __init__(
+        self,
+        planes: list[tuple[np.ndarray, np.ndarray]],  # type: ignore[type-arg]
+        loads: bool,
+        parts: Iterable[Part],
+        num_tokens: int,
+        num_bytes: int,
+        clock: Callable[[], float],
+    ) -> None:
+        """`planes` are (device, host) of keys and of values: [num_layers, num_slots, bytes]."""
+        self._planes, self._loads = planes, loads
+        self.parts = parts
+        self.num_tokens, self.num_bytes = num_tokens, num_bytes
+        self._clock = clock
+        self._began_s = 0.0
+        self._seconds: float | None = None
+        self._problem: str | None = None
+        self._ended = threading.Event()
+
+    def begin(self) -> None:
+        self._began_s = self._clock()
+
+    def move(self, part: Part) -> None:
+        layers = slice(part.layers.start, part.layers.stop)
+        for device_slot, host_slot, length in part.pieces.tolist():
+            for device, host in self._planes:
+                there = device[layers, device_slot : device_slot + length]
+                here = host[layers, host_slot : host_slot + length]
+                if self._loads:
+                    there[:] = here
+                else:
+                    here[:] = there
+
+    def end(self) -> None:
+        self._seconds = self._clock() - self._began_s
+        self._ended.set()
+
+    def fail(self, problem: str) -> None:
+        self._problem = problem
+        self._ended.set()
+
+    def enqueued(self) -> bool:
+        return self._ended.is_set()
+
+    def done(self) -> bool:
+        return self._ended.is_set()
+
+    def problem(self) -> str | None:
+        return self._problem
+
+    def wait(self) -> None:
+        self._ended.wait()
+
+    @property
+    def seconds(self) -> float | None:
+        return self._seconds if self._ended.is_set() else None
+
+    def event(self, group: int) -> torch.cuda.Event | None:
+        return None
