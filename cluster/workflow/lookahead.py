@@ -12,14 +12,16 @@ from functools import cached_property
 from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 
 from laban.cluster.workflow.graph import StepGraph
 from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
+from laban.cluster.workflow.lookahead_reference import INF as NEVER
 from laban.cluster.workflow.lookahead_reference import Moment
 from laban.cluster.workflow.progress import Outcome
 from laban.cluster.workflow.states import InstanceState
 
-__all__ = ["Likelihoods", "LookAhead", "Moment", "NextUse"]
+__all__ = ["NEVER", "Likelihoods", "LookAhead", "Moment", "NextUse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,9 @@ class LookAhead:
         self._run, self._gone, self._lost = (np.zeros(num_rows, np.int32) for _ in range(3))
         self._likely = np.zeros(num_rows)
         self._scratch = np.zeros(4 + 2 * longest, np.int32)
+        self._takes = np.ones(num_rows, np.int32)
+        self._ticks = np.ones(num_rows, np.int32)
+        self._run_at, self._gone_at, self._lost_at = (np.zeros(num_rows, np.int32) for _ in range(3))
         self._readers = np.zeros(len(self._flat.select_at) - 1, np.int32)
         self._message_readers = np.zeros(len(self._keys), np.int32)
         self._outcomes: dict[str, Outcome] | None = None
@@ -81,6 +86,52 @@ class LookAhead:
         rows = self._flat.nodes
         steps = np.where(self._codes[rows] == self._pass.OPEN, self._run[rows], self._pass.INF)
         return {self._addresses[node]: int(steps[node]) for node in np.flatnonzero(steps < self._pass.INF)}
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of every instance. The arrays below have an element for each, in this order."""
+        return self._addresses
+
+    @property
+    def running(self) -> NDArray[np.bool_]:
+        return (self._running != 0) & (self._codes[self._flat.nodes] == self._pass.OPEN)
+
+    def steps(self) -> NDArray[np.int32]:
+        """Steps to execution; NEVER for what will not run any more."""
+        rows = self._flat.nodes
+        return np.where(self._codes[rows] == self._pass.OPEN, self._run[rows], np.int32(self._pass.INF))
+
+    def likely(self) -> NDArray[np.float64]:
+        """How likely it is that they are there in the end."""
+        return self._likely[self._flat.nodes]
+
+    def begins(self, ticks: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The tick in which each can begin if each takes so many `ticks`, one at the least; of one that is running,
+        from now on. NEVER for what will not run any more."""
+        rows = self._flat.nodes
+        self._ticks[rows] = ticks
+        self._pass.look(
+            self._flat,
+            self._codes,
+            self._ticks,
+            self._run_at,
+            self._gone_at,
+            self._lost_at,
+            self._likely,
+            self._scratch,
+        )
+        found = np.where(self._run_at[rows] < self._pass.INF, self._run_at[rows] - ticks + 1, np.int32(self._pass.INF))
+        return np.where(self._codes[rows] == self._pass.OPEN, found, np.int32(self._pass.INF))
+
+    def ends(self) -> int:
+        """The tick before which, by the last `begins`, those outputs cannot be there that can be there at all."""
+        latest = 0
+        for output in self._graph.outputs.values():
+            times = sorted(int(self._run_at[self._row_of[unit]]) + 1 for unit in output.waits)
+            there = [time for time in times if time < self._pass.INF]
+            if there:
+                latest = max(latest, there[min(output.required, len(there)) - 1])
+        return latest
 
     def next_use(self, key: str) -> NextUse | None:
         """Of a message that may be read again, by whom it may be soonest: the likelier, then the earlier of equals."""
@@ -108,7 +159,9 @@ class LookAhead:
         return bool(open_ and not self._running[node])
 
     def _compute(self, states: Mapping[str, InstanceState]) -> None:
-        self._pass.look(self._flat, self._codes, self._run, self._gone, self._lost, self._likely, self._scratch)
+        self._pass.look(
+            self._flat, self._codes, self._takes, self._run, self._gone, self._lost, self._likely, self._scratch
+        )
         can_begin = np.flatnonzero((self._run[self._flat.nodes] == 0) & (self._running == 0)).tolist()
         self._running[[node for node in can_begin if states.get(self._addresses[node]) == "running"]] = 1
         self._pass.find_uses(

@@ -162,9 +162,11 @@ def look_at_joins(
 
 
 @jit  # type: ignore[untyped-decorator]
-def look(flat: Flat, codes: Bytes, run: Ints, gone: Ints, lost: Ints, likely: Floats, scratch: Ints) -> None:
-    """codes [num_rows], of units; the results, in steps: run, gone, lost, likely [num_rows];
-    scratch [at least 4 + 2 * the longest join]"""
+def look(
+    flat: Flat, codes: Bytes, takes: Ints, run: Ints, gone: Ints, lost: Ints, likely: Floats, scratch: Ints
+) -> None:
+    """codes [num_rows], of units; takes [num_rows]: how long each instance does, 1 to count in steps; the results, in
+    what it is counted in: run, gone, lost, likely [num_rows]; scratch [at least 4 + 2 * the longest join]"""
     run[0] = gone[0] = lost[0] = INF
     done = -1  # the join that `scratch` is of, when every row that had it was a node
     chance = 1.0
@@ -212,7 +214,8 @@ def look(flat: Flat, codes: Bytes, run: Ints, gone: Ints, lost: Ints, likely: Fl
         elif kind == VOTE:
             run[row], gone[row], lost[row], likely[row] = scratch[0], scratch[2], scratch[3], chance
         else:
-            run[row] = min(INF, max(scratch[0], opened) + 1)
+            before = max(scratch[0], opened)
+            run[row] = INF if before >= INF else min(INF - 1, before + takes[row])
             gone[row], lost[row], likely[row] = min(against, scratch[2]), scratch[3], min(chain, chance)
 
 

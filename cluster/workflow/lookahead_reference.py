@@ -6,6 +6,9 @@ Of each unit that has not ended, over all that may still happen (gates decide ei
 - gone: the fewest steps until it is known that a branch not taken, or a loop's end, keeps it from running (absent).
 - lost: the same of what should have been there: after a loop that fails, after a vote with too few voters.
 
+Steps may take any number of ticks, each its own: then all three are in ticks, and `run` of an instance is the last
+one that it takes: with one tick each, that in which it begins.
+
 -1 has happened, INF cannot happen. Each is a time before which it cannot be, so nothing is expected too late. What a
 unit waits for is taken to agree with the decisions that the unit cannot do without; else each wait is taken at its
 soonest. That is exact, but where two waits hang on one gate and cannot both be at their soonest in one run: there it
@@ -15,7 +18,7 @@ may be too early. Nor does it foresee what a join cancels, which may end a loop'
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Protocol
 
@@ -41,11 +44,14 @@ class Moment(Protocol):
 class Reference:
     """`run`, `gone` and `lost` of units in steps, and `likely`: how likely it is that they are there in the end.
 
-    `without` are decisions that are taken not to come about: a unit is not gone by them.
+    `without` are decisions that are taken not to come about: a unit is not gone by them. `ticks` are what instances
+    take, 1 where it says nothing.
     """
 
-    def __init__(self, graph: StepGraph, now: Moment, likelihoods: Likelihoods) -> None:
-        self._graph, self._now, self._likelihoods = graph, now, likelihoods
+    def __init__(
+        self, graph: StepGraph, now: Moment, likelihoods: Likelihoods, ticks: Mapping[str, int] | None = None
+    ) -> None:
+        self._graph, self._now, self._likelihoods, self._ticks = graph, now, likelihoods, ticks or {}
         self._votes = {vote.unit: vote for vote in graph.votes.values()}
         self._rank = {unit: rank for rank, unit in enumerate(graph.order)}
         self.run, self.gone, self.lost = cache(self._run), cache(self._gone), cache(self._lost)
@@ -70,7 +76,8 @@ class Reference:
         opened = max((self._decided(use) for use in each.gates), default=-1)
         if isinstance(each, Gate):
             return max(self._all_ended(each), opened)
-        return min(INF, max(self._soonest(each), opened) + 1)
+        before = max(self._soonest(each), opened)
+        return INF if before >= INF else min(INF - 1, before + self._ticks.get(unit, 1))
 
     def _soonest(self, node: Node) -> int:
         """Until enough of what it waits for is there. What is absent lowers what is enough, to one at the least."""
