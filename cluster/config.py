@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from laban.actors.engine.config import EngineConfig
 from laban.actors.errors import InvalidInput, NotFound
+from laban.cluster.sizes import MAX_BYTES, Bytes, BytesPerSecond
 
 FILE_NAME = "laban.yaml"
 # Read by the command line itself: no fields of the configuration.
@@ -58,14 +59,23 @@ class EngineSection(_Section):
 class CacheSection(_Section):
     """The KV cache of each worker below its device, and what goes first."""
 
-    host_bytes: int | None = Field(
-        default=None, ge=0, description="host memory a worker; null: 256 MiB on a CPU, with a GPU its part of a quarter"
+    host_bytes: Bytes | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_BYTES,
+        description="host memory a worker, such as 4GiB; null: 256 MiB on a CPU, with a GPU its part of a quarter",
     )
-    disk_folder: str | None = Field(default=None, description="where a worker keeps encodings on disk; null: nowhere")
-    disk_bytes: int = Field(default=16 << 30, gt=0, description="of that folder, for each worker")
-    eviction: str = Field(default="cost", description="cost, steps, lru, or one of your own as package.module:Class")
+    disk_folder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="where workers keep encodings on disk, each in a folder of its own there; null: nowhere",
+    )
+    disk_bytes: Bytes = Field(default=16 << 30, gt=0, le=MAX_BYTES, description="of that folder, for each worker")
+    eviction: str = Field(
+        default="cost", min_length=1, description="cost, steps, lru, or one of your own as package.module:Class"
+    )
     tenant_share: float = Field(default=1.0, gt=0, le=1, description="of each tier, for one tenant's encodings at most")
-    link_bytes_per_s: float | None = Field(
+    link_bytes_per_s: BytesPerSecond | None = Field(
         default=None, gt=0, description="limit of copies between host and device; null: as fast as it goes"
     )
 
@@ -75,13 +85,16 @@ class RoutingSection(_Section):
 
     policy: str = Field(
         default="cost",
+        min_length=1,
         description="cost, prefix_affinity, least_loaded, round_robin, or one of your own as package.module:Class",
     )
     prefetch: bool = Field(default=True, description="bring or encode what the next steps will read")
     admission: bool = Field(default=True, description="hold whole workflows back while memory is short")
     replicate: bool = Field(default=True, description="copy messages that many calls read to other workers")
     directory_shards: int = Field(default=1, gt=0, le=256, description="processes that keep the directory")
-    record: str | None = Field(default=None, description="file that every call is recorded to, as JSON lines")
+    record: str | None = Field(
+        default=None, min_length=1, description="file that every call is recorded to, as JSON lines"
+    )
 
 
 class ServerSection(_Section):
@@ -270,7 +283,7 @@ def _known(key: str, source: str) -> str:
     known = _keys()
     if key in known:
         return key
-    near = get_close_matches(key, known, n=1)
+    near = get_close_matches(key, [*known, *_sections()], n=1)
     hint = f"; did you mean {near[0]}?" if near else "; `laban config` lists them"
     raise InvalidInput(f"no such setting, in {source}{hint}", field=key)
 
@@ -284,7 +297,7 @@ def _nested(settings: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _sentence(error: Any) -> str:
-    message = str(error["msg"])
+    message = str(error["msg"]).removeprefix("Value error, ")
     return message[0].lower() + message[1:]
 
 

@@ -20,6 +20,7 @@ from laban.actors.shards import heads_per_shard
 from laban.cluster.config import LabanConfig
 from laban.cluster.gateway import check_address
 from laban.cluster.host import FACTORY, HostPlan
+from laban.cluster.start_checks import checked, worker_folder
 
 if TYPE_CHECKING:
     from laban.actors.remote import RemoteHost
@@ -64,9 +65,11 @@ class ClusterHandle:
 def start_cluster(config: LabanConfig, progress: Progress = lambda doing, share: None) -> ClusterHandle:
     """Start everything and wait until it serves. Cleans up after itself when it fails or is interrupted.
 
-    Raises NotFound, InvalidInput or UnsupportedModel for the model, FailedPrecondition for a port in use or a Ray
-    that is running already, Unavailable if a process does not come up.
+    Raises NotFound, InvalidInput or UnsupportedModel for the model, InvalidInput for a policy that cannot be loaded and
+    a folder that cannot be written, FailedPrecondition for a port in use or a Ray that is running already, Unavailable
+    if a process does not come up.
     """
+    config = checked(config)
     if config.ray.address is None:
         check_address(config.server.host, config.server.port)
     folder = model_folder(config, progress)
@@ -137,16 +140,17 @@ def _start_services(config: LabanConfig, facts: ModelFacts, progress: Progress, 
     engine_config = config.engine_config()
     if 0 < num_gpus < 1:  # workers of one card share its memory
         engine_config = replace(engine_config, memory_share=engine_config.memory_share * num_gpus)
+    names = [f"worker-{number}" for number in range(config.workers)]
     plans = [
         WorkerPlan(
-            worker_id=f"worker-{number}",
+            worker_id=name,
             model_folder=str(facts.folder),
-            config=engine_config,
+            config=replace(engine_config, disk_folder=worker_folder(config.cache.disk_folder, name)),
             num_shards=config.engine.shards,
             num_cpus=num_cpus,
             num_gpus=num_gpus,
         )
-        for number in range(config.workers)
+        for name in names
     ]
     # Workers load while the control plane's process starts.
     handles = {plan.worker_id: spawn_worker(plan) for plan in plans}

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from laban.actors.disk_folder import prepare_disk_folder
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.engine import Engine
 from laban.actors.engine.runner import Runner, bytes_per_token
@@ -40,6 +41,8 @@ def load_engine(
 ) -> Engine:
     """Loads a Hugging Face model folder, or this shard's slice of it. Raises LabanError if it cannot be served."""
     facts = check_model_folder(Path(folder))
+    if config.disk_folder is not None:
+        prepare_disk_folder(config.disk_folder)
     device = pick_device(config.device) if group is None else group.device
     config = config.settled(device.type, facts.dtype)
     if config.dtype not in DTYPES:

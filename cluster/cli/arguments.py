@@ -24,6 +24,7 @@ EXAMPLES = {
     "serve": """\
     laban serve                               the default model, on 127.0.0.1:8470
     laban serve --model ~/models/Qwen3-8B --workers 2 --port 9000
+    laban serve --host-bytes 64GiB --disk-folder /var/cache/laban --disk-bytes 500GiB
     laban config > laban.yaml                 every setting, to change and keep""",
     "run": """\
     laban run examples/parallel_debate.yaml
@@ -185,8 +186,18 @@ def _cluster_flags(parser: argparse.ArgumentParser, *, only_model: bool = False)
     group = parser.add_argument_group("configuration (`laban config` lists every setting)")
     group.add_argument("--config", metavar="FILE", help="default: laban.yaml here, if there is one")
     group.add_argument("--model", metavar="FOLDER", help="a Hugging Face model folder; default: the built-in model")
-    if not only_model:
-        group.add_argument("--workers", metavar="N", help="model replicas")
+    if only_model:
+        return
+    group.add_argument("--workers", metavar="N", help="model replicas")
+    policy = "or one of your own as package.module:Class"
+    group.add_argument(
+        "--routing", metavar="POLICY", help=f"cost, prefix_affinity, least_loaded, round_robin, {policy}"
+    )
+    group.add_argument("--eviction", metavar="POLICY", help=f"cost, steps, lru, {policy}")
+    group.add_argument("--host-bytes", metavar="SIZE", help="host memory a worker for its cache, such as 4GiB; 0: none")
+    group.add_argument("--disk-folder", metavar="FOLDER", help="where workers keep encodings on disk; default: nowhere")
+    group.add_argument("--disk-bytes", metavar="SIZE", help="of that folder a worker, such as 100GiB")
+    group.add_argument("--record", metavar="FILE", help="record every call to this file, for `benchmarks/simulate.py`")
 
 
 def _run_flags(parser: argparse.ArgumentParser) -> None:

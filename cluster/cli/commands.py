@@ -29,6 +29,19 @@ if TYPE_CHECKING:
     from laban.cluster.records import WorkflowRecord
     from laban.cluster.render import Screen
 
+FLAGS = {
+    "model": "model",
+    "workers": "workers",
+    "server.host": "server_host",
+    "server.port": "server_port",
+    "routing.policy": "routing",
+    "routing.record": "record",
+    "cache.eviction": "eviction",
+    "cache.host_bytes": "host_bytes",
+    "cache.disk_folder": "disk_folder",
+    "cache.disk_bytes": "disk_bytes",
+}
+"""The settings that have a flag, and its name among the arguments."""
 CHECK_EVERY_S = 5.0
 MAX_SILENCES = 3
 
@@ -222,8 +235,7 @@ def version(arguments: Namespace) -> int:
 def _configuration(arguments: Namespace) -> Resolved:
     from laban.cluster.config import resolve
 
-    named = {"model": "model", "workers": "workers", "server.host": "server_host", "server.port": "server_port"}
-    flags = {key: getattr(arguments, attribute, None) for key, attribute in named.items()}
+    flags = {key: getattr(arguments, attribute, None) for key, attribute in FLAGS.items()}
     return resolve(arguments.config, flags=flags)
 
 

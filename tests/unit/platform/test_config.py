@@ -67,6 +67,19 @@ def test_description_reads_back_as_the_same_configuration(tmp_path: Path) -> Non
         ("engine: {page_size: 2048}", r"engine\.page_size: .*1024"),
         ("engine: {cuda_graphs: 3}", r"engine\.cuda_graphs: .*boolean"),
         ("server: {port: 70000}", r"server\.port: .*65535"),
+        ("cache: {host_bytes: -1}", r"cache\.host_bytes: .*greater than or equal to 0.*\(got -1\)"),
+        ("cache: {host_bytes: 4XB}", r"cache\.host_bytes: expected a number of bytes, such as 4GiB.*\(got '4XB'\)"),
+        ("cache: {host_bytes: true}", r"cache\.host_bytes: expected a number of bytes"),
+        ("cache: {host_bytes: 1.5}", r"cache\.host_bytes: .*valid integer.*\(got 1\.5\)"),
+        ("cache: {disk_bytes: 0}", r"cache\.disk_bytes: .*greater than 0"),
+        ("cache: {disk_bytes: 99999999999TiB}", r"cache\.disk_bytes: .*less than or equal to 1152921504606846976"),
+        ("cache: {disk_folder: ''}", r"cache\.disk_folder: .*at least 1 character"),
+        ("cache: {tenant_share: 0}", r"cache\.tenant_share: .*greater than 0"),
+        ("cache: {link_bytes_per_s: fast}", r"cache\.link_bytes_per_s: expected a number of bytes"),
+        ("cache: {eviction: 3}", r"cache\.eviction: .*valid string"),
+        ("routing: {prefetch: maybe}", r"routing\.prefetch: .*boolean"),
+        ("routing: {directory_shards: 257}", r"routing\.directory_shards: .*256"),
+        ("cahce: {host_bytes: 1}", r"cahce: no such setting, in .*did you mean cache\?"),
         ("- a", "holds a list"),
         ("a: [", "not valid YAML"),
     ],
@@ -101,6 +114,13 @@ def test_the_engine_is_told_all_of_its_section(tmp_path: Path) -> None:
     assert changed.keys() == engine.keys()
     variables = {variable_of(f"engine.{name}"): str(value).lower() for name, value in changed.items()}
     assert settle(tmp_path, **variables).config.engine_config() == EngineConfig(**changed)  # type: ignore[arg-type]
+    kept: dict[str, object] = {
+        "host_bytes": 3, "disk_folder": "/d", "disk_bytes": 5, "eviction": "lru", "tenant_share": 0.5,
+        "link_bytes_per_s": 7.0,
+    }  # fmt: skip
+    assert kept.keys() == LabanConfig().cache.model_dump().keys()
+    variables |= {variable_of(f"cache.{name}"): str(value) for name, value in kept.items()}
+    assert settle(tmp_path, **variables).config.engine_config() == EngineConfig(**changed, **kept)  # type: ignore[arg-type]
 
 
 def test_every_attention_that_may_be_named_is_one_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +141,14 @@ def test_the_sizes_of_a_batch_fit_the_device() -> None:
     assert own.settled("cuda", "float16") == own
     limit = next(item.le for item in EngineSection.model_fields["page_size"].metadata if hasattr(item, "le"))
     assert limit < 1 << COUNT_BITS  # a plan's count of keys in a page
+
+
+def test_sizes_may_have_units(tmp_path: Path) -> None:
+    text = "cache: {host_bytes: 1.5GiB, disk_bytes: 2 TB, link_bytes_per_s: 5e9}"
+    cache = settle(tmp_path, text, None).config.cache
+    assert (cache.host_bytes, cache.disk_bytes, cache.link_bytes_per_s) == (3 << 29, 2 * 10**12, 5e9)
+    cache = settle(tmp_path, text, {"cache.host_bytes": "64mib"}, LABAN_CACHE_DISK_BYTES="4096").config.cache
+    assert (cache.host_bytes, cache.disk_bytes) == (64 << 20, 4096)
 
 
 def test_threads_are_shared_out() -> None:

@@ -1,0 +1,65 @@
+"""What a configuration asks for that only a start can tell: policies of a user's own, folders and files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from laban.actors.disk_folder import prepare_disk_folder
+from laban.actors.errors import InvalidInput
+from laban.cluster.config import LabanConfig
+from laban.kvstore.eviction import load_policy
+
+
+def checked(config: LabanConfig) -> LabanConfig:
+    """The configuration, its paths made absolute, as the processes to be started may have other working folders.
+
+    Raises InvalidInput for a policy that cannot be loaded, and a folder or file that cannot be made here.
+    """
+    # Workers and the control plane have it on their path too: Ray sees to that.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    _check_policy("cache.eviction", config.cache.eviction, load_policy)
+    folder, record = config.cache.disk_folder, config.routing.record
+    if folder is not None:
+        folder = _absolute(folder)
+        if config.ray.address is None:  # elsewhere only the workers can tell, and do
+            prepare_disk_folder(folder)
+    if record is not None:
+        record = _absolute(record)
+        if config.ray.address is None:
+            _check_file("routing.record", record)
+    return config.model_copy(
+        update={
+            "cache": config.cache.model_copy(update={"disk_folder": folder}),
+            "routing": config.routing.model_copy(update={"record": record}),
+        }
+    )
+
+
+def worker_folder(folder: str | None, worker_id: str) -> str | None:
+    """Where one worker keeps encodings on disk: workers may share a machine, and a worker comes back to its own."""
+    return None if folder is None else str(Path(folder) / worker_id)
+
+
+def _check_policy(field: str, name: str, load: Callable[[str], object]) -> None:
+    try:
+        load(name)
+    except ValueError as error:
+        raise InvalidInput(str(error), field=field) from None
+
+
+def _check_file(field: str, name: str) -> None:
+    try:
+        with open(name, "a"):
+            pass
+    except OSError as error:
+        raise InvalidInput(
+            f"cannot be written ({error.strerror}), expected a file in a folder that is there", field=field, value=name
+        ) from None
+
+
+def _absolute(name: str) -> str:
+    return str(Path(name).expanduser().absolute())
