@@ -16,7 +16,7 @@ from laban.cluster.workflow.graph import Node, StepGraph
 from laban.cluster.workflow.inputs import as_declared, check_inputs
 from laban.cluster.workflow.overrides import check_fidelity, plan_sampling
 from laban.cluster.workflow.progress import Progress
-from laban.cluster.workflow.reading import Reading
+from laban.cluster.workflow.reading import Expectation, Reading
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import (
     InstanceState,
@@ -262,6 +262,14 @@ class Run:
             self._look_ahead = LookAhead(self.graph, likelihoods)
         self._look_ahead.update(self._progress)
         return self._look_ahead
+
+    def expectation(self, address: str) -> Expectation:
+        """What an instance of this run, none of a run within it, will read. Its keys are names in this run."""
+        return Expectation(self._reading, self._node(address).sources)
+
+    def inner_runs(self) -> list[tuple[str, Run]]:
+        """The runs that steps have started and that go on, by the steps' addresses."""
+        return self._children.active()
 
     def keys_of_output(self, name: str) -> list[str]:
         """The messages that an output of a run that succeeded consists of."""
