@@ -245,20 +245,19 @@ class EncodingStore:
         short = num_pages - self.allocator.num_free
         if over <= 0 and short <= 0:
             return []
-        victims: list[Entry] = []
-        candidates = self._candidates()
-        passes = (True, False) if over > 0 else (False,)
-        for own in passes:
+        victims: dict[int, Entry] = {}
+        candidates = list(self._candidates()) if over > 0 else self._candidates()
+        for own in (True, False) if over > 0 else (False,):
             for entry in candidates:
-                if entry.pins or entry in victims or (own and entry.tenant != tenant):
-                    continue
                 if (over if own else short) <= 0:
                     break
-                victims.append(entry)
+                if entry.serial in victims or (own and entry.tenant != tenant):
+                    continue
+                victims[entry.serial] = entry
                 short -= len(entry.pages)
                 if entry.tenant == tenant:
                     over -= len(entry.pages)
-        return victims
+        return list(victims.values())
 
     def _candidates(self) -> Iterable[Entry]:
         """Unpinned entries, the first to go first. Of many, in an order that may be some evictions old."""
@@ -271,7 +270,7 @@ class EncodingStore:
         )
 
     def _sort(self) -> None:
-        unpinned = [(self._order(e), -e.serial, e) for e in self._entries.values() if e.pins == 0]
+        unpinned = [(self._order(e), e.serial, e) for e in self._entries.values() if e.pins == 0]
         self._sorted = sorted(unpinned, key=lambda item: item[:2], reverse=True)
         self._num_kept = len(unpinned) // 16
 
