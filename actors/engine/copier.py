@@ -45,7 +45,7 @@ class Copy(Protocol):
 
     @property
     def seconds(self) -> float | None:
-        """That it took, as the device measured, without the time in the queue; None until it is done and if it failed."""
+        """As the device measured them, without the time in the queue; None until it is done, and if it failed."""
         ...
 
     def event(self, group: int) -> torch.cuda.Event | None:
