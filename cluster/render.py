@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.status import Status
 
-    from laban.cluster.records import ClusterStatus, Event, StepResult, TokenChunk, WorkflowRecord
+    from laban.cluster.records import Event, StepResult, TokenChunk, WorkflowRecord
 
 COLUMNS = ("step", "state", "fidelity", "read", "reused", "encoded", "generated", "TTFT", "time")
 MARKS = {
@@ -195,11 +195,11 @@ def ended_line(result: StepResult) -> str:
     if result.finish_reason == "external":
         return f"answered by {result.worker}" if result.worker else "answered from outside"
     if result.finish_reason == "workflow":
-        return f"its workflow ended after {_seconds(result.wall_ms)}"
+        return f"its workflow ended after {shown_ms(result.wall_ms)}"
     share = f" ({result.tokens_reused / result.tokens_read:.0%})" if result.tokens_read else ""
     loaded = f", {result.tokens_loaded} of them loaded" if result.tokens_loaded else ""
     return (
-        f"{result.tokens_generated} tokens in {_seconds(result.wall_ms)}, "
+        f"{result.tokens_generated} tokens in {shown_ms(result.wall_ms)}, "
         f"reused {result.tokens_reused} of {result.tokens_read} read{share}{loaded}"
     )
 
@@ -218,15 +218,15 @@ def print_results(record: WorkflowRecord) -> None:
         loaded = f" ({step.tokens_loaded} loaded)" if step.tokens_loaded else ""
         reused = f"{step.tokens_reused}{loaded}"
         numbers = (step.tokens_read, reused, step.tokens_encoded, step.tokens_generated)
-        times = (_seconds(step.ttft_ms), _seconds(step.wall_ms)) if step.attempt else ("", "")
+        times = (shown_ms(step.ttft_ms), shown_ms(step.wall_ms)) if step.attempt else ("", "")
         row = (step.address, step.state, shown_fidelity(step.fidelity), *map(str, numbers), *times)
         table.add_row(
             *(Text(cell) for cell in row), style=STYLES.get(step.state) if step.state != "succeeded" else None
         )
     *tokens, ttft_ms, _ = sums(record.steps)
     table.add_section()
-    wall = _seconds(record.wall_ms)
-    table.add_row("sum", f"{len(begun)} steps", "", *map(str, tokens), _seconds(ttft_ms), wall, style="bold")
+    wall = shown_ms(record.wall_ms)
+    table.add_row("sum", f"{len(begun)} steps", "", *map(str, tokens), shown_ms(ttft_ms), wall, style="bold")
     console.print(table)
     num_left = len(record.steps) - len(begun)
     if num_left:
@@ -238,46 +238,17 @@ def print_results(record: WorkflowRecord) -> None:
 
 def print_workflows(records: Iterable[WorkflowRecord]) -> None:
     rows = [
-        (record.workflow_id, record.name, record.state, _clock(record.created_at), _seconds(record.wall_ms))
+        (record.workflow_id, record.name, record.state, shown_clock(record.created_at), shown_ms(record.wall_ms))
         for record in records
     ]
     print_table(("workflow", "name", "state", "submitted", "time"), rows)
 
 
-def print_status(status: ClusterStatus) -> None:
-    """Workers, queues and pools."""
-    ready = "ready" if status.ready else "not ready"
-    print(f"Laban {status.version}: {ready}, {status.model}, context {status.max_context} tokens")
-    print(
-        f"up {_seconds(status.uptime_s * 1000)}, {status.workflows_running} workflows running, "
-        f"{status.sessions_open} sessions open"
-    )
-    rows = []
-    for worker in status.workers:
-        used, total = worker.pages - worker.pages_free, worker.pages
-        pool_mib = total * worker.page_size * worker.bytes_per_token / (1 << 20)
-        rows.append(
-            (
-                worker.worker_id,
-                "up" if worker.alive else "lost",
-                f"{worker.device}, {worker.dtype}",
-                worker.attention_backend,
-                str(worker.calls_running),
-                str(worker.calls_waiting),
-                str(worker.queued_tokens),
-                f"{used} of {total} pages ({used / total:.0%} of {pool_mib:.0f} MiB)" if total else "",
-                str(worker.encodings),
-            )
-        )
-    columns = ("worker", "state", "device", "attention", "running", "waiting", "tokens queued", "pool", "encodings")
-    print_table(columns, rows)
-
-
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns)
+    table = Table(*columns, title=Text(title) if title else None, title_justify="left")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     _stdout().print(table)
@@ -289,13 +260,13 @@ def _stdout() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
 
 
-def _seconds(milliseconds: float) -> str:
+def shown_ms(milliseconds: float) -> str:
     """
-    >>> _seconds(85.4), _seconds(12345)
+    >>> shown_ms(85.4), shown_ms(12345)
     ('85 ms', '12.3 s')
     """
     return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
 
 
-def _clock(at: float) -> str:
+def shown_clock(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))

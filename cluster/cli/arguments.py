@@ -72,6 +72,14 @@ EXAMPLES = {
     LABAN_ENGINE_POOL_TOKENS=20000 laban config --workers 2""",
     "status": """\
     laban status --address 127.0.0.1:8470""",
+    "explain": """\
+    laban explain wf-0123456789abcdef 'answer[bob,2]'
+    laban explain wf-0123456789abcdef verdict --json | jq .decision.chosen""",
+    "workers": """\
+    laban workers                             who there is, and what they do
+    laban workers add                         one more, like the others
+    laban workers drain worker-1              take one out, once it has done what it has
+    laban workers drain worker-1 --no-wait""",
     "version": "    laban version",
 }
 
@@ -177,7 +185,21 @@ def _parser() -> argparse.ArgumentParser:
     config = command("config", "print the configuration as resolved, every field explained")
     _cluster_flags(config)
 
-    _client_flags(command("status", "show a cluster's workers, queues and pools"))
+    _client_flags(command("status", "show a cluster's workers, queues, pools, tiers and rates"))
+
+    explain = command("explain", "show why a step's call went to the worker it went to")
+    _step_arguments(explain)
+    _client_flags(explain)
+
+    workers = command("workers", "show, add and drain a cluster's workers")
+    _client_flags(workers)
+    actions = workers.add_subparsers(dest="action", metavar="[ACTION]")
+    add = actions.add_parser("add", help="start one more and wait until it is up", allow_abbrev=False)
+    drain = actions.add_parser("drain", help="give one no new calls, and end it once it is done", allow_abbrev=False)
+    drain.add_argument("worker", metavar="WORKER", help="its id, as in `laban workers`")
+    drain.add_argument("--no-wait", action="store_true", help="do not wait until it is gone")
+    for action in (add, drain):
+        _client_flags(action, below=True)
     command("version", "print Laban's version")
     return parser
 
@@ -227,20 +249,21 @@ def _step_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("step", metavar="ADDRESS", help="the step instance, e.g. human or 'tests[2]'")
 
 
-def _json_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print exactly one JSON document")
+def _json_flag(parser: argparse.ArgumentParser, default: bool | str = False) -> None:
+    parser.add_argument("--json", action="store_true", default=default, help="print exactly one JSON document")
 
 
 def default_address() -> str:
     return os.environ.get("LABAN_ADDRESS") or DEFAULT_ADDRESS
 
 
-def _client_flags(parser: argparse.ArgumentParser, *, json: bool = True) -> None:
+def _client_flags(parser: argparse.ArgumentParser, *, json: bool = True, below: bool = False) -> None:
+    """`below`: of a command's action, where what was said before it stands unless it is said again."""
     parser.add_argument(
         "--address",
         metavar="HOST:PORT",
-        default=default_address(),
+        default=argparse.SUPPRESS if below else default_address(),
         help=f"of the cluster; default: LABAN_ADDRESS, else {DEFAULT_ADDRESS}",
     )
     if json:
-        _json_flag(parser)
+        _json_flag(parser, argparse.SUPPRESS if below else False)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laban.actors.errors import InvalidInput, Unavailable
+from laban.cluster.cli.cluster import explain_step, on_workers, show_status
 from laban.cluster.cli.files import parse_settings, read_file
 from laban.cluster.cli.follow import document, summary
 from laban.cluster.cli.inputs import parse_inputs
@@ -211,17 +212,18 @@ def config(arguments: Namespace) -> int:
 
 
 def status(arguments: Namespace) -> int:
-    from dataclasses import asdict
-
     with _client(arguments) as client:
-        found = client.status()
-    if arguments.json:
-        print(json.dumps(asdict(found)))
-    else:
-        from laban.cluster.render import print_status
+        return show_status(client, arguments)
 
-        print_status(found)
-    return 0
+
+def workers(arguments: Namespace) -> int:
+    with _client(arguments) as client:
+        return on_workers(client, arguments)
+
+
+def explain(arguments: Namespace) -> int:
+    with _client(arguments) as client:
+        return explain_step(client, arguments)
 
 
 def version(arguments: Namespace) -> int:

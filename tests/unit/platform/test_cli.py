@@ -30,6 +30,8 @@ COMMANDS = [
     "new",
     "config",
     "status",
+    "explain",
+    "workers",
     "tools",
     "complete",
     "fail",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from laban.cluster.records import ClusterStatus, WorkerStatus
-from laban.cluster.render import print_status
+from laban.cluster.render_cluster import print_status
 
 
 def test_status_names_device_dtype_and_attention_of_each_worker(capsys: pytest.CaptureFixture[str]) -> None:
@@ -19,7 +19,7 @@ def test_status_names_device_dtype_and_attention_of_each_worker(capsys: pytest.C
         worker("worker-1", "cpu", "float32", "torch-cpu-flash"),
     )
     print_status(ClusterStatus("0.1.0", True, "Llama", 131_072, workers, 0, 0, 1.0))
-    first, second = (line for line in capsys.readouterr().out.splitlines() if "worker-" in line)
+    first, second, *_ = (line for line in capsys.readouterr().out.splitlines() if "worker-" in line)
     assert "2 x cuda:0, bfloat16" in first
     assert "fused-triton+flash-attention-3" in first  # on one line: nothing is cut off or wrapped
     assert "456780 of 456789 pages" in first

@@ -1,0 +1,166 @@
+"""What the command line shows of the cluster: its status, its workers, and why a call went where it went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from laban.cluster.records import ClusterStatus, DrainProgress, RoutingCandidate, StepExplanation, WorkerStatus
+from laban.cluster.render import print_table, shown_clock, shown_ms
+
+WORKER_COLUMNS = ("worker", "state", "device", "attention", "running", "waiting", "tokens queued", "pool", "encodings")
+TIER_COLUMNS = ("worker", "host", "disk", "read on device", "loaded: host", "disk", "peer", "encoded again", "waited")
+USE_COLUMNS = ("worker", "prefetches: useful", "late", "wasted", "evicted: device", "host", "disk", "preempted")
+RATE_COLUMNS = ("worker", "encode", "decode", "host to device", "disk to host", "peer to host")
+
+
+def print_status(status: ClusterStatus) -> None:
+    """Workers, queues and pools, the tiers below them, and how fast all that is."""
+    ready = "ready" if status.ready else "not ready"
+    print(f"Laban {status.version}: {ready}, {status.model}, context {status.max_context} tokens")
+    held = f" ({status.workflows_held} of them held back until there is memory)" if status.workflows_held else ""
+    print(
+        f"up {shown_ms(status.uptime_s * 1000)}, {status.workflows_running} workflows running{held}, "
+        f"{status.sessions_open} sessions open"
+    )
+    directory = status.directory
+    predicted = ""
+    if directory.tokens_predicted:
+        share = directory.tokens_found / directory.tokens_predicted
+        predicted = (
+            f", {directory.tokens_found} of {directory.tokens_predicted} tokens found as predicted ({share:.0%})"
+        )
+    shards = f"{directory.num_shards} shard{'' if directory.num_shards == 1 else 's'}"
+    print(
+        f"routing {status.routing_policy}, eviction {status.eviction_policy}, "
+        f"directory of {shards}: {directory.num_encodings} encodings watched{predicted}"
+    )
+    print_workers(status.workers)
+    print_table(TIER_COLUMNS, map(_tiers, status.workers), title="cache: tiers, and tokens that calls read")
+    print_table(USE_COLUMNS, map(_uses, status.workers), title="cache: prefetches and evictions")
+    print_table(RATE_COLUMNS, map(_rates, status.workers), title="rates")
+
+
+def print_workers(workers: Iterable[WorkerStatus]) -> None:
+    rows = []
+    for worker in workers:
+        used, total = worker.pages - worker.pages_free, worker.pages
+        pool_mib = total * worker.page_size * worker.bytes_per_token / (1 << 20)
+        rows.append(
+            (
+                worker.worker_id,
+                state_of(worker),
+                f"{worker.device}, {worker.dtype}",
+                worker.attention_backend,
+                str(worker.calls_running),
+                str(worker.calls_waiting),
+                str(worker.queued_tokens),
+                f"{used} of {total} pages ({used / total:.0%} of {pool_mib:.0f} MiB)" if total else "",
+                str(worker.encodings),
+            )
+        )
+    print_table(WORKER_COLUMNS, rows)
+
+
+def print_explanation(explanation: StepExplanation) -> None:
+    """The candidates of a step's call, the chosen one first; then what is known of the messages it reads."""
+    decision = explanation.decision
+    attempt = f", attempt {decision.attempt}" if decision.attempt > 1 else ""
+    looked = f"{len(decision.candidates)} of {decision.num_workers} workers looked at"
+    print(
+        f"{explanation.address} of {explanation.workflow_id}{attempt}: to {decision.chosen} "
+        f"at {shown_clock(decision.at)}, by the policy {decision.policy}; {looked}"
+    )
+    key = f"key ({', '.join(decision.key_names)})" if decision.key_names else "key"
+    columns = (
+        "worker",
+        "",
+        key,
+        "queue",
+        "load",
+        "fetch",
+        "encode",
+        "tokens: device",
+        "host",
+        "disk",
+        "peer",
+        "to encode",
+    )
+    print_table(columns, (_candidate(each, each.worker_id == decision.chosen) for each in decision.candidates))
+    if explanation.uses:
+        rows = (
+            (use.message, str(use.steps), shown_ms(use.in_s * 1000), f"{use.likelihood:.0%}")
+            for use in explanation.uses
+        )
+        print_table(("message", "steps", "in", "likelihood"), rows, title="next use of what it reads")
+
+
+def drain_line(progress: DrainProgress) -> str:
+    """
+    >>> drain_line(DrainProgress("worker-1", 1, 12))
+    'worker-1: draining, 1 call to end, 12 encodings to hand over'
+    """
+    if progress.done:
+        return f"{progress.worker_id}: gone"
+    calls, encodings = progress.calls_left, progress.encodings_left
+    return (
+        f"{progress.worker_id}: draining, {calls} call{'' if calls == 1 else 's'} to end, "
+        f"{encodings} encoding{'' if encodings == 1 else 's'} to hand over"
+    )
+
+
+def state_of(worker: WorkerStatus) -> str:
+    if not worker.alive:
+        return "lost"
+    return "draining" if worker.draining else "up"
+
+
+def shown_bytes(number: float) -> str:
+    """
+    >>> shown_bytes(0), shown_bytes(1536), shown_bytes(5 << 30)
+    ('0 B', '1.5 KiB', '5.0 GiB')
+    """
+    units = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+    power = 0
+    while number >= 1000 and power < len(units) - 1:
+        number, power = number / 1024, power + 1
+    return f"{number:.1f} {units[power]}" if power else f"{number:.0f} B"
+
+
+def _tiers(worker: WorkerStatus) -> tuple[str, ...]:
+    cache = worker.cache
+    tokens = (
+        cache.tokens_hit_device,
+        cache.tokens_loaded_host,
+        cache.tokens_loaded_disk,
+        cache.tokens_loaded_peer,
+        cache.tokens_encoded_again,
+    )
+    host, disk = _used(worker.host_bytes_used, worker.host_bytes), _used(worker.disk_bytes_used, worker.disk_bytes)
+    return (worker.worker_id, host, disk, *map(str, tokens), shown_ms(cache.wait_load_s * 1000))
+
+
+def _uses(worker: WorkerStatus) -> tuple[str, ...]:
+    cache = worker.cache
+    prefetches = (cache.prefetches_useful, cache.prefetches_late, cache.prefetches_wasted)
+    evicted = (cache.num_evicted_device, cache.num_evicted_host, cache.num_evicted_disk)
+    return (worker.worker_id, *map(str, prefetches), *map(str, evicted), str(cache.preemptions))
+
+
+def _rates(worker: WorkerStatus) -> tuple[str, ...]:
+    rates = worker.rates
+    encode = f"{rates.encode_tokens_per_s:.0f} tokens/s" if rates.encode_tokens_per_s else "-"
+    decode = f"{rates.iteration_s * 1000:.1f} ms" if rates.iteration_s else "-"
+    links = (rates.host_bytes_per_s, rates.disk_bytes_per_s, rates.peer_bytes_per_s)
+    return (worker.worker_id, encode, decode, *(f"{rate / 1e9:.2f} GB/s" if rate else "-" for rate in links))
+
+
+def _used(used: int, budget: int) -> str:
+    return f"{shown_bytes(used)} of {shown_bytes(budget)}" if budget else "none"
+
+
+def _candidate(each: RoutingCandidate, chosen: bool) -> tuple[str, ...]:
+    key = ", ".join(f"{part:.6g}" for part in each.key)
+    times = (each.queue_ms, each.load_ms, each.fetch_ms, each.encode_ms)
+    tokens = (each.tokens_device, each.tokens_host, each.tokens_disk, each.tokens_peer, each.tokens_encode)
+    mark = "chosen" if chosen else ""
+    return (each.worker_id, mark, key, *(f"{time:.1f} ms" for time in times), *map(str, tokens))
