@@ -163,7 +163,7 @@ class DiskTier:
         return None
 
     def load(self, encoding_id: EncodingId, write_chunk: Callable[[int, int, Chunk], None]) -> Arrival:
-        """Reads it in a thread, which calls `write_chunk(begin, end, chunk)` in order; `chunk` is valid during the call.
+        """Reads it in a thread, which calls `write_chunk(begin, end, chunk)` in order; `chunk` is valid during it.
 
         A damaged file ends it with a problem and the tokens before the damage, and is dropped.
         """

@@ -125,7 +125,7 @@ def write_chunk(fd: int, header: Header, number: int, chunk: Chunk) -> None:
     expected = header.layout.of(min(header.chunk_tokens, header.num_tokens - begin))
     if chunk.shape != expected or chunk.dtype != np.dtype(header.dtype):
         raise ValueError(f"chunk {number} is {chunk.dtype} {chunk.shape}, expected {header.dtype} {expected}")
-    data = memoryview(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8))
+    data = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
     write_all(fd, memoryview(_CRC.pack(_checksum(header, number, data))))
     write_all(fd, data)
 
@@ -133,7 +133,7 @@ def write_chunk(fd: int, header: Header, number: int, chunk: Chunk) -> None:
 def read_chunk(fd: int, header: Header, number: int, into: Chunk) -> None:
     """The next chunk. Raises Damaged or OSError."""
     stored = _read(fd, _CRC.size)
-    data = memoryview(into.reshape(-1).view(np.uint8))
+    data = into.reshape(-1).view(np.uint8).data
     at = 0
     while at < len(data):
         count = os.readv(fd, [data[at:]])

@@ -142,7 +142,7 @@ class HostCopy(Job):
 
     def __init__(
         self,
-        planes: list[tuple[np.ndarray, np.ndarray]],  # type: ignore[type-arg]
+        planes: list[tuple[np.ndarray, np.ndarray]],
         loads: bool,
         parts: Iterable[Part],
         num_tokens: int,
