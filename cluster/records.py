@@ -347,12 +347,15 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryStatus:
-    """How well the control plane knows what lies where: of what calls read, the tokens that it expected to find encoded
-    on the worker they went to, and those that were."""
+    """How well the control plane knows what lies where. Of what calls read, `tokens_predicted` were expected to be
+    encoded on the worker that they went to, and `tokens_missed` of these were not; `tokens_found` were, in any case."""
 
     num_shards: int = 0
     num_encodings: int = 0  # that it watches now
+    num_calls: int = 0
+    num_wrong: int = 0  # calls of which a token was missed
     tokens_predicted: int = 0
+    tokens_missed: int = 0
     tokens_found: int = 0
 
 

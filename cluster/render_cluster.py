@@ -25,10 +25,9 @@ def print_status(status: ClusterStatus) -> None:
     directory = status.directory
     predicted = ""
     if directory.tokens_predicted:
-        share = directory.tokens_found / directory.tokens_predicted
-        predicted = (
-            f", {directory.tokens_found} of {directory.tokens_predicted} tokens found as predicted ({share:.0%})"
-        )
+        there = directory.tokens_predicted - directory.tokens_missed
+        share = there / directory.tokens_predicted
+        predicted = f", {there} of {directory.tokens_predicted} tokens were where they were expected ({share:.0%})"
     shards = f"{directory.num_shards} shard{'' if directory.num_shards == 1 else 's'}"
     print(
         f"routing {status.routing_policy}, eviction {status.eviction_policy}, "

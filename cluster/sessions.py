@@ -11,7 +11,17 @@ from laban.actors.calls import Call, Sampling
 from laban.actors.errors import Exhausted, InvalidInput, NotFound
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.messages import Language, MessageBook, Opening, tokens_of
-from laban.cluster.records import ErrorInfo, Layout, MessageRecord, SessionPlacement, SessionRecord, TokenChunk
+from laban.cluster.records import (
+    ErrorInfo,
+    Hint,
+    HintOutcome,
+    Layout,
+    MessageRecord,
+    SessionPlacement,
+    SessionRecord,
+    TokenChunk,
+)
+from laban.cluster.session_hints import HintTaker, SessionHints
 from laban.cluster.slots import Order
 from laban.cluster.views import Composed, Entry, ReadFidelity
 from laban.cluster.waiter import Finish, Waiter
@@ -56,10 +66,12 @@ class Sessions:
         language: Callable[[str], Language],
         *,
         limits: SessionLimits | None = None,
+        hint_taker: HintTaker | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`language` gives a tenant's."""
+        """`language` gives a tenant's. Without a `hint_taker` hints are ignored, and answered so."""
         self._dispatcher = dispatcher
+        self._hints = SessionHints(hint_taker, dispatcher.info.pool_tokens, clock=clock)
         self._language = language
         self._limits = limits or SessionLimits()
         self._clock = clock
@@ -117,6 +129,20 @@ class Sessions:
         else:
             session.book.keep_only(list(session.records))
         return len(going)
+
+    def hint(
+        self, session_id: str, hints: Sequence[Hint], ttl_s: float | None = None, *, tenant: str = ""
+    ) -> tuple[HintOutcome, ...]:
+        """Say what agents will read, each of another name; what became of each hint, in their order."""
+        session = self._find(session_id, tenant)
+        return self._hints.take(session_id, session.book, hints, ttl_s)
+
+    def release_hints(
+        self, session_id: str, agents: Collection[str] = (), *, everything: bool = False, tenant: str = ""
+    ) -> int:
+        """Forget hints, and let go of what they pinned. How many there were."""
+        self._find(session_id, tenant)
+        return self._hints.release(session_id, agents, everything=everything)
 
     async def prefill(
         self,
@@ -291,5 +317,6 @@ class Sessions:
 
     def _end(self, session: _Session) -> None:
         del self._sessions[session.session_id]
+        self._hints.release(session.session_id, everything=True)
         for key in session.running:
             self._waiters[key].give_up(ErrorInfo("NOT_FOUND", f"session {session.session_id} has ended"))

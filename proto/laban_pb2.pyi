@@ -873,16 +873,22 @@ class ClusterStatus(_message.Message):
     def __init__(self, version: _Optional[str] = ..., ready: bool = ..., model: _Optional[str] = ..., max_context: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., workflows_running: _Optional[int] = ..., sessions_open: _Optional[int] = ..., uptime_s: _Optional[float] = ..., workflows_held: _Optional[int] = ..., routing_policy: _Optional[str] = ..., eviction_policy: _Optional[str] = ..., directory: _Optional[_Union[DirectoryStatus, _Mapping]] = ...) -> None: ...
 
 class DirectoryStatus(_message.Message):
-    __slots__ = ("num_shards", "num_encodings", "tokens_predicted", "tokens_found")
+    __slots__ = ("num_shards", "num_encodings", "tokens_predicted", "tokens_missed", "tokens_found", "num_calls", "num_wrong")
     NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
     NUM_ENCODINGS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PREDICTED_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_MISSED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FOUND_FIELD_NUMBER: _ClassVar[int]
+    NUM_CALLS_FIELD_NUMBER: _ClassVar[int]
+    NUM_WRONG_FIELD_NUMBER: _ClassVar[int]
     num_shards: int
     num_encodings: int
     tokens_predicted: int
+    tokens_missed: int
     tokens_found: int
-    def __init__(self, num_shards: _Optional[int] = ..., num_encodings: _Optional[int] = ..., tokens_predicted: _Optional[int] = ..., tokens_found: _Optional[int] = ...) -> None: ...
+    num_calls: int
+    num_wrong: int
+    def __init__(self, num_shards: _Optional[int] = ..., num_encodings: _Optional[int] = ..., tokens_predicted: _Optional[int] = ..., tokens_missed: _Optional[int] = ..., tokens_found: _Optional[int] = ..., num_calls: _Optional[int] = ..., num_wrong: _Optional[int] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("worker_id", "epoch", "alive", "device", "dtype", "attention_backend", "calls_running", "calls_waiting", "queued_tokens", "pages", "pages_free", "page_size", "bytes_per_token", "encodings", "draining", "host_bytes", "host_bytes_used", "disk_bytes", "disk_bytes_used", "rates", "cache")

@@ -104,7 +104,18 @@ WORKER = WorkerStatus(
     CacheCounters(900, 80, 70, 60, 50, 1 << 33, 1 << 34, 7, 6, 5, 4, 3, 2, 1, 0.25),
 )  # fmt: skip
 STATUS = ClusterStatus(
-    "0.1.0", True, "tiny", 2048, (WORKER,), 3, 2, 12.5, 1, "cost", "steps", DirectoryStatus(2, 40, 1000, 990)
+    "0.1.0",
+    True,
+    "tiny",
+    2048,
+    (WORKER,),
+    3,
+    2,
+    12.5,
+    1,
+    "cost",
+    "steps",
+    DirectoryStatus(2, 40, 12, 3, 1000, 10, 1200),
 )
 EXPLANATION = StepExplanation(
     "wf-1",

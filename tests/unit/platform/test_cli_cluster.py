@@ -50,7 +50,7 @@ def test_status_shows_tiers_rates_and_what_the_cache_did(run: Run) -> None:
     lines = out.splitlines()
     assert "3 workflows running (1 of them held back until there is memory), 2 sessions open" in out
     assert "routing cost, eviction steps, directory of 2 shards: 40 encodings watched" in out
-    assert "990 of 1000 tokens found as predicted (99%)" in out
+    assert "990 of 1000 tokens were where they were expected (99%)" in out
     rows = [cells(line) for line in lines if "w0" in line]
     assert rows[0][1] == "draining"
     assert rows[1] == [
