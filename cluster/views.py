@@ -8,7 +8,7 @@ wherever the home was made under that same view, by construction of the ids.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -128,33 +128,41 @@ def compose(
         cursor = len(root)
         spans.append((0, cursor))
     for index, entry in enumerate(entries):
-        home = entry.message.home
-        begin, end = _token_range(entry, index)
+        begin, _ = _token_range(entry, index)
         if entry.position is not None:
             at = _checked_position(entry.position, f"view[{index}].position", max_context)
         elif layout == "as_encoded":
-            at = home.start + begin
+            at = entry.message.home.start + begin
         else:
             at = cursor
-        reframed = entry.message.first_tokens if index == 0 and (begin, end) == (0, home.num_tokens) else ()
-        cursor = at + (len(reframed) or end - begin)
+        placement = place(namespace, entry, index, at, view, known)
+        cursor = placement.stop
         if cursor > max_context:
             raise OutOfRange(
                 f"tokens placed at {at} end at {cursor}, expected at most the model's context of {max_context}",
                 field=f"view[{index}]",
             )
-        if entry.fidelity == "direct" and not reframed:
-            placement = Placement(home.encoding_id, at, begin, end)
-        else:
-            spec = make_spec(namespace, reframed or home.tokens[begin:end], at, view, known)
-            known.setdefault(spec.encoding_id, spec)
-            placement = Placement(spec.encoding_id, at, 0, spec.num_tokens)
         view = extend(view, placement, known)
         spans.append((at, cursor))
     stop = max((end for _, end in spans), default=0)
     start = stop if position is None else _checked_position(position, "position", max_context)
     new = {encoding_id: spec for encoding_id, spec in added.items() if encoding_id not in specs}
     return Composed(view, start, new, tuple(spans), bool(root))
+
+
+def place(
+    namespace: str, entry: Entry, index: int, at: int, view: View, known: MutableMapping[EncodingId, EncodingSpec]
+) -> Placement:
+    """The entry `index` of a view, its first token at `at` under `view`, the entries before it. An encoding that is not
+    `known` is added there. Raises InvalidInput as `compose` does."""
+    home = entry.message.home
+    begin, end = _token_range(entry, index)
+    reframed = entry.message.first_tokens if index == 0 and (begin, end) == (0, home.num_tokens) else ()
+    if entry.fidelity == "direct" and not reframed:
+        return Placement(home.encoding_id, at, begin, end)
+    spec = make_spec(namespace, reframed or home.tokens[begin:end], at, view, known)
+    known.setdefault(spec.encoding_id, spec)
+    return Placement(spec.encoding_id, at, 0, spec.num_tokens)
 
 
 def home_of(

@@ -257,11 +257,20 @@ class Run:
     def look_ahead(self, likelihoods: Likelihoods | None = None) -> LookAhead:
         """From here; always the same object. It begins at the first call, which says how likely branches are taken."""
         if self._look_ahead is None:
-            from laban.cluster.workflow.lookahead import LookAhead  # takes numba: not before someone looks ahead
-
-            self._look_ahead = LookAhead(self.graph, likelihoods)
+            self.begin_look_ahead(likelihoods)
+        assert self._look_ahead is not None
         self._look_ahead.update(self._progress)
         return self._look_ahead
+
+    @property
+    def looks_ahead(self) -> bool:
+        return self._look_ahead is not None
+
+    def begin_look_ahead(self, likelihoods: Likelihoods | None = None) -> None:
+        """Of a large graph this takes long, and can be done in a thread of its own while the run goes on."""
+        from laban.cluster.workflow.lookahead import LookAhead  # takes numba: not before someone looks ahead
+
+        self._look_ahead = LookAhead(self.graph, likelihoods)
 
     def expectation(self, address: str) -> Expectation:
         """What an instance of this run, none of a run within it, will read. Its keys are names in this run."""

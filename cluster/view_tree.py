@@ -1,0 +1,101 @@
+"""The views of one workflow's calls to come, composed as far as they are known: a tree, since many begin alike.
+
+What is found is what `compose` will make of the same reads, so the ids are those of the encodings that will be read.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from dataclasses import dataclass, field
+
+from laban.actors.errors import LabanError
+from laban.cluster.messages import MessageBook
+from laban.cluster.views import Entry, place
+from laban.cluster.workflow.states import ReadRef
+from laban.kvstore.encodings import EMPTY_VIEW, EncodingId, EncodingSpec, View, extend, make_spec
+
+
+@dataclass(slots=True, eq=False)
+class Spot:
+    """The place after some reads: the view so far, and where the next token goes.
+
+    `encoding_id` is what the last of them reads, None where there is no root; `fixed` says that all of it was written
+    before the run began.
+    """
+
+    view: View
+    stop: int
+    encoding_id: EncodingId | None
+    fixed: bool
+    before: Spot | None
+    num_reads: int = 0
+    after: dict[ReadRef, Spot | None] = field(default_factory=dict)
+
+    def encodings(self) -> list[tuple[EncodingId, bool]]:
+        """What is read, in the view's order, and whether it is fixed."""
+        found: list[tuple[EncodingId, bool]] = []
+        spot: Spot | None = self
+        while spot is not None:
+            if spot.encoding_id is not None:
+                found.append((spot.encoding_id, spot.fixed))
+            spot = spot.before
+        found.reverse()
+        return found
+
+
+class ViewTree:
+    """`specs` holds those of all encodings found, and of what they depend on, as long as `book` has the messages."""
+
+    def __init__(self, book: MessageBook) -> None:
+        self._book = book
+        self._foreseen: dict[EncodingId, EncodingSpec] = {}
+        self._roots: dict[str, Spot] = {}
+
+    @property
+    def specs(self) -> ChainMap[EncodingId, EncodingSpec]:
+        return ChainMap(self._foreseen, self._book.specs)
+
+    def root(self, role: str) -> Spot:
+        """Of views whose first message is of this role, or that read nothing and make such a message."""
+        spot = self._roots.get(role)
+        if spot is None:
+            language = self._book.language
+            tokens = language.framing.root(role)
+            spot = Spot(EMPTY_VIEW, 0, None, True, None)
+            if tokens:
+                spec = make_spec(language.namespace, tokens, 0, EMPTY_VIEW, {})
+                self._foreseen.setdefault(spec.encoding_id, spec)
+                spot = Spot(View(spec.encoding_id), len(tokens), spec.encoding_id, True, None)
+            self._roots[role] = spot
+        return spot
+
+    def role_of(self, ref: ReadRef) -> str | None:
+        message = self._book.messages.get(ref.key)
+        return None if message is None else message.role
+
+    def after(self, spot: Spot, ref: ReadRef, *, fixed: bool) -> Spot | None:
+        """`spot` and one more read, of a message that is `fixed` or was made by the run. None: there is no such message
+        yet, or no room for it."""
+        if ref in spot.after:
+            return spot.after[ref]
+        message = self._book.messages.get(ref.key)
+        if message is None:
+            return None
+        specs = self.specs
+        entry = Entry(message, ref.fidelity, begin=ref.begin, end=ref.end)
+        found: Spot | None = None
+        try:
+            placement = place(self._book.language.namespace, entry, spot.num_reads, spot.stop, spot.view, specs)
+        except LabanError:  # the call will say so
+            placement = None
+        if placement is not None and placement.stop <= self._book.language.max_context:
+            view = extend(spot.view, placement, specs)
+            own = fixed and (spot.fixed or placement.encoding_id == message.home.encoding_id)
+            found = Spot(view, placement.stop, placement.encoding_id, own, spot, spot.num_reads + 1)
+        spot.after[ref] = found
+        return found
+
+    def home(self, ref: ReadRef) -> EncodingId | None:
+        """What a direct read of a message reads, wherever it stands."""
+        message = self._book.messages.get(ref.key)
+        return None if message is None else message.home.encoding_id

@@ -1,0 +1,309 @@
+"""What a run will read next: on examples, and on random workflows against the views that its calls then have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from random_workflows import workflows
+from scripted_engine import CharFraming, CharTokenizer
+
+from laban.actors.calls import Call, Sampling
+from laban.cluster import outlook as module
+from laban.cluster.messages import Language, MessageBook, Opening
+from laban.cluster.outlook import Look, RunOutlook
+from laban.cluster.views import Entry
+from laban.cluster.workflow.children import Began
+from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
+from laban.cluster.workflow.parse import parse_dict, parse_yaml
+from laban.cluster.workflow.run import ReadRef, ReadyStep, Run
+from laban.cluster.workflow.schema import Workflow
+from laban.cluster.workflow.timing import StepHistory
+from laban.kvstore.encodings import flatten, make_spec
+
+HEAD = "version: 1\nname: w\nmessages: {m: hello, n: more}\nagents: {ann: Be Ann, bob: Be Bob}\n"
+
+
+@dataclass
+class Played:
+    """A run whose calls are composed and answered by hand, and what was seen of it before each."""
+
+    workflow: Workflow
+    history: StepHistory = field(default_factory=StepHistory)
+    first_mark: str = ""
+    root: str = "^"
+    now_s: float = 50.0
+
+    def __post_init__(self) -> None:
+        self.run = Run(self.workflow, {})
+        self.book = MessageBook(
+            Language(CharFraming(self.first_mark, self.root), CharTokenizer(), "space", max_context=10_000)
+        )
+        for key, message in self.run.messages.items():
+            self.book.add_text(key, message.role, message.text, message.name, path=key)
+        self.steps: dict[str, ReadyStep] = {}
+        self.calls: dict[str, Call] = {}
+        self.began: dict[str, float] = {}
+        self.queued: set[str] = set()
+        self.likelihoods = Likelihoods()
+        self.outlook = RunOutlook(self.run, self.book, self, self.history, self.likelihoods, rank=7)
+
+    # Steps
+
+    def begun_s(self, address: str) -> float | None:
+        return self.began.get(address)
+
+    def queued_reads(self, address: str) -> Sequence[ReadRef] | None:
+        return self.steps[address].reads if address in self.queued else None
+
+    # Moves
+
+    def look(self) -> Look:
+        return self.outlook.look(self.now_s)
+
+    def begin(self) -> list[ReadyStep]:
+        """Compose the calls of all that is ready."""
+        ready = [step for step in self.run.ready() if not step.problem]
+        self.take_news()
+        for step in ready:
+            self.steps[step.address], self.began[step.address] = step, self.now_s
+            if step.kind == "generate":
+                entries = [Entry(self.book.messages[r.key], r.fidelity, begin=r.begin, end=r.end) for r in step.reads]
+                opening = Opening(step.role, step.name, step.prefill)
+                self.calls[step.address], _ = self.book.decode(step.address, "", entries, opening, Sampling(4))
+        return ready
+
+    def finish(self, address: str, text: str = "x") -> None:
+        step = self.steps[address]
+        if step.kind == "generate":
+            call = self.calls[address]
+            specs = {spec.encoding_id: spec for spec in call.specs}
+            tokens = (*call.tokens, *map(ord, text), *call.terminator)
+            spec = make_spec(call.namespace, tokens, call.start, call.view, specs)
+            self.book.add_encoded(address, step.role, step.name, spec)
+        else:
+            self.book.add_text(address, step.role, step.prefill + text, step.name, path="text")
+        self.run.finish(address, text)
+        self.take_news()
+
+    def fail(self, address: str) -> None:
+        step = self.steps[address]
+        if step.tries.on_error == "message":
+            self.book.add_text(address, step.role, step.prefill + "broken", step.name, path="text")
+        self.run.fail(address, "broken")
+        self.take_news()
+
+    def take_news(self) -> None:
+        for news in self.run.take_news():
+            messages = news.messages if isinstance(news, Began) else [] if news.message is None else [news.message]
+            for message in messages:
+                self.book.add_text(message.key, message.role, message.text, message.name, path=message.key)
+
+    def read(self, address: str) -> list[str]:
+        """The encodings that a call reads."""
+        return [placed.encoding_id for placed in flatten(self.calls[address].view, self.book.specs)]
+
+    def foreseen(self, look: Look, address: str) -> list[str]:
+        found = [reader for reader in look.readers if reader.address == address]
+        return [encoding_id for encoding_id, _ in found[0].spot.encodings()] if found else []
+
+    def home(self, key: str) -> str:
+        return self.book.messages[key].home.encoding_id
+
+
+def played(text: str, history: StepHistory | None = None, **options: Any) -> Played:
+    made = Played(parse_yaml(HEAD + text), history or StepHistory(), **options)
+    made.begin()
+    return made
+
+
+def seconds(**each: float) -> StepHistory:
+    learned = StepHistory()
+    for name, value in each.items():
+        learned.observe("w", name, "external" if name == "tool" else "generate", value)
+    return learned
+
+
+CHAIN = """
+steps:
+  - {step: draft, agent: ann, read: [m]}
+  - {step: review, agent: bob, read: [m, draft]}
+  - {step: wrap, agent: ann, read: [m, draft, review], fidelity: direct}
+"""
+
+
+def test_fixed_prompts_are_foreseen_under_the_view_that_they_will_have() -> None:
+    run = played(CHAIN, seconds(draft=2.0, review=3.0))
+    look = run.look()
+    assert [(r.address, r.steps, r.in_s, r.whole) for r in look.readers] == [
+        ("review", 1, 2.0, False),
+        ("wrap", 2, 5.0, False),
+    ]
+    root, prompt, message = run.foreseen(look, "review")
+    assert look.uses[prompt].fixed
+    assert look.uses[message].fixed
+    assert message != run.home("m")  # it stands behind the prompt
+    assert run.outlook.specs[message].tokens == run.book.messages["m"].home.tokens
+    assert look.uses[root].in_s == 2.0
+    assert look.uses[root].rank == 7
+    assert look.uses[run.home("m")].steps == 2  # read directly by the last step
+    run.finish("draft")
+    run.begin()
+    assert run.read("review") == [*run.foreseen(look, "review"), run.read("review")[-1]]
+
+
+def test_what_was_made_is_used_as_soon_as_it_is_there() -> None:
+    run = played(CHAIN)
+    run.look()
+    run.finish("draft")
+    look = run.look()  # the review is ready now
+    assert run.foreseen(look, "review")[-1] != run.home("draft")
+    use = look.uses[run.foreseen(look, "review")[-1]]
+    assert (use.steps, use.in_s, use.fixed) == (0, 0.0, False)
+    assert look.uses[run.home("draft")].steps == 1
+    assert next(r for r in look.readers if r.address == "review").whole
+
+
+def test_a_call_that_waits_for_its_turn_still_reads_and_one_that_began_does_not() -> None:
+    run = played("steps: [{step: part, for_each: 3, read: [m]}, {step: wrap, read: [n]}]")
+    run.queued = {"part[1]", "part[2]"}
+    assert run.home("m") in run.look().uses
+    run.queued = {"part[2]"}
+    assert run.home("m") in run.look().uses
+    run.queued = set()
+    assert run.home("m") not in run.look().uses
+
+
+def test_branches_count_for_what_they_are_likely_to_be() -> None:
+    text = """
+steps:
+  - {step: triage, external: {tool: t}, read: [m]}
+  - {step: fix, read: [m, n], when: triage.text == "bug"}
+  - {step: wrap, read: [n, triage]}
+"""
+    run = played(text, seconds(fix=5.0))
+    for _ in range(8):
+        run.likelihoods.observe("w", {"when(fix)": False})
+    look = RunOutlook(run.run, run.book, run, run.history, run.likelihoods, rank=0).look(run.now_s)
+    likely = {reader.address: reader.likelihood for reader in look.readers}
+    assert likely["fix"] == pytest.approx(0.1)
+    fixed_in_branch = run.foreseen(look, "fix")[-1]
+    assert look.uses[fixed_in_branch].likelihood == pytest.approx(0.1)
+    assert look.uses[run.home("n")].likelihood == 1.0
+
+
+def test_uses_of_one_encoding_make_one_expectation() -> None:
+    found = module._Uses()
+    found.add("e", False, 3, 1.0, 0.5)
+    found.add("e", True, 2, 5.0, 1.0)
+    found.add("e", False, 1, 9.0, 1.0)
+    use = found.as_uses(4)["e"]
+    assert (use.steps, use.in_s, use.likelihood, use.fixed, use.rank) == (2, 3.0, 1.0, True, 4)
+
+
+def test_candidates_are_foreseen_where_the_winner_will_stand() -> None:
+    text = """
+steps:
+  - {step: idea, for_each: 2, read: [m]}
+  - {step: judge, vote: idea, read: [m, idea]}
+  - {step: refine, read: [m, "idea[winner(judge)]"]}
+"""
+    run = played(text)
+    run.finish("idea[1]", "x")
+    run.finish("idea[2]", "y")
+    run.begin()
+    use = run.look().uses[run.home("idea[2]")]  # made under this very view
+    assert (use.steps, use.likelihood) == (1, 0.5)
+    run.finish("judge", "2")
+    look = run.look()
+    assert run.foreseen(look, "refine")[-1] == run.home("idea[2]")
+    assert run.home("idea[1]") not in look.uses
+
+
+def test_a_long_wait_for_a_tool_is_far_off_in_seconds() -> None:
+    run = played("steps: [{step: tool, external: {tool: t}}, {step: wrap, read: [m, tool]}]", seconds(tool=600.0))
+    run.now_s += 60
+    look = run.look()
+    assert [(r.steps, r.in_s) for r in look.readers] == [(1, pytest.approx(540.0))]
+    assert look.again_s == pytest.approx(540.0)
+
+
+def test_runs_within_are_looked_into() -> None:
+    text = """
+workflows:
+  inner:
+    version: 1
+    name: inner
+    messages: {doc: "", own: mine}
+    steps: [{step: a, read: [doc]}, {step: b, read: [own, doc, a]}]
+steps:
+  - {step: begin, read: [m]}
+  - {step: sub, workflow: inner, messages: {doc: begin}}
+  - {step: wrap, read: [m, sub]}
+"""
+    run = played(text, seconds(**{"begin": 1.0, "sub/a": 2.0, "sub/b": 3.0, "wrap": 1.0}))
+    run.finish("begin")
+    assert run.home("begin") in run.look().uses  # given to the run within, which has not begun
+    run.begin()
+    look = run.look()
+    assert [(r.address, r.steps, r.in_s) for r in look.readers] == [("sub/b", 1, 2.0), ("wrap", 1, 5.0)]
+    assert look.uses[run.foreseen(look, "sub/b")[1]].fixed
+    run.finish("sub/a")
+    foreseen = run.foreseen(run.look(), "sub/b")
+    run.begin()
+    assert run.read("sub/b") == foreseen
+
+
+def test_a_large_run_is_left_out_until_its_look_ahead_was_begun() -> None:
+    run = played("steps: [{step: part, for_each: 250, read: [m]}, {step: wrap, read: [m, part]}]")
+    assert not run.look().uses
+    assert run.outlook.unprepared == [run.run]
+    run.run.begin_look_ahead(run.likelihoods)
+    assert [reader.address for reader in run.look().readers] == ["wrap"]
+    assert not run.outlook.unprepared
+
+
+def test_no_more_is_looked_at_than_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_READERS", 3)
+    run = played("steps: [{step: begin}, {step: then, for_each: 20, read: [m, begin]}, {step: wrap, read: [n, then]}]")
+    look = run.look()
+    assert [reader.address for reader in look.readers] == ["then[1]", "then[2]", "then[3]"]
+    assert run.home("n") not in look.uses
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(workflows(), st.sampled_from(["", "!"]), st.sampled_from(["", "^"]), st.randoms(use_true_random=False))
+def test_what_is_foreseen_is_what_calls_read(data: dict[str, Any], first_mark: str, root: str, random: Any) -> None:
+    run = Played(parse_dict(data), first_mark=first_mark, root=root)
+    running: list[str] = []
+    for _ in range(1000):
+        if not running or random.random() < 0.5:
+            look = run.look()
+            waiting = {reader.address: reader for reader in look.readers}
+            assert waiting.keys().isdisjoint(running)
+            began = run.begin()
+            for step in began:
+                running.append(step.address)
+                if step.kind != "generate":
+                    continue
+                foreseen, read = run.foreseen(look, step.address), run.read(step.address)
+                assert foreseen == read[: len(foreseen)]
+                if step.address in waiting and waiting[step.address].whole:
+                    event("foreseen whole")
+                    assert foreseen == read
+                    assert look.uses.keys() >= set(read)
+        running = [address for address in running if run.run.status(address).state == "running"]
+        if run.run.state != "running" or not running:
+            if run.run.state == "running" and began:
+                continue
+            break
+        run.now_s += 1.0
+        address = running.pop(random.randrange(len(running)))
+        if random.random() < 0.15 or run.run.unfit(address, "word: ok\nscore: 3"):
+            run.fail(address)
+        else:
+            run.finish(address, "word: ok\nscore: 3")
