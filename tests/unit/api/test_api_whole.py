@@ -169,12 +169,13 @@ def test_the_readme_shows_what_works(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_api_page_shows_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with serving() as client:
-            workflows, session, tools = blocks("docs/api.md", "python")
+            workflows, session, tools, hints = blocks("docs/api.md", "python")
             monkeypatch.chdir(ROOT)
             assert "localhost:8470" in workflows
             await asyncio.to_thread(exec, workflows.replace("localhost:8470", client._channel.address), {})
             with Client(client._channel.address) as sync:
                 await asyncio.to_thread(exec, session, {"client": sync})
+                await asyncio.to_thread(exec, hints, {"client": sync})
             stop = threading.Event()
             loop = asyncio.to_thread(exec, tools.replace("localhost:8470", client._channel.address), {"stop": stop})
             ending = asyncio.create_task(loop)
