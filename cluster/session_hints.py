@@ -12,7 +12,7 @@ from typing import Protocol
 
 from laban.actors.errors import LabanError
 from laban.cluster.messages import MessageBook
-from laban.cluster.records import Hint, HintOutcome
+from laban.cluster.records import Hint, HintOutcome, HintStatus
 from laban.cluster.views import Entry, compose
 from laban.kvstore.encodings import EncodingId, EncodingSpec, closure, dependencies, flatten
 from laban.kvstore.uses import Use
@@ -140,8 +140,8 @@ class SessionHints:
         now = self._clock()
         given = _Given(now + ttl_s, now + pin_s, reading.encodings) if pin_s else _Given(now + ttl_s)
         self._given.setdefault(session_id, {})[hint.agent] = given
-        status, reason = ("clipped", "; ".join(clips)) if clips else ("accepted", "")
-        return HintOutcome(hint.agent, status, reason, reading.num_reads, reading.num_tokens, pin_s, ttl_s)
+        status: HintStatus = "clipped" if clips else "accepted"
+        return HintOutcome(hint.agent, status, "; ".join(clips), reading.num_reads, reading.num_tokens, pin_s, ttl_s)
 
     def _pin_s(self, hint: Hint, reading: Reading, clips: list[str]) -> float:
         """For how long to pin; 0 if that would be more than all pins together may hold."""
