@@ -6,11 +6,8 @@ is flushed, since checksums find damage and a lost file costs an encoding, not a
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import re
-import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -28,24 +25,17 @@ from laban.kvstore.disk_files import (
     Damaged,
     Header,
     NotOurs,
-    begins_as_ours,
     read_chunk,
     read_header,
     write_all,
     write_chunk,
 )
+from laban.kvstore.disk_folder import NAME, PARTIAL, SUFFIX, lock_folder, scan, unlink
 from laban.kvstore.encodings import EncodingId
 
 logger = logging.getLogger(__name__)
 
-LOCK_NAME = "laban-kv.lock"
 PAUSE_S = 60.0
-_NAME = r"[0-9A-Za-z_-]{1,128}"
-_FILE, _TEMPORARY = re.compile(rf"({_NAME})\.kv"), re.compile(rf"{_NAME}\.kv\.part")
-
-
-class FolderInUse(Exception):
-    """Another worker has the folder."""
 
 
 class _CallerFailed(Exception):
@@ -98,8 +88,7 @@ class DiskTier:
         self._paused_until = float("-inf")
         self._failing = False
         self._closed = False
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock_fd = _lock_folder(folder)
+        self._lock_fd = lock_folder(folder)
         self._scan()
         self._writers = ThreadPoolExecutor(write_threads, "disk-writes")
         self._readers = ThreadPoolExecutor(read_threads, "disk-reads")
@@ -197,7 +186,7 @@ class DiskTier:
         os.close(self._lock_fd)
 
     def _header(self, encoding_id: EncodingId, namespace: str, num_tokens: int) -> Header:
-        if not re.fullmatch(_NAME, encoding_id):
+        if not NAME.fullmatch(encoding_id):
             raise ValueError(f"encoding id {encoding_id!r} cannot name a file")
         if not namespace.startswith(self.namespace_prefix):
             raise ValueError(f"namespace {namespace!r} does not begin with {self.namespace_prefix!r}")
@@ -209,11 +198,11 @@ class DiskTier:
         )
 
     def _path(self, encoding_id: EncodingId) -> Path:
-        return self.folder / f"{encoding_id}.kv"
+        return self.folder / f"{encoding_id}{SUFFIX}"
 
     def _write(self, write: DiskWrite, header: Header, read: Callable[[int, int], Chunk]) -> None:
         path = self._path(header.encoding_id)
-        temporary = path.with_name(f"{path.name}.part")
+        temporary = path.with_name(f"{path.name}{PARTIAL}")
         problem: str | None = None
         kept = False
         try:
@@ -231,7 +220,7 @@ class DiskTier:
             problem = str(error)
         finally:
             with self._lock:
-                if not kept and _unlink(temporary):
+                if not kept and unlink(temporary):
                     self._used_bytes -= header.file_bytes
                 del self._writing[header.encoding_id]
             write.end(problem)
@@ -315,74 +304,16 @@ class DiskTier:
 
     def _drop(self, encoding_id: EncodingId, *, delete: bool = True) -> None:
         file = self._files.pop(encoding_id, None)
-        if file is not None and (not delete or _unlink(self._path(encoding_id))):
+        if file is not None and (not delete or unlink(self._path(encoding_id))):
             file.dropped = True
             if file.num_readers == 0:
                 self._used_bytes -= file.num_bytes
 
     def _scan(self) -> None:
         """What is there from before, the newest first as far as the budget goes."""
-        found = []
-        for entry in os.scandir(self.folder):
-            status = entry.stat(follow_symlinks=False)
-            match = _FILE.fullmatch(entry.name)
-            if not stat.S_ISREG(status.st_mode) or not (match or _TEMPORARY.fullmatch(entry.name)):
-                continue
-            try:
-                header = _take(Path(entry.path), status.st_size, match and match[1])
-                if header is None or header.layout != self.layout:
-                    raise Damaged("of another model")
-                if not header.namespace.startswith(self.namespace_prefix):
-                    raise Damaged("of another namespace")
-            except NotOurs:
-                logger.warning("%s is not a file of ours, and stays as it is", entry.path)
-            except (Damaged, OSError) as error:
-                logger.info("%s is deleted: %s", entry.path, error)
-                _unlink(Path(entry.path))
-            else:
-                found.append((status.st_mtime_ns, header))
-        for _, header in sorted(found, key=lambda pair: pair[0], reverse=True):
+        for path, header in scan(self.folder, self.layout, self.namespace_prefix):
             if self._used_bytes + header.file_bytes > self.max_bytes:
-                _unlink(self._path(header.encoding_id))
+                unlink(path)
                 continue
             self._files[header.encoding_id] = _File(header, header.file_bytes)
             self._used_bytes += header.file_bytes
-
-
-def _take(path: Path, size: int, encoding_id: EncodingId | None) -> Header | None:
-    """The header of a file that is whole in it. Raises Damaged, NotOurs or OSError; Damaged for a temporary file."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        if encoding_id is None:
-            if begins_as_ours(os.read(fd, 8)):
-                raise Damaged("half written")
-            raise NotOurs("not a file of ours")
-        header = read_header(fd)
-    finally:
-        os.close(fd)
-    if header.encoding_id != encoding_id or header.file_bytes != size:
-        raise Damaged(f"{size} bytes of {header.encoding_id}, expected {header.file_bytes} of {encoding_id}")
-    return header
-
-
-def _lock_folder(folder: Path) -> int:
-    """Held as long as the descriptor is open, by whatever means the process ends."""
-    fd = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(fd)
-        if isinstance(error, BlockingIOError):
-            raise FolderInUse(f"{folder} is another worker's: each needs a folder of its own") from error
-        raise
-    return fd
-
-
-def _unlink(path: Path) -> bool:
-    """Whether it is gone."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        logger.warning("%s cannot be deleted: %s", path, error)
-        return False
-    return True

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from laban.actors.engine.copy_pieces import Part, Pieces, cut
+from laban.actors.engine.cuda_runtime import DEVICE_TO_HOST, HOST_TO_DEVICE, cuda_runtime
 from laban.actors.engine.host_pool import HostPool
 from laban.actors.engine.layer_gates import LayerGates
 from laban.actors.engine.pacing import Job
@@ -28,23 +27,23 @@ LEAST_DMA_BYTES = 128 << 10  # of a piece in one layer, keys or values, that a c
 LEAST_SLICE_BYTES = 1 << 20  # the same where it has to be asked for each layer
 FEW_PIECES = 4  # of any size, that are not worth a kernel
 TABLE_UNITS = 8192
-HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2
 
 
 class CardMover:
     """One direction's stream, and the ways to put copies on it. None of them waits for the card."""
 
-    def __init__(self, k_pool: Tensor, v_pool: Tensor, host: HostPool, *, loads: bool) -> None:
+    def __init__(self, k_pool: Tensor, v_pool: Tensor, host: HostPool, loads: bool, num_programs: int) -> None:
         """Compiles the kernel, so that no copy waits for it."""
         self.device = k_pool.device
         # Priority 0 is the lowest: where both have kernels ready, what computes goes first if its stream is above.
         self.stream = torch.cuda.Stream(self.device, priority=0)  # type: ignore[no-untyped-call]
-        self.loads = loads
+        self.loads, self._num_programs = loads, num_programs
         device, there = (k_pool, v_pool), (host.k, host.v)
         self._sources, self._targets = (there, device) if loads else (device, there)
         self._row_bytes = k_pool[0, 0].numel() * k_pool.itemsize
         self._by_kernel = host.is_pinned
-        self._by_pitch = host.is_pinned and _pitched_copy() is not None
+        self._runtime = cuda_runtime()
+        self._by_pitch = host.is_pinned and self._runtime is not None
         self._tables: list[_Table] = []
         if self._by_kernel:
             with torch.cuda.stream(self.stream):
@@ -53,7 +52,9 @@ class CardMover:
 
     def move(self, part: Part, path: Path) -> None:
         """Puts it on the stream, which is to be the current one."""
-        pieces = part.pieces if self.loads is False else part.pieces[:, [1, 0, 2]]  # source, target, length
+        if len(part.layers) == 0:
+            return
+        pieces = part.pieces[:, [1, 0, 2]] if self.loads else part.pieces  # source, target, length
         by_engine = self._engine_moves(pieces, path)
         self._request(pieces[by_engine], part.layers, by_layer=path == "slices")
         if not by_engine.all():
@@ -89,11 +90,10 @@ class CardMover:
         self, source: Tensor, target: Tensor, source_slot: int, target_slot: int, length: int, layers: range
     ) -> bool:
         """Layers as lines of a rectangle. False if it cannot be had, and then never again."""
-        call = _pitched_copy()
-        assert call is not None
+        assert self._runtime is not None
         row = self._row_bytes
         source_pitch, target_pitch = source.shape[1] * row, target.shape[1] * row
-        status = call(
+        status = self._runtime.copy_rectangle(
             target.data_ptr() + layers.start * target_pitch + target_slot * row, target_pitch,
             source.data_ptr() + layers.start * source_pitch + source_slot * row, source_pitch,
             length * row, len(layers), HOST_TO_DEVICE if self.loads else DEVICE_TO_HOST, self.stream.cuda_stream,
@@ -108,7 +108,7 @@ class CardMover:
         if table is None:
             table = _Table(self.device)
             self._tables.append(table)
-        copy_units(*self._sources, *self._targets, table.send(units), layers)
+        copy_units(*self._sources, *self._targets, table.send(units), layers, self._num_programs)
         table.free.record(self.stream)
 
     def synchronize(self) -> None:
@@ -126,33 +126,6 @@ class _Table:
     def send(self, units: Pieces) -> Tensor:
         self._staged.numpy()[: len(units)] = units
         return self._units[: len(units)].copy_(self._staged[: len(units)], non_blocking=True)
-
-
-@functools.cache
-def _pitched_copy() -> Callable[..., int] | None:
-    """cudaMemcpy2DAsync of the runtime that torch has loaded; None if that is not to be found.
-
-    It returns at once, so it keeps Python's lock: to get that back among busy threads can take longer than the call.
-    """
-    major = (torch.version.cuda or "").split(".")[0]
-    for name in (f"libcudart.so.{major}", "libcudart.so"):
-        try:
-            runtime = ctypes.PyDLL(name)
-            copy, clear = runtime.cudaMemcpy2DAsync, runtime.cudaGetLastError
-        except (OSError, AttributeError):
-            continue
-        size, pointer = ctypes.c_size_t, ctypes.c_void_p
-        copy.argtypes = [pointer, size, pointer, size, size, size, ctypes.c_int, pointer]
-
-        def call(*arguments: int, copy: Any = copy, clear: Any = clear) -> int:
-            status = int(copy(*arguments))
-            if status != 0:
-                clear()  # or the next launch of a kernel would be blamed
-            return status
-
-        return call
-    logger.warning("the CUDA runtime is not to be found, so small pieces are copied layer by layer")
-    return None
 
 
 class CardCopy(Job):

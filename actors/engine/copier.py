@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from laban.actors.engine.card_copies import CardCopy, CardMover, Path
-from laban.actors.engine.copy_pieces import Part, check_slots, parts_of, pieces_of
+from laban.actors.engine.copy_pieces import Part, check_runs, parts_of, pieces_of
 from laban.actors.engine.host_pool import HostPool, bytes_of
 from laban.actors.engine.layer_gates import LayerGates
 from laban.actors.engine.pacing import Job, Lane, Pacer
 from laban.actors.engine.runs import Runs
+from laban.kernels.tier_copy import NUM_PROGRAMS
 
 Direction = Literal["load", "save"]
 
@@ -67,10 +68,14 @@ class Copier:
         host: HostPool,
         *,
         limit_bytes_per_s: float | None = None,
+        num_programs: int = NUM_PROGRAMS,
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], object] | None = None,
     ) -> None:
-        """`limit_bytes_per_s` is of each direction, to try a slower link. The pools must outlive the copier."""
+        """`limit_bytes_per_s` is of each direction, to try a slower link; `num_programs` are the kernel's, on a card.
+
+        The pools must outlive the copier.
+        """
         for pool in (k_pool, v_pool):
             if pool.shape[2:] != host.k.shape[2:] or len(pool) != len(host.k) or pool.dtype != host.k.dtype:
                 raise ValueError(f"the device's pool is {tuple(pool.shape)}, the host's {tuple(host.k.shape)}")
@@ -93,7 +98,7 @@ class Copier:
             threaded = pacer is not None or not on_card
             self._lanes[direction] = Lane(f"{direction}s", threaded=threaded, pacer=pacer, clock=clock, sleep=sleep)
             if on_card:
-                self._movers[direction] = CardMover(k_pool, v_pool, host, loads=direction == "load")
+                self._movers[direction] = CardMover(k_pool, v_pool, host, direction == "load", num_programs)
 
     def start(
         self,
@@ -112,7 +117,8 @@ class Copier:
         """
         layers = range(self._num_layers) if layers is None else layers
         pieces = pieces_of(device_runs, host_runs)
-        check_slots(pieces, *self._num_slots)
+        check_runs(device_runs, self._num_slots[0], "device")
+        check_runs(host_runs, self._num_slots[1], "host")
         groups: list[tuple[range, int | None]] = [(layers, None)]
         if gates is not None:
             cut = (range(max(g.start, layers.start), min(g.stop, layers.stop)) for g in gates.groups)

@@ -25,21 +25,23 @@ class Part:
 
 def pieces_of(device_runs: Runs, host_runs: Runs) -> Pieces:
     """The fewest pieces. Raises ValueError if the runs do not cover the same number of tokens."""
-    device, host = (
-        np.array([run for run in runs if run[1]], np.int64).reshape(-1, 2) for runs in (device_runs, host_runs)
-    )
-    device_ends, host_ends = device[:, 1].cumsum(), host[:, 1].cumsum()
-    if device[:, 1].sum() != host[:, 1].sum():
+    if length_of(device_runs) != length_of(host_runs):
         raise ValueError(f"{length_of(device_runs)} tokens on the device, {length_of(host_runs)} on the host")
-    ends = np.union1d(device_ends, host_ends)
-    begins = np.concatenate(([0], ends[:-1])) if len(ends) else ends
-    columns = [_slots(device, device_ends, begins), _slots(host, host_ends, begins), ends - begins]
-    return np.stack(columns, axis=1)
-
-
-def _slots(runs: Pieces, ends: Pieces, tokens: Pieces) -> Pieces:
-    which = np.searchsorted(ends, tokens, side="right")
-    return runs[which, 0] + tokens - (ends[which] - runs[which, 1])
+    pieces: list[tuple[int, int, int]] = []
+    device, host = iter(device_runs), iter(host_runs)
+    device_left = host_left = 0
+    device_slot = host_slot = 0
+    while True:  # runs are mostly few, so this beats operations on arrays
+        while device_left == 0:
+            if (run := next(device, None)) is None:
+                return np.array(pieces, np.int64).reshape(-1, 3)
+            device_slot, device_left = run
+        while host_left == 0:
+            host_slot, host_left = next(host)
+        length = min(device_left, host_left)
+        pieces.append((device_slot, host_slot, length))
+        device_slot, device_left = device_slot + length, device_left - length
+        host_slot, host_left = host_slot + length, host_left - length
 
 
 def cut(pieces: Pieces, max_tokens: int) -> Pieces:
@@ -52,14 +54,11 @@ def cut(pieces: Pieces, max_tokens: int) -> Pieces:
     return cut_pieces
 
 
-def check_slots(pieces: Pieces, num_device_slots: int, num_host_slots: int) -> None:
+def check_runs(runs: Runs, num_slots: int, side: str) -> None:
     """Raises ValueError for what is outside of a pool: on a card it would be written over something else."""
-    if len(pieces) == 0:
-        return
-    for column, num_slots, side in ((0, num_device_slots, "device"), (1, num_host_slots, "host")):
-        low, high = pieces[:, column].min(), (pieces[:, column] + pieces[:, 2]).max()
-        if low < 0 or high > num_slots:
-            raise ValueError(f"slots {low}..{high - 1} are not in the {side}'s pool of {num_slots}")
+    for first, length in runs:
+        if length < 0 or first < 0 or first + length > num_slots:
+            raise ValueError(f"slots {first}..{first + length - 1} are not in the {side}'s pool of {num_slots}")
 
 
 def parts_of(

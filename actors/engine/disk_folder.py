@@ -10,8 +10,9 @@ from torch import Tensor
 
 from laban.actors.engine.host_pool import HostPool
 from laban.actors.errors import FailedPrecondition
-from laban.kvstore.disk import DiskTier, FolderInUse
+from laban.kvstore.disk import DiskTier
 from laban.kvstore.disk_files import Chunk, ChunkLayout
+from laban.kvstore.disk_folder import FolderInUse
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # numpy knows no bfloat16
 

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from laban.actors.engine.cuda_runtime import cuda_runtime
+
 logger = logging.getLogger(__name__)
 
 HUGE_PAGE = 2 << 20
@@ -100,6 +102,8 @@ def _register(block: Tensor) -> None:
     """Raises RuntimeError."""
     result = torch.cuda.cudart().cudaHostRegister(block.data_ptr(), block.numel(), PORTABLE_AND_MAPPED)
     if int(result) != 0:
+        if (runtime := cuda_runtime()) is not None:
+            runtime.clear_error()
         raise RuntimeError(f"cudaHostRegister failed with {result}")
 
 

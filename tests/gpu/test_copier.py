@@ -15,6 +15,7 @@ from torch import Tensor
 from laban.actors.engine import card_copies
 from laban.actors.engine.card_copies import Path
 from laban.actors.engine.copier import Copier, Direction
+from laban.actors.engine.cuda_runtime import HOST_TO_DEVICE, CudaRuntime, cuda_runtime
 from laban.actors.engine.host_memory import HostBlock
 from laban.actors.engine.host_pool import HostPool
 from laban.actors.engine.layer_gates import LayerGates
@@ -136,7 +137,7 @@ def test_every_way_is_bitwise_and_none_waits(
 def test_other_geometries(by_pitch: bool, dtype: torch.dtype, kv_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the runtime's copies of rectangles are not to be had."""
     if not by_pitch:
-        monkeypatch.setattr(card_copies, "_pitched_copy", lambda: None)
+        monkeypatch.setattr(card_copies, "cuda_runtime", lambda: None)
     made = make_pools(dtype, kv_heads)
     for direction in DIRECTIONS:
         for path in PATHS:
@@ -149,7 +150,7 @@ def test_other_geometries(by_pitch: bool, dtype: torch.dtype, kv_heads: int, mon
 
 
 def test_the_runtimes_copy_of_rectangles_is_found(pools: Pools) -> None:
-    assert card_copies._pitched_copy() is not None
+    assert cuda_runtime() is not None
     device, host = CASES["contiguous"]
     pools.copier.start("load", device, host, path="dma").wait()
     assert pools.copier._movers["load"]._by_pitch
@@ -157,7 +158,7 @@ def test_the_runtimes_copy_of_rectangles_is_found(pools: Pools) -> None:
 
 def test_a_pitch_that_is_refused_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     made = make_pools()
-    monkeypatch.setattr(card_copies, "_pitched_copy", lambda: lambda *arguments: 12)
+    monkeypatch.setattr(CudaRuntime, "copy_rectangle", lambda *arguments: 12)
     device, host = CASES["contiguous"]
     expected = expect(fill(made, "save"), "save", device, host, range(LAYERS))
     made.copier.start("save", device, host, path="dma").wait()
@@ -168,9 +169,10 @@ def test_a_pitch_that_is_refused_falls_back(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_fails_leaves_no_error_for_the_next_kernel(pools: Pools) -> None:
-    call = card_copies._pitched_copy()
-    assert call is not None
-    assert call(pools.k.data_ptr(), 1, pools.host.k.data_ptr(), 1, 64, 2, 1, 0) != 0  # a pitch less than the width
+    runtime = cuda_runtime()
+    assert runtime is not None
+    # a pitch less than the width
+    assert runtime.copy_rectangle(pools.k.data_ptr(), 1, pools.host.k.data_ptr(), 1, 64, 2, HOST_TO_DEVICE, 0) != 0
     torch.zeros(4, device="cuda")
     torch.cuda.synchronize()
 

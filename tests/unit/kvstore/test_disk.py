@@ -21,8 +21,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from laban.kvstore import disk_files
 from laban.kvstore.arrivals import Arrival
-from laban.kvstore.disk import LOCK_NAME, DiskTier, FolderInUse
+from laban.kvstore.disk import DiskTier
 from laban.kvstore.disk_files import Chunk, ChunkLayout
+from laban.kvstore.disk_folder import LOCK_NAME, FolderInUse
 
 LAYOUT = ChunkLayout("int16", (2, 3, -1, 5))
 PER_TOKEN = 60
@@ -325,14 +326,16 @@ def test_a_full_disk_stops_writes_for_a_while_and_nothing_else(
 
 def test_writes_queued_behind_one_that_failed_are_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tier = open_tier(tmp_path)
-    going = threading.Event()
-    FullDisk(monkeypatch, 10)
+    begun, going = threading.Event(), threading.Event()
+    FullDisk(monkeypatch, HEADER_BYTES)
 
     def wait(begin: int, end: int) -> Chunk:
+        begun.set()
         going.wait(WAIT_S)
         return tokens_of("a", end - begin)
 
     first = tier.save("a", NAMESPACE, 4, wait)
+    assert begun.wait(WAIT_S)
     second = tier.save("b", NAMESPACE, 4, lambda begin, end: pytest.fail("read"))
     going.set()
     assert second.wait(WAIT_S)
