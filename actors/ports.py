@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from laban.actors.calls import Call, WorkerInfo, WorkerReport
-from laban.actors.directory import DirectoryUpdate
-from laban.kvstore.directory import Holdings
+from laban.kvstore.directory_messages import Answer, Batch, EncodingRecord, Epoch, Interest, News, ShardStatus, Watch
+from laban.kvstore.encodings import EncodingId
 
 
 class WorkerLost(Exception):
@@ -33,10 +33,6 @@ class WorkerPort(Protocol):
         """
         ...
 
-    async def snapshot(self) -> Holdings:
-        """What the store holds after the last report that was delivered. Raises WorkerLost."""
-        ...
-
     async def close(self) -> None:
         """End the worker and free what it holds. Idempotent, raises nothing."""
 
@@ -50,17 +46,41 @@ class WorkerSupervisor(Protocol):
 
 
 class DirectoryPort(Protocol):
-    """The shared directory. All methods raise ConnectionError while it is down; it comes back empty."""
+    """The directory, in shards (`placements.shard_of`). All methods raise ConnectionError while a shard that they need
+    is down; it comes back empty."""
 
-    async def apply(self, updates: Sequence[DirectoryUpdate]) -> tuple[str, ...]:
-        """Returns the workers of which a snapshot is needed."""
+    @property
+    def num_shards(self) -> int: ...
+
+    async def register(self, worker_id: str) -> Epoch:
+        """Begin a new life of the worker, under the epoch returned: later, and greater, than those of its others."""
         ...
 
-    async def replace(self, holdings: Sequence[Holdings]) -> None: ...
+    async def publish(self, shard: int, batch: Batch) -> Answer: ...
 
-    async def drop(self, worker_id: str, epoch: str) -> None: ...
+    async def drop(self, worker_id: str, epoch: Epoch) -> None:
+        """The worker died: its entries vanish from every shard that is up."""
 
-    async def snapshot(self) -> list[Holdings]: ...
+    async def watch(self, shard: int, watch: Watch) -> bool:
+        """False if a message before it is missing: one that is `anew` must come next."""
+        ...
+
+    async def poll(self, shard: int, subscriber: str, taken: int, wait_s: float) -> News | None:
+        """Waits up to `wait_s` for news after number `taken`. One poll at a time: a later one ends it.
+
+        None for a subscriber that the shard does not know: it has to watch anew.
+        """
+        ...
+
+    async def tell(self, shard: int, interest: Interest) -> None: ...
+
+    async def find(self, encoding_ids: Sequence[EncodingId]) -> list[EncodingRecord]:
+        """In the same order. For people who ask: a decision never does."""
+        ...
+
+    async def status(self) -> list[ShardStatus]:
+        """Of every shard, in order."""
+        ...
 
 
 class HostedService(Protocol):

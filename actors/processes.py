@@ -11,12 +11,13 @@ from typing import Any
 import ray
 
 from laban.actors.calls import Call, WorkerInfo, WorkerReport
+from laban.actors.directory import DirectoryService
 from laban.actors.errors import FailedPrecondition
 from laban.actors.models import Progress, say_nothing
 from laban.actors.ports import HostedService
+from laban.actors.publishing import Publishing
 from laban.actors.shards import ShardPlace
 from laban.actors.worker import WorkerLoop
-from laban.kvstore.directory import Holdings
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class WorkerPlan:
     num_cpus: float = 1.0  # of each shard; so are the GPUs
     num_gpus: float = 0.0
     env: Mapping[str, str] = field(default_factory=dict)
+    directory: Any = None  # the handle of `spawn_directory`; None: the worker tells nobody what it holds
 
 
 def import_path(path: str) -> Callable[..., Any]:
@@ -122,10 +124,13 @@ class WorkerProcess:
                 factory = import_path(plan.engine_factory)
                 return factory(plan.model_folder, plan.config, plan.worker_id, progress=self._note)
 
+            publishing = self._publishing()
             try:
-                self._loop = WorkerLoop(make_engine)
+                self._loop = WorkerLoop(make_engine, publishing=publishing)
             except Exception as error:
                 self._failure = error
+                if publishing is not None:
+                    publishing.stop()
                 raise
         return self._loop.info
 
@@ -142,10 +147,6 @@ class WorkerProcess:
     def abort(self, call_ids: tuple[str, ...]) -> None:
         self._running().abort(call_ids)
 
-    @ray.method(concurrency_group="control")
-    def snapshot(self) -> Holdings:
-        return self._running().snapshot()
-
     @ray.method(
         concurrency_group="stream",
         num_returns="streaming",
@@ -153,6 +154,13 @@ class WorkerProcess:
     )
     def reports(self) -> Iterator[WorkerReport]:
         yield from self._running().reports()
+
+    def _publishing(self) -> Publishing | None:
+        if self._plan.directory is None:
+            return None
+        from laban.actors.remote import RemoteDirectory
+
+        return Publishing(RemoteDirectory(self._plan.directory), self._plan.worker_id)
 
     def _note(self, doing: str, share: float | None) -> None:
         if self._progress is None or self._progress[0] != doing:
@@ -175,6 +183,15 @@ class ShardProcess:
     def run(self, rendezvous: str) -> None:
         """Loads, then steps with the first shard. Ends, mostly by raising, when the worker does."""
         follow_shards(self._plan, self._rank, rendezvous)
+
+
+class DirectoryProcess(DirectoryService):
+    """A shard of the directory. Ray brings it back, empty, whenever it dies."""
+
+    def __init__(self) -> None:
+        _log_to_stderr()
+        restarted: bool = ray.get_runtime_context().was_current_actor_reconstructed
+        super().__init__(restarted=restarted)
 
 
 class HostProcess:

@@ -1,4 +1,4 @@
-"""Ray's part: the processes of workers, the directory and hosts, and the ports that reach them.
+"""Ray's part: the processes of workers, of the directory's shards and of hosts, and the ports that reach them.
 
 The one file that says `.remote(`. A call through Ray costs 1 to 3 ms, so nothing here is called for each
 token or each call: calls go out in batches, and one stream for each worker carries everything back.
@@ -19,15 +19,24 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from laban.actors.calls import Call, WorkerInfo, WorkerReport
-from laban.actors.directory import DirectoryService, DirectoryUpdate
 from laban.actors.errors import LabanError, Unavailable
 from laban.actors.ports import WorkerLost
-from laban.actors.processes import CONCURRENCY_GROUPS, HostProcess, ShardProcess, WorkerPlan, WorkerProcess
-from laban.kvstore.directory import Holdings
+from laban.actors.processes import (
+    CONCURRENCY_GROUPS,
+    DirectoryProcess,
+    HostProcess,
+    ShardProcess,
+    WorkerPlan,
+    WorkerProcess,
+)
+from laban.kvstore.directory_messages import Answer, Batch, EncodingRecord, Epoch, Interest, News, ShardStatus, Watch
+from laban.kvstore.encodings import EncodingId
+from laban.kvstore.placements import shard_of
 
 logger = logging.getLogger(__name__)
 
 __all__ = [
+    "DirectoryHandle",
     "LoadingWatch",
     "RemoteDirectory",
     "RemoteHost",
@@ -172,15 +181,6 @@ class RemoteWorker:
             if not self._closed:
                 raise WorkerLost(self._lost_shard or _first_line(error)) from None
 
-    async def snapshot(self) -> Holdings:
-        if self._closed or self._lost_shard:  # a killed process may still answer for a moment
-            raise WorkerLost(self._lost_shard or f"worker {self._info.worker_id} is closed")
-        try:
-            holdings: Holdings = await self._handle.first.snapshot.remote()
-        except RayError as error:
-            raise WorkerLost(self._lost_shard or _first_line(error)) from None
-        return holdings
-
     async def close(self) -> None:
         self._closed = True
         for ending in self._endings:
@@ -245,34 +245,75 @@ class RemoteSupervisor:
             raise
 
 
-def spawn_directory() -> Any:
-    """Start the directory's process. Ray brings it back, empty, whenever it dies. The handle can be pickled."""
-    return ray.remote(DirectoryService).options(num_cpus=0, max_restarts=-1, max_task_retries=0).remote()
+@dataclass(frozen=True)
+class DirectoryHandle:
+    """The processes of the directory's shards. Can be pickled."""
+
+    shards: tuple[Any, ...]
+
+    def end(self) -> None:
+        """Idempotent, raises nothing."""
+        for shard in self.shards:
+            _kill(shard)
+
+
+def spawn_directory(num_shards: int = 1) -> DirectoryHandle:
+    """Start the directory's processes. Ray brings each back, empty, whenever it dies."""
+    shard: Any = ray.remote(DirectoryProcess).options(num_cpus=0, max_restarts=-1, max_task_retries=0)
+    return DirectoryHandle(tuple(shard.remote() for _ in range(num_shards)))
 
 
 class RemoteDirectory:
-    """Implements DirectoryPort over an actor handle."""
+    """Implements DirectoryPort over actor handles."""
 
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
+    def __init__(self, handle: DirectoryHandle) -> None:
+        self._shards = handle.shards
 
-    async def apply(self, updates: Sequence[DirectoryUpdate]) -> tuple[str, ...]:
-        return tuple(await self._ask(self._handle.apply, tuple(updates)))
+    @property
+    def num_shards(self) -> int:
+        return len(self._shards)
 
-    async def replace(self, holdings: Sequence[Holdings]) -> None:
-        await self._ask(self._handle.replace, tuple(holdings))
+    async def register(self, worker_id: str) -> Epoch:
+        epoch: Epoch = await _ask(self._shards[0].register, worker_id)
+        return epoch
 
-    async def drop(self, worker_id: str, epoch: str) -> None:
-        await self._ask(self._handle.drop, worker_id, epoch)
+    async def publish(self, shard: int, batch: Batch) -> Answer:
+        answer: Answer = await _ask(self._shards[shard].publish, batch)
+        return answer
 
-    async def snapshot(self) -> list[Holdings]:
-        return list(await self._ask(self._handle.snapshot))
+    async def drop(self, worker_id: str, epoch: Epoch) -> None:
+        drops = [_ask(shard.drop, worker_id, epoch) for shard in self._shards]
+        for outcome in await asyncio.gather(*drops, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
 
-    async def _ask(self, method: Any, *arguments: object) -> Any:
-        try:
-            return await method.remote(*arguments)
-        except RayError as error:
-            raise ConnectionError(_first_line(error)) from None
+    async def watch(self, shard: int, watch: Watch) -> bool:
+        taken: bool = await _ask(self._shards[shard].watch, watch)
+        return taken
+
+    async def poll(self, shard: int, subscriber: str, taken: int, wait_s: float) -> News | None:
+        news: News | None = await _ask(self._shards[shard].poll, subscriber, taken, wait_s)
+        return news
+
+    async def tell(self, shard: int, interest: Interest) -> None:
+        await _ask(self._shards[shard].tell, interest)
+
+    async def find(self, encoding_ids: Sequence[EncodingId]) -> list[EncodingRecord]:
+        homes = [shard_of(encoding_id, self.num_shards) for encoding_id in encoding_ids]
+        parts = {home: [each for each, at in zip(encoding_ids, homes, strict=True) if at == home] for home in {*homes}}
+        found = await asyncio.gather(*(_ask(self._shards[home].find, part) for home, part in parts.items()))
+        records = {record.encoding_id: record for part in found for record in part}
+        return [records[encoding_id] for encoding_id in encoding_ids]
+
+    async def status(self) -> list[ShardStatus]:
+        return list(await asyncio.gather(*(_ask(shard.status) for shard in self._shards)))
+
+
+async def _ask(method: Any, *arguments: object) -> Any:
+    try:
+        return await method.remote(*arguments)
+    except RayError as error:
+        raise ConnectionError(_first_line(error)) from None
 
 
 class RemoteHost:

@@ -21,12 +21,10 @@ from laban.actors.calls import (
     CallStarted,
     CallTokens,
     WorkerInfo,
-    WorkerLoad,
     WorkerReport,
 )
-from laban.kvstore.directory import Holdings
-from laban.kvstore.encodings import EncodingId
-from laban.kvstore.placements import MergedChanges, PlacementState, Tier
+from laban.kvstore.directory_messages import Epoch
+from laban.kvstore.placements import PlacementChange
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +40,25 @@ class EnginePort(Protocol):
     def step(self) -> WorkerReport: ...
 
 
+class PublishingPort(Protocol):
+    """What the shell needs of `laban.actors.publishing.Publishing`."""
+
+    def epoch(self) -> Epoch:
+        """What the directory calls this life of the worker. Waits for it."""
+        ...
+
+    def put(self, changes: Sequence[PlacementChange]) -> None:
+        """Does not wait, raises nothing."""
+
+    def stop(self) -> None: ...
+
+
 class Outbox:
     """Reports on their way to the one reader; those it has not taken yet are merged into one.
 
-    Memory is bounded by the calls outstanding, however slow the reader: tokens of one call become one event,
-    changes of the store cancel out, only the newest load is kept. No event is dropped. Reports are numbered as
-    they are taken, so merging leaves no gap.
+    Memory is bounded by the calls outstanding, however slow the reader: tokens of one call become one event, only the
+    newest load, rates and counters are kept. No event is dropped. Reports are numbered as they are taken, so merging
+    leaves no gap. What became of encodings is not in them: that goes to the directory.
     """
 
     def __init__(self, info: WorkerInfo) -> None:
@@ -55,11 +66,9 @@ class Outbox:
         self._changed = threading.Condition()
         self._events: list[CallEvent] = []
         self._tokens_at: dict[str, int] = {}  # call id -> index in _events of its last event, if that is tokens
-        self._changes = MergedChanges()
-        self._load = WorkerLoad()
+        self._last = WorkerReport(info.worker_id, info.epoch, 0)
         self._pending = False
         self._sequence = 0
-        self._held: dict[EncodingId, int] = {}  # what the reader knows of the store
         self._reader = 0
         self._closed = False
         self._failure: BaseException | None = None
@@ -68,13 +77,12 @@ class Outbox:
         with self._changed:
             for event in report.events:
                 self._put_event(event)
-            self._changes.add(report.changes)
-            self._load = report.load
+            self._last = report
             self._pending = True
             self._changed.notify_all()
 
     def put_events(self, events: Sequence[CallEvent]) -> None:
-        """Events that no iteration made; the store and the load are as they were."""
+        """Events that no iteration made; the load is as it was."""
         with self._changed:
             for event in events:
                 self._put_event(event)
@@ -111,12 +119,6 @@ class Outbox:
                 report = self._take()
             yield report
 
-    def snapshot(self) -> Holdings:
-        """What the store held after the last report taken."""
-        with self._changed:
-            info = self._info
-            return Holdings(info.worker_id, info.epoch, self._sequence, tuple(self._held.items()))
-
     def _put_event(self, event: CallEvent) -> None:
         at = self._tokens_at.get(event.call_id)
         if isinstance(event, CallTokens):
@@ -137,17 +139,17 @@ class Outbox:
 
     def _take(self) -> WorkerReport:
         self._sequence += 1
-        changes = self._changes.take()
-        for change in changes:
-            if change.tier is Tier.DEVICE:
-                if change.state is PlacementState.READY:
-                    self._held[change.encoding_id] = change.num_tokens
-                else:
-                    self._held.pop(change.encoding_id, None)
         events = tuple(self._events)
         self._events, self._tokens_at = [], {}
         self._pending = False
-        return WorkerReport(self._info.worker_id, self._info.epoch, self._sequence, events, changes, self._load)
+        return replace(
+            self._last,
+            worker_id=self._info.worker_id,
+            epoch=self._info.epoch,
+            sequence=self._sequence,
+            events=events,
+            changes=(),
+        )
 
 
 class WorkerLoop:
@@ -158,12 +160,20 @@ class WorkerLoop:
     for every one of them doubles the time of an iteration (90 to 174 ms, SmolLM2-135M on two cores).
     """
 
-    def __init__(self, make_engine: Callable[[], EnginePort], *, max_outstanding: int = 4096) -> None:
+    def __init__(
+        self,
+        make_engine: Callable[[], EnginePort],
+        *,
+        publishing: PublishingPort | None = None,
+        max_outstanding: int = 4096,
+    ) -> None:
         """Waits for the engine, and raises what making it raises.
 
+        `publishing` issues this life's epoch and is told what becomes of encodings; without it nobody is.
         `max_outstanding` bounds the calls accepted and not yet ended; more fail with RESOURCE_EXHAUSTED.
         """
         self._max_outstanding = max_outstanding
+        self._publishing = publishing
         self._wake = threading.Condition()
         self._inbox: deque[Call | str] = deque()  # calls to submit; ids to abort
         self._outstanding: set[str] = set()
@@ -175,7 +185,7 @@ class WorkerLoop:
 
     @property
     def info(self) -> WorkerInfo:
-        return self._engine.info
+        return self._info
 
     def submit(self, calls: Sequence[Call]) -> None:
         refused: list[CallEvent] = []
@@ -201,9 +211,6 @@ class WorkerLoop:
         """Every report, in order, for one reader at a time. Raises what the engine died of, if it did."""
         return self._outbox.reports()
 
-    def snapshot(self) -> Holdings:
-        return self._outbox.snapshot()
-
     def stop(self, timeout_s: float = 10.0) -> None:
         """Let the iteration end, then the thread. Calls not finished are dropped. Idempotent."""
         with self._wake:
@@ -211,6 +218,8 @@ class WorkerLoop:
             self._wake.notify()
         self._thread.join(timeout_s)
         self._outbox.close()
+        if self._publishing is not None:
+            self._publishing.stop()
 
     def _make_and_run(self, make_engine: Callable[[], EnginePort], made: Future[EnginePort]) -> None:
         try:
@@ -218,7 +227,10 @@ class WorkerLoop:
             # What is there now stays: the collector need not look at the libraries' objects again and again.
             gc.collect()
             gc.freeze()
-            self._outbox = Outbox(engine.info)
+            self._info = engine.info
+            if self._publishing is not None:
+                self._info = replace(engine.info, epoch=self._publishing.epoch())
+            self._outbox = Outbox(self._info)
         except BaseException as error:
             made.set_exception(error)
             return
@@ -245,6 +257,8 @@ class WorkerLoop:
                     ended = [e.call_id for e in report.events if not isinstance(e, (CallStarted, CallTokens))]
                     with self._wake:
                         self._outstanding.difference_update(ended)
+                    if self._publishing is not None:
+                        self._publishing.put(report.changes)
                     self._outbox.put(report)
         except BaseException as error:
             # An engine that raised is in an unknown state: the worker ends, its calls run again elsewhere.

@@ -23,9 +23,7 @@ from laban.cluster.executor import Executor
 from laban.cluster.workflow.parse import parse_dict
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.schema import Workflow
-from laban.kvstore.directory import Holdings
 from laban.kvstore.encodings import make_spec
-from laban.kvstore.placements import PlacementChange, PlacementState, Tier
 
 PER_STEP_MS = 2.0
 LINEAR = 1.3
@@ -56,7 +54,6 @@ class InstantWorker:
     def __init__(self) -> None:
         self.busy_s = 0.0
         self._events: list[CallEvent] = []
-        self._added: list[tuple[str, int]] = []
         self._sequence = 0
         self._wake = asyncio.Event()
 
@@ -66,7 +63,6 @@ class InstantWorker:
             specs = {spec.encoding_id: spec for spec in call.specs}
             output = (1,) if call.sampling is not None else ()
             spec = make_spec(call.namespace, (*call.tokens, *output, *call.terminator), call.start, call.view, specs)
-            self._added += ((each.encoding_id, each.num_tokens) for each in (*call.specs, spec))
             self._events.append(CallStarted(call.call_id, 0, 0))
             self._events.append(CallFinished(call.call_id, "stop", spec, output, "x", 0, 0, len(call.tokens), 0.0, 0.0))
         self._wake.set()
@@ -80,14 +76,9 @@ class InstantWorker:
             await self._wake.wait()
             self._wake.clear()
             events = tuple(self._events)
-            ready = PlacementState.READY
-            changes = tuple(PlacementChange(i, Tier.DEVICE, ready, n) for i, n in self._added)
-            self._events, self._added = [], []
+            self._events = []
             self._sequence += 1
-            yield WorkerReport(INFO.worker_id, INFO.epoch, self._sequence, events, changes)
-
-    async def snapshot(self) -> Holdings:
-        return Holdings(INFO.worker_id, INFO.epoch, self._sequence, ())
+            yield WorkerReport(INFO.worker_id, INFO.epoch, self._sequence, events)
 
     async def close(self) -> None:
         """Holds nothing."""

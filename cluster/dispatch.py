@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing
@@ -17,11 +18,11 @@ from laban.actors.calls import CallEvent, CallFailed, CallFinished, CallTokens, 
 from laban.actors.errors import FailedPrecondition, Unavailable
 from laban.actors.ports import DirectoryPort, WorkerLost, WorkerPort, WorkerSupervisor
 from laban.cluster.records import ErrorInfo, WorkerStatus
-from laban.cluster.routing.mirror import DirectoryMirror
+from laban.cluster.routing.directory_feed import DirectoryFeed
+from laban.cluster.routing.directory_view import EXPIRE_S, DirectoryView
 from laban.cluster.routing.policy import choose_worker
 from laban.cluster.routing.rates import Rates
 from laban.cluster.slots import Order, Slot, Ticket
-from laban.kvstore.directory import Directory
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,11 @@ class Dispatcher:
             if port.info.namespace != self.info.namespace:
                 other = f"worker {port.info.worker_id} serves another model than worker {self.info.worker_id}"
                 raise FailedPrecondition(other, field="namespace", value=port.info.namespace)
-        self.directory = Directory()
-        self._mirror = None if directory is None else DirectoryMirror(directory, self.directory)
+        if directory is None:  # nobody else says what workers hold: what calls left there is all there is to go by
+            self.directory = DirectoryView(expire_s=math.inf, clock=clock)
+        else:
+            self.directory = DirectoryView(directory.num_shards, expire_s=EXPIRE_S, clock=clock)
+        self._feed = None if directory is None else DirectoryFeed(directory, self.directory)
         self._rates = Rates()
         self._ports = list(workers)
         self._slots: dict[str, Slot] = {}
@@ -73,8 +77,8 @@ class Dispatcher:
         for port in self._ports:
             self._attach(port)
             self._spawn(self._serve(port), f"worker {port.info.worker_id}")
-        if self._mirror is not None:
-            self._spawn(self._mirror.run(), "directory mirror")
+        if self._feed is not None:
+            self._spawn(self._feed.run(), "directory feed")
 
     async def stop(self) -> None:
         """Stop listening and close the workers. Orders not ended get no further word."""
@@ -88,6 +92,7 @@ class Dispatcher:
     def submit(self, orders: Iterable[Order]) -> None:
         """Queue calls. What becomes of them is told to their sinks, never from within this method."""
         for order in orders:
+            self.directory.watch_also(order.source, (spec.encoding_id for spec in order.call.specs))
             self._waiting[order.key] = Ticket(order, self._clock(), order.attempt)
         self._schedule_flush()
 
@@ -186,10 +191,6 @@ class Dispatcher:
         worker_id = port.info.worker_id
         slot = self._slots[worker_id]
         slot.load = report.load
-        if not self.directory.apply(worker_id, report.epoch, report.sequence, report.changes):
-            self._spawn(self._resync(port), f"snapshot of {worker_id}")
-        if self._mirror is not None:
-            self._mirror.record(worker_id, report.changes)
         for event in report.events:
             ticket = slot.tickets.get(event.call_id)
             if ticket is None:
@@ -219,6 +220,7 @@ class Dispatcher:
         elif isinstance(event, CallFinished):
             if ticket.alone:
                 self._rates.observe(worker_id, event.tokens_encoded, event.ttft_ms)
+            self._expect(slot, ticket, event)
             self._forget(slot, ticket)
             sink.call_finished(key, ticket.attempt, worker_id, event, ticket.waited_ms)
 
@@ -232,19 +234,19 @@ class Dispatcher:
         except Exception:
             logger.exception("nobody took the failure of call %s: %s", ticket.call_id, error)
 
-    async def _resync(self, port: WorkerPort) -> None:
-        try:
-            self.directory.replace(await port.snapshot())
-        except WorkerLost:
-            logger.info("worker %s died before its snapshot", port.info.worker_id)
+    def _expect(self, slot: Slot, ticket: Ticket, event: CallFinished) -> None:
+        """What the call encoded stands on the worker's device, until the directory knows better."""
+        info, directory = slot.info, self.directory
+        directory.watch_also(ticket.order.source, [event.encoding.encoding_id])
+        specs = {spec.encoding_id: spec for spec in ticket.order.call.specs}
+        for spec in (*(specs[encoding_id] for encoding_id in ticket.brings), event.encoding):
+            directory.expect(info.worker_id, info.epoch, spec.encoding_id, spec.num_tokens)
 
     # Lives of workers
 
     def _attach(self, port: WorkerPort) -> None:
         info = port.info
         self.directory.begin(info.worker_id, info.epoch)
-        if self._mirror is not None:
-            self._mirror.begin(info.worker_id, info.epoch)
         self._slots[info.worker_id] = Slot(port, self.directory.held_by(info.worker_id))
         self._lost.pop(info.worker_id, None)
         self._schedule_flush()
@@ -255,8 +257,8 @@ class Dispatcher:
         self._lost[worker_id] = slot
         self._rates.forget(worker_id)
         self.directory.drop(worker_id, slot.info.epoch)
-        if self._mirror is not None:
-            self._mirror.drop(worker_id)
+        if self._feed is not None:
+            self._spawn(self._feed.drop(worker_id, slot.info.epoch), f"death of {worker_id}")
         if self._supervisor is not None:
             self._returning.add(worker_id)
         while slot.tickets:  # a sink that is told of one call's failure may abort others of these

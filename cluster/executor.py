@@ -279,6 +279,7 @@ class Executor:
     def _retire(self, execution: Execution) -> None:
         """Keep what has ended, up to the limit, and what there is to learn from it."""
         self.likelihoods.observe(execution.board.name, execution.decisions)
+        self._dispatcher.directory.unwatch(execution.workflow_id)
         self._finished[execution.workflow_id] = None
         while len(self._finished) > self._limits.max_finished:
             oldest, _ = self._finished.popitem(last=False)

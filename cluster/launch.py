@@ -141,6 +141,7 @@ def _start_services(config: LabanConfig, facts: ModelFacts, progress: Progress, 
     if 0 < num_gpus < 1:  # workers of one card share its memory
         engine_config = replace(engine_config, memory_share=engine_config.memory_share * num_gpus)
     names = [f"worker-{number}" for number in range(config.workers)]
+    directory = spawn_directory(config.routing.directory_shards)
     plans = [
         WorkerPlan(
             worker_id=name,
@@ -149,12 +150,12 @@ def _start_services(config: LabanConfig, facts: ModelFacts, progress: Progress, 
             num_shards=config.engine.shards,
             num_cpus=num_cpus,
             num_gpus=num_gpus,
+            directory=directory,
         )
         for name in names
     ]
     # Workers load while the control plane's process starts.
     handles = {plan.worker_id: spawn_worker(plan) for plan in plans}
-    directory = spawn_directory()
     host = RemoteHost(FACTORY, HostPlan(config, str(facts.folder), plans, handles, directory))
     loading = f"loading {facts.name} into {config.workers} worker{'s' if config.workers > 1 else ''}"
     progress(loading, None)

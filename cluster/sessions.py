@@ -274,6 +274,7 @@ class Sessions:
             # Exact reads leave encodings that no message descends from.
             session.book.keep_only(list(session.records))
             session.specs_kept = len(session.book.specs)
+            self._dispatcher.directory.watch(session.session_id, session.book.specs)
         session.expires_at = self._clock() + session.ttl_s
 
     def _keep(
@@ -317,6 +318,7 @@ class Sessions:
 
     def _end(self, session: _Session) -> None:
         del self._sessions[session.session_id]
+        self._dispatcher.directory.unwatch(session.session_id)
         self._hints.release(session.session_id, everything=True)
         for key in session.running:
             self._waiters[key].give_up(ErrorInfo("NOT_FOUND", f"session {session.session_id} has ended"))

@@ -48,6 +48,11 @@ class Order:
     def key(self) -> str:
         return self.call.call_id
 
+    @property
+    def source(self) -> str:
+        """The workflow or session that it is of."""
+        return self.key.partition("/")[0]
+
 
 @dataclass(slots=True)
 class Ticket:

@@ -24,8 +24,8 @@ PackedChange = tuple[EncodingId, int, str]
 class Batch:
     """What a worker says to one shard.
 
-    `changes` number `number` (from 1, by one) of its epoch; a `heartbeat`, without changes, repeats the last number;
-    a `snapshot` is everything that the worker has of this shard's encodings after batch `number`.
+    Number `number` (from 1, by one) of its epoch: `changes`, or a `snapshot`, everything that it has of this shard's
+    encodings. A `heartbeat`, without either, repeats the last number.
     """
 
     worker_id: str

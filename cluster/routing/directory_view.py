@@ -176,9 +176,9 @@ class DirectoryView:
                 continue  # nobody wants to know any more
             said: dict[str, Placed] = {}
             for each in packed:
-                worker_id = lives[each >> PACKED_BITS]
-                if worker_id is not None:
-                    said[worker_id] = (*said.get(worker_id, ()), unpack(each & _PACKED))
+                at = lives[each >> PACKED_BITS]
+                if at is not None:
+                    said[at] = (*said.get(at, ()), unpack(each & _PACKED))
             for worker_id in [*self._holders.get(encoding_id, ())]:
                 if worker_id not in said:
                     self._hear(worker_id, encoding_id, ())

@@ -13,10 +13,12 @@ import os
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from uuid import uuid4
+
+from loop_directory import LoopDirectory
 
 from laban.actors.calls import (
     Call,
@@ -35,7 +37,6 @@ from laban.actors.calls import (
 from laban.actors.errors import InvalidInput
 from laban.actors.ports import WorkerLost, WorkerPort
 from laban.cluster.routing.policy import missing_encodings
-from laban.kvstore.directory import Holdings
 from laban.kvstore.encodings import flatten, make_spec
 from laban.kvstore.placements import PlacementChange, PlacementState, Tier
 
@@ -235,19 +236,21 @@ def logprobs_of(output: tuple[int, ...], sampling: Sampling | None) -> tuple[Tok
 class LoopWorker:
     """WorkerPort without a thread: the engine runs in the event loop while someone reads its reports.
 
-    While `paused` nothing runs. `kill` ends this life.
+    What it reports of encodings goes to `directory`, if there is one, and to nobody else. While `paused` nothing
+    runs. `kill` ends this life.
     """
 
-    def __init__(self, engine: ScriptedEngine) -> None:
+    def __init__(self, engine: ScriptedEngine, directory: LoopDirectory | None = None) -> None:
+        if directory is not None:
+            engine.info = replace(engine.info, epoch=directory.begin(engine.worker_id))
         self.engine = engine
+        self.directory = directory
         self.paused = False
         self.aborted: list[str] = []
         self.batches: list[list[str]] = []
         self.closed = False
-        self.skip_sequences = 0  # of reports that are lost on the way
         self._lost = ""
         self._wake = asyncio.Event()
-        self._sequence = 0
 
     @property
     def info(self) -> WorkerInfo:
@@ -284,14 +287,12 @@ class LoopWorker:
                     report = self.engine.step()
                 except RuntimeError as error:
                     raise WorkerLost(str(error)) from error
-                self._sequence = report.sequence
-                yield report
+                if self.directory is not None:
+                    self.directory.put(self.info.worker_id, report.changes)
+                yield replace(report, changes=())
                 await asyncio.sleep(0)
             else:
                 await self._wake.wait()
-
-    async def snapshot(self) -> Holdings:
-        return Holdings(self.info.worker_id, self.info.epoch, self._sequence, tuple(self.engine.held.items()))
 
     async def close(self) -> None:
         self.closed = True
@@ -301,14 +302,15 @@ class LoopWorker:
 class LoopSupervisor:
     """Makes LoopWorkers; the first `failures` starts fail."""
 
-    def __init__(self, failures: int = 0) -> None:
+    def __init__(self, failures: int = 0, directory: LoopDirectory | None = None) -> None:
         self.failures = failures
+        self.directory = directory
         self.made: list[LoopWorker] = []
 
     async def start(self, worker_id: str) -> WorkerPort:
         if self.failures > 0:
             self.failures -= 1
             raise WorkerLost("did not come up")
-        worker = LoopWorker(ScriptedEngine(worker_id=worker_id))
+        worker = LoopWorker(ScriptedEngine(worker_id=worker_id), self.directory)
         self.made.append(worker)
         return worker

@@ -7,46 +7,11 @@ from dataclasses import replace
 
 import pytest
 from executor_rig import FAST, rig, until
-from scripted_engine import LoopSupervisor, LoopWorker, ScriptedEngine, encode
+from orders import Sink, order
+from scripted_engine import LoopSupervisor, LoopWorker, ScriptedEngine
 
-from laban.actors.calls import Call, Sampling
 from laban.actors.errors import FailedPrecondition, Unavailable
 from laban.cluster.dispatch import Dispatcher, DispatchLimits
-from laban.cluster.slots import Order
-from laban.kvstore.encodings import EMPTY_VIEW, View, make_spec
-
-
-class Sink:
-    def __init__(self) -> None:
-        self.workers: dict[str, str] = {}
-        self.ended: dict[str, object] = {}
-
-    def call_requeued(self, key, attempt):
-        pass
-
-    def call_started(self, key, attempt, worker_id):
-        self.workers[key] = worker_id
-
-    def call_tokens(self, key, attempt, event):
-        pass
-
-    def call_finished(self, key, attempt, worker_id, event, waited_ms):
-        self.ended[key] = event
-
-    def call_failed(self, key, attempt, error):
-        self.ended[key] = error
-
-
-def order(sink: Sink, key: str, shared: str = "", length: int = 3) -> Order:
-    """A call that reads `shared` and generates `length` tokens."""
-    specs = {}
-    view = EMPTY_VIEW
-    if shared:
-        spec = make_spec("model/", encode(shared), 0, EMPTY_VIEW, specs)
-        specs[spec.encoding_id] = spec
-        view = View(spec.encoding_id)
-    sampling = Sampling(max_tokens=length, forced=(7,) * length)
-    return Order(Call(key, "model/", view, len(shared), (1,), tuple(specs.values()), sampling), sink, specs)
 
 
 async def with_dispatcher(scenario, num_workers=2, limits=FAST):
@@ -129,18 +94,11 @@ def test_full_workers_make_calls_wait_here():
     asyncio.run(with_dispatcher(scenario, 1, DispatchLimits(max_calls_per_worker=2)))
 
 
-def test_the_local_directory_follows_and_mends_a_gap():
+def test_what_calls_left_is_expected_there_at_once():
     async def scenario(dispatcher, workers, sink):
-        worker = workers[0]
         dispatcher.submit([order(sink, "a", "x" * 20)])
         await until(lambda: "a" in sink.ended)
-        assert set(dispatcher.directory.held_by("w0")) == set(worker.engine.held)
-        worker.engine.held["lost-on-the-way"] = 3
-        worker.engine.sequence += 1
-        dispatcher.submit([order(sink, "b")])
-        await until(lambda: "lost-on-the-way" in dispatcher.directory.held_by("w0"))
-        await until(lambda: "b" in sink.ended)
-        assert set(dispatcher.directory.held_by("w0")) == set(worker.engine.held)
+        assert set(dispatcher.directory.held_by("w0")) == set(workers[0].engine.held)
 
     asyncio.run(with_dispatcher(scenario, 1))
 

@@ -9,6 +9,7 @@ import pytest
 from scripted_engine import ScriptedEngine, encode
 
 from laban.actors.calls import (
+    CacheCounters,
     Call,
     CallFailed,
     CallFinished,
@@ -16,6 +17,7 @@ from laban.actors.calls import (
     CallTokens,
     Sampling,
     WorkerLoad,
+    WorkerRates,
     WorkerReport,
 )
 from laban.actors.errors import UnsupportedModel
@@ -29,17 +31,28 @@ def a_call(call_id: str, header: str = "[x]", text: str = "0123456789") -> Call:
     return Call(call_id, "model/", EMPTY_VIEW, 0, encode(header), (), sampling)
 
 
-def ready(name: str) -> PlacementChange:
-    return PlacementChange(name, Tier.DEVICE, PlacementState.READY, 1)
+def report(*events, free=0, waited_s=0.0) -> WorkerReport:
+    changes = (PlacementChange("a", Tier.DEVICE, PlacementState.READY, 1),)
+    cache = CacheCounters(wait_load_s=waited_s)
+    rates = WorkerRates(encode_tokens_per_s=float(free))
+    return WorkerReport("w0", "e", 99, tuple(events), changes, WorkerLoad(num_free_pages=free), rates, cache)
 
 
-def gone(name: str) -> PlacementChange:
-    return PlacementChange(name, Tier.DEVICE, PlacementState.GONE, 0)
+class Heard:
+    """PublishingPort that keeps what it is told."""
 
+    def __init__(self) -> None:
+        self.changes: list[PlacementChange] = []
+        self.stopped = False
 
-def report(*events, added=(), removed=(), free=0) -> WorkerReport:
-    changes = (*(ready(name) for name in added), *(gone(name) for name in removed))
-    return WorkerReport("w0", "e", 99, tuple(events), changes, WorkerLoad(num_free_pages=free))
+    def epoch(self) -> str:
+        return "issued"
+
+    def put(self, changes) -> None:
+        self.changes += changes
+
+    def stop(self) -> None:
+        self.stopped = True
 
 
 @pytest.fixture
@@ -48,17 +61,17 @@ def outbox():
 
 
 def test_reports_are_numbered_from_one_as_they_are_taken(outbox):
-    outbox.put(report(added=["a"]))
+    outbox.put(report())
     reader = outbox.reports()
     assert next(reader).sequence == 1
-    outbox.put(report(added=["b"]))
-    outbox.put(report(removed=["a"], free=7))
+    outbox.put(report(free=3))
+    outbox.put(report(free=7, waited_s=2.0))
     taken = next(reader)
-    assert taken.sequence == 2
-    assert taken.changes == (ready("b"), gone("a"))
-    assert taken.load.num_free_pages == 7
-    assert outbox.snapshot().entries == (("b", 1),)
-    assert outbox.snapshot().sequence == 2
+    assert (taken.sequence, taken.epoch) == (2, "e")
+    assert taken.load.num_free_pages == 7, "the newest"
+    assert taken.rates.encode_tokens_per_s == 7.0
+    assert taken.cache.wait_load_s == 2.0
+    assert taken.changes == (), "those go to the directory"
 
 
 def test_a_slow_reader_gets_tokens_merged_and_every_event(outbox):
@@ -88,10 +101,10 @@ def test_text_that_lags_behind_is_merged_too(outbox):
 
 
 def test_a_failure_comes_after_what_is_left(outbox):
-    outbox.put(report(added=["a"]))
+    outbox.put(report(free=4))
     outbox.fail(RuntimeError("broken"))
     reader = outbox.reports()
-    assert next(reader).changes == (ready("a"),)
+    assert next(reader).load.num_free_pages == 4
     with pytest.raises(RuntimeError, match="broken"):
         next(reader)
 
@@ -113,7 +126,7 @@ def test_a_new_reader_displaces_the_old(outbox):
     taker = threading.Thread(target=lambda: got.append(next(new)))
     taker.start()
     assert ended.wait(5)
-    outbox.put(report(added=["a"]))
+    outbox.put(report())
     taker.join(5)
     thread.join(5)
     assert got[0].sequence == 1
@@ -142,9 +155,19 @@ def test_calls_run_to_their_end_and_tokens_add_up():
     assert events["a"][-1].text == "0123456789"
     assert events["b"][-1].text == "xyz"
     assert events["c"] == [CallFailed("c", "RESOURCE_EXHAUSTED", "the script says so")]
-    assert {entry[0] for entry in loop.snapshot().entries} == set(loop._engine.held)
     loop.stop()
     assert not loop._thread.is_alive()
+
+
+def test_what_becomes_of_encodings_is_published_under_the_epoch_that_was_issued():
+    heard = Heard()
+    loop = WorkerLoop(ScriptedEngine, publishing=heard)
+    assert loop.info.epoch == "issued"
+    loop.submit([a_call("a")])
+    collect(loop, 1)
+    assert {change.encoding_id for change in heard.changes} == set(loop._engine.held) != set()
+    loop.stop()
+    assert heard.stopped
 
 
 def test_an_aborted_call_reports_no_more_and_others_go_on():
