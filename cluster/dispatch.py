@@ -190,7 +190,7 @@ class Dispatcher:
     def _take(self, port: WorkerPort, report: WorkerReport) -> None:
         worker_id = port.info.worker_id
         slot = self._slots[worker_id]
-        slot.load = report.load
+        slot.load, slot.rates, slot.cache = report.load, report.rates, report.cache
         for event in report.events:
             ticket = slot.tickets.get(event.call_id)
             if ticket is None:

@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from importlib.metadata import PackageNotFoundError, version
 
 from laban.actors.errors import Conflict, Exhausted, InvalidInput, NotFound
 from laban.cluster.answers import check_output, text_of
@@ -22,6 +21,7 @@ from laban.cluster.execution import Execution
 from laban.cluster.lease_desk import LeaseDesk, ended
 from laban.cluster.messages import FramingPort, Language, MessageBook, TokenizerPort
 from laban.cluster.records import TERMINAL_WORKFLOW, ClusterStatus, Event, Lease, TokenChunk, WorkflowRecord
+from laban.cluster.status import cluster_status
 from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.schema import Workflow
@@ -228,18 +228,8 @@ class Executor:
         return execution.board.record(with_steps=not lease_id)
 
     def status(self, *, sessions_open: int = 0) -> ClusterStatus:
-        workers = self._dispatcher.workers()
-        info = self._dispatcher.info
-        try:
-            laban_version = version("laban")
-        except PackageNotFoundError:
-            laban_version = "unknown"
-        return ClusterStatus(
-            version=laban_version,
-            ready=any(worker.alive for worker in workers),
-            model=info.model_name,
-            max_context=info.max_context,
-            workers=workers,
+        return cluster_status(
+            self._dispatcher,
             workflows_running=len(self._executions) - len(self._finished),
             sessions_open=sessions_open,
             uptime_s=self._clock() - self._started_at,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from laban.actors.framing import derive_framing
@@ -79,7 +79,11 @@ class ControlPlane:
         gateway = Gateway(
             executor,
             sessions,
-            lambda: executor.status(sessions_open=sessions.num_open),
+            lambda: replace(
+                executor.status(sessions_open=sessions.num_open),
+                routing_policy=config.routing.policy,
+                eviction_policy=config.cache.eviction,
+            ),
             GatewayLimits(config.server.max_message_bytes, config.server.max_concurrent_calls),
         )
         executor.start()

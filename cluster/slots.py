@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from laban.actors.calls import Call, CallFinished, CallTokens, WorkerInfo, WorkerLoad
+from laban.actors.calls import CacheCounters, Call, CallFinished, CallTokens, WorkerInfo, WorkerLoad, WorkerRates
 from laban.actors.ports import WorkerPort
 from laban.cluster.records import ErrorInfo, WorkerStatus
 from laban.cluster.routing.policy import WorkerView, missing_encodings, tokens_not_held
@@ -81,6 +81,8 @@ class Slot:
         self.port = port
         self.info: WorkerInfo = port.info
         self.load = WorkerLoad(num_free_pages=port.info.num_pages, num_pages=port.info.num_pages)
+        self.rates = WorkerRates()
+        self.cache = CacheCounters()
         self.tickets: dict[str, Ticket] = {}
         self.queued_tokens = 0
         self._held = held
@@ -138,6 +140,12 @@ class Slot:
             page_size=info.page_size,
             bytes_per_token=info.bytes_per_token,
             encodings=load.num_encodings,
+            host_bytes=info.host_bytes,
+            host_bytes_used=load.host_bytes_used,
+            disk_bytes=info.disk_bytes,
+            disk_bytes_used=load.disk_bytes_used,
+            rates=self.rates,
+            cache=self.cache,
         )
 
 

@@ -151,6 +151,11 @@ class DirectoryView:
         """The source has ended. Nothing happens to one that is unknown."""
         self._unname(self._sources.pop(source, set()))
 
+    @property
+    def num_watched(self) -> int:
+        """Encodings that news is wanted of."""
+        return len(self._users) + len(self._lingering)
+
     def watched(self, shard: int) -> tuple[EncodingId, ...]:
         """All that news is wanted of from this shard, for one that knows nothing of it."""
         self._added[shard], self._removed[shard] = {}, {}
