@@ -14,7 +14,7 @@ import numpy as np
 
 from laban.cluster.messages import MessageBook
 from laban.cluster.view_tree import Spot, ViewTree
-from laban.cluster.workflow.children import outer_key
+from laban.cluster.workflow.children import outermost_key
 from laban.cluster.workflow.facts import role_of
 from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
 from laban.cluster.workflow.reading import Expectation
@@ -155,10 +155,9 @@ class _Level:
     ) -> None:
         self.run = run
         self._path = path
-        self._around = path.split("/")[:-1]
         self._steps = steps
         self._fixed = fixed
-        fixed.update(map(self._named, run.messages))
+        fixed.update(outermost_key(path, key) for key in run.messages)
         nodes = list(run.graph.nodes.values())
         self._nodes = nodes
         self._ahead = run.look_ahead(likelihoods)
@@ -242,13 +241,7 @@ class _Level:
         return spot
 
     def _outside(self, ref: ReadRef) -> ReadRef:
-        return ReadRef(self._named(ref.key), ref.fidelity, ref.begin, ref.end) if self._around else ref
-
-    def _named(self, key: str) -> str:
-        """What a message is called in the outermost run."""
-        for address in reversed(self._around):
-            key = outer_key(address, key)
-        return key
+        return ReadRef(outermost_key(self._path, ref.key), ref.fidelity, ref.begin, ref.end) if self._path else ref
 
 
 class _Uses:

@@ -69,6 +69,17 @@ def outer_key(address: str, key: str) -> str:
     return key.removeprefix(OUTSIDE) if key.startswith(OUTSIDE) else f"{address}/{key}"
 
 
+def outermost_key(path: str, key: str) -> str:
+    """The same through several runs, `path` being the outermost one's way to where `key` is a name.
+
+    >>> outermost_key("research[2]/sub/", "draft"), outermost_key("research[2]/sub/", "../../doc")
+    ('research[2]/sub/draft', 'doc')
+    """
+    for address in reversed(path.split("/")[:-1]):
+        key = outer_key(address, key)
+    return key
+
+
 class Children:
     """The runs that steps have started, by the steps' addresses, and what there is to say of them outside."""
 

@@ -15,8 +15,9 @@ from laban.cluster.workflow.facts import Facts, arguments_of, role_of, task_of, 
 from laban.cluster.workflow.graph import Node, StepGraph
 from laban.cluster.workflow.inputs import as_declared, check_inputs
 from laban.cluster.workflow.overrides import check_fidelity, plan_sampling
-from laban.cluster.workflow.progress import Progress
+from laban.cluster.workflow.progress import Outcome, Progress
 from laban.cluster.workflow.reading import Expectation, Reading
+from laban.cluster.workflow.sampling import SamplingSpec
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import (
     InstanceState,
@@ -275,6 +276,14 @@ class Run:
     def expectation(self, address: str) -> Expectation:
         """What an instance of this run, none of a run within it, will read. Its keys are names in this run."""
         return Expectation(self._reading, self._node(address).sources)
+
+    def sampling(self, address: str) -> SamplingSpec:
+        """As an instance of this run will use it."""
+        return self._sampling.of(self._node(address))
+
+    def ended(self) -> Mapping[str, Outcome]:
+        """How every unit of the graph that has ended did, in the order in which they ended."""
+        return self._progress.outcomes
 
     def inner_runs(self) -> list[tuple[str, Run]]:
         """The runs that steps have started and that go on, by the steps' addresses."""
