@@ -235,6 +235,10 @@ class EncodingStore:
         for entry in [e for e in self._entries.values() if e.pins == 0]:
             self._evict(entry)
 
+    def next_victims(self) -> Iterable[Entry]:
+        """Unpinned entries in the order in which they would be evicted; not to be kept over a change."""
+        return self._candidates()
+
     def _make_room(self, num_pages: int, tenant: str) -> None:
         for entry in self._victims(num_pages, tenant):
             self._evict(entry)

@@ -12,13 +12,16 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Pages
 from dataclasses import dataclass
 from uuid import uuid4
 
+import numpy as np
 from torch import OutOfMemoryError
-from torch.cuda import empty_cache
+from torch.cuda import Event, empty_cache
 
 from laban.actors.calls import (
+    Advice,
     Call,
     CallEvent,
     CallFailed,
@@ -32,15 +35,23 @@ from laban.actors.calls import (
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.decoding import Decode
 from laban.actors.engine.launched import BatchTooLarge, Launched
+from laban.actors.engine.loads import Loads
 from laban.actors.engine.runner import AnyRunner, bytes_per_token
 from laban.actors.engine.scheduler import Scheduler
 from laban.actors.engine.sequence import UNKNOWN, Chunk, RunningCall, Sequence
+from laban.actors.engine.tick import Tick
+from laban.actors.engine.tiers import Tiers
+from laban.actors.engine.tiers_setup import make_tiers
 from laban.actors.errors import LabanError
 from laban.actors.tokenizer import Tokenizer
 from laban.kvstore.encodings import make_spec
-from laban.kvstore.store import EncodingStore
+from laban.kvstore.store import EncodingStore, Entry
 
 log = logging.getLogger(__name__)
+
+POLL_S = 0.0005
+FREE_TOKENS_ON_CARD = 128
+"""A decode reads all weights for a few rows; so many more cost a fraction of an iteration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,8 @@ class _Iteration:
     launched: Launched
     chunks: list[Chunk]
     sampled: list[tuple[Sequence, Decode]]
+    number: int
+    began_s: float
 
 
 class Engine:
@@ -65,33 +78,60 @@ class Engine:
         namespace: str = "",
         model_name: str = "",
         max_context: int | None = None,
+        tiers: Tiers | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`tiers` are those below the device; None has none."""
         num_pages = runner.k_pool.shape[1] // config.page_size
         self.runner = runner
         self.tokenizer = tokenizer
-        self.store = EncodingStore(num_pages, config.page_size)
-        model_config = runner.model.config
+        self.tiers = tiers or make_tiers(runner, config, None)
+        self.store = EncodingStore(
+            num_pages,
+            config.page_size,
+            order=self.tiers.needs.order(self.tiers.bring_back_s),
+            tenant_pages=max(1, int(num_pages * config.tenant_share)),
+            on_evict=self._evicts,
+            on_free=self._frees,
+        )
+        self.tiers.is_on_device = self.store.__contains__
         self.info = WorkerInfo(
             worker_id=worker_id,
             epoch=uuid4().hex,
             namespace=namespace,
             model_name=model_name,
-            max_context=max_context or model_config.max_position_embeddings,
+            max_context=max_context or runner.model.config.max_position_embeddings,
             num_pages=num_pages,
             page_size=config.page_size,
-            bytes_per_token=bytes_per_token(model_config, runner.dtype),
+            bytes_per_token=bytes_per_token(runner.model.config, runner.dtype),
             vocab_size=runner.vocab_size,
             attention_backend=runner.attention_backend,
             dtype=str(runner.dtype).removeprefix("torch."),
             device=str(runner.device),
             num_shards=1 if runner.group is None else runner.group.size,
+            host_bytes=self.tiers.host_bytes,
+            disk_bytes=self.tiers.disk_bytes,
         )
-        self.scheduler = Scheduler(config, self.store, self.info.max_context, runner.vocab_size)
+        flights, per_token = self.tiers.flights, self.tiers.needs.bytes_per_token
+        loads = None if flights is None else Loads(flights, per_token, config.page_size, self._after)
+        self.scheduler = Scheduler(
+            config,
+            self.store,
+            self.tiers,
+            loads,
+            self.info.max_context,
+            runner.vocab_size,
+            free_tokens=FREE_TOKENS_ON_CARD if runner.device.type == "cuda" else 0,
+        )
         self._clock = clock
         self._events: list[CallEvent] = []
+        self._advice: list[Advice] = []
         self._num_reports = 0
         self._under_way: _Iteration | None = None
+        self._num_launched = 0
+        self._last_settled_s = 0.0
+        # Of each page, the last iteration that may read what was in it before it was freed.
+        self._read_until = np.zeros(num_pages, np.int64)
 
     def submit(self, call: Call) -> None:
         """Queues a call. One that can never run is answered with CallFailed."""
@@ -104,13 +144,26 @@ class Engine:
         """Drops a call, if it is still here. It is not reported on again."""
         self.scheduler.abort(call_id)
 
-    def has_work(self) -> bool:
-        return bool(self._events or self.scheduler.running or self.scheduler.num_waiting or self._under_way)
+    def advise(self, advice: Advice) -> None:
+        """Takes note of what is to come, at the next `step`."""
+        self._advice.append(advice)
 
-    def step(self) -> WorkerReport:
+    def has_work(self) -> bool:
+        scheduler = self.scheduler
+        waits = self._events or self._advice or scheduler.running or scheduler.num_waiting or scheduler.sequences
+        return bool(waits or self._under_way or self.tiers.is_busy)
+
+    def tick(self) -> Tick:
+        """What the next step goes by; in a worker of several shards the first one's."""
+        flights = self.tiers.flights
+        return Tick(self._clock(), () if flights is None else flights.landed(), self.tiers.rates.known)
+
+    def step(self, tick: Tick | None = None) -> WorkerReport:
         """One iteration. Whatever goes wrong in it ends the calls that run, with an error, and not the engine."""
         try:
-            self._iterate()
+            self._begin(tick or self.tick())
+            if not self._iterate() and self.tiers.is_busy and not self._events:
+                time.sleep(POLL_S)  # all there is to do is to wait for copies
         except Exception as error:  # a kernel, memory or model failure: the calls cannot go on, the next ones can
             if self.runner.group is not None:
                 raise  # the other shards may have come further, or less far: their worker ends
@@ -123,27 +176,68 @@ class Engine:
             self._events += [CallFailed(i, "INTERNAL", message) for i in self.scheduler.abort_all()]
         events, self._events = self._events, []
         self._num_reports += 1
-        changes = self.store.take_changes()
+        changes = (*self.store.take_changes(), *self.tiers.take_changes())
         return WorkerReport(
-            self.info.worker_id, self.info.epoch, self._num_reports, tuple(events), changes, self._load()
+            self.info.worker_id,
+            self.info.epoch,
+            self._num_reports,
+            tuple(events),
+            changes,
+            self._load(),
+            self.tiers.rates.known,
+            self.tiers.counters.totals(),
         )
 
-    def _iterate(self) -> None:
-        for admitted in self.scheduler.admit(self._make_decode):
+    def _begin(self, tick: Tick) -> None:
+        """Takes in what has come since the last step."""
+        tiers, scheduler = self.tiers, self.scheduler
+        tiers.date(tick.now_s)
+        self.store.now_s = tick.now_s
+        tiers.rates.adopt(tick.rates)
+        advice, self._advice = self._advice, []
+        for each in advice:
+            tiers.needs.take_uses(each.uses)
+            tiers.needs.take_pins(each.pins)
+            scheduler.prefetches.order(each.prefetches)
+            scheduler.prefetches.cancel(each.cancelled)
+        for encoding_id, failed in tiers.take_arrivals():
+            if failed is not None:
+                scheduler.refuse(encoding_id, failed)
+        if tiers.flights is not None:
+            tiers.flights.land(tick.landed, tiers.rates.loaded)
+        self._publish_whole(scheduler.take_loaded())
+
+    def _iterate(self) -> bool:
+        """False if the device was given nothing and had nothing to tell."""
+        scheduler, tiers = self.scheduler, self.tiers
+        for admitted in scheduler.admit(self._make_decode):
             if isinstance(admitted, RunningCall):
-                call_id = admitted.call.call_id
-                self._events.append(CallStarted(call_id, admitted.tokens_read, admitted.tokens_reused))
+                if not admitted.told:
+                    admitted.told = True
+                    self._events.append(
+                        CallStarted(
+                            admitted.call.call_id,
+                            admitted.tokens_read,
+                            admitted.tokens_reused,
+                            tokens_loaded=admitted.tokens_loaded,
+                        )
+                    )
                 if admitted.sequence.finished:
                     self._finish(admitted)
             else:
                 call, error = admitted
                 self._events.append(CallFailed(call.call_id, error.status, str(error)))
-        chunks = self.scheduler.schedule()
+        scheduler.prefetches.run()
+        if scheduler.loads is not None:
+            scheduler.loads.pump(tiers.rates.expected)
+        tiers.save(self.store)
+        chunks = scheduler.schedule()
         launched = self._try_launch(chunks) if chunks else None
         if self.runner.overlaps:  # the host takes in the iteration before while the device runs this one
             launched, self._under_way = self._under_way, launched
         if launched is not None:
             self._settle(launched)
+        return launched is not None or self._under_way is not None
 
     def _try_launch(self, chunks: list[Chunk]) -> _Iteration | None:
         """None if the device has no room for that much: less of it is tried next."""
@@ -161,7 +255,9 @@ class Engine:
     def _launch(self, chunks: list[Chunk]) -> _Iteration:
         sampled = [c.sequence for c in chunks if c.sequence.wants_token and c.begin + c.count == len(c.sequence.tokens)]
         decodes = [sequence.decode for sequence in sampled if sequence.decode is not None]
+        began_s = time.perf_counter()
         launched = self.runner.launch(chunks, [d.sampling for d in decodes], [d.num_launched for d in decodes])
+        self._num_launched += 1
         for chunk in chunks:
             chunk.sequence.num_computed = chunk.sequence.entry.num_tokens = chunk.begin + chunk.count
         for row, (sequence, decode) in enumerate(zip(sampled, decodes, strict=True)):
@@ -170,12 +266,13 @@ class Engine:
             # Its key and value are computed with the next iteration, unless it is known to be the last.
             if decode.num_launched < decode.sampling.most_tokens:
                 sequence.tokens.append(UNKNOWN)
-        return _Iteration(launched, chunks, list(zip(sampled, decodes, strict=True)))
+        return _Iteration(launched, chunks, list(zip(sampled, decodes, strict=True)), self._num_launched, began_s)
 
     def _settle(self, iteration: _Iteration) -> None:
         """Takes in what an iteration did. Calls may have ended since it was launched."""
         tokens, sound = iteration.launched.wait()
-        taken = [row for row, (_, decode) in enumerate(iteration.sampled) if self._awaits(decode)]
+        self._measure(iteration)
+        taken = [row for row, (sequence, decode) in enumerate(iteration.sampled) if self._awaits(sequence, decode)]
         logprobs = self._logprobs(iteration, [row for row in taken if sound[row]], tokens)
         for row in taken:
             sequence, decode = iteration.sampled[row]
@@ -187,10 +284,18 @@ class Engine:
                 self._events.append(CallFailed(decode.call.call_id, "INTERNAL", message))
         self._publish_whole([chunk.sequence for chunk in iteration.chunks])
 
-    def _awaits(self, decode: Decode) -> bool:
+    def _measure(self, iteration: _Iteration) -> None:
+        """It ran from when it was launched, or the one before it had ended."""
+        now_s = time.perf_counter()
+        num_tokens = sum(chunk.count for chunk in iteration.chunks)
+        decodes_only = num_tokens == len(iteration.chunks) == len(iteration.sampled)
+        self.tiers.rates.took(num_tokens, decodes_only, now_s - max(iteration.began_s, self._last_settled_s))
+        self._last_settled_s = now_s
+
+    def _awaits(self, sequence: Sequence, decode: Decode) -> bool:
         """Whether the call still runs and wants more tokens: one launched after its end is nobody's."""
         running = self.scheduler.running.get(decode.call.call_id)
-        return running is not None and running.sequence.decode is decode and decode.finish_reason is None
+        return running is not None and running.sequence is sequence and decode.finish_reason is None
 
     def _logprobs(self, iteration: _Iteration, rows: list[int], tokens: list[int]) -> dict[int, TokenLogprob]:
         """Of the tokens of those `rows` whose calls ask for it."""
@@ -223,7 +328,7 @@ class Engine:
 
     def _publish_whole(self, sequences: list[Sequence]) -> None:
         # Those aborted since they were launched are in nobody's hands any more.
-        whole = [s for s in sequences if s.spec is not None and s.num_pending == 0 and s in self.scheduler.sequences]
+        whole = [s for s in sequences if s.is_whole and s in self.scheduler.sequences]
         if not whole:
             return
         for sequence in whole:
@@ -251,6 +356,7 @@ class Engine:
                 wall_ms=1000 * (now - running.submitted_at),
                 logprobs=tuple(own.logprobs) if own else (),
                 tokens_generated=own.num_sampled if own else 0,
+                tokens_loaded=running.tokens_loaded,
             )
         )
 
@@ -267,4 +373,24 @@ class Engine:
             allocator.num_free,
             allocator.num_pages,
             len(self.store),
+            self.tiers.host_bytes_used,
+            self.tiers.disk_bytes_used,
         )
+
+    def _evicts(self, entry: Entry) -> None:
+        self.tiers.device_evicts(entry)
+        self.scheduler.prefetches.evicted(entry)
+
+    def _frees(self, pages: list[int]) -> None:
+        self._read_until[pages] = self._num_launched
+
+    def _after(self, pages: Pages) -> Event | None:
+        """What a copy into `pages` must wait for."""
+        under_way = self._under_way
+        if under_way is None or not len(pages) or int(self._read_until[list(pages)].max()) < under_way.number:
+            return None
+        return under_way.launched.ready
+
+    def close(self) -> None:
+        """Ends the threads of the tiers below."""
+        self.tiers.close()

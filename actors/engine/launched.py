@@ -21,12 +21,12 @@ class Launched:
     def __init__(self, samples: Tensor, logits: Tensor, ready: Event | None = None) -> None:
         """`samples` [2, num_rows] int64 on the host, whole once `ready`: tokens, and whether each is sound, which is to
         say that the row's logits are finite numbers. `logits` [num_rows, vocab_size] on the device."""
-        self._samples, self._logits, self._ready = samples, logits, ready
+        self._samples, self._logits, self.ready = samples, logits, ready
 
     def wait(self) -> tuple[list[int], list[bool]]:
         """The tokens, and whether each is sound. Raises what the device failed with."""
-        if self._ready is not None:
-            self._ready.synchronize()
+        if self.ready is not None:
+            self.ready.synchronize()
         tokens, sound = self._samples.tolist()
         return tokens, [bool(flag) for flag in sound]
 

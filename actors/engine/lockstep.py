@@ -12,9 +12,10 @@ import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from laban.actors.calls import Call, WorkerInfo, WorkerLoad, WorkerReport
+from laban.actors.calls import Advice, Call, WorkerInfo, WorkerLoad, WorkerReport
 from laban.actors.engine.engine import Engine
 from laban.actors.engine.shard_group import ShardGroup
+from laban.actors.engine.tick import Tick
 
 
 class ShardsDiverged(RuntimeError):
@@ -23,10 +24,11 @@ class ShardsDiverged(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a step begins with: calls to submit and ids to abort, in order, and the load after the step before it."""
+    """What a step begins with: calls, advice and ids to abort, in order, and the load after the step before it."""
 
-    items: Sequence[Call | str]
+    items: Sequence[Call | Advice | str]
     load: WorkerLoad | None
+    tick: Tick
 
 
 class Lockstep:
@@ -34,7 +36,7 @@ class Lockstep:
 
     def __init__(self, engine: Engine, group: ShardGroup) -> None:
         self._engine, self._group = engine, group
-        self._arrived: list[Call | str] = []
+        self._arrived: list[Call | Advice | str] = []
         self._load: WorkerLoad | None = None
 
     @property
@@ -47,12 +49,15 @@ class Lockstep:
     def abort(self, call_id: str) -> None:
         self._arrived.append(call_id)
 
+    def advise(self, advice: Advice) -> None:
+        self._arrived.append(advice)
+
     def has_work(self) -> bool:
         return bool(self._arrived) or self._engine.has_work()
 
     def step(self) -> WorkerReport:
         """One iteration of every shard. Raises when one of them failed."""
-        turn = Turn(tuple(self._arrived), self._load)
+        turn = Turn(tuple(self._arrived), self._load, self._engine.tick())
         self._arrived.clear()
         self._group.broadcast_object(turn)
         report = _take(self._engine, turn)
@@ -82,6 +87,8 @@ def _take(engine: Engine, turn: Turn) -> WorkerReport:
     for item in turn.items:
         if isinstance(item, str):
             engine.abort(item)
+        elif isinstance(item, Advice):
+            engine.advise(item)
         else:
             engine.submit(item)
-    return engine.step()
+    return engine.step(turn.tick)

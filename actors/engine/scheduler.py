@@ -1,160 +1,283 @@
 """Which calls are admitted, and which of their tokens the next iteration computes.
 
-A call is admitted only when the pages for its worst case are free or can be freed: those of every
-encoding in its view that has to be computed (recursively, where ancestors were evicted) and of its own
-message at full length. So an admitted call never waits for memory, and nothing can deadlock.
+A call is admitted only when the pages for its worst case are free or can be freed: those of every encoding in its
+view that the device lacks (recursively, where ancestors have to be encoded again) and of its own message at full
+length. So an admitted call never waits for memory, and nothing can deadlock. What it lacks becomes sequences of their
+own, loaded or encoded; it runs once these are there, and others run past it meanwhile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from laban.actors.calls import Call
 from laban.actors.engine.checks import check_call
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.decoding import Decode
+from laban.actors.engine.loads import Load, Loads
+from laban.actors.engine.planning import Plan, plan_call
+from laban.actors.engine.prefetching import Prefetches
 from laban.actors.engine.sequence import Chunk, Read, RunningCall, Sequence
+from laban.actors.engine.tiers import Tiers, Way
+from laban.actors.engine.waiting import Waiting, WaitingQueue
 from laban.actors.errors import Exhausted, InvalidInput, LabanError
-from laban.kvstore.encodings import EncodingSpec, Placement, flatten, make_spec
+from laban.kvstore.encodings import EncodingSpec, Placement, dependencies, flatten
 from laban.kvstore.store import EncodingStore, Entry
 
 # As large as the last one that fitted, after one that did not.
 CAREFUL_ITERATIONS = 32
 # Room for text before a stop string inside a token, which is tokenized again.
 STOP_SLACK_TOKENS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    call: Call
-    submitted_at: float
+# Of a message whose tail is on its way, encoded in one iteration: where the two will meet is not known before.
+MIX_TOKENS = 512
+# Of encodings that nobody asked for yet, while there is nothing else to do: a call that comes then waits for no more.
+PREFETCH_TOKENS = 512
 
 
 class Scheduler:
-    """Owns the store, the queue of waiting calls and the sequences in the making."""
+    """Owns the queue of waiting calls and the sequences in the making."""
 
-    def __init__(self, config: EngineConfig, store: EncodingStore, max_context: int, vocab_size: int) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        store: EncodingStore,
+        tiers: Tiers,
+        loads: Loads | None,
+        max_context: int,
+        vocab_size: int,
+        *,
+        free_tokens: int = 0,
+    ) -> None:
+        """`free_tokens` cost an iteration next to nothing: so many of prefetches go along with decodes."""
         self.config = config
         self.store = store
+        self.tiers = tiers
+        self.loads = loads
         self.max_context = max_context
         self.vocab_size = vocab_size
+        self.free_tokens = free_tokens
         self.running: dict[str, RunningCall] = {}
         self.sequences: list[Sequence] = []  # in order of admission: each after those it reads
+        self.waiting = WaitingQueue()
+        self.prefetches = Prefetches(self)
+        self.is_short = False  # a call waits for pages
         self._producers: dict[Entry, Sequence] = {}
-        self._waiting: dict[str, Waiting] = {}  # by call id, in the order they came
         self._batch_tokens = config.batch_tokens  # less for a while after an iteration that did not fit
         self._num_careful = 0  # iterations until more is tried again
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
     def queued_tokens(self) -> int:
         """Known tokens still to encode, of running and waiting calls."""
-        running = sum(sequence.num_pending for sequence in self.sequences)
-        return running + sum(len(item.call.tokens) for item in self._waiting.values())
+        running = sum(sequence.num_pending for sequence in self.sequences if not sequence.prefetched)
+        return running + sum(len(item.call.tokens) for item in self.waiting)
 
     def enqueue(self, call: Call, now: float) -> None:
         """Raises LabanError for a call that can never run, or that is one too many."""
-        if call.call_id in self.running or call.call_id in self._waiting:
+        if call.call_id in self.running or call.call_id in self.waiting:
             raise InvalidInput("is in use by another call", field="call_id", value=call.call_id)
-        if len(self._waiting) >= self.config.max_waiting:
+        if len(self.waiting) >= self.config.max_waiting:
             raise Exhausted(f"the worker's queue holds {self.config.max_waiting} calls already; try again later")
         check_call(call, self.max_context, self.vocab_size, known=self.store)
         specs = {spec.encoding_id: spec for spec in call.specs}
         view = {p.encoding_id for p in flatten(call.view, specs)}
         self._check_size(sum(self.store.pages_for(specs[i].num_tokens) for i in view) + self._own_pages(call))
-        self._waiting[call.call_id] = Waiting(call, now)
+        self.waiting.add(call, now)
 
     def _own_pages(self, call: Call) -> int:
         return self.store.pages_for(_worst_case_tokens(call))
 
     def _check_size(self, pages: int) -> None:
-        num_pages, size = self.store.allocator.num_pages, self.store.page_size
+        num_pages, size = self.store.tenant_pages, self.store.page_size
         if pages > num_pages:
+            whose = "the pool holds" if num_pages == self.store.allocator.num_pages else "a tenant may have"
             raise Exhausted(
-                f"the call needs {pages * size} tokens of KV memory at its worst, the pool holds "
+                f"the call needs {pages * size} tokens of KV memory at its worst, {whose} "
                 f"{num_pages * size}; read less, lower max_tokens or enlarge pool_tokens"
             )
 
     def admit(self, make_decode: Callable[[Call], Decode]) -> Iterator[RunningCall | tuple[Call, LabanError]]:
-        """Admits waiting calls in order until one does not fit yet. Later ones do not overtake it.
+        """Admits waiting calls in order until one does not fit yet, which later ones do not overtake.
 
-        Yields a call with its error if it cannot fit even with nothing else running: what it reads was
-        evicted, and encoding that again, ancestors and all, takes more than the pool.
+        They overtake one whose encodings are on their way to the host. Yields a call with its error if it cannot fit
+        even with nothing else running: what it reads was evicted, and encoding that again, ancestors and all, takes
+        more than the pool.
         """
-        while self._waiting and len(self.running) < self.config.max_running:
-            waiting = next(iter(self._waiting.values()))
+        self.is_short = False
+        for waiting in self.waiting:
+            if len(self.running) >= self.config.max_running:
+                return
+            waiting.awaits = {i for i in waiting.awaits if self.tiers.is_coming(i)}
+            if waiting.awaits:
+                continue
             try:
                 admitted = self._try_admit(waiting, make_decode)
             except Exhausted as error:
-                del self._waiting[waiting.call.call_id]
+                self.waiting.take(waiting.call.call_id)
                 yield waiting.call, error
                 continue
-            if admitted is None:
+            if admitted is not None:
+                self.waiting.take(waiting.call.call_id)
+                yield admitted
+            elif not waiting.awaits:
+                self.is_short = True
                 return
-            del self._waiting[waiting.call.call_id]
-            yield admitted
-
-    def _missing(
-        self, view: list[Placement], ordered: tuple[EncodingSpec, ...], specs: dict[str, EncodingSpec]
-    ) -> list[EncodingSpec]:
-        """What has to be computed for `view`, each after those it reads; nothing behind what the store has."""
-        needed = {p.encoding_id for p in view}
-        for spec in reversed(ordered):
-            if spec.encoding_id in needed and spec.encoding_id not in self.store:
-                needed.update(p.encoding_id for p in flatten(spec.view, specs))
-        return [spec for spec in ordered if spec.encoding_id in needed and spec.encoding_id not in self.store]
 
     def _try_admit(self, waiting: Waiting, make_decode: Callable[[Call], Decode]) -> RunningCall | None:
         call = waiting.call
-        specs = {spec.encoding_id: spec for spec in call.specs}
-        target = None
-        if call.sampling is None:
-            target = make_spec(call.namespace, call.tokens, call.start, call.view, specs)
-            specs[target.encoding_id] = target
-        view = flatten(call.view, specs)
-        if target is None:
-            missing = self._missing(view, call.specs, specs)
-        elif target.encoding_id not in self.store:
-            missing = [*self._missing(view, call.specs, specs), target]
-        else:
-            missing = []  # the answer is there: its view is not needed
-        # In an order of their own: pins date last uses, which all shards of a worker must have alike.
-        kept = dict.fromkeys(p.encoding_id for spec in missing for p in flatten(spec.view, specs))
-        kept |= dict.fromkeys([target.encoding_id] if target else [p.encoding_id for p in view])
-        pages = sum(self.store.pages_for(spec.num_tokens) for spec in missing)
-        if target is None:
+        plan = plan_call(waiting, self.store, self.tiers)
+        if plan.awaits:
+            waiting.awaits = plan.awaits
+            return None
+        tenant = call.namespace
+        pages = sum(self.store.pages_for(spec.num_tokens) for spec, _ in plan.missing)
+        if plan.target is None:
             pages += self._own_pages(call)
-        if pages > self.store.num_obtainable(keep=kept):
-            if not self.sequences:
-                self._check_size(pages + self.store.allocator.num_pages - self.store.num_obtainable(keep=kept))
+        if not self._make_way(waiting, pages, plan, tenant):
             return None
 
-        present = [entry for key in kept if (entry := self.store.get(key)) is not None]
+        present = [entry for key in plan.kept if (entry := self.store.get(key)) is not None]
         for entry in present:  # against eviction while the rest is reserved
             self.store.pin(entry)
-        for spec in missing:
-            entry = self.store.reserve(spec.encoding_id, spec.num_tokens)
-            self._add(entry, spec.start, list(spec.tokens), flatten(spec.view, specs), specs, spec, None)
-        computed = {spec.encoding_id for spec in missing}
-        reused = sum(p.num_tokens for p in view if p.encoding_id not in computed)
-        if target is None:
-            entry = self.store.reserve(f"call/{call.call_id}", _worst_case_tokens(call))
-            sequence = self._add(entry, call.start, list(call.tokens), view, specs, None, make_decode(call))
-        else:
-            found = self.store.get(target.encoding_id)
-            assert found is not None
-            self.store.pin(found)  # the call's own pin, so that another's abort does not take it away
-            done = Sequence(found, target.start, list(target.tokens), (), (), target, finished=True)
-            sequence = self._producers.get(found, done)
+            self._want(entry, plan.specs)
+        for spec, way in plan.missing:
+            self.make(spec, way, plan.specs)
+        running = self._run(waiting, plan, make_decode)
         for entry in present:
             self.store.unpin(entry)
-        encoded = sum(spec.num_tokens for spec in missing) + (len(call.tokens) if target is None else 0)
-        running = RunningCall(call, sequence, waiting.submitted_at, sum(p.num_tokens for p in view), reused, encoded)
         self.running[call.call_id] = running
         return running
+
+    def _run(self, waiting: Waiting, plan: Plan, make_decode: Callable[[Call], Decode]) -> RunningCall:
+        """The call's own sequence: what it reads is there or in the making."""
+        call, before = waiting.call, waiting.preempted
+        if plan.target is None:
+            entry = self.store.reserve(f"call/{call.call_id}", _worst_case_tokens(call), call.namespace)
+            decode = make_decode(call) if before is None else before.sequence.decode
+            assert decode is not None
+            tokens = [*call.tokens, *decode.generated]
+            sequence = self._add(entry, call.start, tokens, plan.view, plan.specs, None, decode)
+        else:
+            found = self.store.get(plan.target.encoding_id)
+            assert found is not None
+            self.store.pin(found)  # the call's own pin, so that another's abort does not take it away
+            done = Sequence(found, plan.target.start, list(plan.target.tokens), (), (), plan.target, finished=True)
+            sequence = self._producers.get(found, done)
+            tokens = []
+        computed = {spec.encoding_id for spec, way in plan.missing if way is Way.ENCODE}
+        encoded = len(tokens)
+        for spec, way in plan.missing:
+            held = self.tiers.held_tokens(spec.encoding_id) if way is Way.RESUME else 0
+            encoded += spec.num_tokens - held if way in (Way.ENCODE, Way.RESUME) else 0
+        if before is not None:
+            before.sequence = sequence
+            before.tokens_encoded += encoded
+            return before
+        fetched = {spec.encoding_id for spec, way in plan.missing if way is not Way.ENCODE}
+        running = RunningCall(call, sequence, waiting.submitted_at, sum(p.num_tokens for p in plan.view))
+        running.serial = waiting.serial
+        for placed in plan.view:
+            if placed.encoding_id in fetched:
+                running.tokens_loaded += placed.num_tokens
+            if placed.encoding_id not in computed:
+                running.tokens_reused += placed.num_tokens
+        self.tiers.counters.add("tokens_hit_device", running.tokens_reused - running.tokens_loaded)
+        running.tokens_encoded = encoded
+        return running
+
+    def make(
+        self, spec: EncodingSpec, way: Way, specs: dict[str, EncodingSpec], *, prefetched: bool = False
+    ) -> Sequence:
+        """A sequence that has the encoding on the device again; its pages can be reserved."""
+        entry = self.store.reserve(spec.encoding_id, spec.num_tokens, spec.namespace)
+        return self.fill(entry, spec, way, specs, prefetched=prefetched)
+
+    def fill(
+        self, entry: Entry, spec: EncodingSpec, way: Way, specs: dict[str, EncodingSpec], *, prefetched: bool = False
+    ) -> Sequence:
+        view = [] if way is Way.LOAD else flatten(spec.view, specs)
+        sequence = self._add(entry, spec.start, list(spec.tokens), view, specs, spec, None)
+        sequence.prefetched = prefetched
+        if way is Way.ENCODE:
+            if self.tiers.was_here(spec.encoding_id) and not prefetched:
+                self.tiers.counters.add("tokens_encoded_again", spec.num_tokens)
+            return sequence
+        assert self.loads is not None
+        source = self.tiers.take_source(spec.encoding_id)
+        load = Load(source, source.num_tokens, mixes=way is Way.MIX, wanted=not prefetched)
+        load.wanted_at_s = self.store.now_s
+        self.loads.start(sequence, load)
+        self.store.tell_loading(entry)
+        return sequence
+
+    def _make_way(self, waiting: Waiting, pages: int, plan: Plan, tenant: str) -> bool:
+        """Whether `pages` can be had now. Gives up prefetches, and calls of younger workflows, where that helps.
+
+        Raises Exhausted if they never can.
+        """
+        if pages <= self.store.num_obtainable(plan.kept, tenant):
+            return True
+        if self.prefetches.give_up(plan.kept):
+            return pages <= self.store.num_obtainable(plan.kept, tenant)
+        younger = [r for r in self.running.values() if r.call.rank > waiting.call.rank and r.can_be_preempted]
+        younger.sort(key=lambda running: running.call.rank)
+        theirs = sum(len(running.sequence.entry.pages) for running in younger)
+        if pages <= self.store.num_obtainable(plan.kept, tenant) + theirs:
+            while younger and pages > self.store.num_obtainable(plan.kept, tenant):
+                self.preempt(younger.pop())
+            return pages <= self.store.num_obtainable(plan.kept, tenant)
+        if not self.sequences and not self.tiers.is_busy:
+            self._check_size(pages + self.store.tenant_pages - self.store.num_obtainable(plan.kept, tenant))
+        return False
+
+    def refuse(self, encoding_id: str, source: object) -> None:
+        """What `source` was to bring has not come, or not whole: those who waited for it do not ask it again."""
+        for waiting in self.waiting:
+            if encoding_id in waiting.awaits:
+                waiting.refused.add(source)
+        self.prefetches.failed(encoding_id, source)
+
+    def preempt(self, running: RunningCall) -> None:
+        """Takes a running decode out. It waits in its old place, and then goes on, its text so far encoded again."""
+        decode = running.sequence.decode
+        assert decode is not None
+        del self.running[running.call.call_id]
+        decode.num_launched = decode.num_sampled  # a token under way is sampled again, and is the same
+        self._discard(running.sequence)
+        self._discard_orphans()
+        self.waiting.put_back(Waiting(running.call, running.submitted_at, running.serial, preempted=running))
+        self.tiers.counters.add("preemptions", 1)
+
+    def _want(self, entry: Entry, specs: dict[str, EncodingSpec]) -> None:
+        """A call reads it: what was brought before anyone asked has been of use."""
+        self.prefetches.read(entry)
+        sequence = self._producers.get(entry)
+        if sequence is None:
+            return
+        if sequence.prefetched:
+            sequence.prefetched = False
+            self.tiers.counters.add("prefetches_late", 1)
+            for producer in sequence.producers:
+                self._want(producer.entry, specs)
+        load = sequence.load
+        if load is not None and not load.wanted:
+            load.wanted_at_s = self.store.now_s
+            load.wanted, load.cancelled = True, False
+            if load.stop == len(sequence.tokens) and self.tiers.mixing_pays(load.there):
+                self._mix(sequence, load, specs)
+
+    def _mix(self, sequence: Sequence, load: Load, specs: dict[str, EncodingSpec]) -> None:
+        """From now on its head is encoded while the tail is on its way, if the device has what it reads."""
+        assert sequence.spec is not None
+        if any(dependency not in specs for dependency in dependencies(sequence.spec.view)):
+            return
+        view = flatten(sequence.spec.view, specs)
+        if all(placed.encoding_id in self.store for placed in view):
+            sequence.reads, sequence.producers = self._read(view, specs)
+            load.mixes = True
 
     def _add(
         self,
@@ -166,6 +289,16 @@ class Scheduler:
         spec: EncodingSpec | None,
         decode: Decode | None,
     ) -> Sequence:
+        reads, producers = self._read(view, specs)
+        sequence = Sequence(entry, start, tokens, reads, producers, spec, decode)
+        self._producers[entry] = sequence
+        self.sequences.append(sequence)
+        return sequence
+
+    def _read(
+        self, view: list[Placement], specs: dict[str, EncodingSpec]
+    ) -> tuple[tuple[Read, ...], tuple[Sequence, ...]]:
+        """Pins what `view` places: the reads, and those of it that are in the making."""
         reads = []
         for placed in view:
             source = self.store.get(placed.encoding_id)
@@ -175,10 +308,7 @@ class Scheduler:
             offset = placed.position - home - placed.begin
             reads.append(Read(source, offset, placed.begin, placed.end, home))
         producers = tuple({self._producers[r.entry]: None for r in reads if r.entry in self._producers})
-        sequence = Sequence(entry, start, tokens, tuple(reads), producers, spec, decode)
-        self._producers[entry] = sequence
-        self.sequences.append(sequence)
-        return sequence
+        return tuple(reads), producers
 
     def schedule(self) -> list[Chunk]:
         """The next iteration: a token of every running decode, then prefills in order of admission.
@@ -194,18 +324,27 @@ class Scheduler:
         completed: set[Sequence] = set()
         decoding = [s for s in self.sequences if s.decode is not None and s.decode.num_launched]
         prefilling = [s for s in self.sequences if not (s.decode is not None and s.decode.num_launched)]
-        for sequence in decoding + prefilling:
-            if budget <= 0:
-                break
-            ready = all(p.is_computed or p in completed for p in sequence.producers)
-            if not ready or sequence.num_pending == 0:
-                continue
-            taken = min(sequence.num_pending, budget)
-            chunks.append(Chunk(sequence, sequence.num_computed, taken))
-            budget -= taken
-            if taken == sequence.num_pending and sequence.decode is None:
-                completed.add(sequence)
+        wanted = [s for s in prefilling if not s.prefetched]
+        for sequence in decoding + wanted:
+            budget -= self._take(sequence, budget, chunks, completed)
+        if all(chunk.sequence.decode is not None and chunk.sequence.decode.num_launched for chunk in chunks):
+            spare = min(budget, self.free_tokens if chunks else PREFETCH_TOKENS)
+            for sequence in prefilling:
+                if sequence.prefetched:
+                    spare -= self._take(sequence, spare, chunks, completed)
         return chunks
+
+    def _take(self, sequence: Sequence, budget: int, chunks: list[Chunk], completed: set[Sequence]) -> int:
+        """Adds what may be computed of `sequence` to `chunks`; returns how many tokens that is."""
+        if budget <= 0 or sequence.num_pending <= 0:
+            return 0
+        if not all(p.is_computed or p in completed for p in sequence.producers):
+            return 0
+        taken = min(sequence.num_pending, budget if sequence.load is None else min(budget, MIX_TOKENS))
+        chunks.append(Chunk(sequence, sequence.num_computed, taken))
+        if taken == sequence.num_pending and sequence.decode is None and sequence.load is None:
+            completed.add(sequence)
+        return taken
 
     def shrink(self, num_tokens: int) -> None:
         """The last iteration, of `num_tokens`, was too large for the device: the next one takes half of that."""
@@ -216,7 +355,7 @@ class Scheduler:
         """The sequence is whole: its entry becomes an encoding that others may find."""
         assert sequence.spec is not None
         made = sequence.entry
-        entry = self.store.publish(made, sequence.spec.encoding_id, len(sequence.tokens))
+        entry = self.store.publish(made, sequence.spec.encoding_id, len(sequence.tokens), sequence.spec)
         if entry is not made:  # somebody else computed the same: read theirs
             for other in self.sequences:
                 other.reads = tuple(replace(r, entry=entry) if r.entry is made else r for r in other.reads)
@@ -225,10 +364,36 @@ class Scheduler:
         sequence.finished = True
         self._leave(sequence)
         self.store.unpin(entry)
+        if sequence.prefetched:
+            self.prefetches.done(entry)
+        self.tiers.published(entry)
+
+    def take_loaded(self) -> list[Sequence]:
+        """Sequences of which all is on the device now, by loading or encoding. To be published."""
+        if self.loads is None:
+            return []
+        whole = []
+        for sequence in self.loads.take_arrived():
+            load = sequence.load
+            assert load is not None
+            sequence.load = None
+            self.tiers.put_source(load.source)
+            if load.wanted:
+                self.tiers.counters.add("wait_load_s", self.store.now_s - load.wanted_at_s)
+            if load.cancelled and load.there > sequence.num_computed:
+                self._discard(sequence)
+                continue
+            self.tiers.counters.add("tokens_loaded_host", load.stop - max(load.there, sequence.num_computed))
+            if load.stop == len(sequence.tokens):
+                sequence.num_computed = sequence.entry.num_tokens = load.stop
+                whole.append(sequence)
+            else:  # what had come of a transfer that broke off; the rest is encoded
+                sequence.num_computed = sequence.entry.num_tokens = load.stop
+        return whole
 
     def abort(self, call_id: str) -> bool:
         """Takes a call out, waiting or running; the store is as if it had never come. False for an unknown call."""
-        if self._waiting.pop(call_id, None) is not None:
+        if self.waiting.take(call_id) is not None:
             return True
         running = self.running.pop(call_id, None)
         if running is None:
@@ -257,8 +422,15 @@ class Scheduler:
     def _discard_orphans(self) -> None:
         """Drops encodings in the making that nobody reads; readers come later, so backwards takes whole chains."""
         for sequence in reversed(list(self.sequences)):
-            if sequence.decode is None and sequence.entry.pins == 1:
-                self._discard(sequence)
+            if sequence.decode is None and sequence.entry.pins == 1 and not sequence.prefetched:
+                self.discard(sequence)
+
+    def discard(self, sequence: Sequence) -> None:
+        """Gives up an encoding in the making that nobody reads; what is being copied into it ends first."""
+        if sequence.load is not None:
+            sequence.load.cancelled = True
+        else:
+            self._discard(sequence)
 
     def _discard(self, sequence: Sequence) -> None:
         self._producers.pop(sequence.entry, None)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from laban.actors.calls import Call
 from laban.actors.engine.decoding import Decode
 from laban.kvstore.encodings import EncodingSpec
 from laban.kvstore.store import Entry
+
+if TYPE_CHECKING:
+    from laban.actors.engine.loads import Load
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,8 @@ UNKNOWN = -1
 class Sequence:
     """A message being encoded into `entry`. `tokens` grows while the message is generated.
 
-    `producers` are the sequences whose encodings it reads and that were unfinished when it was admitted.
+    `producers` are the sequences whose encodings it reads and that were unfinished when it was admitted. With a `load`
+    its last tokens come from the host, and only those before them are computed. `prefetched` while no call wants it.
     """
 
     entry: Entry
@@ -50,16 +55,25 @@ class Sequence:
     num_computed: int = 0
     finished: bool = False
     sample_row: int = 0  # where the last launched iteration sampled its next token, if it did
+    load: Load | None = None
+    prefetched: bool = False
 
     @property
     def num_pending(self) -> int:
-        """Known tokens whose keys and values are not computed yet."""
+        """Known tokens whose keys and values are to be computed."""
+        if self.load is not None:
+            return self.load.issued - self.num_computed if self.load.mixes else 0
         return len(self.tokens) - self.num_computed
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the keys and values of all its tokens are there, or will be before any later iteration's."""
+        return self.load is None and self.spec is not None and self.num_pending == 0
+
+    @property
     def is_computed(self) -> bool:
-        """Whether the keys and values of the whole message are there, or will be before any later iteration's."""
-        return self.finished or (self.spec is not None and self.num_pending == 0)
+        """Whether an iteration launched now may read all of it."""
+        return self.finished or self.is_whole or (self.load is not None and self.load.is_gated)
 
     @property
     def wants_token(self) -> bool:
@@ -87,12 +101,20 @@ class Chunk:
 
 @dataclass(slots=True, eq=False)
 class RunningCall:
-    """An admitted call: the sequence that answers it (None: its encoding was there), and what is told at the end."""
+    """An admitted call: the sequence that answers it, what is told at the end, and its place in the queue."""
 
     call: Call
     sequence: Sequence
     submitted_at: float
     tokens_read: int
-    tokens_reused: int
-    tokens_encoded: int
+    tokens_reused: int = 0
+    tokens_encoded: int = 0
+    tokens_loaded: int = 0
     first_token_at: float | None = None
+    serial: int = 0
+    told: bool = False  # that it has started
+
+    @property
+    def can_be_preempted(self) -> bool:
+        decode = self.sequence.decode
+        return self.call.sampling is not None and decode is not None and decode.finish_reason is None

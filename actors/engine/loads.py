@@ -1,0 +1,118 @@
+"""Encodings on their way from host memory to the device, from the last token to the first.
+
+The tail of a message comes first because the head is what can be encoded meanwhile, without it: where the link is slow
+the two go on at once until they meet, and what was prefetched in part is not lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from laban.actors.calls import WorkerRates
+from laban.actors.engine.copier import Copy
+from laban.actors.engine.flights import AfterFree, Flights
+from laban.actors.engine.layer_gates import LayerGates
+from laban.actors.engine.sequence import Sequence
+from laban.kvstore.store import Entry
+
+CHUNK_BYTES = 64 << 20
+"""Copied at once: large enough for the link's full rate, small enough for something more urgent to come between."""
+CHUNK_S = 0.02
+IN_FLIGHT_S = 0.03
+"""Given to the copier ahead: it must not run dry while the engine is in an iteration."""
+
+
+@dataclass(slots=True, eq=False)
+class Load:
+    """Tokens [0, stop) of `source`, a host entry. [issued, stop) was given to the copier, [there, stop) has arrived.
+
+    `mixes` if the head is encoded meanwhile. `wanted` by a call; others yield to those that are.
+    """
+
+    source: Entry
+    stop: int
+    mixes: bool = False
+    wanted: bool = False
+    cancelled: bool = False
+    gated: Copy | None = None
+    wanted_at_s: float = 0.0
+    issued: int = 0
+    there: int = 0
+    in_flight: list[int] = field(default_factory=list)  # where each chunk under way begins
+
+    def __post_init__(self) -> None:
+        self.issued = self.there = self.stop
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether a forward launched now waits on the card for each layer of it."""
+        return self.gated is not None and self.gated.enqueued()
+
+
+class Loads:
+    """Gives chunks to the copier: of wanted loads in the order they came, then of prefetches."""
+
+    def __init__(self, flights: Flights, bytes_per_token: int, page_size: int, after: AfterFree) -> None:
+        self._flights, self._bytes_per_token, self._page_size, self._after = flights, bytes_per_token, page_size, after
+        self.active: list[Sequence] = []
+        self._bytes_in_flight = 0
+
+    def start(self, sequence: Sequence, load: Load) -> None:
+        sequence.load = load
+        self.active.append(sequence)
+
+    def queued_bytes(self, *, wanted: bool) -> int:
+        """That are still to come, of loads that calls wait for, or of all."""
+        loads = [s.load for s in self.active if s.load is not None and (s.load.wanted or not wanted)]
+        return sum(load.there for load in loads) * self._bytes_per_token
+
+    def pump(self, rates: WorkerRates, gates: LayerGates | None = None) -> None:
+        """Issues what keeps the link busy for a while. `gates` only with a single load, which is then issued whole."""
+        rate = rates.host_bytes_per_s
+        most = max(CHUNK_BYTES, int(rate * max(IN_FLIGHT_S, 2 * rates.iteration_s)))
+        for sequence in sorted(self.active, key=lambda s: not (s.load is not None and s.load.wanted)):
+            load = sequence.load
+            assert load is not None
+            if gates is not None and load.issued == load.stop and load.wanted and not load.mixes:
+                load.gated = self._issue(sequence, load, 0, gates)
+            while not load.cancelled and self._bytes_in_flight < most:
+                front = sequence.num_computed
+                if load.issued <= front:
+                    break
+                begin = load.issued - self._chunk_tokens(rate)
+                if begin < self._page_size:
+                    begin = 0
+                self._issue(sequence, load, max(front, begin), None)
+
+    def _chunk_tokens(self, rate: float) -> int:
+        tokens = int(min(CHUNK_BYTES, rate * CHUNK_S)) // self._bytes_per_token
+        return max(1, tokens // self._page_size) * self._page_size
+
+    def _issue(self, sequence: Sequence, load: Load, begin: int, gates: LayerGates | None) -> Copy:
+        num_bytes = (load.issued - begin) * self._bytes_per_token
+        end, entry, pages = load.issued, sequence.entry, sequence.entry.pages
+        size = self._page_size
+        after = self._after(pages[begin // size : -(-end // size)])
+
+        def arrived() -> None:
+            self._bytes_in_flight -= num_bytes
+            load.in_flight.remove(begin)
+            load.there = min(load.there, begin)
+
+        load.in_flight.append(begin)
+        load.issued = begin
+        self._bytes_in_flight += num_bytes
+        runs = entry.runs(begin, end), load.source.runs(begin, end)
+        return self._flights.start("load", *runs, arrived, after, gates)
+
+    def take_arrived(self) -> list[Sequence]:
+        """Those with nothing more to come: all there, met by what was encoded, or cancelled."""
+        ended = []
+        for sequence in self.active:
+            load = sequence.load
+            assert load is not None
+            whole = load.there <= sequence.num_computed
+            if not load.in_flight and (whole or load.cancelled):
+                ended.append(sequence)
+        self.active = [s for s in self.active if s not in ended]
+        return ended

@@ -1,0 +1,83 @@
+"""What has to be done before a call can run: which encodings of its view the device lacks, and how each is had."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from laban.actors.calls import Call, Source
+from laban.actors.engine.tiers import Tiers, Way
+from laban.actors.engine.waiting import Waiting
+from laban.kvstore.encodings import EncodingId, EncodingSpec, Placement, flatten, make_spec
+from laban.kvstore.store import EncodingStore
+
+NEEDS_ITS_VIEW = (Way.ENCODE, Way.MIX, Way.RESUME)
+"""Ways that compute some of the encoding, and so need what it reads on the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`missing` in an order in which each comes after those it reads. `target` is what a prefill is to encode.
+
+    `kept` names what must not be evicted to make room. `awaits` are on their way to the host: nothing can be done
+    before they are there.
+    """
+
+    specs: dict[EncodingId, EncodingSpec]
+    view: list[Placement]
+    target: EncodingSpec | None
+    missing: list[tuple[EncodingSpec, Way]]
+    kept: dict[EncodingId, None]
+    awaits: set[EncodingId]
+
+
+def plan_call(waiting: Waiting, store: EncodingStore, tiers: Tiers) -> Plan:
+    """May begin arrivals from disk and other workers."""
+    call = waiting.call
+    specs = {spec.encoding_id: spec for spec in call.specs}
+    view = flatten(call.view, specs)
+    ordered = call.specs
+    target = target_of(call, specs)
+    if target is None:
+        needed = {p.encoding_id for p in view}
+    else:  # where the answer is there, its view is not needed
+        needed = {target.encoding_id}
+        ordered = (*ordered, target)
+        specs[target.encoding_id] = target
+    missing, awaits = ways_to_have(needed, ordered, specs, store, tiers, sources=call.sources, refused=waiting.refused)
+    reading = [spec for spec, way in missing if way in NEEDS_ITS_VIEW]
+    # In an order of their own: pins date last uses, which all shards of a worker must have alike.
+    kept = dict.fromkeys(p.encoding_id for spec in reading for p in flatten(spec.view, specs))
+    kept |= dict.fromkeys([target.encoding_id] if target else [p.encoding_id for p in view])
+    return Plan(specs, view, target, missing, kept, awaits)
+
+
+def target_of(call: Call, specs: dict[EncodingId, EncodingSpec]) -> EncodingSpec | None:
+    if call.sampling is not None:
+        return None
+    return make_spec(call.namespace, call.tokens, call.start, call.view, specs)
+
+
+def ways_to_have(
+    needed: set[EncodingId],
+    ordered: tuple[EncodingSpec, ...],
+    specs: dict[EncodingId, EncodingSpec],
+    store: EncodingStore,
+    tiers: Tiers,
+    *,
+    sources: tuple[Source, ...] = (),
+    refused: Collection[object] = (),
+) -> tuple[list[tuple[EncodingSpec, Way]], set[EncodingId]]:
+    """How each of `needed` and all that takes is had, and what is waited for. `needed` grows."""
+    ways: dict[EncodingId, Way] = {}
+    for spec in reversed(ordered):
+        if spec.encoding_id not in needed or spec.encoding_id in store or spec.encoding_id in ways:
+            continue
+        way = tiers.way(spec, sources, refused)
+        if way is Way.MIX and any(p.encoding_id not in store for p in flatten(spec.view, specs)):
+            way = Way.LOAD  # its head cannot be encoded with what is there
+        ways[spec.encoding_id] = way
+        if way in NEEDS_ITS_VIEW:
+            needed.update(p.encoding_id for p in flatten(spec.view, specs))
+    missing = [(spec, ways.pop(spec.encoding_id)) for spec in ordered if spec.encoding_id in ways]
+    return missing, {spec.encoding_id for spec, way in missing if way is Way.WAIT}

@@ -1,0 +1,155 @@
+"""Encodings that are brought to the device before anyone asks for them, as long as that costs nobody anything."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+from typing import TYPE_CHECKING
+
+from laban.actors.calls import Prefetch
+from laban.actors.engine.planning import NEEDS_ITS_VIEW, ways_to_have
+from laban.actors.engine.sequence import Sequence
+from laban.actors.engine.tiers import Way
+from laban.kvstore.encodings import EncodingId, EncodingSpec, flatten
+from laban.kvstore.store import Entry
+
+if TYPE_CHECKING:
+    from laban.actors.engine.scheduler import Scheduler
+
+MAX_LOADS = 4
+MAX_ORDERS = 10_000
+
+
+class Prefetches:
+    """The control plane's orders, the nearest use first. They never evict what is worth more, and yield to calls."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._orders: dict[EncodingId, Prefetch] = {}
+        self._refused: dict[EncodingId, set[object]] = {}
+        self._unread: set[EncodingId] = set()  # brought, and not read yet
+
+    @property
+    def has_orders(self) -> bool:
+        return bool(self._orders)
+
+    def order(self, prefetches: Iterable[Prefetch]) -> None:
+        for prefetch in prefetches:
+            self._orders[prefetch.encoding_id] = prefetch
+        while len(self._orders) > MAX_ORDERS:
+            del self._orders[next(iter(self._orders))]
+
+    def cancel(self, encoding_ids: Iterable[EncodingId]) -> None:
+        for encoding_id in encoding_ids:
+            self._forget(encoding_id)
+            sequence = self._sequence_of(encoding_id)
+            if sequence is not None and sequence.entry.pins == 1:
+                self._waste()
+                self._scheduler.discard(sequence)
+
+    def run(self) -> None:
+        """Begins what can be begun now. Nothing does while a call waits for pages."""
+        scheduler = self._scheduler
+        if not self._orders or scheduler.is_short:
+            return
+        needs = scheduler.tiers.needs
+        due = []
+        for encoding_id in list(self._orders):
+            use = needs.use(encoding_id)
+            if use is None:  # nobody will read it any more
+                self._forget(encoding_id)
+            else:
+                due.append((use.in_s, encoding_id))
+        for _, encoding_id in sorted(due):
+            if scheduler.store.get_ready(encoding_id) is not None:
+                self._forget(encoding_id)
+            elif encoding_id not in scheduler.store and not self._begin(self._orders[encoding_id]):
+                return
+
+    def _begin(self, order: Prefetch) -> bool:
+        """False if there is no room for it: nor is there for what is needed later."""
+        scheduler = self._scheduler
+        loads = scheduler.loads
+        if loads is not None and len(loads.active) >= MAX_LOADS:
+            return False
+        specs = {spec.encoding_id: spec for spec in order.specs}
+        missing, awaits = ways_to_have(
+            {order.encoding_id},
+            order.specs,
+            specs,
+            scheduler.store,
+            scheduler.tiers,
+            sources=order.sources,
+            refused=self._refused.get(order.encoding_id, ()),
+        )
+        if awaits:
+            return True
+        if any(way in (Way.ENCODE, Way.RESUME) for _, way in missing) and not order.compute:
+            self._forget(order.encoding_id)
+            return True
+        for spec, way in missing:
+            if way is Way.MIX:  # nothing waits for it: the card is left to others
+                way = Way.LOAD
+            if not self._make(spec, way, specs):
+                return False
+        return True
+
+    def _make(self, spec: EncodingSpec, way: Way, specs: dict[EncodingId, EncodingSpec]) -> bool:
+        scheduler = self._scheduler
+        store, tiers = scheduler.store, scheduler.tiers
+        view = flatten(spec.view, specs) if way in NEEDS_ITS_VIEW else []
+        kept = [entry for placed in view if (entry := store.get(placed.encoding_id)) is not None]
+        if len(kept) < len(view):
+            return True  # one that it reads has not come
+        again_s = tiers.encode_s(spec.num_tokens)
+        if way is Way.LOAD:
+            again_s = min(again_s, tiers.load_s(spec.num_tokens))
+        worth = tiers.needs.order_of(spec.encoding_id, spec.num_tokens, store.now_s, again_s)
+        for entry in kept:
+            store.pin(entry)
+        entry = store.reserve_for(spec.encoding_id, spec.num_tokens, spec.namespace, worth)
+        if entry is not None:
+            scheduler.fill(entry, spec, way, specs, prefetched=True)
+        for other in kept:
+            store.unpin(other)
+        return entry is not None
+
+    def give_up(self, keep: Container[EncodingId]) -> bool:
+        """Gives back the pages of what is on its way and nobody asked for, but `keep`. False if there is nothing."""
+        found = False
+        for sequence in reversed(list(self._scheduler.sequences)):
+            if sequence.prefetched and sequence.entry.key not in keep and sequence.entry.pins == 1:
+                if sequence.load is None or not sequence.load.cancelled:
+                    self._waste()
+                self._scheduler.discard(sequence)
+                found = True
+        return found
+
+    def done(self, entry: Entry) -> None:
+        """It is on the device; nobody has asked for it."""
+        self._unread.add(entry.key)
+        self._forget(entry.key)
+
+    def read(self, entry: Entry) -> None:
+        if entry.key in self._unread:
+            self._unread.discard(entry.key)
+            self._scheduler.tiers.counters.add("prefetches_useful", 1)
+
+    def evicted(self, entry: Entry) -> None:
+        if entry.key in self._unread:
+            self._unread.discard(entry.key)
+            self._waste()
+
+    def failed(self, encoding_id: EncodingId, source: object) -> None:
+        """A source that did not bring it: not to be tried again for this order."""
+        if encoding_id in self._orders:
+            self._refused.setdefault(encoding_id, set()).add(source)
+
+    def _forget(self, encoding_id: EncodingId) -> None:
+        self._orders.pop(encoding_id, None)
+        self._refused.pop(encoding_id, None)
+
+    def _waste(self) -> None:
+        self._scheduler.tiers.counters.add("prefetches_wasted", 1)
+
+    def _sequence_of(self, encoding_id: EncodingId) -> Sequence | None:
+        return next((s for s in self._scheduler.sequences if s.prefetched and s.entry.key == encoding_id), None)

@@ -1,0 +1,16 @@
+"""What a step goes by that is not its calls: the time, which copies have ended, how fast things were so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from laban.actors.calls import WorkerRates
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The same for all shards of a worker, so that they decide alike. `landed` are numbers of copies (Flights)."""
+
+    now_s: float
+    landed: tuple[int, ...] = ()
+    rates: WorkerRates = field(default_factory=WorkerRates)

@@ -1,0 +1,460 @@
+"""What lies below the device: host memory and disk of one worker, what comes from other workers, and the way back up.
+
+Owned by the engine's thread. Whatever comes from elsewhere arrives in host pages; the device is loaded from those.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from laban.actors.calls import Source
+from laban.actors.engine.counters import Counters
+from laban.actors.engine.flights import Flights
+from laban.actors.engine.host_pool import HostPool
+from laban.actors.engine.measured import MeasuredRates
+from laban.kvstore.arrivals import Arrival
+from laban.kvstore.disk import DiskTier
+from laban.kvstore.encodings import EncodingId, EncodingSpec
+from laban.kvstore.needs import Needs, encode_tokens
+from laban.kvstore.placements import MergedChanges, PlacementChange, PlacementState, Tier
+from laban.kvstore.store import EncodingStore, Entry
+
+log = logging.getLogger(__name__)
+
+SAVE_BELOW = 0.5
+"""Encodings are copied to the host once less than this share of the device's pages is free: till then none goes."""
+SPILL_BELOW = 0.25
+"""The same of host memory and the disk."""
+MAX_SPILLS = 2
+SPILL_EVERY_S = 0.05
+MIX_ABOVE = 0.15
+"""Loading and encoding go on at once if loading alone takes more than this share of encoding alone."""
+MIN_MIX_TOKENS = 256
+MAX_EVICTED = 100_000
+"""Remembered, to tell what is encoded again from what is encoded for the first time."""
+
+
+class Way(Enum):
+    """How an encoding that the device lacks is had again."""
+
+    ENCODE = auto()
+    LOAD = auto()
+    MIX = auto()  # the tail is loaded, the head encoded
+    RESUME = auto()  # a prefix is loaded, the rest encoded
+    WAIT = auto()  # it is on its way to the host
+
+
+class Fetcher(Protocol):
+    """Brings encodings from other workers."""
+
+    def fetch(self, source: Source, num_tokens: int, write: Callable[[int, int, torch.Tensor], None]) -> Arrival:
+        """Begins; `write(begin, end, rows)` is called by another thread, rows as HostPool.write takes them."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Coming:
+    arrival: Arrival
+    entry: Entry
+    spec: EncodingSpec
+    kind: str  # disk or peer
+    source: Source | None
+
+
+class Tiers:
+    """One for each engine; `pool` None has no room for anything, and every way is to encode."""
+
+    def __init__(
+        self,
+        pool: HostPool | None,
+        flights: Flights | None,
+        needs: Needs,
+        rates: MeasuredRates,
+        counters: Counters,
+        *,
+        tenant_share: float = 1.0,
+        disk: DiskTier | None = None,
+    ) -> None:
+        self.pool, self.flights, self.needs, self.rates, self.disk = pool, flights, needs, rates, disk
+        self.counters = counters
+        self.fetcher: Fetcher | None = None
+        num_pages = 0 if pool is None else pool.allocator.num_pages
+        self.host: EncodingStore | None = None
+        if pool is not None:
+            self.host = EncodingStore(
+                num_pages,
+                pool.page_size,
+                tier=Tier.HOST,
+                order=needs.order(self._bring_back_to_host_s),
+                tenant_pages=max(1, int(num_pages * tenant_share)),
+                on_evict=self._host_evicts,
+            )
+        self._coming: dict[EncodingId, _Coming] = {}
+        self._to_save: deque[Entry] = deque()
+        self._spilling: dict[EncodingId, tuple[Arrival, Entry]] = {}
+        self._unspillable: set[EncodingId] = set()
+        self._spill_again_s = 0.0
+        self._evicted: OrderedDict[EncodingId, None] = OrderedDict()
+        self._disk_changes = MergedChanges()
+        self._on_disk: dict[EncodingId, tuple[int, int, str]] = {} if disk is None else dict(disk.held())
+        for encoding_id, (num_tokens, _, namespace) in self._on_disk.items():
+            self._tell_disk(encoding_id, PlacementState.READY, num_tokens, namespace)
+
+    # What having something again takes
+
+    def load_s(self, num_tokens: int) -> float:
+        return num_tokens * self.needs.bytes_per_token / self.rates.expected.host_bytes_per_s
+
+    def encode_s(self, num_tokens: int) -> float:
+        return num_tokens / self.rates.expected.encode_tokens_per_s
+
+    def bring_back_s(self, entry: Entry) -> float:
+        """To the device, for an entry of the device."""
+        encode_s = self._encode_again_s(entry)
+        if self.host is not None and self.host.get_ready(entry.key) is not None:
+            return min(encode_s, self.load_s(entry.num_tokens))
+        if entry.key in self._on_disk:
+            return min(encode_s, self._disk_s(entry.num_tokens) + self.load_s(entry.num_tokens))
+        return encode_s
+
+    def _bring_back_to_host_s(self, entry: Entry) -> float:
+        encode_s = self._encode_again_s(entry)
+        return min(encode_s, self._disk_s(entry.num_tokens)) if entry.key in self._on_disk else encode_s
+
+    def _encode_again_s(self, entry: Entry) -> float:
+        if entry.spec is None:
+            return self.encode_s(entry.num_tokens or entry.capacity)
+        return self.encode_s(encode_tokens(entry.spec, self._is_somewhere))
+
+    def _is_somewhere(self, encoding_id: EncodingId) -> bool:
+        return self.is_on_device(encoding_id) or (self.host is not None and encoding_id in self.host)
+
+    is_on_device: Callable[[EncodingId], bool] = staticmethod(lambda encoding_id: False)
+
+    def _disk_s(self, num_tokens: int) -> float:
+        return num_tokens * self.needs.bytes_per_token / self.rates.expected.disk_bytes_per_s
+
+    # The way up
+
+    def way(self, spec: EncodingSpec, sources: Iterable[Source], refused: Collection[object]) -> Way:
+        """How `spec`, which the device lacks, should be had, as far as it may: `refused` are sources that failed.
+
+        WAIT begins an arrival if none is under way.
+        """
+        if self.host is None:
+            return Way.ENCODE
+        if spec.encoding_id in self._coming:
+            return Way.WAIT
+        held = self.host.get_ready(spec.encoding_id)
+        if held is not None:
+            return self._way_of_held(spec, held)
+        if self._begin_arrival(spec, sources, refused):
+            return Way.WAIT
+        return Way.ENCODE
+
+    def mixing_pays(self, num_tokens: int) -> bool:
+        """Whether to encode from the front of what is still to be loaded."""
+        return num_tokens >= MIN_MIX_TOKENS and self.load_s(num_tokens) > MIX_ABOVE * self.encode_s(num_tokens)
+
+    def held_tokens(self, encoding_id: EncodingId) -> int:
+        """That the host has of an encoding, from the first on."""
+        held = None if self.host is None else self.host.get_ready(encoding_id)
+        return 0 if held is None else held.num_tokens
+
+    def take_source(self, encoding_id: EncodingId) -> Entry:
+        """The host's entry, pinned for a load."""
+        assert self.host is not None
+        source = self.host.get_ready(encoding_id)
+        assert source is not None
+        self.host.pin(source)
+        return source
+
+    def put_source(self, source: Entry) -> None:
+        assert self.host is not None
+        self.host.unpin(source)
+
+    def was_here(self, encoding_id: EncodingId) -> bool:
+        """Whether the device had it before."""
+        return encoding_id in self._evicted
+
+    def _way_of_held(self, spec: EncodingSpec, held: Entry) -> Way:
+        load_s = self.load_s(held.num_tokens)
+        if held.num_tokens < spec.num_tokens:
+            return Way.RESUME if load_s < self.encode_s(held.num_tokens) else Way.ENCODE
+        if self.mixing_pays(spec.num_tokens):
+            return Way.MIX
+        return Way.LOAD if load_s < self._encode_again_s(held) else Way.ENCODE
+
+    def _begin_arrival(self, spec: EncodingSpec, sources: Iterable[Source], refused: Collection[object]) -> bool:
+        """The fastest of disk and other workers, if that is faster than encoding and there is room in the host."""
+        encode_s = self.encode_s(encode_tokens(spec, self._is_somewhere))
+        options: list[tuple[float, Source | None]] = []
+        if self.disk is not None and spec.encoding_id in self._on_disk and ("disk", spec.encoding_id) not in refused:
+            options.append((self._disk_s(spec.num_tokens), None))
+        if self.fetcher is not None:
+            options += [(s.transfer_s, s) for s in sources if s.encoding_id == spec.encoding_id and s not in refused]
+        options.sort(key=lambda option: option[0])
+        for seconds, source in options:
+            if seconds + self.load_s(spec.num_tokens) < encode_s and self._arrive(spec, source):
+                return True
+        return False
+
+    def _arrive(self, spec: EncodingSpec, source: Source | None) -> bool:
+        assert self.host is not None
+        assert self.pool is not None
+        pool = self.pool
+        worth = self.needs.order_of(spec.encoding_id, spec.num_tokens, self.needs.now_s, self.encode_s(spec.num_tokens))
+        entry = self.host.reserve_for(spec.encoding_id, spec.num_tokens, tenant_of(spec), worth)
+        if entry is None:
+            return False
+        entry.spec = spec
+
+        def write(begin: int, end: int, rows: torch.Tensor) -> None:
+            pool.write(entry.runs(begin, end), rows)
+
+        def write_bytes(begin: int, end: int, chunk: np.ndarray) -> None:  # type: ignore[type-arg]
+            write(begin, end, rows_of(chunk, pool))
+
+        if source is None:
+            assert self.disk is not None
+            arrival = self.disk.load(spec.encoding_id, write_bytes)
+        else:
+            assert self.fetcher is not None
+            arrival = self.fetcher.fetch(source, spec.num_tokens, write)
+        kind = "disk" if source is None else "peer"
+        self._coming[spec.encoding_id] = _Coming(arrival, entry, spec, kind, source)
+        self.host.tell_loading(entry)
+        return True
+
+    @property
+    def num_coming(self) -> int:
+        return len(self._coming)
+
+    def is_coming(self, encoding_id: EncodingId) -> bool:
+        return encoding_id in self._coming
+
+    def take_arrivals(self) -> list[tuple[EncodingId, object]]:
+        """Encodings that have come to the host, or will not: (id, what failed and is not to be tried again, or None).
+
+        What has come of one that broke off is kept: a prefix.
+        """
+        ended: list[tuple[EncodingId, object]] = []
+        for encoding_id, coming in list(self._coming.items()):
+            if not coming.arrival.ended:
+                continue
+            del self._coming[encoding_id]
+            ended.append((encoding_id, self._take_arrival(encoding_id, coming)))
+        return ended
+
+    def _take_arrival(self, encoding_id: EncodingId, coming: _Coming) -> object:
+        assert self.host is not None
+        arrival, done = coming.arrival, coming.arrival.num_tokens_done
+        self.rates.copied(coming.kind, arrival.num_bytes, arrival.seconds)
+        self.counters.add(f"tokens_loaded_{coming.kind}", done)
+        if done:
+            self.host.publish(coming.entry, encoding_id, done, coming.spec)
+            self.host.unpin(coming.entry)
+        else:
+            self.host.discard(coming.entry)
+        if arrival.problem is None:
+            return None
+        log.info("%s came only in part (%d of %d tokens): %s", encoding_id, done, arrival.num_tokens, arrival.problem)
+        if coming.source is None:
+            self._forget_disk(encoding_id)
+        return ("disk", encoding_id) if coming.source is None else coming.source
+
+    # The way down
+
+    def published(self, entry: Entry) -> None:
+        """An encoding stands on the device: a candidate to be saved."""
+        if self.host is not None and entry.key not in self.host:
+            self._to_save.append(entry)
+
+    def save(self, device: EncodingStore) -> None:
+        """Copies to the host what the device may have to let go soon, and from there to disk."""
+        if self.host is None:
+            return
+        allocator = device.allocator
+        while self._to_save and allocator.num_free < SAVE_BELOW * allocator.num_pages:
+            entry = self._to_save.popleft()
+            if device.get(entry.key) is entry and entry.key not in self.host and not self.save_one(device, entry):
+                break
+        if self.disk is not None:
+            self._spill()
+
+    def save_one(self, device: EncodingStore, entry: Entry) -> Entry | None:
+        """Begins to copy an entry of the device to the host, if it has room; returns the host's, which is not ready."""
+        assert self.host is not None
+        assert self.flights is not None
+        worth = self.needs.order_of(entry.key, entry.num_tokens, entry.last_use_s, self.encode_s(entry.num_tokens))
+        room = self.host.reserve_for(entry.key, entry.num_tokens, entry.tenant, worth)
+        if room is None:
+            return None
+        device.pin(entry)
+        host = self.host
+
+        def done() -> None:
+            self.counters.add("bytes_saved_host", entry.num_tokens * self.needs.bytes_per_token)
+            device.unpin(entry)
+            host.publish(room, entry.key, entry.num_tokens, entry.spec)
+            host.unpin(room)
+
+        runs = entry.runs(0, entry.num_tokens), room.runs(0, entry.num_tokens)
+        self.flights.start("save", *runs, done)
+        return room
+
+    def _spill(self) -> None:
+        assert self.disk is not None
+        assert self.host is not None
+        host, disk = self.host, self.disk
+        for encoding_id, (write, entry) in list(self._spilling.items()):
+            if write.ended:
+                del self._spilling[encoding_id]
+                host.unpin(entry)
+                if write.problem is None:
+                    self._on_disk[encoding_id] = disk.held().get(encoding_id, (entry.num_tokens, 0, ""))
+                    self.counters.add("bytes_saved_disk", entry.num_tokens * self.needs.bytes_per_token)
+                    namespace = "" if entry.spec is None else entry.spec.namespace
+                    self._tell_disk(encoding_id, PlacementState.READY, entry.num_tokens, namespace)
+                else:
+                    self._unspillable.add(encoding_id)
+        if host.allocator.num_free >= SPILL_BELOW * host.allocator.num_pages or disk.writes_paused:
+            self._unspillable.clear()
+            return
+        if len(self._spilling) >= MAX_SPILLS or self.needs.now_s < self._spill_again_s:
+            return
+        self._spill_again_s = self.needs.now_s + SPILL_EVERY_S
+        for entry in host.next_victims():
+            if len(self._spilling) >= MAX_SPILLS:
+                return
+            spec = entry.spec
+            if spec is None or entry.num_tokens < spec.num_tokens or entry.key in self._on_disk:
+                continue
+            if entry.key in self._spilling or entry.key in self._unspillable:
+                continue
+            if not self._room_on_disk(entry, spec):
+                self._unspillable.add(entry.key)
+                continue
+            host.pin(entry)
+            self._spilling[entry.key] = self._write(entry, spec), entry
+
+    def _write(self, entry: Entry, spec: EncodingSpec) -> Arrival:
+        assert self.disk is not None
+        assert self.pool is not None
+        pool = self.pool
+
+        def read(begin: int, end: int) -> np.ndarray:  # type: ignore[type-arg]
+            return bytes_of_rows(pool.read(entry.runs(begin, end)))
+
+        return self.disk.save(entry.key, spec.namespace, entry.num_tokens, read)
+
+    def _room_on_disk(self, entry: Entry, spec: EncodingSpec) -> bool:
+        """Drops files that are worth less until there is room; False if there are none such."""
+        disk = self.disk
+        assert disk is not None
+        needed = disk.bytes_for(entry.key, spec.namespace, entry.num_tokens)
+        if needed > disk.max_bytes:
+            return False
+        over = disk.used_bytes + needed - disk.max_bytes
+        if over <= 0:
+            return True
+        worth = self.needs.order_of(entry.key, entry.num_tokens, entry.last_use_s, self._encode_again_s(entry))
+        files = [
+            (self.needs.order_of(key, num_tokens, 0.0, self.encode_s(num_tokens)), key, num_bytes)
+            for key, (num_tokens, num_bytes, _) in self._on_disk.items()
+            if key not in self._coming
+        ]
+        for key_worth, key, num_bytes in sorted(files):
+            if over <= 0:
+                break
+            if key_worth >= worth:
+                return False
+            disk.drop(key)
+            self._forget_disk(key)
+            self.counters.add("num_evicted_disk", 1)
+            over -= num_bytes
+        return over <= 0
+
+    def _forget_disk(self, encoding_id: EncodingId) -> None:
+        if self._on_disk.pop(encoding_id, None) is not None:
+            self._tell_disk(encoding_id, PlacementState.GONE, 0, "")
+
+    def _tell_disk(self, encoding_id: EncodingId, state: PlacementState, num_tokens: int, namespace: str) -> None:
+        self._disk_changes.add([PlacementChange(encoding_id, Tier.DISK, state, num_tokens, namespace)])
+
+    def device_evicts(self, entry: Entry) -> None:
+        self.counters.add("num_evicted_device", 1)
+        self._evicted[entry.key] = None
+        if len(self._evicted) > MAX_EVICTED:
+            self._evicted.popitem(last=False)
+
+    def _host_evicts(self, entry: Entry) -> None:
+        self.counters.add("num_evicted_host", 1)
+        self._unspillable.discard(entry.key)
+
+    # What the engine asks
+
+    def date(self, now_s: float) -> None:
+        self.needs.now_s = now_s
+        if self.host is not None:
+            self.host.now_s = now_s
+
+    @property
+    def host_bytes(self) -> int:
+        return 0 if self.pool is None else self.pool.num_bytes
+
+    @property
+    def disk_bytes(self) -> int:
+        return 0 if self.disk is None else self.disk.max_bytes
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is under way of which the engine should hear soon."""
+        return bool(self._coming or (self.flights is not None and len(self.flights)) or self._spilling)
+
+    @property
+    def host_bytes_used(self) -> int:
+        if self.host is None:
+            return 0
+        allocator = self.host.allocator
+        return (allocator.num_pages - allocator.num_free) * self.host.page_size * self.needs.bytes_per_token
+
+    @property
+    def disk_bytes_used(self) -> int:
+        return 0 if self.disk is None else self.disk.used_bytes
+
+    def take_changes(self) -> tuple[PlacementChange, ...]:
+        below = () if self.host is None else self.host.take_changes()
+        return (*below, *self._disk_changes.take())
+
+    def close(self) -> None:
+        for coming in self._coming.values():
+            coming.arrival.cancel()
+        if self.disk is not None:
+            self.disk.close()
+        if self.flights is not None:
+            self.flights.close()
+
+
+def tenant_of(spec: EncodingSpec) -> str:
+    """Whose it is: what the control plane put behind the model's own namespace."""
+    return spec.namespace
+
+
+def bytes_of_rows(rows: torch.Tensor) -> np.ndarray:  # type: ignore[type-arg]
+    """rows [2, num_layers, num_tokens, num_kv_heads, head_dim] as uint8 [2, num_layers, num_tokens, row bytes]."""
+    return rows.contiguous().flatten(3).view(torch.uint8).numpy()
+
+
+def rows_of(chunk: np.ndarray, pool: HostPool) -> torch.Tensor:  # type: ignore[type-arg]
+    """The inverse of `bytes_of_rows`, for rows of `pool`."""
+    num_layers, _, *row = pool.k.shape
+    return torch.from_numpy(chunk).view(pool.k.dtype).view(2, num_layers, chunk.shape[2], *row)

@@ -1,0 +1,52 @@
+"""From a configuration to the tiers below the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from laban.actors.engine.config import EngineConfig
+from laban.actors.engine.copier import Copier
+from laban.actors.engine.counters import Counters
+from laban.actors.engine.flights import Flights
+from laban.actors.engine.host_pool import HostPool
+from laban.actors.engine.measured import MeasuredRates
+from laban.actors.engine.runner import AnyRunner
+from laban.actors.engine.tiers import Tiers
+from laban.actors.errors import InvalidInput
+from laban.actors.models import Progress, say_nothing
+from laban.kvstore.disk import DiskTier
+from laban.kvstore.disk_files import ChunkLayout
+from laban.kvstore.eviction import load_policy
+from laban.kvstore.needs import Needs
+
+
+def make_tiers(
+    runner: AnyRunner,
+    config: EngineConfig,
+    host_bytes: int | None,
+    *,
+    namespace: str = "",
+    disk_folder: Path | None = None,
+    progress: Progress = say_nothing,
+) -> Tiers:
+    """`host_bytes` None, or less than a page, has no tier below the device. Raises InvalidInput for the policy."""
+    on_card = runner.device.type == "cuda"
+    pool = runner.k_pool
+    per_token = 2 * len(pool) * pool[0, 0].numel() * pool.itemsize
+    try:
+        needs = Needs(load_policy(config.eviction), per_token)
+    except ValueError as error:
+        raise InvalidInput(str(error), field="cache.eviction", value=config.eviction) from None
+    rates, counters = MeasuredRates(on_card, config.link_bytes_per_s), Counters()
+    num_pages = HostPool.num_pages_for(host_bytes or 0, config.page_size, per_token)
+    if not num_pages:
+        return Tiers(None, None, needs, rates, counters)
+    shape = (len(pool), *pool.shape[2:])
+    host = HostPool(num_pages, config.page_size, *shape, pool.dtype, pinned=on_card, progress=progress)
+    copier = Copier(runner.k_pool, runner.v_pool, host, limit_bytes_per_s=config.link_bytes_per_s)
+    disk = None
+    if disk_folder is not None:
+        row_bytes = pool[0, 0].numel() * pool.itemsize
+        layout = ChunkLayout("uint8", (2, len(pool), -1, row_bytes))
+        disk = DiskTier(disk_folder, config.disk_bytes, namespace, layout)
+    return Tiers(host, Flights(copier), needs, rates, counters, tenant_share=config.tenant_share, disk=disk)

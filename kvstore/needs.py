@@ -1,0 +1,89 @@
+"""What a worker knows of when its encodings are needed, and by that the order in which they go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from laban.kvstore.encodings import EncodingId, EncodingSpec
+from laban.kvstore.eviction import Evictable, EvictionPolicy
+from laban.kvstore.store import Entry
+from laban.kvstore.uses import Use
+
+FORGET_AFTER_S = 3600.0
+"""A use that is overdue by so much is forgotten: whoever announced it may be gone."""
+MAX_USES = 1_000_000
+
+
+class Needs:
+    """The next use of each encoding and what is pinned, on the clock of `now_s`, which its owner moves."""
+
+    def __init__(self, policy: EvictionPolicy, bytes_per_token: int) -> None:
+        self.policy = policy
+        self.bytes_per_token = bytes_per_token
+        self.now_s = 0.0
+        self._uses: dict[EncodingId, Use] = {}  # `in_s` on our clock
+        self._pinned_until_s: dict[EncodingId, float] = {}
+
+    def take_uses(self, uses: Iterable[tuple[EncodingId, Use | None]]) -> None:
+        for encoding_id, use in uses:
+            self._uses.pop(encoding_id, None)  # the latest news last
+            if use is not None:
+                self._uses[encoding_id] = replace(use, in_s=self.now_s + use.in_s)
+        while len(self._uses) > MAX_USES:
+            del self._uses[next(iter(self._uses))]
+
+    def take_pins(self, pins: Iterable[tuple[EncodingId, float]]) -> None:
+        """Each for so many seconds from now; 0 lets go."""
+        for encoding_id, seconds in pins:
+            if seconds > 0:
+                self._pinned_until_s[encoding_id] = self.now_s + seconds
+            else:
+                self._pinned_until_s.pop(encoding_id, None)
+
+    def use(self, encoding_id: EncodingId) -> Use | None:
+        """Its `in_s` is on our clock."""
+        use = self._uses.get(encoding_id)
+        if use is not None and self.now_s - use.in_s > FORGET_AFTER_S:
+            del self._uses[encoding_id]
+            return None
+        return use
+
+    def is_pinned(self, encoding_id: EncodingId) -> bool:
+        until_s = self._pinned_until_s.get(encoding_id)
+        if until_s is not None and until_s <= self.now_s:
+            del self._pinned_until_s[encoding_id]
+            until_s = None
+        return until_s is not None
+
+    def order_of(
+        self, encoding_id: EncodingId, num_tokens: int, last_use_s: float, bring_back_s: float
+    ) -> tuple[float, ...]:
+        """The sort key by which it leaves its tier: what is pinned after all else, then as the policy has it."""
+        use = self.use(encoding_id)
+        item = Evictable(
+            encoding_id=encoding_id,
+            num_tokens=num_tokens,
+            num_bytes=max(1, num_tokens * self.bytes_per_token),
+            last_use_s=last_use_s,
+            next_use_s=None if use is None else use.in_s,
+            steps=None if use is None else use.steps,
+            likelihood=0.0 if use is None else use.likelihood,
+            fixed=use is not None and use.fixed,
+            bring_back_s=bring_back_s,
+        )
+        return (float(self.is_pinned(encoding_id)), *self.policy.key(item, self.now_s))
+
+    def order(self, bring_back_s: Callable[[Entry], float]) -> Callable[[Entry], tuple[float, ...]]:
+        """The order of a tier's entries, for a store."""
+        return lambda entry: self.order_of(
+            entry.key, entry.num_tokens or entry.capacity, entry.last_use_s, bring_back_s(entry)
+        )
+
+
+def encode_tokens(spec: EncodingSpec, is_there: Callable[[EncodingId], bool]) -> int:
+    """Tokens to encode to have `spec` again: its own, and those that it attends to and that are gone, too."""
+    tokens = spec.num_tokens
+    if spec.view.prefix_id is not None and not is_there(spec.view.prefix_id):
+        tokens += spec.start  # of a prefix without placements exactly what its chain holds, as far as it is gone
+    return tokens + sum(p.num_tokens for p in spec.view.placements if not is_there(p.encoding_id))
