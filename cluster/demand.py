@@ -8,8 +8,9 @@ step generates is taken to be as long as that step's messages have been, or as `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, islice
+from typing import NamedTuple
 
 from laban.cluster.admission import Demand
 from laban.cluster.messages import MessageBook
@@ -17,7 +18,7 @@ from laban.cluster.view_tree import Spot, ViewTree
 from laban.cluster.views import Message
 from laban.cluster.workflow.children import outermost_key
 from laban.cluster.workflow.facts import role_of
-from laban.cluster.workflow.graph import Node, Source, StepGraph
+from laban.cluster.workflow.graph import Fidelity, Node, Source, StepGraph
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.states import ReadRef
 from laban.cluster.workflow.timing import StepHistory
@@ -116,6 +117,15 @@ def levels(graph: StepGraph) -> dict[str, int]:
     return found
 
 
+class _Ref(NamedTuple):
+    """As ReadRef, and faster."""
+
+    key: str
+    fidelity: Fidelity = "exact"
+    begin: int | None = None
+    end: int | None = None
+
+
 _Place = tuple[int, Spot | None]
 """Where a view has come to: a number of its own, and the real place as long as all before it is known."""
 
@@ -126,10 +136,12 @@ class _Views:
     def __init__(self, run: Run, sizes: Sizes, path: str, level_of: Mapping[str, int]) -> None:
         self._run, self._sizes, self._path = run, sizes, path
         self._level_of = level_of
-        self._places: dict[tuple[int, ReadRef], _Place] = {}
+        self._places: dict[tuple[int, _Ref], _Place] = {}
         self._roots: dict[str, _Place] = {}
         self._found: dict[int, _Needed] = {}  # by the number of the place after it
         self._homes: dict[str, int] = {}
+        self._lengths: dict[str, int] = {}
+        self._usual: dict[tuple[str, str | None], int] = {}  # of a step's generated messages
         self._last = 0
 
     def needed(self) -> list[_Needed]:
@@ -140,11 +152,15 @@ class _Views:
         return list(self._found.values())
 
     def _add(self, node: Node, level: int) -> None:
-        refs = [ReadRef(key, s.fidelity, s.begin, s.end) for s in node.sources for key in self._keys(s)]
+        refs = [
+            _Ref(key, source.fidelity, source.begin, source.end)
+            for source in node.sources
+            for key in self._keys(source)
+        ]
         place = self._root(self._role(refs[0].key) if refs else role_of(node), level)
         for ref in refs:
             place = self._after(place, ref, level)
-        own = self._after(place, ReadRef(node.address, "exact"), level)
+        own = self._after(place, _Ref(node.address), level)
         self._homes[node.address] = own[0]
 
     def _root(self, role: str, level: int) -> _Place:
@@ -155,17 +171,18 @@ class _Views:
             self._need(number, spot.stop, level, spot.encoding_id)
         return self._roots[role]
 
-    def _after(self, place: _Place, ref: ReadRef, level: int) -> _Place:
+    def _after(self, place: _Place, ref: _Ref, level: int) -> _Place:
         """The place after one more read, which is needed at this level."""
         number, spot = place
         found = self._places.get((number, ref))
         if found is None:
-            known = spot is not None and ref.key in self._run.messages
-            outside = replace(ref, key=outermost_key(self._path, ref.key))
-            after = self._sizes.tree.after(spot, outside, fixed=True) if spot is not None and known else None
+            after = None
+            if spot is not None and ref.key in self._run.messages:
+                outside = ReadRef(outermost_key(self._path, ref.key), ref.fidelity, ref.begin, ref.end)
+                after = self._sizes.tree.after(spot, outside, fixed=True)
             found = self._places[number, ref] = (self._new(), after)
         if ref.fidelity == "direct":
-            self._need(self._home(ref.key, level), self._num_tokens(ReadRef(ref.key, "direct")), level, None)
+            self._need(self._home(ref.key, level), self._length(ref.key), level, None)
         else:
             after = found[1]
             self._need(found[0], self._num_tokens(ref), level, None if after is None else after.encoding_id)
@@ -178,7 +195,7 @@ class _Views:
             if message is None:
                 self._homes[key] = self._new()
             else:
-                place = self._after(self._root(message.role, level), ReadRef(key, "exact"), level)
+                place = self._after(self._root(message.role, level), _Ref(key), level)
                 self._homes[key] = place[0]
         return self._homes[key]
 
@@ -186,8 +203,10 @@ class _Views:
         known = self._found.get(number)
         if known is None:
             self._found[number] = _Needed(num_tokens, level, level, encoding_id)
-        else:  # a loop's steps come in the graph's order, not in that of their levels
-            known.begin, known.end = min(known.begin, level), max(known.end, level)
+        elif level > known.end:
+            known.end = level
+        elif level < known.begin:  # units come in the graph's order, not in that of their levels
+            known.begin = level
 
     def _keys(self, source: Source) -> tuple[str, ...]:
         """As many as will be read: of a vote the first candidate's, of a loop's last round the last ones."""
@@ -199,25 +218,34 @@ class _Views:
         message, node = self._message(key), self._run.graph.nodes.get(key)
         return message.role if message is not None else "user" if node is None else role_of(node)
 
-    def _num_tokens(self, ref: ReadRef) -> int:
-        message = self._message(ref.key)
-        if message is not None:
-            whole = message.home.num_tokens
-        else:
-            whole = FRAME_TOKENS + self._generated(ref.key)
-        begin = min(ref.begin or 0, whole)
-        return min(whole, whole if ref.end is None else ref.end) - begin
+    def _num_tokens(self, ref: _Ref) -> int:
+        whole = self._length(ref.key)
+        if ref.begin is None is ref.end:
+            return whole
+        return max(0, min(whole, whole if ref.end is None else ref.end) - (ref.begin or 0))
+
+    def _length(self, key: str) -> int:
+        found = self._lengths.get(key)
+        if found is None:
+            message = self._message(key)
+            found = FRAME_TOKENS + self._generated(key) if message is None else message.home.num_tokens
+            self._lengths[key] = found
+        return found
 
     def _generated(self, address: str) -> int:
         node = self._run.graph.nodes.get(address)
         if node is None or node.kind != "generate":
             return TOOL_TOKENS
-        most = self._run.sampling(address).max_tokens
-        usual = self._sizes.history.tokens(self._sizes.workflow, self._path + address)
-        return most if usual is None else min(most, round(usual))
+        found = self._usual.get((node.step.step, node.agent))
+        if found is None:
+            most = self._run.sampling(address).max_tokens
+            usual = self._sizes.history.tokens(self._sizes.workflow, self._path + address)
+            found = most if usual is None else min(most, round(usual))
+            self._usual[node.step.step, node.agent] = found
+        return found
 
     def _message(self, key: str) -> Message | None:
-        return self._sizes.book.messages.get(outermost_key(self._path, key))
+        return self._sizes.book.messages.get(outermost_key(self._path, key) if self._path else key)
 
     def _new(self) -> int:
         self._last += 1
