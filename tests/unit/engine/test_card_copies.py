@@ -13,11 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card: see tests/gpu")
-pytest.importorskip("triton")
-
 from laban.actors.engine import card_copies
 from laban.actors.engine.card_copies import CardCopy, CardMover, Path
 from laban.actors.engine.copy_pieces import parts_of, pieces_of
@@ -27,6 +22,11 @@ from laban.actors.engine.layer_gates import LayerGates
 from laban.actors.engine.pacing import Lane
 from laban.actors.engine.runs import Runs
 from laban.kernels.tier_copy import copy_units
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card: see tests/gpu")
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before the first launch imports the kernel
 
 LAYERS, SLOTS, KV_HEADS, DIM = 4, 64, 2, 8
 ROW = KV_HEADS * DIM * 4
