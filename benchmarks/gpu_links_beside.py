@@ -65,8 +65,9 @@ class Decode:
             if self.device.type != "cuda":
                 self.replay()
             if start is not None:
-                num_bytes += sum(copy.num_bytes for copy in under_way if copy.done())
-                under_way = [copy for copy in under_way if not copy.done()]
+                over = [copy for copy in under_way if copy.done()]
+                num_bytes += sum(copy.num_bytes for copy in over)
+                under_way = [copy for copy in under_way if copy not in over]
                 under_way += [start() for _ in range(IN_FLIGHT - len(under_way))]
         seconds = time.perf_counter() - began
         for copy in under_way:
