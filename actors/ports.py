@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-from laban.actors.calls import Call, WorkerInfo, WorkerReport
+from laban.actors.calls import Advice, Call, WorkerInfo, WorkerReport
 from laban.kvstore.directory_messages import Answer, Batch, EncodingRecord, Epoch, Interest, News, ShardStatus, Watch
 from laban.kvstore.encodings import EncodingId
 
@@ -25,6 +25,9 @@ class WorkerPort(Protocol):
 
     def abort(self, call_ids: Sequence[str]) -> None:
         """Stop calls. Does not block, raises nothing; unknown ids are ignored. An aborted call may still report."""
+
+    def advise(self, advice: Advice) -> None:
+        """Say what is to come. Does not block, raises nothing; it may be lost."""
 
     def reports(self) -> AsyncGenerator[WorkerReport, None]:
         """Every report of the worker, in order, for all its calls. One reader at a time: a new one displaces the old.

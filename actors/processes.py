@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from laban.actors.calls import Call, WorkerInfo, WorkerReport
+from laban.actors.calls import Advice, Call, WorkerInfo, WorkerReport
 from laban.actors.directory import DirectoryService
 from laban.actors.errors import FailedPrecondition
 from laban.actors.models import Progress, say_nothing
@@ -146,6 +146,10 @@ class WorkerProcess:
     @ray.method(concurrency_group="control")
     def abort(self, call_ids: tuple[str, ...]) -> None:
         self._running().abort(call_ids)
+
+    @ray.method(concurrency_group="control")
+    def advise(self, advice: Advice) -> None:
+        self._running().advise(advice)
 
     @ray.method(
         concurrency_group="stream",

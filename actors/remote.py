@@ -18,7 +18,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from laban.actors.calls import Call, WorkerInfo, WorkerReport
+from laban.actors.calls import Advice, Call, WorkerInfo, WorkerReport
 from laban.actors.errors import LabanError, Unavailable
 from laban.actors.ports import WorkerLost
 from laban.actors.processes import (
@@ -169,6 +169,9 @@ class RemoteWorker:
     def abort(self, call_ids: Sequence[str]) -> None:
         self._send(self._handle.first.abort, tuple(call_ids))
 
+    def advise(self, advice: Advice) -> None:
+        self._send(self._handle.first.advise, advice)
+
     async def reports(self) -> AsyncGenerator[WorkerReport, None]:
         try:
             async for reference in self._handle.first.reports.remote():
@@ -195,7 +198,7 @@ class RemoteWorker:
         self._lost_shard = f"shard {rank} ended: {'of itself' if error is None else _first_line(error)}"
         self._handle.end()  # so the reports end, too
 
-    def _send(self, method: Any, batch: tuple[object, ...]) -> None:
+    def _send(self, method: Any, batch: object) -> None:
         async def send() -> None:
             try:
                 await method.remote(batch)

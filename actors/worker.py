@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from laban.actors.calls import (
+    Advice,
     Call,
     CallEvent,
     CallFailed,
@@ -36,6 +37,7 @@ class EnginePort(Protocol):
     def info(self) -> WorkerInfo: ...
     def submit(self, call: Call) -> None: ...
     def abort(self, call_id: str) -> None: ...
+    def advise(self, advice: Advice) -> None: ...
     def has_work(self) -> bool: ...
     def step(self) -> WorkerReport: ...
 
@@ -175,7 +177,7 @@ class WorkerLoop:
         self._max_outstanding = max_outstanding
         self._publishing = publishing
         self._wake = threading.Condition()
-        self._inbox: deque[Call | str] = deque()  # calls to submit; ids to abort
+        self._inbox: deque[Call | Advice | str] = deque()  # calls to submit; ids to abort
         self._outstanding: set[str] = set()
         self._stopping = False
         made: Future[EnginePort] = Future()
@@ -200,6 +202,11 @@ class WorkerLoop:
             self._wake.notify()
         if refused:
             self._outbox.put_events(refused)
+
+    def advise(self, advice: Advice) -> None:
+        with self._wake:
+            self._inbox.append(advice)
+            self._wake.notify()
 
     def abort(self, call_ids: Sequence[str]) -> None:
         with self._wake:
@@ -250,6 +257,8 @@ class WorkerLoop:
                 for item in arrived:
                     if isinstance(item, str):
                         engine.abort(item)
+                    elif isinstance(item, Advice):
+                        engine.advise(item)
                     else:
                         engine.submit(item)
                 if engine.has_work():

@@ -17,7 +17,7 @@ from statistics import median
 
 from report import Clock, Row, add_arguments, finish, new_report
 
-from laban.actors.calls import Call, CallEvent, CallFinished, CallStarted, WorkerInfo, WorkerReport
+from laban.actors.calls import Advice, Call, CallEvent, CallFinished, CallStarted, WorkerInfo, WorkerReport
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.executor import Executor
 from laban.cluster.workflow.parse import parse_dict
@@ -67,6 +67,9 @@ class InstantWorker:
             self._events.append(CallFinished(call.call_id, "stop", spec, output, "x", 0, 0, len(call.tokens), 0.0, 0.0))
         self._wake.set()
         self.busy_s += time.perf_counter() - begin
+
+    def advise(self, advice: Advice) -> None:
+        """It has no cache."""
 
     def abort(self, call_ids: Sequence[str]) -> None:
         """Too late: every call has ended."""

@@ -143,7 +143,7 @@ class LabanConfig(_Section):
 
     def engine_config(self) -> EngineConfig:
         """The engine's own, with the cores of this machine shared out among the workers and their shards."""
-        values = self.engine.model_dump(exclude={"shards"}) | self.cache.model_dump()
+        values = self.engine.model_dump(exclude={"shards"}) | self.cache.model_dump() | {"num_workers": self.workers}
         if values["num_threads"] is None:
             values["num_threads"] = max(1, _num_cores() // (self.workers * self.engine.shards))
         return EngineConfig(**values)

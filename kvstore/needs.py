@@ -13,6 +13,8 @@ from laban.kvstore.uses import Use
 FORGET_AFTER_S = 3600.0
 """A use that is overdue by so much is forgotten: whoever announced it may be gone."""
 MAX_USES = 1_000_000
+NEVER_S = float("-inf")
+"""The last use of what was not used yet."""
 
 
 class Needs:

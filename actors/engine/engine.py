@@ -260,6 +260,8 @@ class Engine:
         self._num_launched += 1
         for chunk in chunks:
             chunk.sequence.num_computed = chunk.sequence.entry.num_tokens = chunk.begin + chunk.count
+            if chunk.sequence.load is not None:
+                self.scheduler.encoded_instead(chunk)
         for row, (sequence, decode) in enumerate(zip(sampled, decodes, strict=True)):
             decode.num_launched += 1
             sequence.sample_row = row

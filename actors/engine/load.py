@@ -14,9 +14,12 @@ from transformers.utils import logging as transformers_logging
 from laban.actors.disk_folder import prepare_disk_folder
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.engine import Engine
-from laban.actors.engine.runner import Runner, bytes_per_token
+from laban.actors.engine.host_memory import default_host_bytes
+from laban.actors.engine.runner import AnyRunner, Runner, bytes_per_token
 from laban.actors.engine.shard_group import ShardGroup
 from laban.actors.engine.sharding import local_num_kv_heads, shard_model
+from laban.actors.engine.tiers import Tiers
+from laban.actors.engine.tiers_setup import make_tiers
 from laban.actors.errors import Exhausted, InvalidInput
 from laban.actors.model_folder import check_model_folder
 from laban.actors.models import Progress, say_nothing
@@ -95,9 +98,29 @@ def make_engine(
         shard_model(model, group)
     elif model.device != device:
         model.to(device)  # type: ignore[arg-type]  # its signature is a decorator's
+    runner: AnyRunner
     if device.type == "cuda":
-        return Engine(_runner_on_gpu(model, config, group, progress), tokenizer, config, **identity)
-    return Engine(Runner(model, _all(num_slots(model, config), group), group), tokenizer, config, **identity)
+        runner = _runner_on_gpu(model, config, group, progress)
+    else:
+        runner = Runner(model, _all(num_slots(model, config), group), group)
+    tiers = _tiers(runner, config, group, identity.get("namespace", ""), progress)
+    return Engine(runner, tokenizer, config, tiers=tiers, **identity)
+
+
+def _tiers(
+    runner: AnyRunner, config: EngineConfig, group: ShardGroup | None, namespace: str, progress: Progress
+) -> Tiers:
+    """Those below the device; of a worker's shards each has its part of the host's memory."""
+    num_bytes, num_shards = config.host_bytes, 1 if group is None else group.size
+    if num_bytes is None:
+        on_gpu = runner.device.type == "cuda"
+        num_bytes = default_host_bytes(on_gpu=on_gpu, workers_sharing=config.num_workers)
+    folder = None if config.disk_folder is None else Path(config.disk_folder)
+    if folder is not None and num_shards > 1:
+        raise InvalidInput("a worker of several shards keeps nothing on disk", field="cache.disk_folder", value=folder)
+    return make_tiers(
+        runner, config, _all(num_bytes // num_shards, group), namespace=namespace, disk_folder=folder, progress=progress
+    )
 
 
 def _runner_on_gpu(

@@ -69,7 +69,7 @@ class Loads:
     def pump(self, rates: WorkerRates, gates: LayerGates | None = None) -> None:
         """Issues what keeps the link busy for a while. `gates` only with a single load, which is then issued whole."""
         rate = rates.host_bytes_per_s
-        most = max(CHUNK_BYTES, int(rate * max(IN_FLIGHT_S, 2 * rates.iteration_s)))
+        most = int(rate * max(IN_FLIGHT_S, 2 * rates.iteration_s))
         for sequence in sorted(self.active, key=lambda s: not (s.load is not None and s.load.wanted)):
             load = sequence.load
             assert load is not None

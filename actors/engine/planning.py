@@ -67,13 +67,17 @@ def ways_to_have(
     *,
     sources: tuple[Source, ...] = (),
     refused: Collection[object] = (),
+    wanted: bool = True,
 ) -> tuple[list[tuple[EncodingSpec, Way]], set[EncodingId]]:
-    """How each of `needed` and all that takes is had, and what is waited for. `needed` grows."""
+    """How each of `needed` and all that takes is had, and what is waited for. `needed` grows.
+
+    Not `wanted`, nothing that is worth more has to make room for it.
+    """
     ways: dict[EncodingId, Way] = {}
     for spec in reversed(ordered):
         if spec.encoding_id not in needed or spec.encoding_id in store or spec.encoding_id in ways:
             continue
-        way = tiers.way(spec, sources, refused)
+        way = tiers.way(spec, sources, refused, wanted=wanted)
         if way is Way.MIX and any(p.encoding_id not in store for p in flatten(spec.view, specs)):
             way = Way.LOAD  # its head cannot be encoded with what is there
         ways[spec.encoding_id] = way

@@ -10,6 +10,7 @@ from laban.actors.engine.planning import NEEDS_ITS_VIEW, ways_to_have
 from laban.actors.engine.sequence import Sequence
 from laban.actors.engine.tiers import Way
 from laban.kvstore.encodings import EncodingId, EncodingSpec, flatten
+from laban.kvstore.needs import NEVER_S
 from laban.kvstore.store import Entry
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Prefetches:
             scheduler.tiers,
             sources=order.sources,
             refused=self._refused.get(order.encoding_id, ()),
+            wanted=False,
         )
         if awaits:
             return True
@@ -103,7 +105,7 @@ class Prefetches:
         again_s = tiers.encode_s(spec.num_tokens)
         if way is Way.LOAD:
             again_s = min(again_s, tiers.load_s(spec.num_tokens))
-        worth = tiers.needs.order_of(spec.encoding_id, spec.num_tokens, store.now_s, again_s)
+        worth = tiers.needs.order_of(spec.encoding_id, spec.num_tokens, NEVER_S, again_s)
         for entry in kept:
             store.pin(entry)
         entry = store.reserve_for(spec.encoding_id, spec.num_tokens, spec.namespace, worth)

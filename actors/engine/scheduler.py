@@ -233,6 +233,16 @@ class Scheduler:
             self._check_size(pages + self.store.tenant_pages - self.store.num_obtainable(plan.kept, tenant))
         return False
 
+    def encoded_instead(self, chunk: Chunk) -> None:
+        """These tokens of a message were not loaded after all: the first call that waits for it is told so."""
+        for running in self.running.values():
+            if chunk.sequence in running.sequence.producers:
+                running.tokens_encoded += chunk.count
+                fewer = min(chunk.count, running.tokens_loaded)  # its view may have only a part of the message
+                running.tokens_loaded -= fewer
+                running.tokens_reused -= fewer
+                return
+
     def refuse(self, encoding_id: str, source: object) -> None:
         """What `source` was to bring has not come, or not whole: those who waited for it do not ask it again."""
         for waiting in self.waiting:

@@ -10,20 +10,22 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
+from math import inf
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from laban.actors.calls import Source
 from laban.actors.engine.counters import Counters
+from laban.actors.engine.disk_folder import chunk_of, rows_of
 from laban.actors.engine.flights import Flights
 from laban.actors.engine.host_pool import HostPool
 from laban.actors.engine.measured import MeasuredRates
 from laban.kvstore.arrivals import Arrival
 from laban.kvstore.disk import DiskTier
+from laban.kvstore.disk_files import Chunk
 from laban.kvstore.encodings import EncodingId, EncodingSpec
-from laban.kvstore.needs import Needs, encode_tokens
+from laban.kvstore.needs import NEVER_S, Needs, encode_tokens
 from laban.kvstore.placements import MergedChanges, PlacementChange, PlacementState, Tier
 from laban.kvstore.store import EncodingStore, Entry
 
@@ -144,10 +146,12 @@ class Tiers:
 
     # The way up
 
-    def way(self, spec: EncodingSpec, sources: Iterable[Source], refused: Collection[object]) -> Way:
+    def way(
+        self, spec: EncodingSpec, sources: Iterable[Source], refused: Collection[object], *, wanted: bool = True
+    ) -> Way:
         """How `spec`, which the device lacks, should be had, as far as it may: `refused` are sources that failed.
 
-        WAIT begins an arrival if none is under way.
+        WAIT begins an arrival if none is under way; unless `wanted` by a call it evicts nothing that is worth more.
         """
         if self.host is None:
             return Way.ENCODE
@@ -156,7 +160,7 @@ class Tiers:
         held = self.host.get_ready(spec.encoding_id)
         if held is not None:
             return self._way_of_held(spec, held)
-        if self._begin_arrival(spec, sources, refused):
+        if self._begin_arrival(spec, sources, refused, wanted):
             return Way.WAIT
         return Way.ENCODE
 
@@ -193,7 +197,9 @@ class Tiers:
             return Way.MIX
         return Way.LOAD if load_s < self._encode_again_s(held) else Way.ENCODE
 
-    def _begin_arrival(self, spec: EncodingSpec, sources: Iterable[Source], refused: Collection[object]) -> bool:
+    def _begin_arrival(
+        self, spec: EncodingSpec, sources: Iterable[Source], refused: Collection[object], wanted: bool
+    ) -> bool:
         """The fastest of disk and other workers, if that is faster than encoding and there is room in the host."""
         encode_s = self.encode_s(encode_tokens(spec, self._is_somewhere))
         options: list[tuple[float, Source | None]] = []
@@ -203,15 +209,18 @@ class Tiers:
             options += [(s.transfer_s, s) for s in sources if s.encoding_id == spec.encoding_id and s not in refused]
         options.sort(key=lambda option: option[0])
         for seconds, source in options:
-            if seconds + self.load_s(spec.num_tokens) < encode_s and self._arrive(spec, source):
+            if seconds + self.load_s(spec.num_tokens) < encode_s and self._arrive(spec, source, wanted):
                 return True
         return False
 
-    def _arrive(self, spec: EncodingSpec, source: Source | None) -> bool:
+    def _arrive(self, spec: EncodingSpec, source: Source | None, wanted: bool) -> bool:
         assert self.host is not None
         assert self.pool is not None
         pool = self.pool
-        worth = self.needs.order_of(spec.encoding_id, spec.num_tokens, self.needs.now_s, self.encode_s(spec.num_tokens))
+        worth: tuple[float, ...] = (inf,)
+        if not wanted:
+            again_s = self.encode_s(spec.num_tokens)
+            worth = self.needs.order_of(spec.encoding_id, spec.num_tokens, NEVER_S, again_s)
         entry = self.host.reserve_for(spec.encoding_id, spec.num_tokens, tenant_of(spec), worth)
         if entry is None:
             return False
@@ -220,12 +229,12 @@ class Tiers:
         def write(begin: int, end: int, rows: torch.Tensor) -> None:
             pool.write(entry.runs(begin, end), rows)
 
-        def write_bytes(begin: int, end: int, chunk: np.ndarray) -> None:  # type: ignore[type-arg]
-            write(begin, end, rows_of(chunk, pool))
+        def write_chunk(begin: int, end: int, chunk: Chunk) -> None:
+            write(begin, end, rows_of(chunk, pool.k.dtype))
 
         if source is None:
             assert self.disk is not None
-            arrival = self.disk.load(spec.encoding_id, write_bytes)
+            arrival = self.disk.load(spec.encoding_id, write_chunk)
         else:
             assert self.fetcher is not None
             arrival = self.fetcher.fetch(source, spec.num_tokens, write)
@@ -351,8 +360,8 @@ class Tiers:
         assert self.pool is not None
         pool = self.pool
 
-        def read(begin: int, end: int) -> np.ndarray:  # type: ignore[type-arg]
-            return bytes_of_rows(pool.read(entry.runs(begin, end)))
+        def read(begin: int, end: int) -> Chunk:
+            return chunk_of(pool.read(entry.runs(begin, end)))
 
         return self.disk.save(entry.key, spec.namespace, entry.num_tokens, read)
 
@@ -447,14 +456,3 @@ class Tiers:
 def tenant_of(spec: EncodingSpec) -> str:
     """Whose it is: what the control plane put behind the model's own namespace."""
     return spec.namespace
-
-
-def bytes_of_rows(rows: torch.Tensor) -> np.ndarray:  # type: ignore[type-arg]
-    """rows [2, num_layers, num_tokens, num_kv_heads, head_dim] as uint8 [2, num_layers, num_tokens, row bytes]."""
-    return rows.contiguous().flatten(3).view(torch.uint8).numpy()
-
-
-def rows_of(chunk: np.ndarray, pool: HostPool) -> torch.Tensor:  # type: ignore[type-arg]
-    """The inverse of `bytes_of_rows`, for rows of `pool`."""
-    num_layers, _, *row = pool.k.shape
-    return torch.from_numpy(chunk).view(pool.k.dtype).view(2, num_layers, chunk.shape[2], *row)

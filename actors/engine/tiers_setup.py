@@ -7,6 +7,7 @@ from pathlib import Path
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.copier import Copier
 from laban.actors.engine.counters import Counters
+from laban.actors.engine.disk_folder import open_disk
 from laban.actors.engine.flights import Flights
 from laban.actors.engine.host_pool import HostPool
 from laban.actors.engine.measured import MeasuredRates
@@ -14,8 +15,6 @@ from laban.actors.engine.runner import AnyRunner
 from laban.actors.engine.tiers import Tiers
 from laban.actors.errors import InvalidInput
 from laban.actors.models import Progress, say_nothing
-from laban.kvstore.disk import DiskTier
-from laban.kvstore.disk_files import ChunkLayout
 from laban.kvstore.eviction import load_policy
 from laban.kvstore.needs import Needs
 
@@ -46,7 +45,5 @@ def make_tiers(
     copier = Copier(runner.k_pool, runner.v_pool, host, limit_bytes_per_s=config.link_bytes_per_s)
     disk = None
     if disk_folder is not None:
-        row_bytes = pool[0, 0].numel() * pool.itemsize
-        layout = ChunkLayout("uint8", (2, len(pool), -1, row_bytes))
-        disk = DiskTier(disk_folder, config.disk_bytes, namespace, layout)
+        disk = open_disk(disk_folder, config.disk_bytes, namespace, host)
     return Tiers(host, Flights(copier), needs, rates, counters, tenant_share=config.tenant_share, disk=disk)

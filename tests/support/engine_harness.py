@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
+from typing import Any
 
 import torch
 from engine_reference import MAX_CONTEXT, VOCAB_SIZE, Interpreter, Placed, Recorded, random_model
@@ -15,6 +17,7 @@ from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.engine import Engine
 from laban.actors.engine.fused_runner import FusedRunner
 from laban.actors.engine.runner import Runner
+from laban.actors.engine.tiers_setup import make_tiers
 from laban.actors.tokenizer import Tokenizer
 from laban.kvstore.encodings import EMPTY_VIEW, EncodingSpec, Placement, View, closure, dependencies, extend, view_stop
 
@@ -43,10 +46,12 @@ def make_engine(
     device: str = "cpu",
     fused: bool = False,
     dtype: torch.dtype = torch.float32,
-    **config: int,
+    host_tokens: int = 0,
+    disk_folder: Path | None = None,
+    **config: Any,
 ) -> Engine:
-    """An engine over `random_model(kind, seed)`."""
-    settings = EngineConfig(pool_tokens=pool_tokens, **config)  # type: ignore[arg-type]
+    """An engine over `random_model(kind, seed)`, with room for `host_tokens` in host memory."""
+    settings = EngineConfig(pool_tokens=pool_tokens, **config)
     model = random_model(kind, seed).to(device, dtype)  # type: ignore[arg-type]
     slots = pool_tokens // settings.page_size * settings.page_size
     runner: Runner | FusedRunner = Runner(model, slots)
@@ -58,7 +63,9 @@ def make_engine(
             max_batch_tokens=settings.batch_tokens,
             max_running=settings.max_running,
         )
-    return Engine(runner, byte_tokenizer(), settings, namespace="test", max_context=MAX_CONTEXT)
+    host_bytes = host_tokens * 2 * runner.k_pool[:, 0].numel() * runner.k_pool.itemsize
+    tiers = make_tiers(runner, settings, host_bytes, namespace="test", disk_folder=disk_folder)
+    return Engine(runner, byte_tokenizer(), settings, namespace="test", max_context=MAX_CONTEXT, tiers=tiers)
 
 
 def interpreter(kind: str = "llama", seed: int = 0) -> Interpreter:
@@ -86,12 +93,13 @@ class Driver:
 
     def submit(
         self, tokens: list[int], view: View = EMPTY_VIEW, start: int | None = None, sampling: Sampling | None = None,
-        terminator: tuple[int, ...] = (),
+        terminator: tuple[int, ...] = (), rank: int = 0,
     ) -> str:  # fmt: skip
         call_id = f"call-{next(_ids)}"
         start = view_stop(view, self.specs) if start is None else start
         specs = tuple(closure(dependencies(view), self.specs))
-        self.engine.submit(Call(call_id, "test", view, start, tuple(tokens), specs, sampling, terminator=terminator))
+        call = Call(call_id, "test", view, start, tuple(tokens), specs, sampling, terminator=terminator, rank=rank)
+        self.engine.submit(call)
         self.events[call_id] = []
         return call_id
 

@@ -21,6 +21,7 @@ from uuid import uuid4
 from loop_directory import LoopDirectory
 
 from laban.actors.calls import (
+    Advice,
     Call,
     CallEvent,
     CallFailed,
@@ -128,6 +129,7 @@ class ScriptedEngine:
         self.calls: list[Call] = []  # all that were ever submitted
         self.batches: list[int] = []
         self.running: dict[str, _Running] = {}
+        self.advice: list[Advice] = []
         self.sequence = 0
         self._failed: list[CallEvent] = []
 
@@ -144,6 +146,9 @@ class ScriptedEngine:
 
     def abort(self, call_id: str) -> None:
         self.running.pop(call_id, None)
+
+    def advise(self, advice: Advice) -> None:
+        self.advice.append(advice)
 
     def has_work(self) -> bool:
         return bool(self.running)
@@ -261,6 +266,9 @@ class LoopWorker:
         for call in calls:
             self.engine.submit(call)
         self._wake.set()
+
+    def advise(self, advice: Advice) -> None:
+        self.engine.advise(advice)
 
     def abort(self, call_ids: Sequence[str]) -> None:
         self.aborted += call_ids

@@ -105,7 +105,8 @@ def test_named_file_must_exist(tmp_path: Path) -> None:
 
 def test_the_engine_is_told_all_of_its_section(tmp_path: Path) -> None:
     engine = LabanConfig().engine.model_dump(exclude={"shards"})
-    assert engine | LabanConfig().cache.model_dump() == asdict(EngineConfig())
+    told = engine | LabanConfig().cache.model_dump() | {"num_workers": LabanConfig().workers}
+    assert told == asdict(EngineConfig())
     changed: dict[str, object] = {
         "pool_tokens": 320, "page_size": 32, "max_batch_tokens": 64, "max_running": 3, "max_waiting": 5,
         "dtype": "float16", "device": "cuda", "num_threads": 2, "memory_share": 0.5, "attention": "cudnn",

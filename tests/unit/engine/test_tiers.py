@@ -1,0 +1,220 @@
+"""Encodings below the device: they come back as they were, and calls do not notice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from engine_harness import (
+    Driver,
+    assert_same_encoding,
+    force,
+    interpreter,
+    logprobs,
+    make_engine,
+    place_recorded,
+)
+
+from laban.actors.calls import Advice, Prefetch, Sampling, WorkerRates
+from laban.kvstore.encodings import EncodingSpec, closure
+from laban.kvstore.uses import Use
+
+FAST_LINK = WorkerRates(100.0, 0.01, 1e12, 1e12, 1e12)
+SLOW_LINK = WorkerRates(1e6, 0.01, 1e6, 1e12, 1e12)
+
+
+def driver_of(
+    pool_tokens: int = 256, host_tokens: int = 4096, rates: WorkerRates = FAST_LINK, **options: object
+) -> Driver:
+    """Over an engine that takes `rates` for its own, whatever it measures."""
+    engine = make_engine(pool_tokens=pool_tokens, host_tokens=host_tokens, **options)  # type: ignore[arg-type]
+    engine.tiers.rates.adopt = lambda known: None  # type: ignore[method-assign]
+    engine.tiers.rates._add = lambda name, value: None  # type: ignore[method-assign]
+    engine.tiers.rates._values = {name: getattr(rates, name) for name in rates.__dataclass_fields__}
+    return Driver(engine)
+
+
+def text(number: int, size: int) -> list[int]:
+    return [(13 * number + 7 * i * i + 3 * i) % 128 for i in range(size)]
+
+
+def save_all(driver: Driver) -> None:
+    """Whatever is on the device, to the host."""
+    engine = driver.engine
+    for entry in list(engine.store.entries()):
+        if entry.ready and entry.key not in engine.tiers.host:
+            assert engine.tiers.save_one(engine.store, entry)
+    driver.run()
+
+
+def test_what_was_evicted_comes_back_from_the_host_bit_for_bit() -> None:
+    driver = driver_of()
+    spec = driver.prefill(text(1, 100))
+    before = [part.clone() for part in driver.keys_and_values(spec)]
+    save_all(driver)
+    driver.engine.store.evict_all()
+    driver.engine.runner.k_pool.fill_(torch.nan)
+    driver.engine.runner.v_pool.fill_(torch.nan)
+    call = driver.submit([1, 2], driver.chain(spec), sampling=Sampling(max_tokens=3))
+    driver.run()
+    result = driver.result(call)
+    assert (result.tokens_read, result.tokens_reused, result.tokens_loaded, result.tokens_encoded) == (100, 100, 100, 2)
+    for part, was in zip(driver.keys_and_values(spec), before, strict=True):
+        assert torch.equal(part, was)
+    assert driver.engine.tiers.counters.totals().tokens_loaded_host == 100
+
+
+def test_head_is_encoded_while_the_tail_is_loaded() -> None:
+    driver = driver_of(pool_tokens=1024, rates=SLOW_LINK, link_bytes_per_s=2e6)
+    oracle = interpreter()
+    root = driver.prefill(text(0, 9))
+    spec = driver.prefill(text(1, 480), driver.chain(root))
+    save_all(driver)
+    entry = driver.engine.store.get(spec.encoding_id)
+    driver.engine.store.discard(entry)
+    call = driver.submit([1, 2], driver.chain(root, spec), sampling=Sampling(max_tokens=3))
+    driver.run()
+    result = driver.result(call)
+    loaded = driver.engine.tiers.counters.totals().tokens_loaded_host
+    assert 0 < loaded < 480
+    assert result.tokens_encoded - 2 == 480 - loaded
+    recorded = oracle.encode(text(1, 480), 9, [place_recorded(oracle.encode(text(0, 9), 0, []), 0)])
+    assert_same_encoding(driver, oracle, spec, recorded)
+
+
+def prefetch(driver: Driver, spec: EncodingSpec, in_s: float = 1.0, *, compute: bool = True) -> None:
+    specs = driver.specs | {spec.encoding_id: spec}
+    order = Prefetch(spec.encoding_id, tuple(closure([spec.encoding_id], specs)), compute=compute)
+    driver.engine.advise(Advice(uses=((spec.encoding_id, Use(1, in_s)),), prefetches=(order,)))
+    driver.run()
+
+
+def test_prefetches_are_useful_or_wasted() -> None:
+    driver = driver_of()
+    first, second = driver.prefill(text(1, 100)), driver.prefill(text(2, 100))
+    save_all(driver)
+    driver.engine.store.evict_all()
+    prefetch(driver, first)
+    prefetch(driver, second)
+    assert first.encoding_id in driver.engine.store
+    call = driver.submit([1], driver.chain(first), sampling=Sampling(max_tokens=1))
+    driver.run()
+    assert driver.result(call).tokens_loaded == 0
+    driver.engine.store.evict_all()
+    totals = driver.engine.tiers.counters.totals()
+    assert (totals.prefetches_useful, totals.prefetches_wasted) == (1, 1)
+
+
+def test_a_message_nobody_encoded_yet_is_encoded_ahead() -> None:
+    driver = driver_of(host_tokens=0)
+    other = Driver(make_engine())
+    spec = other.prefill(text(5, 60))
+    prefetch(driver, spec, compute=False)
+    assert spec.encoding_id not in driver.engine.store
+    prefetch(driver, spec)
+    for part, expected in zip(driver.keys_and_values(spec), other.keys_and_values(spec), strict=True):
+        torch.testing.assert_close(part, expected, atol=2e-4, rtol=0)
+
+
+def test_a_prefetch_evicts_nothing_that_is_needed_sooner() -> None:
+    driver = driver_of(pool_tokens=256, host_tokens=0)
+    soon = driver.prefill(text(1, 200))
+    driver.engine.advise(Advice(uses=((soon.encoding_id, Use(1, 1.0)),)))
+    big = Driver(make_engine()).prefill(text(3, 120))
+    prefetch(driver, big, in_s=100.0)
+    assert big.encoding_id not in driver.engine.store
+    prefetch(driver, big, in_s=0.01)
+    assert big.encoding_id in driver.engine.store
+    assert soon.encoding_id not in driver.engine.store
+
+
+def test_what_is_pinned_goes_last_and_still_goes() -> None:
+    driver = driver_of(pool_tokens=256, host_tokens=0)
+    kept, other = driver.prefill(text(1, 100)), driver.prefill(text(2, 100))
+    driver.engine.advise(Advice(pins=((kept.encoding_id, 100.0),)))
+    driver.prefill(text(3, 100))
+    assert kept.encoding_id in driver.engine.store
+    assert other.encoding_id not in driver.engine.store
+    driver.prefill(text(4, 250))
+    assert kept.encoding_id not in driver.engine.store
+
+
+def test_an_older_workflow_takes_precedence_and_the_younger_goes_on_as_if_nothing_happened() -> None:
+    alone = Driver(make_engine())
+    sampling = Sampling(max_tokens=60, temperature=1.0, seed=5)
+    expected = alone.submit([1, 2, 3], sampling=sampling)
+    alone.run()
+    driver = driver_of(pool_tokens=128, host_tokens=0)
+    young = driver.submit([1, 2, 3], sampling=sampling, rank=2)
+    for _ in range(20):
+        driver.step()
+    old = driver.submit(text(1, 90), sampling=Sampling(max_tokens=2), rank=1)
+    driver.run()
+    assert driver.result(young).generated == alone.result(expected).generated
+    assert driver.result(old).finish_reason == "length"
+    assert driver.engine.tiers.counters.totals().preemptions == 1
+    assert [type(e).__name__ for e in driver.events[young]].count("CallStarted") == 1
+    order = [driver.events[call][-1] for call in (old, young)]
+    assert order[0].wall_ms < order[1].wall_ms
+
+
+def test_a_disk_keeps_what_the_host_lets_go(tmp_path: Path) -> None:
+    driver = driver_of(pool_tokens=256, host_tokens=256, disk_folder=tmp_path / "kv")
+    specs = [driver.prefill(text(number, 100)) for number in range(6)]
+    for spec in specs:
+        driver.engine.advise(Advice(uses=((spec.encoding_id, Use(1, 5.0)),)))
+    for _ in range(3):
+        for spec in specs:
+            call = driver.submit([1], driver.chain(spec), sampling=Sampling(max_tokens=1))
+            driver.run()
+            assert driver.result(call).tokens_read == 100
+    totals = driver.engine.tiers.counters.totals()
+    assert totals.bytes_saved_disk > 0
+    assert totals.tokens_loaded_disk > 0
+    driver.engine.close()
+    again = driver_of(pool_tokens=256, host_tokens=512, disk_folder=tmp_path / "kv")
+    again.specs = driver.specs
+    held = [spec for spec in specs if spec.encoding_id in again.engine.tiers.disk]
+    assert held
+    call = again.submit([1], again.chain(held[0]), sampling=Sampling(max_tokens=1))
+    again.run()
+    assert again.result(call).tokens_encoded == 1
+    again.engine.close()
+
+
+def test_a_damaged_file_costs_an_encoding_and_no_call(tmp_path: Path) -> None:
+    driver = driver_of(pool_tokens=512, host_tokens=512, disk_folder=tmp_path / "kv")
+    spec = driver.prefill(text(1, 300))
+    save_all(driver)
+    entry = driver.engine.tiers.host.get(spec.encoding_id)
+    write = driver.engine.tiers._write(entry, spec)
+    assert write.wait(10)
+    driver.engine.close()
+    (file,) = (tmp_path / "kv").glob("*.kv")
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    again = driver_of(pool_tokens=512, host_tokens=512, disk_folder=tmp_path / "kv")
+    again.specs = driver.specs
+    call = again.submit([1], again.chain(spec), sampling=force([3, 4]))
+    again.run()
+    assert again.engine.tiers.counters.totals().tokens_loaded_disk == 256
+    assert again.result(call).tokens_encoded == 45
+    whole = Driver(make_engine())
+    whole.specs = driver.specs
+    expected = whole.submit([1], whole.chain(spec), sampling=force([3, 4]))
+    whole.run()
+    torch.testing.assert_close(logprobs(again.result(call)), logprobs(whole.result(expected)), atol=2e-4, rtol=0)
+    assert not list((tmp_path / "kv").glob("*.kv"))
+    again.engine.close()
+
+
+@pytest.mark.parametrize("share", [0.5])
+def test_no_tenant_takes_more_than_its_share(share: float) -> None:
+    driver = driver_of(pool_tokens=256, host_tokens=256, tenant_share=share)
+    for number in range(8):
+        driver.prefill(text(number, 60))
+        taken = sum(len(e.pages) for e in driver.engine.store.entries())
+        assert taken <= 8
+        driver.engine.tiers.host.check_integrity()
