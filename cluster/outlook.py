@@ -50,6 +50,7 @@ class Reader:
     in_s: float
     likelihood: float
     spot: Spot
+    encodings: Sequence[tuple[EncodingId, bool]]  # read there, and whether fixed
     whole: bool
 
 
@@ -213,7 +214,7 @@ class _Level:
         if awaited.spot is None:
             return None
         address = self._path + node.address
-        return Reader(address, found.steps, found.in_s, found.likelihood, awaited.spot, whole)
+        return Reader(address, found.steps, found.in_s, found.likelihood, awaited.spot, awaited.encodings, whole)
 
     def _add_possible(
         self, ref: ReadRef, share: float, is_next: bool, spot: Spot | None, found: _Found, tree: ViewTree, uses: _Uses

@@ -56,6 +56,8 @@ class DirectoryView:
         self.num_shards = num_shards
         self.counters = ViewCounters()
         self.on_interest: Callable[[], None] = lambda: None  # told when there is something for `take_interest`
+        self.on_arrival: Callable[[str, EncodingId], None] = lambda worker_id, encoding_id: None
+        """Told of each encoding that comes to a worker that had it in no tier."""
         self._expire_s, self._linger_s, self._clock = expire_s, linger_s, clock
         self._epochs: dict[str, Epoch] = {}
         self._over: dict[str, Epoch] = {}  # the last life of a worker that is known to have ended
@@ -221,6 +223,8 @@ class DirectoryView:
         of_worker, on_device = self._placed.setdefault(worker_id, {}), self._device.setdefault(worker_id, {})
         holders = self._holders.get(encoding_id)
         if placed:
+            if encoding_id not in of_worker:
+                self.on_arrival(worker_id, encoding_id)
             of_worker[encoding_id] = placed
             if holders is None:
                 self._holders[encoding_id] = {worker_id: placed}

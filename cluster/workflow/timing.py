@@ -23,8 +23,8 @@ TICKS_PER_S = 1000
 MAX_TICKS = 1 << 26  # of one step: 18 hours
 FEW = 5  # steps that have ended so often are averaged evenly, later ones count more than earlier ones
 UNHEARD_S: Mapping[Kind, float] = {"generate": 1.0, "external": 2.0, "workflow": 5.0}
-OVERDUE = 0.2
-"""What has run for longer than usual is expected to go on for this share of the time that it has taken."""
+OVERDUE = 0.5
+"""What has run for longer than usual is expected to go on for this share of what it is late by."""
 
 _IN_BRACKETS = re.compile(r"\[[^\]]*\]")
 
@@ -51,7 +51,12 @@ class StepHistory:
 
     def seconds(self, workflow: str, address: str, kind: Kind) -> float:
         """Of a step never heard of: as others of its kind."""
-        known = self._steps.get((workflow, step_path(address), kind)) or self._kinds.get(kind)
+        known = self._steps.get((workflow, step_path(address), kind))
+        return self.usual_s(kind) if known is None else known.seconds
+
+    def usual_s(self, kind: Kind) -> float:
+        """Of all steps of a kind."""
+        known = self._kinds.get(kind)
         return UNHEARD_S[kind] if known is None else known.seconds
 
     def tokens(self, workflow: str, address: str) -> float | None:
@@ -108,8 +113,8 @@ class Timing:
         for number in running[np.isnan(self._begun_s[running])].tolist():
             begun = begun_s(self._look_ahead.addresses[number])
             self._begun_s[number] = now_s if begun is None else begun
-        taken_s = now_s - self._begun_s[running]
-        takes_s[running] = np.maximum(takes_s[running] - taken_s, OVERDUE * taken_s)
+        left_s = takes_s[running] - (now_s - self._begun_s[running])
+        takes_s[running] = np.maximum(left_s, -OVERDUE * left_s)
         for address, seconds in inner_s.items():
             takes_s[self._inner[address]] = seconds
         self._begins = self._look_ahead.begins(as_ticks(takes_s))

@@ -68,9 +68,9 @@ def test_an_and_join_begins_after_the_latest_and_an_or_join_after_the_earliest()
 def test_what_runs_takes_what_is_left_of_its_time_and_what_is_overdue_some_more() -> None:
     timed = Timed(JOIN, history(short=2.0, long=30.0, both=1.0, either=4.0, wrap=1.0))
     assert timed.at(101.5) == {"short": 0, "long": 0, "both": 28.5, "either": 0.5, "wrap": 29.5}
-    assert timed.at(110.0)["either"] == pytest.approx(2.0)  # a fifth of the ten seconds that it has taken
-    assert timed.timing.next_end_s == pytest.approx(2.0)
-    assert timed.at(200.0)["either"] == pytest.approx(20.0)
+    assert timed.at(110.0)["either"] == pytest.approx(4.0)  # half of what it is late by
+    assert timed.timing.next_end_s == pytest.approx(4.0)
+    assert timed.at(202.0)["either"] == pytest.approx(36.0)  # the other one is late by 72 s itself
     timed.finish("short", 110.0)
     assert timed.at(110.0) == {"long": 0, "either": 0, "both": 20.0, "wrap": 21.0}
 
