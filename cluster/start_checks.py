@@ -25,7 +25,9 @@ def checked(config: LabanConfig) -> LabanConfig:
     folder, record = config.cache.disk_folder, config.routing.record
     if folder is not None:
         if config.engine.shards > 1:
-            raise InvalidInput("workers of several shards keep nothing on disk", field="cache.disk_folder", value=folder)
+            raise InvalidInput(
+                "workers of several shards keep nothing on disk", field="cache.disk_folder", value=folder
+            )
         folder = _absolute(folder)
         if config.ray.address is None:  # elsewhere only the workers can tell, and do
             prepare_disk_folder(folder)
