@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
-from laban.actors.errors import NotFound
+from laban.actors.errors import LabanError, NotFound
 from laban.cluster.board import Board
+from laban.cluster.messages import MessageBook
 from laban.cluster.records import NextUse, RoutingDecision, StepExplanation, StepResult
+from laban.cluster.views import Entry, compose
+from laban.cluster.workflow.states import ReadRef
+from laban.kvstore.encodings import EncodingId, flatten
+from laban.kvstore.uses import Use
 
 MAX_SUGGESTED = 5
 
@@ -30,6 +35,34 @@ def explained(
     if decision is None:
         raise NotFound(_why_none(result), field="address", value=address)
     return StepExplanation(board.workflow_id, address, decision, tuple(uses))
+
+
+def next_uses(reads: Sequence[ReadRef], book: MessageBook, uses: Mapping[EncodingId, Use]) -> tuple[NextUse, ...]:
+    """When each message that a step reads, each once, will be read next; those that nobody will are left out.
+
+    `book` has the messages. A message is what the step reads of it, or else the encoding made when it was.
+    """
+    messages = [book.messages.get(read.key) for read in reads]
+    entries = [
+        Entry(message, read.fidelity, begin=read.begin, end=read.end)
+        for read, message in zip(reads, messages, strict=True)
+        if message is not None
+    ]
+    if not entries or len(entries) < len(reads):
+        return ()
+    language = book.language
+    root = language.framing.root(entries[0].message.role)
+    try:
+        composed = compose(language.namespace, root, entries, book.specs, max_context=language.max_context)
+    except LabanError:  # the call said so
+        return ()
+    placed = flatten(composed.view, {**book.specs, **composed.added})[int(composed.has_root) :]
+    found: dict[str, NextUse] = {}
+    for read, entry, placement in zip(reads, entries, placed, strict=True):
+        use = uses.get(placement.encoding_id) or uses.get(entry.message.home.encoding_id)
+        if use is not None:
+            found[read.key] = NextUse(read.key, use.steps, max(0.0, use.in_s), use.likelihood)
+    return tuple(found.values())
 
 
 def _why_none(result: StepResult) -> str:

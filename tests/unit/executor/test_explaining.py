@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from scripted_engine import MAX_CONTEXT, CharFraming, CharTokenizer
 
 from laban.actors.errors import NotFound
 from laban.cluster.board import Board
-from laban.cluster.explaining import explained
+from laban.cluster.explaining import explained, next_uses
+from laban.cluster.messages import Language, MessageBook
 from laban.cluster.records import NextUse, RoutingCandidate, RoutingDecision, StepResult
+from laban.cluster.views import Entry, compose
+from laban.cluster.workflow.states import ReadRef
+from laban.kvstore.encodings import flatten
+from laban.kvstore.uses import Use
 
 STEPS = (
     StepResult("ask[1]", "ask", state="waiting"),
@@ -53,3 +59,24 @@ def test_of_many_instances_a_few_are_named() -> None:
     steps = [StepResult(f"vote[{number}]", "vote") for number in range(100)]
     with pytest.raises(NotFound, match=r"vote\[4\], \.\.\. .got 'vote'"):
         explained(Board("wf", "flow", steps, lambda: 0.0), "vote", None)
+
+
+def test_the_messages_of_a_step_are_found_by_what_it_reads_of_them() -> None:
+    book = MessageBook(Language(CharFraming(), CharTokenizer(), "model", MAX_CONTEXT))
+    first, second, third = (book.add_text(key, "user", key, None, path=key) for key in ("first", "second", "third"))
+    entries = [Entry(first), Entry(second), Entry(third, "direct")]
+    composed = compose("model", book.language.framing.root("user"), entries, book.specs, max_context=MAX_CONTEXT)
+    placed = flatten(composed.view, {**book.specs, **composed.added})
+    uses = {
+        placed[2].encoding_id: Use(2, 3.5, 0.5),  # of the second, as it is read behind the first
+        second.home.encoding_id: Use(7, 9.0),
+        third.home.encoding_id: Use(1, -0.25),  # overdue
+        "another": Use(0, 0.0),
+    }
+    assert placed[2].encoding_id != second.home.encoding_id
+    reads = (ReadRef("first", "exact"), ReadRef("second", "exact"), ReadRef("third", "direct"))
+    assert next_uses(reads, book, uses) == (NextUse("second", 2, 3.5, 0.5), NextUse("third", 1, 0.0, 1.0))
+    del uses[placed[2].encoding_id]
+    assert next_uses(reads, book, uses)[0] == NextUse("second", 7, 9.0, 1.0)
+    assert next_uses((), book, uses) == ()
+    assert next_uses((*reads, ReadRef("gone", "exact")), book, uses) == ()
