@@ -168,6 +168,7 @@ class WorkerLoad:
     num_free_pages: int = 0
     num_pages: int = 0
     num_encodings: int = 0
+    num_blocked: int = 0  # of those waiting, those that wait for others to end: for pages, or a place in the batch
     host_bytes_used: int = 0
     disk_bytes_used: int = 0
 
@@ -237,6 +238,7 @@ class WorkerInfo:
     num_shards: int = 1  # processes, each with a device of its own
     host_bytes: int = 0  # budgets of the lower tiers
     disk_bytes: int = 0
+    fetches: bool = False  # encodings from other workers, as a call's `sources` say
 
     @property
     def pool_tokens(self) -> int:

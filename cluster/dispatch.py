@@ -10,18 +10,26 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 
-from laban.actors.calls import CallEvent, CallFailed, CallFinished, CallTokens, WorkerReport
+from laban.actors.calls import Advice, Call, CallEvent, CallFailed, CallFinished, CallStarted, CallTokens, WorkerReport
 from laban.actors.errors import FailedPrecondition, Unavailable
-from laban.actors.ports import DirectoryPort, WorkerLost, WorkerPort, WorkerSupervisor
-from laban.cluster.records import ErrorInfo, WorkerStatus
+from laban.actors.ports import DirectoryPort, WorkerPort, WorkerSupervisor
+from laban.cluster.decisions import Decisions
+from laban.cluster.draining import Foreseen
+from laban.cluster.fleet import Fleet
+from laban.cluster.lives import Lives
+from laban.cluster.records import ErrorInfo, RoutingDecision, WorkerStatus
+from laban.cluster.routing.call_view import view_call
 from laban.cluster.routing.directory_feed import DirectoryFeed
 from laban.cluster.routing.directory_view import EXPIRE_S, DirectoryView
-from laban.cluster.routing.policy import choose_worker
-from laban.cluster.routing.rates import Rates
+from laban.cluster.routing.ledger import Ledger
+from laban.cluster.routing.policies import load_routing
+from laban.cluster.routing.recorder import EndedCall, Recorder
+from laban.cluster.routing.replication import Replication
+from laban.cluster.routing.router import Router
 from laban.cluster.slots import Order, Slot, Ticket
 
 logger = logging.getLogger(__name__)
@@ -33,6 +41,9 @@ class DispatchLimits:
     max_calls_per_worker: int = 1024  # sent and not ended; more wait here
     restart_delays_s: tuple[float, ...] = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
     """Waits before each try to bring a lost worker back; after the last one it stays lost."""
+    start_timeout_s: float = 600.0  # of a worker that is added
+    drain_timeout_s: float = 60.0  # for others to take over what a worker leaves behind
+    drain_interval_s: float = 0.1  # between looks at what is left
 
 
 class Dispatcher:
@@ -45,14 +56,21 @@ class Dispatcher:
         supervisor: WorkerSupervisor | None = None,
         directory: DirectoryPort | None = None,
         limits: DispatchLimits | None = None,
+        policy: str = "cost",
+        replicate: bool = True,
+        recorder: Recorder | None = None,
         clock: Callable[[], float] = time.monotonic,
+        time_of_day: Callable[[], float] = time.time,
     ) -> None:
-        """Raises Unavailable for no workers, FailedPrecondition for workers that serve different models."""
+        """`policy` is a name as in `load_routing`; it is the dispatcher that closes `recorder`.
+
+        Raises Unavailable for no workers, FailedPrecondition for workers that serve different models, ValueError for a
+        policy that is none.
+        """
         if not workers:
             raise Unavailable("no worker is up")
-        self._supervisor = supervisor
         self._limits = limits or DispatchLimits()
-        self._clock = clock
+        self._clock, self._time_of_day = clock, time_of_day
         self.info = workers[0].info  # what all workers have in common: namespace, model, max_context
         for port in workers:
             if port.info.namespace != self.info.namespace:
@@ -63,37 +81,52 @@ class Dispatcher:
         else:
             self.directory = DirectoryView(directory.num_shards, expire_s=EXPIRE_S, clock=clock)
         self._feed = None if directory is None else DirectoryFeed(directory, self.directory)
-        self._rates = Rates()
+        self.policy = policy
+        self.router = Router(load_routing(policy), self.directory, Ledger(), Replication() if replicate else None)
+        self._ledger = self.router.ledger
+        self._decisions = Decisions(self.router.policy, policy)
+        self._recorder = recorder
+        self._foreseen: Foreseen | None = None
         self._ports = list(workers)
-        self._slots: dict[str, Slot] = {}
-        self._lost: dict[str, Slot] = {}  # the last life of those that are not up
-        self._returning: set[str] = set()
+        self._lives = Lives(
+            self,
+            self.info.namespace,
+            supervisor,
+            restart_delays_s=self._limits.restart_delays_s,
+            start_timeout_s=self._limits.start_timeout_s,
+        )
+        self._slots = self._lives.up
+        self.fleet = Fleet(
+            self._lives,
+            self.router,
+            self.directory,
+            drain_timeout_s=self._limits.drain_timeout_s,
+            interval_s=self._limits.drain_interval_s,
+        )
         self._waiting: dict[str, Ticket] = {}
+        self._queue: list[tuple[int, int, str]] = []  # rank, arrival and key of those; or of some that left
+        self._num_ordered = 0
         self._sent: dict[str, tuple[Slot, Ticket]] = {}  # by the order's key
         self._flush_due = False
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        for port in self._ports:
-            self._attach(port)
-            self._spawn(self._serve(port), f"worker {port.info.worker_id}")
+        self._lives.start(self._ports)
         if self._feed is not None:
-            self._spawn(self._feed.run(), "directory feed")
+            self._lives.spawn(self._feed.run(), "directory feed")
 
     async def stop(self) -> None:
         """Stop listening and close the workers. Orders not ended get no further word."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for slot in list(self._slots.values()):
-            await slot.port.close()
-        self._slots.clear()
+        await self.fleet.stop()
+        await self._lives.stop()
+        if self._recorder is not None:
+            await asyncio.to_thread(self._recorder.close)
 
     def submit(self, orders: Iterable[Order]) -> None:
         """Queue calls. What becomes of them is told to their sinks, never from within this method."""
         for order in orders:
             self.directory.watch_also(order.source, (spec.encoding_id for spec in order.call.specs))
-            self._waiting[order.key] = Ticket(order, self._clock(), order.attempt)
+            self._num_ordered += 1
+            self._wait(Ticket(order, self._num_ordered, self._clock(), order.attempt))
         self._schedule_flush()
 
     def abort(self, keys: Iterable[str]) -> None:
@@ -109,6 +142,21 @@ class Dispatcher:
             slot.port.abort(call_ids)
         self._schedule_flush()
 
+    def advise(self, worker_id: str, advice: Advice) -> None:
+        """Tell a worker what is to come. Nothing happens if it is not up."""
+        slot = self._slots.get(worker_id)
+        if slot is not None:
+            slot.port.advise(advice)
+
+    def predict(self, order: Order) -> str | None:
+        """The worker that a call would go to now; None if none takes any. Nothing is sent."""
+        choice = self.router.choose(view_call(order.call, order.successors, order.family), self._clock())
+        return None if choice is None else choice.worker_id
+
+    def explain(self, key: str) -> RoutingDecision | None:
+        """Where a call went and why; None if it was not routed, or too long ago."""
+        return self._decisions.explain(key)
+
     @property
     def max_attempts(self) -> int:
         return self._limits.max_attempts
@@ -119,10 +167,20 @@ class Dispatcher:
 
     def workers(self) -> tuple[WorkerStatus, ...]:
         up = [slot.status(alive=True) for slot in self._slots.values()]
-        down = [slot.status(alive=False) for slot in self._lost.values()]
+        down = [slot.status(alive=False) for slot in self._lives.lost.values()]
         return tuple(sorted(up + down, key=lambda status: status.worker_id))
 
+    def foresee(self, foreseen: Foreseen) -> None:
+        """Who knows what will be read: of use to a worker that leaves, and to recordings."""
+        self._foreseen = self.fleet.foreseen = foreseen
+
     # Sending
+
+    def _wait(self, ticket: Ticket) -> None:
+        self._waiting[ticket.order.key] = ticket
+        heappush(self._queue, (ticket.order.rank, ticket.number, ticket.order.key))
+        if len(self._queue) > 2 * len(self._waiting) + 64:  # most of it has left
+            self._queue = sorted((each.order.rank, each.number, key) for key, each in self._waiting.items())
 
     def _schedule_flush(self) -> None:
         if self._waiting and not self._flush_due:
@@ -132,65 +190,64 @@ class Dispatcher:
     def _flush(self) -> None:
         self._flush_due = False
         if not self._slots:
-            if not self._returning:
+            if not self._lives.awaited:
                 self._fail_waiting()
             return
-        batches: dict[str, list[Ticket]] = {}
-        for ticket in list(self._waiting.values()):
-            try:
-                slot = self._choose(ticket.order)
-                if slot is None:  # every worker is full: the rest waits until calls end
-                    break
-                slot.add(ticket)
-            except Exception as error:
-                logger.exception("routing call %s failed", ticket.call_id)
-                del self._waiting[ticket.order.key]
-                self._tell(ticket, ErrorInfo("INTERNAL", f"routing failed: {error!r}"))
-                continue
-            del self._waiting[ticket.order.key]
-            self._sent[ticket.order.key] = (slot, ticket)
-            ticket.waited_ms = (self._clock() - ticket.ordered_at) * 1000.0
-            batches.setdefault(slot.info.worker_id, []).append(ticket)
-        for worker_id, tickets in batches.items():
-            calls = [replace(ticket.order.call, call_id=ticket.call_id) for ticket in tickets]
+        batches: dict[str, list[Call]] = {}
+        while self._queue:
+            _, number, key = self._queue[0]
+            ticket = self._waiting.get(key)
+            if ticket is not None and ticket.number == number:
+                try:
+                    call = self._route(ticket)
+                except Exception as error:
+                    logger.exception("routing call %s failed", ticket.call_id)
+                    del self._waiting[key]
+                    self._tell(ticket, ErrorInfo("INTERNAL", f"routing failed: {error!r}"))
+                else:
+                    if call is None:  # every worker is full: the rest waits until calls end
+                        break
+                    batches.setdefault(self._sent[key][0].info.worker_id, []).append(call)
+            heappop(self._queue)
+        for worker_id, calls in batches.items():
             self._slots[worker_id].port.submit(calls)
 
-    def _choose(self, order: Order) -> Slot | None:
-        room = [slot for slot in self._slots.values() if len(slot.tickets) < self._limits.max_calls_per_worker]
-        if len(room) <= 1:
-            return room[0] if room else None
-        views = [slot.view(order, self._rates.tokens_per_ms(slot.info.worker_id)) for slot in room]
-        return self._slots[choose_worker(views)]
+    def _route(self, ticket: Ticket) -> Call | None:
+        """The call as it is to be sent to the worker that it is now counted for; None if none takes any."""
+        order, now_s = ticket.order, self._clock()
+        if ticket.view is None:
+            ticket.view = view_call(order.call, order.successors, order.family)
+        choice = self.router.choose(ticket.view, now_s)
+        if choice is None:
+            return None
+        slot = self._slots[choice.worker_id]
+        ticket.sent = self.router.send(ticket.view, choice, now_s)
+        ticket.tokens_predicted = choice.tokens_found
+        ticket.waited_ms = (now_s - ticket.ordered_at) * 1000.0
+        if self._recorder is not None and self._foreseen is not None:
+            uses = ((need.encoding_id, self._foreseen.next_use(need.encoding_id)) for need in ticket.view.needs)
+            ticket.uses = {encoding_id: use for encoding_id, use in uses if use is not None}
+        self._decisions.keep(order.key, ticket.attempt, self._time_of_day(), ticket.view, choice, len(self._slots))
+        del self._waiting[order.key]
+        self._sent[order.key] = (slot, ticket)
+        slot.tickets[ticket.call_id] = ticket
+        self._see_room(slot)
+        return replace(order.call, call_id=ticket.call_id, rank=order.rank, sources=choice.sources)
+
+    def _see_room(self, slot: Slot) -> None:
+        room = len(slot.tickets) < self._limits.max_calls_per_worker
+        self._ledger.set_open(slot.account, room and not slot.draining)
 
     def _fail_waiting(self) -> None:
-        waiting, self._waiting = list(self._waiting.values()), {}
+        waiting, self._waiting, self._queue = list(self._waiting.values()), {}, []
         for ticket in waiting:
             self._tell(ticket, ErrorInfo("UNAVAILABLE", "no worker is up"))
 
     # Listening
 
-    async def _serve(self, port: WorkerPort | None) -> None:
-        """One worker through all its lives."""
-        while port is not None:
-            worker_id = port.info.worker_id
-            reason = "its reports ended"
-            try:
-                async with aclosing(port.reports()) as reports:
-                    async for report in reports:
-                        self._take(port, report)
-            except WorkerLost as error:
-                reason = str(error)
-            except Exception as error:
-                logger.exception("reading the reports of worker %s failed", worker_id)
-                reason = repr(error)
-            self._detach(worker_id, reason)
-            await port.close()
-            port = await self._restart(worker_id)
-
-    def _take(self, port: WorkerPort, report: WorkerReport) -> None:
-        worker_id = port.info.worker_id
-        slot = self._slots[worker_id]
-        slot.load, slot.rates, slot.cache = report.load, report.rates, report.cache
+    def reported(self, slot: Slot, report: WorkerReport) -> None:
+        slot.last = report
+        self._ledger.report(slot.account, report.load, report.rates)
         for event in report.events:
             ticket = slot.tickets.get(event.call_id)
             if ticket is None:
@@ -209,24 +266,48 @@ class Dispatcher:
         sink, key, worker_id = ticket.order.sink, ticket.order.key, slot.info.worker_id
         if isinstance(event, CallFailed):
             self._forget(slot, ticket)
+            self._record(slot, ticket, event.status)
             self._tell(ticket, ErrorInfo(event.status, event.message))
             return
         if not ticket.started:
             ticket.started = True
             sink.call_started(key, ticket.attempt, worker_id)
-        if isinstance(event, CallTokens):
-            slot.encoded(ticket)
+        if isinstance(event, CallStarted):
+            self.directory.count(ticket.tokens_predicted, event.tokens_reused)
+        elif isinstance(event, CallTokens):
+            assert ticket.sent is not None
+            self._ledger.started(ticket.sent)
             sink.call_tokens(key, ticket.attempt, event)
-        elif isinstance(event, CallFinished):
-            if ticket.alone:
-                self._rates.observe(worker_id, event.tokens_encoded, event.ttft_ms)
+        else:
+            assert ticket.sent is not None
+            self._ledger.observe(ticket.sent, event.tokens_encoded, event.ttft_ms, event.wall_ms)
             self._expect(slot, ticket, event)
             self._forget(slot, ticket)
+            self._record(slot, ticket, event)
             sink.call_finished(key, ticket.attempt, worker_id, event, ticket.waited_ms)
 
+    def _expect(self, slot: Slot, ticket: Ticket, event: CallFinished) -> None:
+        """What the call brought stands on the worker's device, until the directory knows better."""
+        info, directory = slot.info, self.directory
+        assert ticket.sent is not None
+        directory.watch_also(ticket.order.source, [event.encoding.encoding_id])
+        specs = {spec.encoding_id: spec for spec in (*ticket.order.call.specs, event.encoding)}
+        for encoding_id in {**dict.fromkeys(ticket.sent.brings), event.encoding.encoding_id: None}:
+            directory.expect(info.worker_id, info.epoch, encoding_id, specs[encoding_id].num_tokens)
+
+    def _record(self, slot: Slot, ticket: Ticket, end: CallFinished | str) -> None:
+        if self._recorder is not None:
+            ordered_at = self._time_of_day() - (self._clock() - ticket.ordered_at)
+            worker_id, uses = slot.info.worker_id, ticket.uses or {}
+            call = ticket.order.call
+            self._recorder.put(EndedCall(call, ordered_at, ticket.attempt, worker_id, ticket.waited_ms, uses, end))
+
     def _forget(self, slot: Slot, ticket: Ticket) -> None:
-        slot.remove(ticket)
+        assert ticket.sent is not None
+        self._ledger.ended(ticket.sent)
+        del slot.tickets[ticket.call_id]
         del self._sent[ticket.order.key]
+        self._see_room(slot)
 
     def _tell(self, ticket: Ticket, error: ErrorInfo) -> None:
         try:
@@ -234,74 +315,37 @@ class Dispatcher:
         except Exception:
             logger.exception("nobody took the failure of call %s: %s", ticket.call_id, error)
 
-    def _expect(self, slot: Slot, ticket: Ticket, event: CallFinished) -> None:
-        """What the call encoded stands on the worker's device, until the directory knows better."""
-        info, directory = slot.info, self.directory
-        directory.watch_also(ticket.order.source, [event.encoding.encoding_id])
-        specs = {spec.encoding_id: spec for spec in ticket.order.call.specs}
-        for spec in (*(specs[encoding_id] for encoding_id in ticket.brings), event.encoding):
-            directory.expect(info.worker_id, info.epoch, spec.encoding_id, spec.num_tokens)
-
     # Lives of workers
 
-    def _attach(self, port: WorkerPort) -> None:
+    def attached(self, port: WorkerPort) -> Slot:
         info = port.info
         self.directory.begin(info.worker_id, info.epoch)
-        self._slots[info.worker_id] = Slot(port, self.directory.held_by(info.worker_id))
-        self._lost.pop(info.worker_id, None)
         self._schedule_flush()
+        return Slot(port, self._ledger.add(info))
 
-    def _detach(self, worker_id: str, reason: str) -> None:
-        logger.warning("worker %s is lost: %s", worker_id, reason)
-        slot = self._slots.pop(worker_id)
-        self._lost[worker_id] = slot
-        self._rates.forget(worker_id)
-        self.directory.drop(worker_id, slot.info.epoch)
+    def detached(self, slot: Slot, reason: str) -> None:
+        info = slot.info
+        self._ledger.remove(info.worker_id)
+        self.directory.drop(info.worker_id, info.epoch)
         if self._feed is not None:
-            self._spawn(self._feed.drop(worker_id, slot.info.epoch), f"death of {worker_id}")
-        if self._supervisor is not None:
-            self._returning.add(worker_id)
+            self._lives.spawn(self._feed.drop(info.worker_id, info.epoch), f"death of {info.worker_id}")
         while slot.tickets:  # a sink that is told of one call's failure may abort others of these
             ticket = next(iter(slot.tickets.values()))
             self._forget(slot, ticket)
-            lives = ticket.attempt - ticket.order.attempt + 1
+            order, lives = ticket.order, ticket.attempt - ticket.order.attempt + 1
             if lives >= self._limits.max_attempts:
                 why = f"the worker died in each of {lives} attempts; the last time: {reason}"
                 self._tell(ticket, ErrorInfo("UNAVAILABLE", why))
                 continue
-            again = Ticket(ticket.order, ticket.ordered_at, ticket.attempt + 1)
-            self._waiting[again.order.key] = again
+            again = Ticket(order, ticket.number, ticket.ordered_at, ticket.attempt + 1, ticket.view)
+            self._wait(again)
             try:
-                again.order.sink.call_requeued(again.order.key, again.attempt)
+                order.sink.call_requeued(order.key, again.attempt)
             except Exception as error:
                 logger.exception("requeueing call %s failed", again.call_id)
-                self._waiting.pop(again.order.key, None)
+                self._waiting.pop(order.key, None)
                 self._tell(again, ErrorInfo("INTERNAL", f"requeueing failed: {error!r}"))
         self._schedule_flush()
 
-    async def _restart(self, worker_id: str) -> WorkerPort | None:
-        if self._supervisor is None:
-            return None
-        try:
-            for delay_s in self._limits.restart_delays_s:
-                await asyncio.sleep(delay_s)
-                try:
-                    port = await self._supervisor.start(worker_id)
-                except Exception as error:
-                    logger.warning("worker %s did not come back: %s", worker_id, error)
-                    continue
-                if port.info.namespace == self.info.namespace:
-                    self._attach(port)
-                    return port
-                logger.error("worker %s came back with another model", worker_id)
-                await port.close()
-            logger.error("worker %s stays lost after %d tries", worker_id, len(self._limits.restart_delays_s))
-            return None
-        finally:
-            self._returning.discard(worker_id)
-            self._schedule_flush()
-
-    def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def settled(self) -> None:
+        self._schedule_flush()

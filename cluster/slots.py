@@ -1,17 +1,18 @@
-"""A worker as the dispatcher sees it: its port, what it was sent, what it will hold once that is done."""
+"""A call on its way, and a worker as the dispatcher sees it."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from laban.actors.calls import CacheCounters, Call, CallFinished, CallTokens, WorkerInfo, WorkerLoad, WorkerRates
+from laban.actors.calls import Call, CallFinished, CallTokens, WorkerInfo, WorkerReport
 from laban.actors.ports import WorkerPort
 from laban.cluster.records import ErrorInfo, WorkerStatus
-from laban.cluster.routing.policy import WorkerView, missing_encodings, tokens_not_held
+from laban.cluster.routing.call_view import CallView, family_of
+from laban.cluster.routing.ledger import Account, Sent
 from laban.kvstore.encodings import EncodingId, EncodingSpec
+from laban.kvstore.uses import Use
 
 
 class CallSink(Protocol):
@@ -35,14 +36,17 @@ class CallSink(Protocol):
 class Order:
     """A call to be run: `call.call_id` is its key, unique among the orders not ended.
 
-    `family` holds the encodings of the workflow or session, what later calls may need. `attempt` is the number of its
-    first attempt: that of a call tried again goes on counting.
+    `family` holds the encodings of the workflow or session, what later calls may need; `successors`, where somebody
+    knows, what they will read, with the tokens of each. `attempt` is the number of its first attempt: that of a call
+    tried again goes on counting. `rank` is its workflow's place in the order of admission: the lowest goes first.
     """
 
     call: Call
     sink: CallSink
     family: Mapping[EncodingId, EncodingSpec]
     attempt: int = 1
+    rank: int = 0
+    successors: Mapping[EncodingId, int] | None = None
 
     @property
     def key(self) -> str:
@@ -51,21 +55,23 @@ class Order:
     @property
     def source(self) -> str:
         """The workflow or session that it is of."""
-        return self.key.partition("/")[0]
+        return family_of(self.key)
 
 
 @dataclass(slots=True)
 class Ticket:
-    """An order on its way: which attempt, and what it counts for in a worker's ledger."""
+    """An order on its way: which attempt, and what it counts for in the ledger."""
 
     order: Order
+    number: int  # its place in the order of arrival
     ordered_at: float  # seconds, monotonic
     attempt: int
+    view: CallView | None = None  # once it was routed
     started: bool = False
     waited_ms: float = 0.0
-    queued_tokens: int = 0  # still counted as to be encoded
-    alone: bool = False  # nothing was queued at the worker before it
-    brings: tuple[EncodingId, ...] = ()
+    tokens_predicted: int = 0  # of its view, to be found encoded
+    sent: Sent | None = None
+    uses: Mapping[EncodingId, Use] | None = None  # what was known when it was sent, for the recorder
 
     @property
     def call_id(self) -> str:
@@ -74,57 +80,18 @@ class Ticket:
 
 
 class Slot:
-    """One life of one worker, with the ledger of what it was sent."""
+    """One life of one worker, and the calls that it was sent."""
 
-    def __init__(self, port: WorkerPort, held: Mapping[EncodingId, int]) -> None:
-        """`held` is a live view of what the worker holds."""
+    def __init__(self, port: WorkerPort, account: Account) -> None:
         self.port = port
+        self.account = account
         self.info: WorkerInfo = port.info
-        self.load = WorkerLoad(num_free_pages=port.info.num_pages, num_pages=port.info.num_pages)
-        self.rates = WorkerRates()
-        self.cache = CacheCounters()
+        self.last = WorkerReport(self.info.worker_id, self.info.epoch, 0, load=account.load)
         self.tickets: dict[str, Ticket] = {}
-        self.queued_tokens = 0
-        self._held = held
-        self._coming: Counter[EncodingId] = Counter()
-
-    def view(self, order: Order, tokens_per_ms: float) -> WorkerView:
-        present = _Union(self._held, self._coming)
-        missing = missing_encodings(order.call.view, _specs(order), present)
-        return WorkerView(
-            worker_id=self.info.worker_id,
-            queued_tokens=self.queued_tokens,
-            num_running=len(self.tickets),
-            missing_tokens=sum(missing.values()) + len(order.call.tokens),
-            tokens_per_ms=tokens_per_ms,
-            successor_tokens=tokens_not_held(order.family.values(), present),
-            free_pages=self.load.num_free_pages,
-        )
-
-    def add(self, ticket: Ticket) -> None:
-        order = ticket.order
-        missing = missing_encodings(order.call.view, _specs(order), _Union(self._held, self._coming))
-        ticket.brings = tuple(missing)
-        ticket.alone = self.queued_tokens == 0
-        ticket.queued_tokens = sum(missing.values()) + len(order.call.tokens)
-        self.queued_tokens += ticket.queued_tokens
-        self._coming.update(ticket.brings)
-        self.tickets[ticket.call_id] = ticket
-
-    def encoded(self, ticket: Ticket) -> None:
-        """The call has its first token: nothing of it is queued any more."""
-        self.queued_tokens -= ticket.queued_tokens
-        ticket.queued_tokens = 0
-
-    def remove(self, ticket: Ticket) -> None:
-        self.encoded(ticket)
-        self._coming.subtract(ticket.brings)
-        self._coming = +self._coming
-        ticket.brings = ()
-        del self.tickets[ticket.call_id]
+        self.draining = False
 
     def status(self, alive: bool) -> WorkerStatus:
-        info, load = self.info, self.load
+        info, load = self.info, self.last.load
         return WorkerStatus(
             worker_id=info.worker_id,
             epoch=info.epoch,
@@ -140,31 +107,11 @@ class Slot:
             page_size=info.page_size,
             bytes_per_token=info.bytes_per_token,
             encodings=load.num_encodings,
+            draining=self.draining and alive,
             host_bytes=info.host_bytes,
             host_bytes_used=load.host_bytes_used,
             disk_bytes=info.disk_bytes,
             disk_bytes_used=load.disk_bytes_used,
-            rates=self.rates,
-            cache=self.cache,
+            rates=self.last.rates,
+            cache=self.last.cache,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Union(Collection[EncodingId]):
-    """What is in either of two."""
-
-    first: Collection[EncodingId]
-    second: Collection[EncodingId]
-
-    def __contains__(self, item: object) -> bool:
-        return item in self.first or item in self.second
-
-    def __iter__(self) -> Iterator[EncodingId]:
-        yield from {*self.first, *self.second}
-
-    def __len__(self) -> int:
-        return len({*self.first, *self.second})
-
-
-def _specs(order: Order) -> dict[EncodingId, EncodingSpec]:
-    return {spec.encoding_id: spec for spec in order.call.specs}

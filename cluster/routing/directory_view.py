@@ -70,6 +70,7 @@ class DirectoryView:
         self._lingering: OrderedDict[EncodingId, float] = OrderedDict()  # since when, the oldest first
         self._added: list[dict[EncodingId, None]] = [{} for _ in range(num_shards)]
         self._removed: list[dict[EncodingId, None]] = [{} for _ in range(num_shards)]
+        self._listeners: list[Callable[[EncodingId], None]] = []
 
     # Where encodings are
 
@@ -87,6 +88,10 @@ class DirectoryView:
             if state is PlacementState.READY:
                 return tier
         return None
+
+    def listen(self, changed: Callable[[EncodingId], None]) -> None:
+        """Told of every encoding whose holders have changed."""
+        self._listeners.append(changed)
 
     @property
     def epochs(self) -> Mapping[str, Epoch]:
@@ -238,6 +243,8 @@ class DirectoryView:
             on_device[encoding_id] = placed[0][2]
         else:
             on_device.pop(encoding_id, None)
+        for changed in self._listeners:
+            changed(encoding_id)
 
     def _placed_at(self, worker_id: str, encoding_id: EncodingId) -> Placed:
         return self._holders.get(encoding_id, _NOWHERE).get(worker_id, ())

@@ -1,41 +1,49 @@
-"""Where a call should run. Pure: frozen views of the workers in, one worker's id out, ranked by one sort key."""
+"""What a routing policy is: one sort key over frozen views of a worker and a call."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from typing import NamedTuple, Protocol
 
+from laban.cluster.routing.call_view import CallView
 from laban.kvstore.encodings import EncodingId, EncodingSpec, View, dependencies
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerView:
-    """What one worker would have to do for one call, as far as the control plane knows."""
+class WorkerView(NamedTuple):
+    """What one worker would have to do for one call, as far as the control plane knows.
+
+    `tokens_host` and `tokens_disk` are loaded from its own lower tiers, `tokens_peer` fetched from other workers,
+    `tokens_encode` encoded: what is nowhere, or cheaper to encode than to bring, and the call's own. `cost_ms` is
+    `ttft_ms` less what copying a message that many read will save its next readers (replication.py).
+    """
 
     worker_id: str
-    queued_tokens: int  # to encode before this call's turn
-    num_running: int  # calls that decode beside it: each takes a token's share of every iteration
-    missing_tokens: int  # to encode for this call: what its view lacks here, and its own
-    tokens_per_ms: float  # measured
-    successor_tokens: int  # of the workflow's encodings, those that are not here: cost left to later calls
+    ttft_ms: int  # estimated time to first token
+    cost_ms: int
+    left_tokens: int  # what later calls of the workflow will read, and lies elsewhere
+    num_calls: int  # sent to it and not ended
+    queue_ms: int  # before this call's turn
+    turns: int  # until its own, of all workers taken in turn; 0: it is next
     free_pages: int
+    load_ns: int  # whole nanoseconds: sums of these are the same in any order
+    fetch_ns: int
+    encode_ns: int
+    tokens_host: int
+    tokens_disk: int
+    tokens_peer: int
+    tokens_encode: int
 
 
-def time_to_first_token_ms(worker: WorkerView) -> float:
-    """The estimate that routing ranks by: everything to be encoded until then, at the measured rate."""
-    tokens = worker.queued_tokens + worker.num_running + worker.missing_tokens
-    return tokens / max(worker.tokens_per_ms, 1e-6)
+class RoutingPolicy(Protocol):
+    """A class of your own needs nothing but `key`. A tuple `key_names`, if it has one, says what each part is.
 
+    Of workers that are as fast as each other and hold the same of what a call needs, a policy is shown the one whose
+    queue is shortest (and with the fewest calls), of those in whose turn it is the next.
+    """
 
-def choose_worker(workers: Sequence[WorkerView]) -> str:
-    """The id of the best worker. Raises ValueError for none."""
-
-    def key(worker: WorkerView) -> tuple[int, int, int, str]:
-        # Whole milliseconds: what differs by less is the same, and the next criterion decides.
-        eta_ms = round(time_to_first_token_ms(worker))
-        return (eta_ms, worker.successor_tokens, -worker.free_pages, worker.worker_id)
-
-    return min(workers, key=key).worker_id
+    def key(self, worker: WorkerView, call: CallView) -> tuple[float, ...]:
+        """The lowest wins, ties by worker id. Pure: called for every candidate."""
+        ...
 
 
 def missing_encodings(
@@ -62,7 +70,3 @@ def missing_encodings(
                 walked.add(encoding_id)
                 views.append(specs[encoding_id].view)
     return missing
-
-
-def tokens_not_held(encodings: Iterable[EncodingSpec], held: Collection[EncodingId]) -> int:
-    return sum(spec.num_tokens for spec in encodings if spec.encoding_id not in held)

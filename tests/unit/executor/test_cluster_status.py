@@ -19,7 +19,8 @@ async def test_a_workers_last_report() -> None:
     async with rig() as r:
         info = r.worker.info
         load = WorkerLoad(num_pages=info.num_pages, host_bytes_used=5, disk_bytes_used=6)
-        r.dispatcher._take(r.worker, WorkerReport(info.worker_id, info.epoch, 1, load=load, rates=RATES, cache=CACHE))
+        report = WorkerReport(info.worker_id, info.epoch, 1, load=load, rates=RATES, cache=CACHE)
+        r.dispatcher.reported(r.dispatcher._slots[info.worker_id], report)
         [status] = r.executor.status().workers
         assert (status.rates, status.cache) == (RATES, CACHE)
         assert (status.host_bytes_used, status.disk_bytes_used) == (5, 6)

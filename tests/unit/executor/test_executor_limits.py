@@ -137,5 +137,11 @@ async def test_nothing_is_kept_of_an_ended_workflow_but_what_it_shows():
         assert not execution.board.feed._live
         assert not execution.board.feed._wakes
         slot = r.dispatcher._slots["w0"]
-        assert (slot.tickets, slot.queued_tokens, dict(slot._coming)) == ({}, 0, {})
+        ledger = r.dispatcher.router.ledger
+        assert (slot.tickets, slot.account.queued_tokens, ledger.coming, ledger.being_made(record.workflow_id)) == (
+            {},
+            0,
+            {},
+            {},
+        )
         assert not r.dispatcher._sent

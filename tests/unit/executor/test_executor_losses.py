@@ -139,7 +139,7 @@ def test_whatever_dies_when_every_workflow_ends_and_nothing_is_left(seed):
                 assert all(step.state in TERMINAL_STEP for step in record.steps)
             await until(lambda: all(status.alive for status in r.executor.status().workers))
             for slot in r.dispatcher._slots.values():
-                assert (slot.tickets, slot.queued_tokens, dict(slot._coming)) == ({}, 0, {})
+                assert (slot.tickets, slot.account.queued_tokens) == ({}, 0)
             assert (await r.run(one_step())).state == "succeeded"
 
     asyncio.run(scenario())
@@ -161,7 +161,7 @@ async def test_the_text_of_a_run_does_not_depend_on_who_died():
 @asynchronous
 async def test_an_error_in_routing_ends_the_workflow(monkeypatch):
     async with rig() as r:
-        monkeypatch.setattr(r.dispatcher, "_choose", lambda order: 1 / 0)
+        monkeypatch.setattr(r.dispatcher.router, "choose", lambda *_: 1 / 0)
         record = await r.run(one_step())
         assert record.error.status == "INTERNAL"
         assert "routing failed" in record.error.message

@@ -1,0 +1,88 @@
+"""Where calls went and why, kept for those who ask."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from heapq import nsmallest
+
+from laban.cluster.records import RoutingCandidate, RoutingDecision
+from laban.cluster.routing.call_view import CallView, bits
+from laban.cluster.routing.policy import RoutingPolicy
+from laban.cluster.routing.router import Candidate, Choice
+
+MAX_DECISIONS = 20_000
+MAX_CANDIDATES = 32
+"""Of one decision, the best."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    attempt: int
+    at: float
+    chosen: str
+    candidates: tuple[Candidate, ...]
+    num_workers: int
+    tokens: int  # that the call needs
+
+
+class Decisions:
+    """The last one of each call; the oldest are forgotten first."""
+
+    def __init__(self, policy: RoutingPolicy, name: str) -> None:
+        self._names: tuple[str, ...] = tuple(getattr(policy, "key_names", ()))
+        self._policy = name
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def keep(self, key: str, attempt: int, at: float, call: CallView, choice: Choice, num_workers: int) -> None:
+        candidates = choice.candidates
+        if len(candidates) > MAX_CANDIDATES:
+            candidates = nsmallest(MAX_CANDIDATES, candidates, key=_order)
+        tokens = call.own_tokens + sum(call.needs[at].num_tokens for at in bits(call.wanted))
+        self._kept[key] = _Kept(attempt, at, choice.worker_id, tuple(candidates), num_workers, tokens)
+        self._kept.move_to_end(key)
+        if len(self._kept) > MAX_DECISIONS:
+            self._kept.popitem(last=False)
+
+    def explain(self, key: str) -> RoutingDecision | None:
+        """None for a call that was not routed, or too long ago."""
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        ordered = sorted(kept.candidates, key=_order)
+        return RoutingDecision(
+            call_id=key,
+            attempt=kept.attempt,
+            at=kept.at,
+            policy=self._policy,
+            chosen=kept.chosen,
+            candidates=tuple(_candidate(each, kept.tokens) for each in ordered),
+            key_names=self._names,
+            num_workers=kept.num_workers,
+        )
+
+
+def _order(candidate: Candidate) -> tuple[tuple[float, ...], str]:
+    key, worker = candidate
+    return key, worker.worker_id
+
+
+def _candidate(candidate: Candidate, tokens: int) -> RoutingCandidate:
+    key, worker = candidate
+    missing = worker.tokens_host + worker.tokens_disk + worker.tokens_peer + worker.tokens_encode
+    return RoutingCandidate(
+        worker_id=worker.worker_id,
+        key=key,
+        queue_ms=float(worker.queue_ms),
+        encode_ms=worker.encode_ns / 1e6,
+        load_ms=worker.load_ns / 1e6,
+        fetch_ms=worker.fetch_ns / 1e6,
+        tokens_device=max(0, tokens - missing),
+        tokens_host=worker.tokens_host,
+        tokens_disk=worker.tokens_disk,
+        tokens_peer=worker.tokens_peer,
+        tokens_encode=worker.tokens_encode,
+    )

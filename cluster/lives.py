@@ -1,0 +1,192 @@
+"""The lives of workers: who is up, comes back after a loss, is added, or leaves for good."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from contextlib import aclosing
+from typing import Protocol
+
+from laban.actors.calls import WorkerReport
+from laban.actors.errors import Conflict, Exhausted, FailedPrecondition, Unavailable
+from laban.actors.ports import WorkerLost, WorkerPort, WorkerSupervisor
+from laban.cluster.slots import Slot
+
+logger = logging.getLogger(__name__)
+
+
+class LifeOwner(Protocol):
+    """Who is told. None of it waits or raises."""
+
+    def attached(self, port: WorkerPort) -> Slot:
+        """A life begins."""
+        ...
+
+    def reported(self, slot: Slot, report: WorkerReport) -> None: ...
+
+    def detached(self, slot: Slot, reason: str) -> None:
+        """It is over; what it was sent and has not ended is void."""
+
+    def settled(self) -> None:
+        """A worker that was awaited is up, or will not come."""
+
+
+class Lives:
+    """Lives in one event loop."""
+
+    def __init__(
+        self,
+        owner: LifeOwner,
+        namespace: str,
+        supervisor: WorkerSupervisor | None,
+        *,
+        restart_delays_s: Sequence[float],
+        start_timeout_s: float,
+    ) -> None:
+        self._owner, self._namespace, self._supervisor = owner, namespace, supervisor
+        self._restart_delays_s, self._start_timeout_s = restart_delays_s, start_timeout_s
+        self.up: dict[str, Slot] = {}
+        self.lost: dict[str, Slot] = {}  # the last life of those that are not up
+        self.returning: set[str] = set()
+        self.gone: set[str] = set()  # taken out
+        self.adding: dict[str, asyncio.Task[Slot]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a worker may come up without being asked for."""
+        return bool(self.returning or self.adding)
+
+    def start(self, ports: Sequence[WorkerPort]) -> None:
+        for port in ports:
+            self._begin(port)
+
+    async def stop(self) -> None:
+        """Close all workers. What was being started is ended."""
+        tasks = [*self._tasks, *self.adding.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for slot in list(self.up.values()):
+            await slot.port.close()
+        self.up.clear()
+
+    async def add(self, worker_id: str) -> Slot:
+        """A worker more, once it is up. The worker comes up even if this is cancelled.
+
+        Raises FailedPrecondition if nobody can make workers, or for one of another model, Conflict for one that is
+        there, Exhausted if it is not up in time, Unavailable if it dies before.
+        """
+        if self._supervisor is None:
+            raise FailedPrecondition("there is nobody to start workers", field="worker_id", value=worker_id)
+        if worker_id not in self.adding:
+            if worker_id in self.up or worker_id in self.returning:
+                raise Conflict("is a worker already", field="worker_id", value=worker_id)
+            self.lost.pop(worker_id, None)
+            self.gone.discard(worker_id)
+            task = asyncio.get_running_loop().create_task(self._add(self._supervisor, worker_id))
+            self.adding[worker_id] = task
+            task.add_done_callback(lambda done: self._added(worker_id, done))
+        return await asyncio.shield(self.adding[worker_id])
+
+    async def take_out(self, worker_id: str) -> None:
+        """End a worker; it does not come back. Its calls run again elsewhere. Idempotent, raises nothing."""
+        self.gone.add(worker_id)
+        self.lost.pop(worker_id, None)
+        slot = self.up.get(worker_id)
+        if slot is not None:
+            self._end(slot, "it was taken out")
+            await slot.port.close()
+
+    def spawn(self, work: Coroutine[None, None, None], name: str) -> None:
+        """Runs until it ends, or everything stops."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _begin(self, port: WorkerPort) -> Slot:
+        slot = self.up[port.info.worker_id] = self._owner.attached(port)
+        self.lost.pop(port.info.worker_id, None)
+        self.spawn(self._serve(slot), f"worker {port.info.worker_id}")
+        return slot
+
+    def _end(self, slot: Slot, reason: str) -> None:
+        worker_id = slot.info.worker_id
+        if self.up.get(worker_id) is not slot:
+            return
+        del self.up[worker_id]
+        if slot.draining:
+            self.gone.add(worker_id)
+        if worker_id in self.gone:
+            logger.info("worker %s is gone: %s", worker_id, reason)
+        else:
+            logger.warning("worker %s is lost: %s", worker_id, reason)
+            self.lost[worker_id] = slot
+            if self._supervisor is not None:
+                self.returning.add(worker_id)
+        self._owner.detached(slot, reason)
+
+    async def _serve(self, slot: Slot) -> None:
+        """One life, and the way to the next one."""
+        worker_id, reason = slot.info.worker_id, "its reports ended"
+        try:
+            async with aclosing(slot.port.reports()) as reports:
+                async for report in reports:
+                    if self.up.get(worker_id) is not slot:
+                        return
+                    self._owner.reported(slot, report)
+        except WorkerLost as error:
+            reason = str(error)
+        except Exception as error:
+            logger.exception("reading the reports of worker %s failed", worker_id)
+            reason = repr(error)
+        self._end(slot, reason)
+        await slot.port.close()
+        if worker_id in self.returning and self._supervisor is not None:
+            await self._restart(self._supervisor, worker_id)
+
+    async def _restart(self, supervisor: WorkerSupervisor, worker_id: str) -> None:
+        try:
+            for delay_s in self._restart_delays_s:
+                await asyncio.sleep(delay_s)
+                if worker_id in self.gone:
+                    return
+                try:
+                    port = await self._start(supervisor, worker_id)
+                except Exception as error:
+                    logger.warning("worker %s did not come back: %s", worker_id, error)
+                    continue
+                if worker_id in self.gone:
+                    await port.close()
+                else:
+                    self._begin(port)
+                return
+            logger.error("worker %s stays lost after %d tries", worker_id, len(self._restart_delays_s))
+        finally:
+            self.returning.discard(worker_id)
+            self._owner.settled()
+
+    async def _add(self, supervisor: WorkerSupervisor, worker_id: str) -> Slot:
+        try:
+            async with asyncio.timeout(self._start_timeout_s):
+                port = await self._start(supervisor, worker_id)
+        except TimeoutError:
+            why = f"worker {worker_id} was not up after {self._start_timeout_s:g} s; is there room for it?"
+            raise Exhausted(why) from None
+        except WorkerLost as error:
+            raise Unavailable(f"worker {worker_id} did not come up: {error}") from None
+        return self._begin(port)
+
+    def _added(self, worker_id: str, task: asyncio.Task[Slot]) -> None:
+        del self.adding[worker_id]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.warning("worker %s was not added: %s", worker_id, error)
+        self._owner.settled()
+
+    async def _start(self, supervisor: WorkerSupervisor, worker_id: str) -> WorkerPort:
+        port = await supervisor.start(worker_id)
+        if port.info.namespace != self._namespace:
+            await port.close()
+            raise FailedPrecondition(f"worker {worker_id} serves another model than the others")
+        return port
