@@ -168,9 +168,9 @@ class WorkerLoad:
     num_free_pages: int = 0
     num_pages: int = 0
     num_encodings: int = 0
-    num_blocked: int = 0  # of those waiting, those that wait for others to end: for pages, or a place in the batch
     host_bytes_used: int = 0
     disk_bytes_used: int = 0
+    num_blocked: int = 0  # of those waiting, those that wait for others to end: for pages, or a place in the batch
 
 
 @dataclass(frozen=True, slots=True)
