@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from laban.actors.calls import Advice, Call, WorkerInfo, WorkerReport
-from laban.actors.errors import LabanError, Unavailable
+from laban.actors.errors import Exhausted, FailedPrecondition, LabanError, Unavailable
 from laban.actors.ports import WorkerLost
 from laban.actors.processes import (
     CONCURRENCY_GROUPS,
@@ -94,6 +94,17 @@ def spawn_worker(plan: WorkerPlan) -> WorkerHandle:
     ]
     endings = tuple(shard.run.remote(rendezvous) for shard in others)
     return WorkerHandle(first, tuple(others), endings, placement)
+
+
+def lacking_for(plan: WorkerPlan) -> str:
+    """What Ray has too little of, on all nodes together, for a worker like this one; "" if it has room."""
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    needed = {"CPU": plan.num_cpus * plan.num_shards, "GPU": plan.num_gpus * plan.num_shards}
+    return " and ".join(
+        f"{free.get(name, 0.0):g} {name}s are free, expected {number:g}"
+        for name, number in needed.items()
+        if free.get(name, 0.0) < number
+    )
 
 
 class LoadingWatch:
@@ -219,14 +230,34 @@ class RemoteWorker:
 class RemoteSupervisor:
     """Implements WorkerSupervisor: workers by their plans."""
 
-    def __init__(self, plans: Sequence[WorkerPlan], handles: Mapping[str, WorkerHandle] | None = None) -> None:
-        """`handles` are of workers spawned already, by id; each is used for the first start."""
+    def __init__(
+        self,
+        plans: Sequence[WorkerPlan],
+        handles: Mapping[str, WorkerHandle] | None = None,
+        another: Callable[[str, int], WorkerPlan] | None = None,
+    ) -> None:
+        """`handles` are of workers spawned already, by id; each is used for the first start. `another` plans workers
+        that are not among `plans`, by id and how many there are then; None: there are no others."""
         self._plans = {plan.worker_id: plan for plan in plans}
         self._handles = dict(handles or {})
+        self._another = another
 
     async def start(self, worker_id: str) -> RemoteWorker:
-        handle = self._handles.pop(worker_id, None) or spawn_worker(self._plans[worker_id])
+        """Raises Exhausted for a worker that is not among the plans and that Ray has no room for."""
+        plan = self._plans.get(worker_id) or await self._plan_another(worker_id)
+        handle = self._handles.pop(worker_id, None) or spawn_worker(plan)
         return await RemoteWorker.attach(handle, worker_id)
+
+    async def _plan_another(self, worker_id: str) -> WorkerPlan:
+        if self._another is None:
+            raise FailedPrecondition("is none of the workers planned", field="worker_id", value=worker_id)
+        plan = self._another(worker_id, len(self._plans) + 1)
+        # Ray would let it wait until there is room, without a word.
+        lacking = await asyncio.to_thread(lacking_for, plan)
+        if lacking:
+            raise Exhausted(f"Ray has no room for another worker: {lacking}")
+        self._plans[worker_id] = plan
+        return plan
 
     async def start_all(self, on_up: Callable[[WorkerInfo], None] = lambda info: None) -> list[RemoteWorker]:
         """All workers, in the order of their plans, started side by side. Fails as a whole, with the first error."""

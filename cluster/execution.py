@@ -17,15 +17,26 @@ from laban.actors.errors import LabanError
 from laban.cluster.attempts import Attempt, sampling_of
 from laban.cluster.board import Board, generated
 from laban.cluster.dispatch import Dispatcher
+from laban.cluster.explaining import next_uses
 from laban.cluster.external import ExternalSteps
 from laban.cluster.lease_desk import LeaseDesk
 from laban.cluster.messages import MessageBook, Opening
 from laban.cluster.nested import NestedSteps
-from laban.cluster.records import TERMINAL_STEP, ErrorInfo, LeaseMessage, StepResult, StepState, WorkflowState
+from laban.cluster.records import (
+    TERMINAL_STEP,
+    ErrorInfo,
+    LeaseMessage,
+    NextUse,
+    StepResult,
+    StepState,
+    WorkflowState,
+)
 from laban.cluster.slots import Order
 from laban.cluster.views import Entry
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.states import ReadyStep
+from laban.kvstore.encodings import EncodingId
+from laban.kvstore.uses import Use
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +83,11 @@ class Execution:
         if run is not None:
             run.cancel()
             self._guarded(self._settle)
+
+    def next_uses(self, address: str, uses: Mapping[EncodingId, Use]) -> tuple[NextUse, ...]:
+        """When what a step reads will be read next, as far as `uses` say; nothing once the workflow has ended."""
+        step, book = self._steps.get(address), self._book
+        return () if step is None or book is None else next_uses(step.reads, book, uses)
 
     # What the dispatcher tells
 

@@ -18,9 +18,18 @@ from laban.actors.errors import Conflict, Exhausted, InvalidInput, NotFound
 from laban.cluster.answers import check_output, text_of
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.execution import Execution
+from laban.cluster.explaining import explained
 from laban.cluster.lease_desk import LeaseDesk, ended
 from laban.cluster.messages import FramingPort, Language, MessageBook, TokenizerPort
-from laban.cluster.records import TERMINAL_WORKFLOW, ClusterStatus, Event, Lease, TokenChunk, WorkflowRecord
+from laban.cluster.records import (
+    TERMINAL_WORKFLOW,
+    ClusterStatus,
+    Event,
+    Lease,
+    StepExplanation,
+    TokenChunk,
+    WorkflowRecord,
+)
 from laban.cluster.status import cluster_status
 from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
 from laban.cluster.workflow.run import Run
@@ -226,6 +235,16 @@ class Executor:
         execution = self._execution(workflow_id)
         execution.external.fail(address, message, lease_id, final=final)
         return execution.board.record(with_steps=not lease_id)
+
+    def explain(self, workflow_id: str, address: str) -> StepExplanation:
+        """Why a step's call went where it went.
+
+        Raises NotFound for an unknown workflow or step, and for a step without a decision: one without a call, not
+        routed yet, or too long ago.
+        """
+        execution = self._execution(workflow_id)
+        decision = self._dispatcher.explain(f"{workflow_id}/{address}")
+        return explained(execution.board, address, decision, execution.next_uses(address, {}))
 
     def status(self, *, sessions_open: int = 0) -> ClusterStatus:
         return cluster_status(

@@ -14,7 +14,9 @@ from laban.cluster.config import LabanConfig
 from laban.cluster.dispatch import Dispatcher, DispatchLimits
 from laban.cluster.executor import Executor, ExecutorLimits
 from laban.cluster.gateway import Gateway, GatewayLimits, check_address
+from laban.cluster.routing.recorder import Recorder
 from laban.cluster.sessions import SessionLimits, Sessions
+from laban.cluster.start_checks import worker_folder
 
 if TYPE_CHECKING:
     from laban.actors.remote import WorkerPlan
@@ -36,6 +38,12 @@ class HostPlan:
     worker_handles: Mapping[str, Any]
     directory_handle: Any
 
+    def another(self, worker_id: str, num_workers: int) -> WorkerPlan:
+        """Of a worker that is added to those planned, one of `num_workers` then."""
+        plan, folder = self.workers[0], self.config.cache.disk_folder
+        engine = replace(plan.config, num_workers=num_workers, disk_folder=worker_folder(folder, worker_id))
+        return replace(plan, worker_id=worker_id, config=engine)
+
 
 class ControlPlane:
     """Implements HostedService."""
@@ -55,7 +63,7 @@ class ControlPlane:
 
         config, folder = self._plan.config, self._plan.model_folder
         check_address(config.server.host, config.server.port)  # before the model takes its time
-        supervisor = RemoteSupervisor(self._plan.workers, self._plan.worker_handles)
+        supervisor = RemoteSupervisor(self._plan.workers, self._plan.worker_handles, self._plan.another)
         tokenizer = await asyncio.to_thread(Tokenizer.from_folder, folder)
         framing = await asyncio.to_thread(derive_framing, folder, tokenizer)
         workers = await supervisor.start_all()
@@ -64,6 +72,9 @@ class ControlPlane:
             supervisor=supervisor,
             directory=RemoteDirectory(self._plan.directory_handle),
             limits=DispatchLimits(max_attempts=config.limits.max_attempts),
+            policy=config.routing.policy,
+            replicate=config.routing.replicate,
+            recorder=None if config.routing.record is None else Recorder(config.routing.record),
         )
         executor = Executor(
             dispatcher,
@@ -85,6 +96,7 @@ class ControlPlane:
                 eviction_policy=config.cache.eviction,
             ),
             GatewayLimits(config.server.max_message_bytes, config.server.max_concurrent_calls),
+            fleet=dispatcher.fleet,
         )
         executor.start()
         try:

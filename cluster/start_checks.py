@@ -10,6 +10,7 @@ from pathlib import Path
 from laban.actors.disk_folder import prepare_disk_folder
 from laban.actors.errors import InvalidInput
 from laban.cluster.config import LabanConfig
+from laban.cluster.routing.policies import load_routing
 from laban.kvstore.eviction import load_policy
 
 
@@ -22,6 +23,7 @@ def checked(config: LabanConfig) -> LabanConfig:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     _check_policy("cache.eviction", config.cache.eviction, load_policy)
+    _check_policy("routing.policy", config.routing.policy, load_routing)
     folder, record = config.cache.disk_folder, config.routing.record
     if folder is not None:
         if config.engine.shards > 1:

@@ -38,7 +38,12 @@ steps:
 async def serving() -> AsyncIterator[AsyncClient]:
     async with rig() as made:
         executor, sessions = made.executor, Sessions(made.dispatcher, made.executor.language)
-        gateway = Gateway(executor, sessions, lambda: executor.status(sessions_open=sessions.num_open))
+        gateway = Gateway(
+            executor,
+            sessions,
+            lambda: executor.status(sessions_open=sessions.num_open),
+            fleet=made.dispatcher.fleet,
+        )
         port = await gateway.start()
         client = AsyncClient(f"127.0.0.1:{port}", timeout_s=20)
         try:
@@ -98,6 +103,46 @@ def test_an_external_step_is_completed() -> None:
             await client.complete_step(workflow_id, "human", "Hm.")
             assert type(await error_of(client.fail_step(workflow_id, "human", "no"))) is Conflict
             assert (await client.wait(workflow_id)).state == "succeeded"
+
+    asyncio.run(main())
+
+
+def test_a_step_is_explained_while_its_decision_is_kept() -> None:
+    async def main() -> None:
+        async with serving() as client:
+            record = await client.submit(EXTERNAL)
+            workflow_id = record.workflow_id
+            for address, why in (("human", "external step"), ("answer", "not routed yet"), ("nobody", "no such step")):
+                error = await error_of(client.explain(workflow_id, address))
+                assert type(error) is NotFound
+                assert why in error.message
+            await client.complete_step(workflow_id, "human", "Hm.")
+            step = (await client.wait(workflow_id)).steps[1]
+            found = await client.explain(workflow_id, "answer")
+            assert (found.workflow_id, found.address, found.decision.attempt) == (workflow_id, "answer", 1)
+            [candidate] = found.decision.candidates
+            assert candidate.worker_id == found.decision.chosen == step.worker
+            assert (found.decision.policy, found.decision.num_workers) == ("cost", 1)
+            assert len(candidate.key) == len(found.decision.key_names)
+            assert type(await error_of(client.explain("wf-none", "answer"))) is NotFound
+
+    asyncio.run(main())
+
+
+def test_workers_come_and_go() -> None:
+    async def main() -> None:
+        async with serving() as client:
+            [first] = (await client.status()).workers
+            assert type(await error_of(client.drain_worker(first.worker_id))) is FailedPrecondition
+            assert type(await error_of(client.drain_worker("worker-x"))) is NotFound
+            added = await client.add_worker()
+            assert added.alive
+            assert [worker.alive for worker in (await client.status()).workers] == [True, True]
+            items = [item async for item in client.drain_worker(first.worker_id)]
+            assert items[-1].done
+            [left] = (await client.status()).workers
+            assert left.worker_id == added.worker_id
+            assert (await client.wait((await client.submit(DEBATE)).workflow_id)).state == "succeeded"
 
     asyncio.run(main())
 

@@ -51,6 +51,20 @@ def test_policies_that_cannot_be_loaded(eviction: str, message: str) -> None:
     assert caught.value.field == "cache.eviction"
 
 
+def test_routing_policies_that_cannot_be_loaded() -> None:
+    for policy, message in (
+        ("cost", ""),
+        ("random", "expected cost, prefix_affinity"),
+        ("json:Nothing", "no such class"),
+    ):
+        if not message:
+            checked(config(routing={"policy": policy}))
+            continue
+        with pytest.raises(InvalidInput, match=message) as caught:
+            checked(config(routing={"policy": policy}))
+        assert caught.value.field == "routing.policy"
+
+
 def test_folders_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/self/x")):
