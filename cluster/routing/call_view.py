@@ -59,11 +59,11 @@ def view_call(
     needs = [contexts.need(spec, read.get(spec.encoding_id, 0)) for spec in call.specs]
     wanted = contexts.of(call.view)
     own_tokens = output_tokens = len(call.tokens)
-    if call.sampling is None:
+    if call.sampling is None and call.tokens:  # without tokens it is a call to come, of which only the view is known
         made = make_spec(call.namespace, call.tokens, call.start, call.view, specs)
         needs.append(Need(made.encoding_id, own_tokens, wanted, 0))
         wanted, own_tokens = 1 << len(needs) - 1, 0
-    else:
+    elif call.sampling is not None:
         output_tokens += call.sampling.most_tokens + len(call.terminator)
     if successors is None:
         successors = _newest(family or {}, specs)
