@@ -30,19 +30,31 @@ def generated(result: StepResult, worker_id: str, event: CallFinished, waited_ms
 
 
 class Board:
-    """Every change of it is an event. `steps` are by address, in the order of the graph."""
+    """Every change of it is an event. `steps` are by address, in the order of the graph.
 
-    def __init__(self, workflow_id: str, name: str, steps: Sequence[StepResult], clock: Callable[[], float]) -> None:
+    `on_change` is told when a step's state has changed; of one that has ended, with its result.
+    """
+
+    def __init__(
+        self,
+        workflow_id: str,
+        name: str,
+        steps: Sequence[StepResult],
+        clock: Callable[[], float],
+        on_change: Callable[[StepResult | None], None] = lambda ended: None,
+    ) -> None:
         self.workflow_id = workflow_id
         self.name = name
         self.steps = {step.address: step for step in steps}
         self.feed = Feed(workflow_id)
         self.state: WorkflowState = "running"
         self._clock = clock
+        self._on_change = on_change
         self._created_at = clock()
         self._finished_at: float | None = None
         self._outputs: tuple[tuple[str, str], ...] = ()
         self._error: ErrorInfo | None = None
+        self.held = ""  # why the workflow is held back whole
 
     def record(self, *, with_steps: bool = True) -> WorkflowRecord:
         return WorkflowRecord(
@@ -55,14 +67,18 @@ class Board:
             steps=tuple(self.steps.values()) if with_steps else (),
             error=self._error,
             last_event=self.feed.last_event,
+            held=self.held,
         )
 
     def add_steps(self, steps: Iterable[StepResult]) -> None:
         """Those of a workflow that a step runs."""
         self.steps.update((step.address, step) for step in steps)
 
-    def begin(self) -> None:
-        self.feed.append(Event(0, self.workflow_id, self._created_at, "workflow_state", workflow_state="running"))
+    def begin(self, held: str = "") -> None:
+        """It runs from now on, or is `held` back: then `begin` is called again once it is not."""
+        at = self._created_at if not self.held else self._clock()
+        self.held = held
+        self.feed.append(Event(0, self.workflow_id, at, "workflow_state", workflow_state="running", held=held))
 
     def set_state(self, address: str, state: StepState, *, attempt: int, worker: str = "") -> None:
         step = self.steps[address] = replace(self.steps[address], state=state, attempt=attempt, worker=worker)
@@ -80,14 +96,16 @@ class Board:
                 args=step.args,
             )
         )
+        self._on_change(None)
 
     def end_step(self, result: StepResult) -> None:
         """`result.state` is terminal."""
         self.steps[result.address] = result
         self.feed.append(Event(0, self.workflow_id, self._clock(), "step_result", result=result))
+        self._on_change(result)
 
     def end(self, state: WorkflowState, outputs: tuple[tuple[str, str], ...], error: ErrorInfo | None) -> None:
-        self.state, self._outputs, self._error = state, outputs, error
+        self.state, self._outputs, self._error, self.held = state, outputs, error, ""
         self._finished_at = self._clock()
         self.feed.append(
             Event(

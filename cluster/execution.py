@@ -22,6 +22,7 @@ from laban.cluster.external import ExternalSteps
 from laban.cluster.lease_desk import LeaseDesk
 from laban.cluster.messages import MessageBook, Opening
 from laban.cluster.nested import NestedSteps
+from laban.cluster.open_steps import OpenSteps
 from laban.cluster.records import (
     TERMINAL_STEP,
     ErrorInfo,
@@ -54,28 +55,40 @@ class Execution:
         desk: LeaseDesk,
         *,
         seed: int,
+        rank: int = 0,
         clock: Callable[[], float] = time.time,
+        on_change: Callable[[Execution, StepResult | None], None] = lambda execution, ended: None,
+        successors: Callable[[], Mapping[EncodingId, int] | None] = lambda: None,
         on_end: Callable[[Execution], None] = lambda execution: None,
     ) -> None:
-        """`book` holds the run's fixed messages. `seed` is the workflow's, from which each step's is derived."""
+        """`book` holds the run's fixed messages. `seed` is the workflow's, from which each step's is derived, `rank`
+        its place in the order of submission. `on_change` is told of every step whose state has changed; of one that
+        has ended, with its result. `successors` says what later calls will read, as for Order."""
         self.workflow_id = workflow_id
         steps = [StepResult(each.address, each.step, each.agent) for each in run.instances]
-        self.board = Board(workflow_id, name, steps, clock)
+        self.board = Board(workflow_id, name, steps, clock, lambda ended: on_change(self, ended))
         self._run: Run | None = run
         self._book: MessageBook | None = book
         self._dispatcher = dispatcher
         self._seed = seed
+        self._rank = rank
+        self._successors = successors
         self._on_end = on_end
         self._error: ErrorInfo | None = None
         self._steps: dict[str, ReadyStep] = {}
         self._nested = NestedSteps(self.board, run.messages)
         self.decisions: Mapping[str, bool] = {}  # what its branches and loops came to, once it has ended
         self._open: dict[str, Attempt] = {}
+        self.progress = OpenSteps(self.board, self._open, self._nested)
         self.external = ExternalSteps(self.board, self._open, desk, self)
 
     def start(self) -> None:
         self.board.begin()
         self._guarded(self._advance)
+
+    def hold(self, why: str) -> None:
+        """Show that it is held back whole. `start` follows, or `cancel`."""
+        self.board.begin(why)
 
     def cancel(self) -> None:
         """Stop. Nothing happens to a workflow that has ended."""
@@ -183,7 +196,8 @@ class Execution:
         sampling = sampling_of(step, self._seed, book.language, attempt.failures)
         opening = Opening(step.role, step.name, step.prefill)
         call, _ = book.decode(f"{self.workflow_id}/{step.address}", f"step {step.address}", entries, opening, sampling)
-        return Order(call, self, book.specs, attempt.number)
+        call, rank = replace(call, rank=self._rank), self._rank
+        return Order(call, self, book.specs, attempt.number, rank, self._successors())
 
     def _finish(self, address: str, worker_id: str, event: CallFinished, waited_ms: float) -> None:
         run, book = self._run, self._book

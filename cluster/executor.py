@@ -11,7 +11,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from laban.actors.errors import Conflict, Exhausted, InvalidInput, NotFound
@@ -20,6 +20,7 @@ from laban.cluster.dispatch import Dispatcher
 from laban.cluster.execution import Execution
 from laban.cluster.explaining import explained
 from laban.cluster.lease_desk import LeaseDesk, ended
+from laban.cluster.lookout import Lookout, Prepared
 from laban.cluster.messages import FramingPort, Language, MessageBook, TokenizerPort
 from laban.cluster.records import (
     TERMINAL_WORKFLOW,
@@ -27,6 +28,7 @@ from laban.cluster.records import (
     Event,
     Lease,
     StepExplanation,
+    StepResult,
     TokenChunk,
     WorkflowRecord,
 )
@@ -65,8 +67,10 @@ class Executor:
         tokenizer: TokenizerPort,
         *,
         limits: ExecutorLimits | None = None,
+        lookout: Lookout | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """Without a `lookout` workers are told nothing of what is to come, and no workflow is ever held back."""
         self._dispatcher = dispatcher
         self._desk = LeaseDesk(time_of_day=clock)
         self._framing = framing
@@ -74,7 +78,8 @@ class Executor:
         self._limits = limits or ExecutorLimits()
         self._clock = clock
         self._started_at = clock()
-        self.likelihoods = Likelihoods()
+        self._lookout = lookout
+        self.likelihoods = Likelihoods() if lookout is None else lookout.likelihoods
         self._executions: OrderedDict[str, Execution] = OrderedDict()  # oldest first
         self._numbers: dict[str, int] = {}  # workflow id -> its place in the order of submission
         self._last_number = 0
@@ -84,14 +89,18 @@ class Executor:
         self._claimed: dict[str, tuple[str, str]] = {}
 
     def start(self) -> None:
-        """Start the dispatcher."""
+        """Start the dispatcher, and looking ahead."""
         self._dispatcher.start()
+        if self._lookout is not None:
+            self._lookout.start()
 
     async def stop(self) -> None:
         """Cancel what runs, so that every watch ends, and close the workers."""
         for execution in list(self._executions.values()):
             execution.cancel()
         self._desk.close()
+        if self._lookout is not None:
+            await self._lookout.stop()
         await self._dispatcher.stop()
 
     def language(self, tenant: str) -> Language:
@@ -126,31 +135,37 @@ class Executor:
         self._admitting += 1
         try:
             # Rendering and tokenizing may take long: the loop goes on meanwhile.
-            run, book = await asyncio.to_thread(self._prepare, workflow, inputs, overrides, tenant)
+            prepared = await asyncio.to_thread(self._prepare, workflow, inputs, overrides, tenant)
         finally:
             self._admitting -= 1
         known = self._claimed_before(key, content)  # the same key may have come twice at once
         if known is not None:
             return known.board.record()
         workflow_id = f"wf-{secrets.token_hex(8)}"
+        run, rank = prepared.run, self.next_rank()
         execution = Execution(
             workflow_id,
             workflow.name,
             run,
-            book,
+            prepared.book,
             self._dispatcher,
             self._desk,
             seed=_seed_of(run),
+            rank=rank,
             clock=self._clock,
+            on_change=self._changed,
+            successors=lambda: None if self._lookout is None else self._lookout.foresight.successors(workflow_id),
             on_end=self._retire,
         )
         self._executions[workflow_id] = execution
-        self._last_number += 1
-        self._numbers[workflow_id] = self._last_number
+        self._numbers[workflow_id] = rank
         if key is not None:
             self._claims[key] = _Claim(workflow_id, content)
             self._claimed[workflow_id] = key
-        execution.start()
+        if self._lookout is None:
+            execution.start()
+        else:
+            self._lookout.enter(execution, prepared, rank)
         return execution.board.record()
 
     async def watch(self, workflow_id: str, after_event: int = 0) -> AsyncGenerator[Event | TokenChunk, None]:
@@ -244,25 +259,30 @@ class Executor:
         """
         execution = self._execution(workflow_id)
         decision = self._dispatcher.explain(f"{workflow_id}/{address}")
-        return explained(execution.board, address, decision, execution.next_uses(address, {}))
+        uses = {} if self._lookout is None else self._lookout.foresight.uses(workflow_id)
+        return explained(execution.board, address, decision, execution.next_uses(address, uses))
 
     def status(self, *, sessions_open: int = 0) -> ClusterStatus:
-        return cluster_status(
+        status = cluster_status(
             self._dispatcher,
             workflows_running=len(self._executions) - len(self._finished),
             sessions_open=sessions_open,
             uptime_s=self._clock() - self._started_at,
         )
+        return status if self._lookout is None else replace(status, workflows_held=self._lookout.num_held)
 
-    def _prepare(
-        self, workflow: Workflow, inputs: Mapping[str, object], overrides: Overrides, tenant: str
-    ) -> tuple[Run, MessageBook]:
+    def next_rank(self) -> int:
+        """The place in the order of submission of what comes next: when memory is short, who came first goes first."""
+        self._last_number += 1
+        return self._last_number
+
+    def _prepare(self, workflow: Workflow, inputs: Mapping[str, object], overrides: Overrides, tenant: str) -> Prepared:
         run = Run(workflow, inputs, overrides)
         book = MessageBook(self.language(tenant))
         for key, message in run.messages.items():
             path = f"agents.{key[6:]}.prompt" if key.startswith("agent:") else f"messages.{key}"
             book.add_text(key, message.role, message.text, message.name, path=path)
-        return run, book
+        return Prepared(run, book) if self._lookout is None else self._lookout.prepare(run, book)
 
     def _execution(self, workflow_id: str) -> Execution:
         execution = self._executions.get(workflow_id)
@@ -285,10 +305,16 @@ class Executor:
             raise Conflict("was used before, with other content", field="idempotency_key", value=key[1])
         return self._executions[claim.workflow_id]
 
+    def _changed(self, execution: Execution, ended: StepResult | None) -> None:
+        if self._lookout is not None:
+            self._lookout.changed(execution, ended)
+
     def _retire(self, execution: Execution) -> None:
         """Keep what has ended, up to the limit, and what there is to learn from it."""
         self.likelihoods.observe(execution.board.name, execution.decisions)
         self._dispatcher.directory.unwatch(execution.workflow_id)
+        if self._lookout is not None:
+            self._lookout.leave(execution)
         self._finished[execution.workflow_id] = None
         while len(self._finished) > self._limits.max_finished:
             oldest, _ = self._finished.popitem(last=False)

@@ -14,38 +14,36 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
 
 from laban.actors.calls import Advice
 from laban.cluster.advising import Advising
+from laban.cluster.forecasts import Forecast, HintForecast, RunForecast, SessionForecast, dated
 from laban.cluster.messages import MessageBook
-from laban.cluster.outlook import Reader, RunOutlook, Steps
-from laban.cluster.prefetching import MAX_READERS, Coming, Fleet, PlacedHolders, Prefetching
+from laban.cluster.outlook import RunOutlook, Steps
+from laban.cluster.prefetching import Fleet, PlacedHolders, Prefetching
+from laban.cluster.view_tree import ViewTree
 from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
 from laban.cluster.workflow.parse import parse_dict
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.timing import StepHistory, as_ticks
-from laban.kvstore.encodings import EncodingId, EncodingSpec, Placement, View
+from laban.kvstore.encodings import EncodingId, EncodingSpec, closure
 from laban.kvstore.uses import Use, UseBook
 
 logger = logging.getLogger(__name__)
 
-UNKNOWN_S = 600.0
-"""Until the next read of a message in an open session, of which nobody knows anything."""
-UNKNOWN_STEPS = 1000
-UNKNOWN_LIKELIHOOD = 0.5
-MAX_OF_SESSION = 512  # of a session's encodings, the latest
+MAX_SUCCESSORS = 64  # told to the router
 
 
 @dataclass(frozen=True, slots=True)
 class ForesightLimits:
     debounce_s: float = 0.02  # from when a run moves until it is looked at
-    share_each: float = 0.03  # of the event loop's time, for looking at one run
+    share_each: float = 0.03  # of the event loop's time, for looking at one run, and for planning what to bring
     share: float = 0.2  # for all of it
     most_at_once_s: float = 0.01  # after so much, others have their turn
-    again_s: float = 0.1  # at the soonest, for a run that has not moved
     replan_s: float = 0.25  # while there is something to bring
 
 
@@ -67,21 +65,12 @@ class AdvisedFleet(Fleet, Protocol):
 
 @dataclass(slots=True)
 class _Source:
-    """A run, a session or a hint: `look` says anew what it will read, at which moment nothing is left of it."""
+    """A run, a session or a hint, and what it last said."""
 
-    look: Callable[[float], _Seen]
+    forecast: Forecast
     not_before_s: float = 0.0
     uses: dict[EncodingId, Use] = field(default_factory=dict)
-    coming: Sequence[Coming] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """Uses are dated. `again_s`: when to look again, whatever happens."""
-
-    uses: Mapping[EncodingId, Use]
-    coming: Sequence[Coming] = ()
-    again_s: float | None = None
+    successors: Mapping[EncodingId, int] | None = None  # of these, once somebody has asked
 
 
 class Foresight:
@@ -111,6 +100,7 @@ class Foresight:
         self._due_s: dict[str, float] = {}  # when to look at a source though it has not moved
         self._held_off_s: float | None = None  # until when the soonest of `_moved` has to wait
         self._plan_at_s: float | None = None
+        self._no_plan_before_s = 0.0
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         fleet.directory.on_arrival = self._arrived
@@ -125,12 +115,12 @@ class Foresight:
 
     # Runs
 
-    def begin(self, source: str, run: Run, book: MessageBook, steps: Steps, rank: int) -> None:
-        """`source` is the workflow's id."""
-        outlook = RunOutlook(run, book, steps, self._history, self._likelihoods, rank)
-        namespace = book.language.namespace
-        self._sources[source] = _Source(lambda now_s: self._look_at_run(source, outlook, namespace, rank, now_s))
-        self.moved(source)
+    def begin(
+        self, source: str, run: Run, book: MessageBook, steps: Steps, rank: int, tree: ViewTree | None = None
+    ) -> None:
+        """`source` is the workflow's id; `tree` may know some of its views."""
+        outlook = RunOutlook(run, tree or ViewTree(book), steps, self._history, self._likelihoods, rank)
+        self._add(source, RunForecast(source, outlook, book.language.namespace, rank))
 
     def moved(self, source: str) -> None:
         """Something ended or began, or may be read. Cheap; an unknown source is ignored."""
@@ -144,27 +134,58 @@ class Foresight:
             self._moved.pop(source, None)
             self._due_s.pop(source, None)
             self._book.drop(source)
+            if self._prefetching is not None:
+                self._prefetching.expect(source, ())
             self._fleet.directory.unwatch(_watcher(source))
             self._wake.set()
+
+    # Who else wants to know
 
     def uses(self, source: str) -> Mapping[EncodingId, Use]:
         """What a source is expected to read, as of its last look; `in_s` is from now on."""
         found = self._sources.get(source)
         now_s = self._clock()
-        return {} if found is None else {each: _from(use, -now_s) for each, use in found.uses.items()}
+        return {} if found is None else {each: dated(use, -now_s) for each, use in found.uses.items()}
+
+    def successors(self, source: str) -> Mapping[EncodingId, int] | None:
+        """The tokens of what the calls of a source will read, the soonest first; None while nobody knows."""
+        found = self._sources.get(source)
+        if found is None or not found.uses:
+            return None
+        if found.successors is None:
+            specs = found.forecast.specs
+            found.successors = {each: specs[each].num_tokens for each in islice(found.uses, MAX_SUCCESSORS)}
+        return found.successors
+
+    def next_use(self, encoding_id: EncodingId) -> Use | None:
+        """The nearest of all, from now on; None if nobody is known to read it."""
+        use = self._book.nearest(encoding_id)
+        return None if use is None else dated(use, -self._clock())
+
+    def upcoming(self) -> Mapping[EncodingId, Use]:
+        """Everything that somebody will read."""
+        now_s = self._clock()
+        return {each: dated(use, -now_s) for each, use in self._book.all().items()}
+
+    def specs_of(self, encoding_id: EncodingId) -> Sequence[EncodingSpec]:
+        """How to encode it: itself, last, and all that it depends on. Nothing for one that is unknown."""
+        for source in self._book.sources(encoding_id):
+            specs = self._sources[source].forecast.specs
+            if encoding_id in specs:
+                return closure([encoding_id], specs)
+        return ()
 
     # Sessions
 
-    def keep(self, source: str, encodings: Callable[[], Sequence[EncodingId]]) -> None:
-        """A session's, the latest last, as `encodings` gives them at any time: to be read nobody knows when."""
-
-        def look(now_s: float) -> _Seen:
-            at_s = now_s + UNKNOWN_S
-            use = Use(UNKNOWN_STEPS, at_s, UNKNOWN_LIKELIHOOD)
-            return _Seen(dict.fromkeys(encodings()[-MAX_OF_SESSION:], use), again_s=now_s + UNKNOWN_S / 2)
-
-        self._sources[source] = _Source(look)
-        self.moved(source)
+    def keep(
+        self,
+        source: str,
+        encodings: Callable[[], Sequence[EncodingId]],
+        specs: Callable[[], Mapping[EncodingId, EncodingSpec]],
+    ) -> None:
+        """A session's messages, the latest last: to be read nobody knows when. Both are asked whenever the source has
+        moved; `specs` has all that the encodings depend on, too."""
+        self._add(source, SessionForecast(encodings, specs))
 
     # Hints
 
@@ -184,18 +205,9 @@ class Foresight:
         """Replaces all that `source` said. `uses` count from now, as do `pins`, in seconds; `specs` are all that it
         takes to compute the encodings. Forgotten after `ttl_s`."""
         now_s = self._clock()
-        expires_s = now_s + ttl_s
-        dated = {each: _from(use, now_s) for each, use in uses.items()}
-        coming = _coming_by_hint(source, dated, specs)
-
-        def look(now_s: float) -> _Seen:
-            if now_s >= expires_s:
-                self.forget(source)
-            return _Seen(dated, coming, expires_s)
-
-        self._sources[source] = _Source(look)
+        at_s = {each: dated(use, now_s) for each, use in uses.items()}
+        self._add(source, HintForecast(source, at_s, specs, now_s + ttl_s))
         self._advising.pin(source, pins, now_s)
-        self.moved(source)
 
     def forget(self, source: str) -> None:
         """Lets go of its pins, too. An unknown source is no error."""
@@ -203,6 +215,12 @@ class Foresight:
         self.end(source)
 
     # Looking
+
+    def _add(self, source: str, forecast: Forecast) -> None:
+        """In the place of what the source said before, whose uses are told until the next look."""
+        uses = self._sources[source].uses if source in self._sources else {}
+        self._sources[source] = _Source(forecast, uses=uses)
+        self.moved(source)
 
     async def _run(self) -> None:
         try:
@@ -237,35 +255,39 @@ class Foresight:
         for source in [source for source, due_s in self._due_s.items() if due_s <= now_s]:
             del self._due_s[source]
             self._moved[source] = None
-        for source in list(self._moved):
-            found = self._sources[source]
-            if found.not_before_s > now_s:
-                continue
+        num_looked_at = 0
+        for source in [source for source in self._moved if self._sources[source].not_before_s <= now_s]:
             del self._moved[source]
+            num_looked_at += 1
             try:
-                self._look_at(source, found, now_s)
+                self._look_at(source, now_s)
             except Exception:  # it goes on without
                 logger.exception("looking ahead of %s failed", source)
-                self.end(source)
+                self.forget(source)
             if time.perf_counter() - began > self._limits.most_at_once_s:
-                self._wake.set()
                 break
-        waiting = (self._sources[source].not_before_s for source in self._moved)
-        self._held_off_s = min(waiting, default=None)
+        self._held_off_s = min((self._sources[source].not_before_s for source in self._moved), default=None)
         self._advising.collect(now_s)
         if self._prefetching is not None:
-            self._plan(self._prefetching, now_s)
+            self._plan(self._prefetching, num_looked_at > 0, now_s)
         self._advising.send()
 
-    def _look_at(self, source: str, found: _Source, now_s: float) -> None:
+    def _look_at(self, source: str, now_s: float) -> None:
         began = time.perf_counter()
-        seen = found.look(now_s)
-        if source not in self._sources:  # an expired hint
+        found = self._sources[source]
+        seen = found.forecast.look(now_s)
+        if seen is None:
+            self.forget(source)
             return
+        if isinstance(found.forecast, RunForecast):
+            for run in found.forecast.unprepared:
+                self._spawn(self._prepare(source, run))
         before = found.uses
         found.uses = {each: _steady(before.get(each), use, now_s) for each, use in seen.uses.items()}
-        found.coming = seen.coming
+        found.successors = None
         self._book.put(source, found.uses)
+        if self._prefetching is not None:
+            self._prefetching.expect(source, seen.coming)
         if before.keys() != found.uses.keys():
             self._fleet.directory.watch(_watcher(source), found.uses)
         if seen.again_s is None:
@@ -274,31 +296,27 @@ class Foresight:
             self._due_s[source] = seen.again_s
         found.not_before_s = now_s + (time.perf_counter() - began) / self._limits.share_each
 
-    def _look_at_run(self, source: str, outlook: RunOutlook, namespace: str, rank: int, now_s: float) -> _Seen:
-        look = outlook.look(now_s)
-        for run in outlook.unprepared:
-            self._spawn(self._prepare(source, run))
-        specs = outlook.specs
-        uses = {each: _from(use, now_s) for each, use in look.uses.items()}
-        readers = look.readers[:MAX_READERS]
-        coming = [_coming(f"{source}/{each.address}", each, now_s, rank, namespace, specs) for each in readers]
-        again_s = None if look.again_s is None else now_s + max(look.again_s, self._limits.again_s)
-        return _Seen(uses, coming, again_s)
-
     async def _prepare(self, source: str, run: Run) -> None:
         """A large run's look-ahead takes long to begin: not in the event loop."""
         if not run.looks_ahead:
             await asyncio.to_thread(run.begin_look_ahead, self._likelihoods)
         self.moved(source)
 
-    def _plan(self, prefetching: Prefetching, now_s: float) -> None:
-        coming = (each for source in self._sources.values() for each in source.coming)
-        orders, cancels, is_more = prefetching.plan(coming, lambda each: self._book.nearest(each) is not None, now_s)
+    def _plan(self, prefetching: Prefetching, has_news: bool, now_s: float) -> None:
+        is_due = self._plan_at_s is not None and self._plan_at_s <= now_s
+        if not (has_news or is_due):
+            return
+        if now_s < self._no_plan_before_s:
+            self._plan_at_s = self._no_plan_before_s
+            return
+        began = time.perf_counter()
+        orders, cancels, is_more = prefetching.plan(lambda each: self._book.nearest(each) is not None, now_s)
         for worker_id, prefetch in orders:
             self._advising.prefetch(worker_id, prefetch, now_s)
         for worker_id, encoding_id in cancels:
             self._advising.cancel(worker_id, encoding_id)
-        self._plan_at_s = now_s + self._limits.replan_s if is_more or prefetching.is_busy else None
+        self._plan_at_s = now_s + self._limits.replan_s if is_more else None
+        self._no_plan_before_s = now_s + (time.perf_counter() - began) / self._limits.share_each
 
     def _arrived(self, worker_id: str, encoding_id: EncodingId) -> None:
         self._advising.arrived(worker_id, encoding_id)
@@ -308,32 +326,6 @@ class Foresight:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _coming(
-    name: str, reader: Reader, now_s: float, rank: int, namespace: str, specs: Mapping[EncodingId, EncodingSpec]
-) -> Coming:
-    spot = reader.spot
-    encodings = [encoding_id for encoding_id, _ in reader.encodings]
-    return Coming(name, now_s + reader.in_s, reader.likelihood, rank, namespace, spot.view, spot.stop, encodings, specs)
-
-
-def _coming_by_hint(source: str, uses: Mapping[EncodingId, Use], specs: Sequence[EncodingSpec]) -> Sequence[Coming]:
-    """The call that a hint speaks of: its encodings are read in their order, where does not matter here."""
-    by_id = {spec.encoding_id: spec for spec in specs}
-    use = next(iter(uses.values()), None)
-    if use is None:
-        return ()
-    read = [by_id[encoding_id] for encoding_id in uses]
-    view = View(None, tuple(Placement(spec.encoding_id, spec.start, 0, spec.num_tokens) for spec in read))
-    stop = max(spec.stop for spec in read)
-    namespace = read[0].namespace
-    return (Coming(source, use.in_s, use.likelihood, use.rank, namespace, view, stop, list(uses), by_id),)
-
-
-def _from(use: Use, now_s: float) -> Use:
-    """Dated, of one that counts from now."""
-    return Use(use.steps, use.in_s + now_s, use.likelihood, use.fixed, use.rank)
 
 
 def _steady(before: Use | None, use: Use, now_s: float) -> Use:

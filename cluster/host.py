@@ -14,6 +14,7 @@ from laban.cluster.config import LabanConfig
 from laban.cluster.dispatch import Dispatcher, DispatchLimits
 from laban.cluster.executor import Executor, ExecutorLimits
 from laban.cluster.gateway import Gateway, GatewayLimits, check_address
+from laban.cluster.lookout import Lookout
 from laban.cluster.routing.recorder import Recorder
 from laban.cluster.sessions import SessionLimits, Sessions
 from laban.cluster.start_checks import worker_folder
@@ -76,16 +77,21 @@ class ControlPlane:
             replicate=config.routing.replicate,
             recorder=None if config.routing.record is None else Recorder(config.routing.record),
         )
+        lookout = Lookout(dispatcher, prefetch=config.routing.prefetch, admission=config.routing.admission)
         executor = Executor(
             dispatcher,
             framing,
             tokenizer,
             limits=ExecutorLimits(config.limits.max_active_workflows, config.limits.max_finished_workflows),
+            lookout=lookout,
         )
         sessions = Sessions(
             dispatcher,
             executor.language,
             limits=SessionLimits(default_ttl_s=config.limits.session_ttl_s, max_sessions=config.limits.max_sessions),
+            hint_taker=lookout.foresight,
+            onlooker=lookout.foresight,
+            next_rank=executor.next_rank,
         )
         gateway = Gateway(
             executor,

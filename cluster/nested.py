@@ -23,6 +23,10 @@ class NestedSteps:
         self.fixed = dict(messages)
         self._begun_at: dict[str, float] = {}  # seconds, monotonic
 
+    def begun_s(self, address: str) -> float | None:
+        """When a run within that goes on began, in monotonic seconds."""
+        return self._begun_at.get(address)
+
     def take_news(self, run: Run, book: MessageBook) -> ErrorInfo | None:
         """Take over what has begun and ended. Returns the last failure. Raises what framing a message raises."""
         error: ErrorInfo | None = None

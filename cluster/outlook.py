@@ -12,7 +12,6 @@ from typing import Protocol
 
 import numpy as np
 
-from laban.cluster.messages import MessageBook
 from laban.cluster.view_tree import Spot, ViewTree
 from laban.cluster.workflow.children import outermost_key
 from laban.cluster.workflow.facts import role_of
@@ -68,14 +67,14 @@ class RunOutlook:
     """Lives in the event loop of the run."""
 
     def __init__(
-        self, run: Run, book: MessageBook, steps: Steps, history: StepHistory, likelihoods: Likelihoods, rank: int
+        self, run: Run, tree: ViewTree, steps: Steps, history: StepHistory, likelihoods: Likelihoods, rank: int
     ) -> None:
         self._run = run
         self._steps = steps
         self._history = history
         self._likelihoods = likelihoods
         self._rank = rank
-        self._tree = ViewTree(book)
+        self._tree = tree
         self._fixed: set[str] = set()
         self._levels: dict[str, _Level] = {}
         self.unprepared: list[Run] = []

@@ -98,21 +98,25 @@ class Prefetching:
     def __init__(self, fleet: Fleet, limits: PrefetchLimits | None = None) -> None:
         self._fleet = fleet
         self._limits = limits or PrefetchLimits()
+        self._coming: dict[str, Sequence[Coming]] = {}
         self._flights: dict[tuple[str, EncodingId], _Flight] = {}
         self._predictions: dict[str, _Prediction] = {}
         self._workers: dict[str, WorkerStatus] = {}
         self._workers_at_s: float | None = None
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether something is under way."""
-        return bool(self._flights)
+    def expect(self, source: str, coming: Sequence[Coming]) -> None:
+        """Replaces what `source` said."""
+        if coming:
+            self._coming[source] = coming
+        else:
+            self._coming.pop(source, None)
 
     def plan(
-        self, coming: Iterable[Coming], is_used: Callable[[EncodingId], bool], now_s: float
+        self, is_used: Callable[[EncodingId], bool], now_s: float
     ) -> tuple[list[tuple[str, Prefetch]], list[tuple[str, EncodingId]], bool]:
-        """What to order where, in order; what to cancel; and whether there is more to bring, now or later."""
+        """What to order where, in order; what to cancel; and whether something is under way, or to be brought later."""
         self._refresh(now_s)
+        coming = (each for of_source in self._coming.values() for each in of_source)
         soonest = nsmallest(MAX_READERS, (each for each in coming if each.at_s < now_s + MAX_IN_S), key=_at_s)
         by_name = {each.name: each for each in soonest}
         self._predictions = {name: each for name, each in self._predictions.items() if name in by_name}
@@ -145,7 +149,7 @@ class Prefetching:
         cancels = [*made.cancels, *(key for key in stale if not is_used(key[1]))]
         for key in cancels:
             del self._flights[key]
-        return orders, cancels, bool(wanted)
+        return orders, cancels, bool(wanted or self._flights)
 
     def _refresh(self, now_s: float) -> None:
         if self._workers_at_s is None or now_s >= self._workers_at_s + STATUS_S:

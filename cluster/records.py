@@ -86,6 +86,7 @@ class WorkflowRecord:
     steps: tuple[StepResult, ...] = ()
     error: ErrorInfo | None = None
     last_event: int = 0  # the number of its last event
+    held: str = ""  # why it is held back whole, before its first step; "" if it is not
 
     @property
     def wall_ms(self) -> float:
@@ -102,6 +103,7 @@ class Event:
     """Something durable that happened. `number` counts up from 1 by one within a workflow.
 
     - `workflow_state`: `workflow_state`, and when it has ended `outputs` and `error`; the terminal one comes last.
+      One that is held back says so in `held`, and again without when it goes on.
     - `step_state`: `address`, `attempt`, `step_state`, `worker`, and of an external step `tool` and `args`; a new
       attempt voids the chunks of those before it.
     - `step_result`: `result`, whose state is terminal. Each instance gets exactly one.
@@ -121,6 +123,7 @@ class Event:
     result: StepResult | None = None
     tool: str = ""
     args: Mapping[str, object] = field(default_factory=dict)
+    held: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -238,7 +238,13 @@ def print_results(record: WorkflowRecord) -> None:
 
 def print_workflows(records: Iterable[WorkflowRecord]) -> None:
     rows = [
-        (record.workflow_id, record.name, record.state, shown_clock(record.created_at), shown_ms(record.wall_ms))
+        (
+            record.workflow_id,
+            record.name,
+            f"{record.state}, held" if record.held else record.state,
+            shown_clock(record.created_at),
+            shown_ms(record.wall_ms),
+        )
         for record in records
     ]
     print_table(("workflow", "name", "state", "submitted", "time"), rows)

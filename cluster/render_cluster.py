@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from laban.cluster.records import ClusterStatus, DrainProgress, RoutingCandidate, StepExplanation, WorkerStatus
 from laban.cluster.render import print_table, shown_clock, shown_ms
+from laban.cluster.sizes import shown_bytes
 
 WORKER_COLUMNS = ("worker", "state", "device", "attention", "running", "waiting", "tokens queued", "pool", "encodings")
 TIER_COLUMNS = ("worker", "host", "disk", "read on device", "loaded: host", "disk", "peer", "encoded again", "waited")
@@ -111,18 +112,6 @@ def state_of(worker: WorkerStatus) -> str:
     if not worker.alive:
         return "lost"
     return "draining" if worker.draining else "up"
-
-
-def shown_bytes(number: float) -> str:
-    """
-    >>> shown_bytes(0), shown_bytes(1536), shown_bytes(5 << 30)
-    ('0 B', '1.5 KiB', '5.0 GiB')
-    """
-    units = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-    power = 0
-    while number >= 1000 and power < len(units) - 1:
-        number, power = number / 1024, power + 1
-    return f"{number:.1f} {units[power]}" if power else f"{number:.0f} B"
 
 
 def _tiers(worker: WorkerStatus) -> tuple[str, ...]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from laban.actors.calls import Call, Sampling
 from laban.actors.errors import Exhausted, InvalidInput, NotFound
@@ -25,6 +26,7 @@ from laban.cluster.session_hints import HintTaker, SessionHints
 from laban.cluster.slots import Order
 from laban.cluster.views import Composed, Entry, ReadFidelity
 from laban.cluster.waiter import Finish, Waiter
+from laban.kvstore.encodings import EncodingId, EncodingSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +46,36 @@ class _Session:
     created_at: float
     expires_at: float
     book: MessageBook
+    rank: int = 0
     records: dict[str, MessageRecord] = field(default_factory=dict)
     last_number: int = 0
     specs_kept: int = 0  # when those that nothing needs were last forgotten
     running: set[str] = field(default_factory=set)  # keys of calls; while there are any it does not expire
 
+    def encodings(self) -> list[EncodingId]:
+        return [message.home.encoding_id for message in self.book.messages.values()]
+
+    def specs(self) -> Mapping[EncodingId, EncodingSpec]:
+        return self.book.specs
+
     def record(self) -> SessionRecord:
         messages = tuple(self.records.values())
         return SessionRecord(self.session_id, self.ttl_s, self.created_at, self.expires_at, messages)
+
+
+class Onlooker(Protocol):
+    """What is needed of `cluster.foresight.Foresight` beside hints."""
+
+    def keep(
+        self,
+        source: str,
+        encodings: Callable[[], Sequence[EncodingId]],
+        specs: Callable[[], Mapping[EncodingId, EncodingSpec]],
+    ) -> None: ...
+
+    def moved(self, source: str) -> None: ...
+
+    def end(self, source: str) -> None: ...
 
 
 class Sessions:
@@ -67,10 +91,15 @@ class Sessions:
         *,
         limits: SessionLimits | None = None,
         hint_taker: HintTaker | None = None,
+        onlooker: Onlooker | None = None,
+        next_rank: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`language` gives a tenant's. Without a `hint_taker` hints are ignored, and answered so."""
+        """`language` gives a tenant's. Without a `hint_taker` hints are ignored, and answered so. The `onlooker` is
+        told of messages that may be read again. `next_rank` gives a session its place among the workflows."""
         self._dispatcher = dispatcher
+        self._onlooker = onlooker
+        self._next_rank = next_rank
         self._hints = SessionHints(hint_taker, dispatcher.info.pool_tokens, clock=clock)
         self._language = language
         self._limits = limits or SessionLimits()
@@ -96,8 +125,10 @@ class Sessions:
             raise Exhausted(f"{len(self._sessions)} sessions are open, expected at most {limits.max_sessions}")
         now = self._clock()
         book = MessageBook(self._language(tenant))
-        session = _Session(f"s-{secrets.token_hex(16)}", tenant, ttl_s, now, now + ttl_s, book)
+        session = _Session(f"s-{secrets.token_hex(16)}", tenant, ttl_s, now, now + ttl_s, book, self._next_rank())
         self._sessions[session.session_id] = session
+        if self._onlooker is not None:
+            self._onlooker.keep(session.session_id, session.encodings, session.specs)
         return session.record()
 
     def get(self, session_id: str, *, tenant: str = "") -> SessionRecord:
@@ -128,6 +159,7 @@ class Sessions:
                 del session.book.messages[message_id]
         else:
             session.book.keep_only(list(session.records))
+        self._moved(session)
         return len(going)
 
     def hint(
@@ -263,7 +295,8 @@ class Sessions:
     def _order(self, session: _Session, call: Call, waiter: Waiter) -> None:
         session.running.add(call.call_id)
         self._waiters[call.call_id] = waiter
-        self._dispatcher.submit([Order(call, waiter, session.book.specs)])
+        order = Order(replace(call, rank=session.rank), waiter, session.book.specs, rank=session.rank)
+        self._dispatcher.submit([order])
 
     def _done(self, session: _Session, key: str) -> None:
         """The call is over, one way or another."""
@@ -314,11 +347,18 @@ class Sessions:
             overlaps=tuple(overlap.describe(entries) for overlap in composed.overlaps(num_tokens)),
         )
         session.records[message_id] = record
+        self._moved(session)
         return record
+
+    def _moved(self, session: _Session) -> None:
+        if self._onlooker is not None:
+            self._onlooker.moved(session.session_id)
 
     def _end(self, session: _Session) -> None:
         del self._sessions[session.session_id]
         self._dispatcher.directory.unwatch(session.session_id)
         self._hints.release(session.session_id, everything=True)
+        if self._onlooker is not None:
+            self._onlooker.end(session.session_id)
         for key in session.running:
             self._waiters[key].give_up(ErrorInfo("NOT_FOUND", f"session {session.session_id} has ended"))

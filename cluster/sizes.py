@@ -29,5 +29,17 @@ def parse_size(value: object) -> object:
     return int(found[1]) if found[1].isdigit() and not found[2] else round(float(found[1]) * _UNITS[found[2].upper()])
 
 
+def shown_bytes(number: float) -> str:
+    """
+    >>> shown_bytes(0), shown_bytes(1536), shown_bytes(5 << 30)
+    ('0 B', '1.5 KiB', '5.0 GiB')
+    """
+    units = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+    power = 0
+    while number >= 1000 and power < len(units) - 1:
+        number, power = number / 1024, power + 1
+    return f"{number:.1f} {units[power]}" if power else f"{number:.0f} B"
+
+
 Bytes = Annotated[int, BeforeValidator(parse_size)]
 BytesPerSecond = Annotated[float, BeforeValidator(parse_size)]

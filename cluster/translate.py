@@ -194,6 +194,7 @@ def workflow_to_pb(record: records.WorkflowRecord) -> pb.WorkflowRecord:
         steps=[step_to_pb(step) for step in record.steps],
         error=error_to_pb(record.error),
         last_event=record.last_event,
+        held=record.held,
     )
 
 
@@ -208,6 +209,7 @@ def workflow_from_pb(record: pb.WorkflowRecord) -> records.WorkflowRecord:
         steps=tuple(step_from_pb(step) for step in record.steps),
         error=error_from_pb(record),
         last_event=record.last_event,
+        held=record.held,
     )
 
 
@@ -220,6 +222,7 @@ def event_to_pb(event: records.Event) -> pb.Event:
                 state=workflow_state_number(event.workflow_state),
                 outputs=outputs_to_pb(event.outputs),
                 error=error_to_pb(event.error),
+                held=event.held,
             )
         )
     elif event.kind == "step_state" and event.step_state is not None:
@@ -252,6 +255,7 @@ def event_from_pb(message: pb.Event) -> records.Event | None:
             workflow_state=workflow_state_word(changed.state),
             outputs=outputs_from_pb(changed.outputs),
             error=error_from_pb(changed),
+            held=changed.held,
         )
     if what == "step_state":
         step = message.step_state

@@ -6,7 +6,7 @@ now (`in_s`), and its taker dates it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from laban.kvstore.encodings import EncodingId
@@ -75,6 +75,15 @@ class UseBook:
             use = self._sources[source][encoding_id]
             nearest = use if nearest is None else nearest.nearer(use)
         return nearest
+
+    def all(self) -> dict[EncodingId, Use]:
+        """The nearest use of everything."""
+        found = ((encoding_id, self.nearest(encoding_id)) for encoding_id in self._users)
+        return {encoding_id: use for encoding_id, use in found if use is not None}
+
+    def sources(self, encoding_id: EncodingId) -> Collection[str]:
+        """Those who will read it."""
+        return self._users.get(encoding_id, ())
 
     def take_changes(self) -> dict[EncodingId, Use | None]:
         """The nearest use of everything that may have changed since the last call; None where there is none left."""

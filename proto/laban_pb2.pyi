@@ -283,14 +283,16 @@ class Event(_message.Message):
     def __init__(self, number: _Optional[int] = ..., workflow_id: _Optional[str] = ..., at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., workflow_state: _Optional[_Union[WorkflowStateChanged, _Mapping]] = ..., step_state: _Optional[_Union[StepStateChanged, _Mapping]] = ..., step_result: _Optional[_Union[StepResult, _Mapping]] = ...) -> None: ...
 
 class WorkflowStateChanged(_message.Message):
-    __slots__ = ("state", "outputs", "error")
+    __slots__ = ("state", "outputs", "error", "held")
     STATE_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     state: WorkflowState
     outputs: _containers.RepeatedCompositeFieldContainer[Output]
     error: Error
-    def __init__(self, state: _Optional[_Union[WorkflowState, str]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+    held: str
+    def __init__(self, state: _Optional[_Union[WorkflowState, str]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., held: _Optional[str] = ...) -> None: ...
 
 class StepStateChanged(_message.Message):
     __slots__ = ("address", "state", "attempt", "worker", "tool", "args")
@@ -365,7 +367,7 @@ class Output(_message.Message):
     def __init__(self, name: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class WorkflowRecord(_message.Message):
-    __slots__ = ("workflow_id", "name", "state", "created_at", "finished_at", "outputs", "steps", "error", "last_event")
+    __slots__ = ("workflow_id", "name", "state", "created_at", "finished_at", "outputs", "steps", "error", "last_event", "held")
     WORKFLOW_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -375,6 +377,7 @@ class WorkflowRecord(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     LAST_EVENT_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     workflow_id: str
     name: str
     state: WorkflowState
@@ -384,7 +387,8 @@ class WorkflowRecord(_message.Message):
     steps: _containers.RepeatedCompositeFieldContainer[StepResult]
     error: Error
     last_event: int
-    def __init__(self, workflow_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[WorkflowState, str]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[StepResult, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., last_event: _Optional[int] = ...) -> None: ...
+    held: str
+    def __init__(self, workflow_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[WorkflowState, str]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[StepResult, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., last_event: _Optional[int] = ..., held: _Optional[str] = ...) -> None: ...
 
 class GetRequest(_message.Message):
     __slots__ = ("workflow_id",)

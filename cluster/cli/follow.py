@@ -44,6 +44,7 @@ class Followed:
     outputs: tuple[tuple[str, str], ...] = ()
     error: ErrorInfo | None = None
     last_event: int = 0
+    held: str = ""  # why it is held back whole
 
     def begin(self, record: WorkflowRecord) -> None:
         """Take the instances, in the graph's order, and the states of those that ended before the watch began."""
@@ -68,6 +69,7 @@ class Followed:
             self.state = item.workflow_state or self.state
             self.outputs = item.outputs or self.outputs
             self.error = item.error or self.error
+            self.held = item.held
         elif item.kind == "step_state":
             step = self._step(item.address)
             if item.attempt != step.attempt:

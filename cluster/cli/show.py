@@ -34,8 +34,11 @@ def follow(
             followed.begin(client.get(item.workflow_id))
             if served is not None:
                 served.begin(item.workflow_id)
+        was_held = followed.held
         followed.apply(item)
         screen.update(followed, item)
+        if followed.held and not was_held:
+            screen.note(f"{item.workflow_id} {followed.held}")
         step = followed.steps.get(getattr(item, "address", ""))
         if step is None or not step.tool or step.state != "ready" or step.address in told:
             continue
@@ -65,6 +68,8 @@ def show(record: WorkflowRecord, arguments: Namespace) -> None:
         from laban.cluster.render import print_results
 
         print_results(record)
+        if record.held:
+            print(f"{record.workflow_id} {record.held}")
         waiting = [step for step in record.steps if step.tool and step.state == "ready"]
         for step in waiting[:MAX_HINTS]:
             print(waiting_line(record.workflow_id, step.address, step.tool, step.args, _flag(arguments.address)))

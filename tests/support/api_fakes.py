@@ -77,7 +77,7 @@ STEP = StepResult(
 FAILED = StepResult("final", "final", state="failed", attempt=3, error=ErrorInfo("UNAVAILABLE", "died", "steps[1]"))
 RECORD = WorkflowRecord(
     "wf-1", "greet", "failed", 1_700_000_000.125, 1_700_000_001.5, (("b", "x"), ("a", "y")), (STEP, FAILED),
-    ErrorInfo("UNAVAILABLE", "died"), 9,
+    ErrorInfo("UNAVAILABLE", "died"), 9, "waits",
 )  # fmt: skip
 LEASE = Lease(
     "lease-1", "wf-1", "human[2]", "tests", 3, {"path": "src", "n": 2},
@@ -85,7 +85,7 @@ LEASE = Lease(
     "Run them.", 30.5, 1_700_000_030.5, {"type": "object"},
 )  # fmt: skip
 EVENTS: tuple[Event | TokenChunk, ...] = (
-    Event(1, "wf-1", 5.0, "workflow_state", workflow_state="running"),
+    Event(1, "wf-1", 5.0, "workflow_state", workflow_state="running", held="waits"),
     Event(
         2, "wf-1", 6.0, "step_state", address="answer", attempt=1, step_state="running", worker="w0", tool="tests",
         args={"path": "src"},

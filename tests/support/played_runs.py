@@ -11,6 +11,7 @@ from scripted_engine import CharFraming, CharTokenizer
 from laban.actors.calls import Call, Sampling
 from laban.cluster.messages import Language, MessageBook, Opening
 from laban.cluster.outlook import Look, RunOutlook
+from laban.cluster.view_tree import ViewTree
 from laban.cluster.views import Entry
 from laban.cluster.workflow.children import Began
 from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
@@ -45,7 +46,7 @@ class Played:
         self.began: dict[str, float] = {}
         self.queued: set[str] = set()
         self.likelihoods = Likelihoods()
-        self.outlook = RunOutlook(self.run, self.book, self, self.history, self.likelihoods, rank=7)
+        self.outlook = RunOutlook(self.run, ViewTree(self.book), self, self.history, self.likelihoods, rank=7)
 
     # Steps
 

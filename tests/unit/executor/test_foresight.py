@@ -11,8 +11,8 @@ from executor_workflows import asynchronous
 from foresight_rig import FakeFleet, foresight_of
 from played_runs import Played, played, seconds
 
-from laban.cluster import foresight as module
-from laban.cluster.foresight import UNKNOWN_S, Foresight
+from laban.cluster.forecasts import UNKNOWN_S, RunForecast, Seen
+from laban.cluster.foresight import Foresight
 from laban.kvstore.encodings import EMPTY_VIEW, EncodingSpec, View, make_spec
 from laban.kvstore.placements import Tier
 from laban.kvstore.uses import Use
@@ -248,7 +248,7 @@ steps:
 def test_messages_of_open_sessions_will_be_read_nobody_knows_when() -> None:
     world = World()
     kept = ["a", "b"]
-    world.foresight.keep("s-1", lambda: kept)
+    world.foresight.keep("s-1", lambda: kept, dict)
     world.fleet.put("w0", "a")
     world.look()
     use = world.fleet.told()["w0"]["a"]
@@ -389,12 +389,12 @@ async def test_a_large_run_is_prepared_in_another_thread(monkeypatch: pytest.Mon
 async def test_a_run_that_takes_long_to_look_at_is_looked_at_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[float] = []
 
-    def slow(self, source, outlook, namespace, rank, now_s):
+    def slow(self, now_s):
         looks.append(time.monotonic())
         time.sleep(0.006)
-        return module._Seen({})
+        return Seen({})
 
-    monkeypatch.setattr(module.Foresight, "_look_at_run", slow)
+    monkeypatch.setattr(RunForecast, "look", slow)
     async with Turns() as turns:
         await turns.until(lambda: looks)
         began = time.monotonic()

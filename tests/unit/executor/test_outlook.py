@@ -12,6 +12,7 @@ from random_workflows import workflows
 
 from laban.cluster import outlook as module
 from laban.cluster.outlook import RunOutlook
+from laban.cluster.view_tree import ViewTree
 from laban.cluster.workflow.parse import parse_dict
 
 CHAIN = """
@@ -74,7 +75,7 @@ steps:
     run = played(text, seconds(fix=5.0))
     for _ in range(8):
         run.likelihoods.observe("w", {"when(fix)": False})
-    look = RunOutlook(run.run, run.book, run, run.history, run.likelihoods, rank=0).look(run.now_s)
+    look = RunOutlook(run.run, ViewTree(run.book), run, run.history, run.likelihoods, rank=0).look(run.now_s)
     likely = {reader.address: reader.likelihood for reader in look.readers}
     assert likely["fix"] == pytest.approx(0.1)
     fixed_in_branch = run.foreseen(look, "fix")[-1]

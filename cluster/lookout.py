@@ -1,0 +1,99 @@
+"""What looking ahead does for the executor: what is learned of steps, foresight, and workflows that wait for memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from laban.cluster.demand import DemandProfile, Sizes
+from laban.cluster.dispatch import Dispatcher
+from laban.cluster.execution import Execution
+from laban.cluster.foresight import Foresight
+from laban.cluster.messages import MessageBook
+from laban.cluster.records import StepResult
+from laban.cluster.view_tree import ViewTree
+from laban.cluster.waiting_room import WaitingRoom
+from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
+from laban.cluster.workflow.run import Run
+from laban.cluster.workflow.timing import Kind, StepHistory
+
+KINDS: Mapping[str, Kind] = {"external": "external", "workflow": "workflow"}  # by how a step finished; others generate
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run before it begins, and what it may need."""
+
+    run: Run
+    book: MessageBook
+    tree: ViewTree | None = None
+    profile: DemandProfile | None = None
+
+
+class Lookout:
+    """Lives in the event loop of the dispatcher; `start` before the first workflow, `stop` at the end."""
+
+    def __init__(self, dispatcher: Dispatcher, *, prefetch: bool = True, admission: bool = True) -> None:
+        """`prefetch`: have brought or encoded what the next calls will read. `admission`: hold whole workflows back
+        while memory for keys and values is short."""
+        self._dispatcher = dispatcher
+        self.likelihoods = Likelihoods()
+        self.history = StepHistory()
+        self.foresight = Foresight(dispatcher, self.likelihoods, self.history, prefetch=prefetch)
+        self._waiting_room = WaitingRoom(self._kv_bytes) if admission else None
+
+    def start(self) -> None:
+        self.foresight.start()
+        self._dispatcher.foresee(self.foresight)
+
+    async def stop(self) -> None:
+        if self._waiting_room is not None:
+            self._waiting_room.close()
+        await self.foresight.stop()
+
+    @property
+    def num_held(self) -> int:
+        """Workflows that are held back."""
+        return 0 if self._waiting_room is None else self._waiting_room.num_waiting
+
+    def prepare(self, run: Run, book: MessageBook) -> Prepared:
+        """In any thread."""
+        tree = ViewTree(book)
+        if self._waiting_room is None:
+            return Prepared(run, book, tree)
+        bytes_per_token = self._dispatcher.info.bytes_per_token
+        sizes = Sizes(run.graph.workflow.name, book, tree, self.history, bytes_per_token)
+        return Prepared(run, book, tree, DemandProfile(run, sizes))
+
+    def enter(self, execution: Execution, prepared: Prepared, rank: int) -> None:
+        """Have the workflow start: now, or once there is memory for it. In the order of their ranks."""
+        workflow_id, room, profile = execution.workflow_id, self._waiting_room, prepared.profile
+
+        def start() -> None:
+            self.foresight.begin(workflow_id, prepared.run, prepared.book, execution.progress, rank, prepared.tree)
+            execution.start()
+
+        if room is None or profile is None or room.enter(workflow_id, profile, execution.progress.is_idle, start):
+            start()
+        else:
+            execution.hold(room.why(workflow_id))
+
+    def changed(self, execution: Execution, ended: StepResult | None) -> None:
+        """A step's state has changed; `ended` is its result, if it has ended."""
+        if ended is not None and ended.state == "succeeded":
+            kind, seconds = KINDS.get(ended.finish_reason, "generate"), ended.wall_ms / 1000.0
+            self.history.observe(execution.board.name, ended.address, kind, seconds, ended.tokens_generated)
+        self.foresight.moved(execution.workflow_id)
+        if self._waiting_room is not None:
+            self._waiting_room.moved(execution.workflow_id)
+
+    def leave(self, execution: Execution) -> None:
+        """The workflow has ended."""
+        self.foresight.end(execution.workflow_id)
+        if self._waiting_room is not None:
+            self._waiting_room.leave(execution.workflow_id)
+
+    def _kv_bytes(self) -> int:
+        """Memory for keys and values of the workers that are up: their devices' and their hosts'."""
+        up = [worker for worker in self._dispatcher.workers() if worker.alive and not worker.draining]
+        return sum(each.pages * each.page_size * each.bytes_per_token + each.host_bytes for each in up)

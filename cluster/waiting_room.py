@@ -1,0 +1,119 @@
+"""Holds workflows back, whole and before their first call, while memory for keys and values is short.
+
+`admission` decides; this asks it again whenever something may have changed, in the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from laban.cluster.admission import Admission, AdmissionLimits
+from laban.cluster.demand import DemandProfile
+from laban.cluster.sizes import shown_bytes
+
+RETRY_S = 0.5
+"""How often to ask while somebody waits: workers come, and who waits for tools counts for less after a while."""
+
+
+@dataclass(slots=True)
+class _Guest:
+    profile: DemandProfile
+    is_idle: Callable[[], bool]
+    start: Callable[[], None]
+    is_in: bool = False
+    is_started: bool = False
+
+
+class WaitingRoom:
+    """Lives in one event loop."""
+
+    def __init__(self, capacity_bytes: Callable[[], int], limits: AdmissionLimits | None = None) -> None:
+        """`capacity_bytes` says how much memory for keys and values the workers that are up have, of all tiers that
+        hold more than a copy."""
+        self._capacity_bytes = capacity_bytes
+        self._admission = Admission(limits)
+        self._guests: dict[str, _Guest] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._asked = False
+
+    @property
+    def num_waiting(self) -> int:
+        return self._admission.num_waiting
+
+    def enter(
+        self, workflow_id: str, profile: DemandProfile, is_idle: Callable[[], bool], start: Callable[[], None]
+    ) -> bool:
+        """Whether the workflow may start at once; if not, `start` is called once it may. In the order of their ranks.
+        `is_idle` says whether it waits for nothing but tools."""
+        self._refresh()  # those that run may need less by now, or more, than when somebody last waited
+        guest = self._guests[workflow_id] = _Guest(profile, is_idle, start)
+        self._admission.add(workflow_id, profile.now())
+        self._ask()
+        guest.is_started = guest.is_in
+        return guest.is_in
+
+    def moved(self, workflow_id: str) -> None:
+        """Something of it ended or began."""
+        guest = self._guests.get(workflow_id)
+        if self.num_waiting and guest is not None and guest.is_started:
+            self._update(workflow_id, guest)
+            self._ask_soon()
+
+    def leave(self, workflow_id: str) -> None:
+        """It has ended, or does not want to run any more."""
+        if self._guests.pop(workflow_id, None) is not None:
+            self._admission.remove(workflow_id)
+            self._ask_soon()
+
+    def why(self, workflow_id: str) -> str:
+        """For those who watch one that waits."""
+        need, taken = self._guests[workflow_id].profile.now().num_bytes, self._admission.needed_bytes
+        there = self._capacity_bytes()
+        return (
+            f"waits for KV memory: it needs up to {shown_bytes(need)}, and those that run {shown_bytes(taken)} "
+            f"of {shown_bytes(there)}"
+        )
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _refresh(self) -> None:
+        for workflow_id, guest in self._guests.items():
+            if guest.is_started:
+                self._update(workflow_id, guest)
+
+    def _update(self, workflow_id: str, guest: _Guest) -> None:
+        self._admission.update(workflow_id, guest.profile.now())
+        self._admission.set_idle(workflow_id, guest.is_idle(), asyncio.get_running_loop().time())
+
+    def _ask_soon(self) -> None:
+        if self.num_waiting and not self._asked:
+            self._asked = True
+            asyncio.get_running_loop().call_soon(self._ask_now)
+
+    def _ask_now(self) -> None:
+        self._asked = False
+        self._ask()
+
+    def _ask(self) -> None:
+        """Those let in start in a turn of their own: what asks may be in the middle of another workflow."""
+        loop = asyncio.get_running_loop()
+        for workflow_id in self._admission.admit(self._capacity_bytes(), loop.time()):
+            self._guests[workflow_id].is_in = True
+            loop.call_soon(self._start, workflow_id)
+        if self.num_waiting and self._timer is None:
+            self._timer = loop.call_later(RETRY_S, self._retry)
+
+    def _retry(self) -> None:
+        self._timer = None
+        self._refresh()
+        self._ask()
+
+    def _start(self, workflow_id: str) -> None:
+        guest = self._guests.get(workflow_id)
+        if guest is not None and not guest.is_started:  # it may have ended meanwhile
+            guest.is_started = True
+            guest.start()
