@@ -16,7 +16,8 @@ from laban.actors.calls import TokenLogprob
 from laban.actors.errors import Conflict, FailedPrecondition, InvalidInput, NotFound, OutOfRange
 from laban.cluster.client import AsyncClient, Client
 from laban.cluster.gateway import Gateway
-from laban.cluster.records import Event, MessageRecord, SessionPlacement, TokenChunk
+from laban.cluster.lookout import Lookout
+from laban.cluster.records import Event, Hint, MessageRecord, SessionPlacement, TokenChunk
 from laban.cluster.sessions import Sessions
 from laban.cluster.workflow.diagnostics import WorkflowErrors
 from laban.cluster.workflow.lint import lint
@@ -37,7 +38,10 @@ steps:
 @asynccontextmanager
 async def serving() -> AsyncIterator[AsyncClient]:
     async with rig() as made:
-        executor, sessions = made.executor, Sessions(made.dispatcher, made.executor.language)
+        executor, lookout = made.executor, Lookout(made.dispatcher)
+        foresight = lookout.foresight
+        sessions = Sessions(made.dispatcher, executor.language, hint_taker=foresight, onlooker=foresight)
+        lookout.start()
         gateway = Gateway(
             executor,
             sessions,
@@ -51,6 +55,7 @@ async def serving() -> AsyncIterator[AsyncClient]:
         finally:
             await client.close()
             await gateway.stop(0)
+            await lookout.stop()
 
 
 def test_a_workflow_runs_and_its_chunks_add_up() -> None:
@@ -125,6 +130,28 @@ def test_a_step_is_explained_while_its_decision_is_kept() -> None:
             assert (found.decision.policy, found.decision.num_workers) == ("cost", 1)
             assert len(candidate.key) == len(found.decision.key_names)
             assert type(await error_of(client.explain("wf-none", "answer"))) is NotFound
+
+    asyncio.run(main())
+
+
+def test_hints_are_taken() -> None:
+    async def main() -> None:
+        async with serving() as client, await client.open_session(60) as session:
+            first = await session.prefill("one", role="user")
+            second = await session.prefill("two", view=[first])
+            said = await session.hint("ann", [first, second], steps=2, pin_s=30)
+            assert (said.status, said.reason, said.num_reads, said.pin_s, said.ttl_s) == ("accepted", "", 2, 30, 60)
+            assert said.num_tokens == first.num_tokens + second.num_tokens
+            outcomes = await session.hint_all(
+                [
+                    Hint("bob", (SessionPlacement(first.message_id), SessionPlacement("m9")), in_s=1.0),
+                    Hint("cleo", (SessionPlacement("m9"),)),
+                ]
+            )
+            assert [said.status for said in outcomes] == ["clipped", "ignored"]
+            assert (await session.generate(view=[first, second], max_tokens=4)).tokens_generated > 0
+            assert await session.release_hints("ann", "cleo") == 1
+            assert await session.release_hints() == 1
 
     asyncio.run(main())
 
