@@ -10,6 +10,7 @@ from scripted_engine import CharFraming, CharTokenizer, LoopSupervisor, LoopWork
 
 from laban.cluster.dispatch import Dispatcher, DispatchLimits
 from laban.cluster.executor import Executor, ExecutorLimits
+from laban.cluster.lookout import Lookout
 from laban.cluster.records import Event, TokenChunk, WorkflowRecord
 from laban.cluster.workflow.parse import parse_yaml
 
@@ -17,13 +18,16 @@ FAST = DispatchLimits(restart_delays_s=(0.0, 0.001, 0.002))
 
 
 class Rig:
-    """Workers, a dispatcher and an executor, running."""
+    """Workers, a dispatcher and an executor, running; with `ahead` it looks ahead."""
 
-    def __init__(self, workers: list[LoopWorker], supervisor: LoopSupervisor | None, limits: ExecutorLimits) -> None:
+    def __init__(
+        self, workers: list[LoopWorker], supervisor: LoopSupervisor | None, limits: ExecutorLimits, ahead: bool = False
+    ) -> None:
         self.workers = workers
         self.supervisor = supervisor
         self.dispatcher = Dispatcher(workers, supervisor=supervisor, limits=FAST)
-        self.executor = Executor(self.dispatcher, CharFraming(), CharTokenizer(), limits=limits)
+        self.lookout = Lookout(self.dispatcher) if ahead else None
+        self.executor = Executor(self.dispatcher, CharFraming(), CharTokenizer(), limits=limits, lookout=self.lookout)
 
     @property
     def worker(self) -> LoopWorker:
@@ -46,10 +50,12 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(num_workers: int = 1, *, supervised: bool = True, failures: int = 0, **limits: int) -> AsyncIterator[Rig]:
+async def rig(
+    num_workers: int = 1, *, supervised: bool = True, failures: int = 0, ahead: bool = False, **limits: int
+) -> AsyncIterator[Rig]:
     workers = [LoopWorker(ScriptedEngine(worker_id=f"w{n}")) for n in range(num_workers)]
     supervisor = LoopSupervisor(failures) if supervised else None
-    made = Rig(workers, supervisor, ExecutorLimits(**limits))
+    made = Rig(workers, supervisor, ExecutorLimits(**limits), ahead)
     made.executor.start()
     try:
         yield made
