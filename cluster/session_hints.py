@@ -182,17 +182,19 @@ def read(book: MessageBook, hint: Hint) -> Reading:
     ones those before the first that is not, since an encoding depends on all that comes before it."""
     entries: list[Entry] = []
     missing: list[str] = []
-    for placed in hint.reads:
+    left = 0
+    for place, placed in enumerate(hint.reads):
         message = book.messages.get(placed.message_id)
         if message is None:
             missing.append(placed.message_id)
             if hint.fidelity == "exact":
+                left = len(hint.reads) - place - 1
                 break
             continue
         entries.append(Entry(message, hint.fidelity, placed.position, placed.begin, placed.end))
     problem = f"the session has no message {', '.join(missing)}" if missing else ""
-    if missing and hint.fidelity == "exact":
-        problem += ", nor encodings of what comes after it"
+    if left:
+        problem += ", nor exact encodings of what comes after it"
     if not entries:
         return Reading(problem=problem)
     language = book.language

@@ -229,7 +229,8 @@ def test_messages_that_are_not_there_are_left_out() -> None:
         assert outcome.reason == "the session has no message m99"
         outcome = world.hint("ann", *reads)
         assert (outcome.status, outcome.num_reads, outcome.num_tokens) == ("clipped", 1, one.num_tokens)
-        assert outcome.reason == "the session has no message m99, nor encodings of what comes after it"
+        assert outcome.reason == "the session has no message m99, nor exact encodings of what comes after it"
+        assert world.hint("ann", one.message_id, "m99").reason == "the session has no message m99"
         outcome = world.hint("ann", "m98", "m99", fidelity="direct")
         assert (outcome.status, outcome.reason) == ("ignored", "the session has no message m98, m99")
         assert taker.uses == {}  # and what was said before is forgotten
