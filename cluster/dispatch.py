@@ -280,7 +280,8 @@ class Dispatcher:
             sink.call_tokens(key, ticket.attempt, event)
         else:
             assert ticket.sent is not None
-            self._ledger.observe(ticket.sent, event.tokens_encoded, event.ttft_ms, event.wall_ms)
+            encoded, generated = event.tokens_encoded, event.tokens_generated
+            self._ledger.observe(ticket.sent, encoded, event.ttft_ms, event.wall_ms, generated)
             self._expect(slot, ticket, event)
             self._forget(slot, ticket)
             self._record(slot, ticket, event)

@@ -28,7 +28,8 @@ class CallView:
 
     `wanted` must be there when the call runs. Of the others some must be, too, if what depends on them has to be
     encoded. `own_tokens` are encoded wherever it goes; those of a prefill are none, since what it makes is a need of
-    its own: the last one. `successors` are what else of its workflow later calls will read, with the tokens of each.
+    its own: the last one. `successors` are what else of its workflow later calls will read, with the tokens of each;
+    unless `foreseen` that is but a guess.
     """
 
     call_id: str
@@ -40,6 +41,7 @@ class CallView:
     output_tokens: int  # of the message that it makes, at most
     tokens_read: int
     successors: tuple[tuple[EncodingId, int], ...] = ()
+    foreseen: bool = False
 
 
 def view_call(
@@ -65,6 +67,7 @@ def view_call(
         wanted, own_tokens = 1 << len(needs) - 1, 0
     elif call.sampling is not None:
         output_tokens += call.sampling.most_tokens + len(call.terminator)
+    foreseen = successors is not None
     if successors is None:
         successors = _newest(family or {}, specs)
     return CallView(
@@ -77,6 +80,7 @@ def view_call(
         output_tokens=output_tokens,
         tokens_read=sum(read.values()),
         successors=tuple(item for item in successors.items() if item[0] not in specs)[:MAX_SUCCESSORS],
+        foreseen=foreseen,
     )
 
 

@@ -18,6 +18,9 @@ from laban.kvstore.encodings import EncodingId
 FEW = 8
 """Of so many workers all are looked at; of more, the shortest queues first until one is among them."""
 
+USUAL_OUTPUT = 128.0
+"""Tokens that a call generates, until it is known better: what it may generate at most says little."""
+
 
 @dataclass(slots=True, eq=False)
 class Account:
@@ -93,6 +96,7 @@ class Ledger:
         self._order: list[tuple[int, int, str, int]] = []
         self._turns: list[str] = []
         self._last_turn = ""
+        self._usual_output = USUAL_OUTPUT
         self._rates_version = self.rates.version
 
     # Workers
@@ -163,7 +167,7 @@ class Ledger:
         sent = Sent(
             account=account,
             family=call.family,
-            output_tokens=call.output_tokens,
+            output_tokens=min(call.output_tokens, call.own_tokens + round(self._usual_output)),
             queued_tokens=queued_tokens,
             link_ns=link_ns,
             alone=account.queued_tokens == 0 and not link_ns,
@@ -223,9 +227,13 @@ class Ledger:
                 del self._families[sent.family]
         self._move(account)
 
-    def observe(self, sent: Sent, tokens_encoded: int, ttft_ms: float, wall_ms: float) -> None:
+    def observe(
+        self, sent: Sent, tokens_encoded: int, ttft_ms: float, wall_ms: float, tokens_generated: int = 0
+    ) -> None:
         """What a call took that has just ended."""
         self.rates.observe_call(wall_ms)
+        if tokens_generated:
+            self._usual_output += 0.05 * (tokens_generated - self._usual_output)
         if sent.alone and sent.account.alive and self.rates.observe(sent.account.worker_id, tokens_encoded, ttft_ms):
             self._repace(sent.account)
             self._move(sent.account)
@@ -238,7 +246,7 @@ class Ledger:
         return next((place[0] for place in self._order if self.open >> place[3] & 1), 0)
 
     def being_made(self, family: str) -> Mapping[int, int]:
-        """Tokens that the family's running calls will make at most, by the number of their worker."""
+        """Tokens that the family's running calls are expected to make, by the number of their worker."""
         return self._families.get(family, {})
 
     def turns(self) -> int:

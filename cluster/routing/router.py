@@ -69,12 +69,12 @@ class Router:
     without queues and `left_tokens` are one and the same; workers that hold nothing differ by their queues alone.
 
     The policy `cost` has the key (cost_ms, left_tokens, num_calls), then the id, and of two workers of a group:
-    cost_ms = queue_ms + round(max(link + bring, encode) + own), the last three theirs in common. If A comes before B
-    in the order (queue_ms, num_calls, id) and its link is no busier, then neither term of its cost_ms is larger. Either
-    the sum is smaller, or both terms are the same, so the queues are equal and (num_calls, id) decides for A. So B is
-    never chosen. `Ledger.front` leaves out none but such a B: the best worker of all is among the fronts of the groups.
-    The same is true of any policy whose key, the rest being equal, grows with the queue and then the calls. For those
-    that take turns, the worker whose turn is next is looked at besides.
+    cost_ms = queue_ms + round(max(link + bring, encode) + own + left), all but queue and link theirs in common. If A
+    comes before B in the order (queue_ms, num_calls, id) and its link is no busier, then neither term of its cost_ms is
+    larger. Either the sum is smaller, or both terms are the same, so the queues are equal and (num_calls, id) decides
+    for A. So B is never chosen. `Ledger.front` leaves out none but such a B: the best worker of all is among the fronts
+    of the groups. The same is true of any policy whose key, the rest being equal, grows with the queue and then the
+    calls. For those that take turns, the worker whose turn is next is looked at besides.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class Router:
         chosen: tuple[Account, Told] | None = None
         for pace, as_fast in ledger.paces.items():
             estimator: Estimator | None = None
+            later_ns = min(pace.encode_ns, pace.peer_ns) if call.foreseen else 0
             for group, device, host, disk in ask.groups:
                 members = group & as_fast
                 if not members:
@@ -119,7 +120,8 @@ class Router:
                     if alike >> next_turn.number & 1 and next_turn not in fronts:
                         fronts.append(next_turn)
                     for account in fronts:
-                        view = _view(account, told, left_tokens, call.own_tokens, first_turn, num_turns)
+                        turns = (account.turn - first_turn) % num_turns
+                        view = _view(account, told, call.own_tokens, left_tokens, left_tokens * later_ns, turns)
                         key = key_of(view, call)
                         candidates.append((key, view))
                         if best is None or (key, account.worker_id) < best:
@@ -311,16 +313,15 @@ class _Question:
         self.groups = groups
 
 
-def _view(
-    account: Account, told: Told, left_tokens: int, own_tokens: int, first_turn: int, num_turns: int
-) -> WorkerView:
+def _view(account: Account, told: Told, own_tokens: int, left_tokens: int, left_ns: int, turns: int) -> WorkerView:
     load, fetch, encode, own, saved_bring, saved_encode, _, _, _, _, *tokens = told
     tokens_host, tokens_disk, tokens_peer, tokens_encode = tokens
     queue_ms, num_calls, worker_id, _ = account.place
     bring = load + fetch + account.link_ns if load or fetch else 0
     ttft_ms = cost_ms = queue_ms + ((bring if bring > encode else encode) + own + 500_000) // 1_000_000
-    if saved_bring or saved_encode:
-        cost_ms = queue_ms + (max(bring - saved_bring, encode - saved_encode) + own + 500_000) // 1_000_000
+    if left_ns or saved_bring or saved_encode:
+        cost = max(bring - saved_bring, encode - saved_encode) + own + left_ns
+        cost_ms = queue_ms + (cost + 500_000) // 1_000_000
     return WorkerView(
         worker_id,
         ttft_ms,
@@ -328,7 +329,7 @@ def _view(
         left_tokens,
         num_calls,
         queue_ms,
-        (account.turn - first_turn) % num_turns,
+        turns,
         account.load.num_free_pages,
         load,
         fetch,

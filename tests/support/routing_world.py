@@ -111,7 +111,7 @@ def random_call(rng: random.Random, num_encodings: int, number: int) -> CallView
     later = rng.sample(others, min(len(others), rng.choice([0, 0, 3])))
     return CallView(
         f"wf-{number % 3}/s{number}", f"wf-{number % 3}", 0, tuple(needs), wanted, rng.choice([0, 5, 50]),
-        rng.choice([10, 100]), 100, tuple((name, tokens_of(name)) for name in later),
+        rng.choice([10, 100]), 100, tuple((name, tokens_of(name)) for name in later), rng.random() < 0.5,
     )  # fmt: skip
 
 
@@ -200,11 +200,12 @@ def _look(ledger: Ledger, view: PlainView, call: CallView, account: Account, sha
     )
     ttft = account.queue_ms + (max(brought, sums["encode"]) + own + 500_000) // 1_000_000
     cheaper = max(brought - sums["saved_bring"], sums["encode"] - sums["saved_encode"])
+    later = elsewhere * min(pace.encode_ns, pace.peer_ns) if call.foreseen else 0
     ids = sorted(ledger.accounts)
     return WorkerView(
         account.worker_id,
         ttft,
-        account.queue_ms + (cheaper + own + 500_000) // 1_000_000,
+        account.queue_ms + (cheaper + own + later + 500_000) // 1_000_000,
         elsewhere,
         account.num_calls,
         account.queue_ms,
