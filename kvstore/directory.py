@@ -202,7 +202,7 @@ class DirectoryShard:
         """Forget who is late, idle or long over. Call it every second or so."""
         for life in list(self._lives.values()):
             if life.heard_s + self._late_s < now_s:
-                self._end(life.worker_id, now_s, fence=False)
+                self._end(life.worker_id, now_s, late=True)
         for name in self._subscriptions.drop_idle(now_s - self._idle_s):
             self._interests.drop(name)
         self._interests.expire(now_s)
@@ -232,13 +232,13 @@ class DirectoryShard:
         self._lives[worker_id] = self._by_index[life.index] = life
         return life
 
-    def _end(self, worker_id: str, now_s: float, *, fence: bool = True) -> None:
+    def _end(self, worker_id: str, now_s: float, *, late: bool = False) -> None:
+        """One that was only `late` may speak again; what came before it may not."""
         life = self._lives.pop(worker_id, None)
         if life is None:
             return
         self._retire(life)
-        if fence:
-            self._fences[worker_id] = (life.epoch, now_s)
+        self._fences[worker_id] = (f"{int(life.epoch, 16) - late:016x}", now_s)
 
     def _empty(self, life: _Life) -> _Life:
         """The same life with nothing in it."""
