@@ -6,24 +6,31 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from laban.actors.calls import Advice, Call, WorkerInfo, WorkerReport
 from laban.actors.directory import DirectoryService
 from laban.actors.errors import FailedPrecondition
+from laban.actors.exporting import Exporting
 from laban.actors.models import Progress, say_nothing
 from laban.actors.ports import HostedService
 from laban.actors.publishing import Publishing
 from laban.actors.shards import ShardPlace
+from laban.actors.transfers import Chunk, Granted, PeerNews, Refused
 from laban.actors.worker import WorkerLoop
+from laban.kvstore.directory_messages import Epoch
+from laban.kvstore.encodings import EncodingId
+
+if TYPE_CHECKING:
+    from laban.actors.remote import RemotePeers
 
 logger = logging.getLogger(__name__)
 
-CONCURRENCY_GROUPS = {"control": 1, "stream": 2}
+CONCURRENCY_GROUPS = {"control": 1, "stream": 2, "leases": 2, "chunks": 2}
 """Threads of a worker's process. One for control, so an abort never overtakes the call it means; two for readers
-of the reports, so that a new one can displace the old."""
+of the reports, so that a new one can displace the old. Leases may wait for the engine, chunks do not."""
 
 DEFAULT_ENGINE = "laban.actors.engine.load:load_engine"
 REPORTS_IN_FLIGHT = 4
@@ -101,7 +108,9 @@ class WorkerProcess:
         self._progress: tuple[str, float | None] | None = None
         self._rendezvous: tuple[object, str] | None = None
         self._loop: WorkerLoop | None = None
+        self._exporting: Exporting | None = None
         self._failure: Exception | None = None
+        self._peers = self._no_peers()
 
     def rendezvous(self) -> str:
         """Where the shards of this worker meet: host:port, open as long as this process lives."""
@@ -120,9 +129,12 @@ class WorkerProcess:
 
             def make_engine() -> Any:
                 if plan.num_shards > 1:
-                    return lead_shards(plan, self.rendezvous(), self._note)
-                factory = import_path(plan.engine_factory)
-                return factory(plan.model_folder, plan.config, plan.worker_id, progress=self._note)
+                    engine = lead_shards(plan, self.rendezvous(), self._note)
+                else:
+                    factory = import_path(plan.engine_factory)
+                    engine = factory(plan.model_folder, plan.config, plan.worker_id, progress=self._note)
+                engine.connect(self._peers.find)
+                return engine
 
             publishing = self._publishing()
             try:
@@ -132,6 +144,7 @@ class WorkerProcess:
                 if publishing is not None:
                     publishing.stop()
                 raise
+            self._exporting = Exporting(self._loop)
         return self._loop.info
 
     @ray.method(concurrency_group="control")
@@ -151,6 +164,23 @@ class WorkerProcess:
     def advise(self, advice: Advice) -> None:
         self._running().advise(advice)
 
+    @ray.method(concurrency_group="control")
+    def meet(self, news: PeerNews) -> None:
+        """Other workers have come or gone."""
+        self._peers.take(news)
+
+    @ray.method(concurrency_group="leases")
+    def open_export(self, encoding_id: EncodingId, epoch: Epoch) -> Granted | Refused:
+        return self._lending().open(encoding_id, epoch)
+
+    @ray.method(concurrency_group="chunks")
+    def read_export(self, lease_id: int, begin: int, end: int) -> Chunk | Refused:
+        return self._lending().read(lease_id, begin, end)
+
+    @ray.method(concurrency_group="chunks")
+    def close_export(self, lease_id: int) -> None:
+        self._lending().close(lease_id)
+
     @ray.method(
         concurrency_group="stream",
         num_returns="streaming",
@@ -158,6 +188,11 @@ class WorkerProcess:
     )
     def reports(self) -> Iterator[WorkerReport]:
         yield from self._running().reports()
+
+    def _no_peers(self) -> RemotePeers:
+        from laban.actors.remote import RemotePeers
+
+        return RemotePeers()
 
     def _publishing(self) -> Publishing | None:
         if self._plan.directory is None:
@@ -170,6 +205,11 @@ class WorkerProcess:
         if self._progress is None or self._progress[0] != doing:
             logger.info("%s: %s", self._plan.worker_id, doing)
         self._progress = doing, share
+
+    def _lending(self) -> Exporting:
+        if self._exporting is None:
+            raise FailedPrecondition("the worker has not loaded its model")
+        return self._exporting
 
     def _running(self) -> WorkerLoop:
         if self._loop is None:

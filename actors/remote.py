@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -29,17 +30,22 @@ from laban.actors.processes import (
     WorkerPlan,
     WorkerProcess,
 )
+from laban.actors.transfers import Chunk, Granted, PeerLost, PeerNews, Refused
 from laban.kvstore.directory_messages import Answer, Batch, EncodingRecord, Epoch, Interest, News, ShardStatus, Watch
 from laban.kvstore.encodings import EncodingId
 from laban.kvstore.placements import shard_of
 
 logger = logging.getLogger(__name__)
 
+PEER_TIMEOUT_S = 8.0
+"""For the answer of another worker: more than it waits for its engine, less than its leases last."""
+
 __all__ = [
     "DirectoryHandle",
     "LoadingWatch",
     "RemoteDirectory",
     "RemoteHost",
+    "RemotePeers",
     "RemoteSupervisor",
     "RemoteWorker",
     "WorkerHandle",
@@ -183,6 +189,19 @@ class RemoteWorker:
     def advise(self, advice: Advice) -> None:
         self._send(self._handle.first.advise, advice)
 
+    def meet(self, news: PeerNews) -> None:
+        """Say which other workers there are. Does not block, raises nothing."""
+        self._send(self._handle.first.meet, news)
+
+    @property
+    def as_peer(self) -> tuple[str, Epoch, Any]:
+        """As PeerNews names it."""
+        return self._info.worker_id, self._info.epoch, self._handle.first
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
     async def reports(self) -> AsyncGenerator[WorkerReport, None]:
         try:
             async for reference in self._handle.first.reports.remote():
@@ -241,12 +260,26 @@ class RemoteSupervisor:
         self._plans = {plan.worker_id: plan for plan in plans}
         self._handles = dict(handles or {})
         self._another = another
+        self._up: dict[str, RemoteWorker] = {}
 
     async def start(self, worker_id: str) -> RemoteWorker:
         """Raises Exhausted for a worker that is not among the plans and that Ray has no room for."""
         plan = self._plans.get(worker_id) or await self._plan_another(worker_id)
         handle = self._handles.pop(worker_id, None) or spawn_worker(plan)
-        return await RemoteWorker.attach(handle, worker_id)
+        worker = await RemoteWorker.attach(handle, worker_id)
+        self._introduce(worker)
+        return worker
+
+    def _introduce(self, newcomer: RemoteWorker) -> None:
+        """To the others, so that they can fetch encodings from each other, before any call says that they should."""
+        left = tuple(worker_id for worker_id, worker in self._up.items() if worker.is_closed)
+        for worker_id in left:
+            del self._up[worker_id]
+        others = [worker for worker_id, worker in self._up.items() if worker_id != newcomer.info.worker_id]
+        for other in others:
+            other.meet(PeerNews((newcomer.as_peer,), left))
+        newcomer.meet(PeerNews(tuple(other.as_peer for other in others)))
+        self._up[newcomer.info.worker_id] = newcomer
 
     async def _plan_another(self, worker_id: str) -> WorkerPlan:
         if self._another is None:
@@ -277,6 +310,49 @@ class RemoteSupervisor:
                 if isinstance(outcome, RemoteWorker):
                     await outcome.close()
             raise
+
+
+class RemotePeers:
+    """The other workers that a worker may fetch from, in its process."""
+
+    def __init__(self) -> None:
+        self._peers: dict[str, RemotePeer] = {}
+
+    def take(self, news: PeerNews) -> None:
+        for worker_id in news.left:
+            self._peers.pop(worker_id, None)
+        for worker_id, epoch, handle in news.joined:
+            self._peers[worker_id] = RemotePeer(handle, epoch)
+
+    def find(self, worker_id: str, epoch: Epoch) -> RemotePeer | None:
+        peer = self._peers.get(worker_id)
+        return peer if peer is not None and peer.epoch == epoch else None
+
+
+class RemotePeer:
+    """Implements PeerPort over the actor handle of a worker: chunks go through Ray's object store. For threads."""
+
+    def __init__(self, handle: Any, epoch: Epoch) -> None:
+        self._handle, self.epoch = handle, epoch
+
+    def open(self, encoding_id: EncodingId) -> Granted | Refused:
+        granted: Granted | Refused = _take(self._handle.open_export.remote(encoding_id, self.epoch))
+        return granted
+
+    def ask(self, lease_id: int, begin: int, end: int) -> Callable[[], Chunk | Refused]:
+        return partial(_take, self._handle.read_export.remote(lease_id, begin, end))
+
+    def close(self, lease_id: int) -> None:
+        self._handle.close_export.remote(lease_id)
+
+
+def _take(reference: Any) -> Any:
+    try:
+        return ray.get(reference, timeout=PEER_TIMEOUT_S)
+    except RayTaskError as error:
+        raise PeerLost(f"it failed: {error.cause!r}") from None
+    except RayError as error:
+        raise PeerLost(_first_line(error)) from None
 
 
 @dataclass(frozen=True)

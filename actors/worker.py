@@ -24,6 +24,7 @@ from laban.actors.calls import (
     WorkerInfo,
     WorkerReport,
 )
+from laban.actors.transfers import Export, ExportRequest
 from laban.kvstore.directory_messages import Epoch
 from laban.kvstore.placements import PlacementChange
 
@@ -38,6 +39,8 @@ class EnginePort(Protocol):
     def submit(self, call: Call) -> None: ...
     def abort(self, call_id: str) -> None: ...
     def advise(self, advice: Advice) -> None: ...
+    def export(self, request: ExportRequest) -> None: ...
+    def end_export(self, export: Export) -> None: ...
     def has_work(self) -> bool: ...
     def step(self) -> WorkerReport: ...
 
@@ -154,6 +157,10 @@ class Outbox:
         )
 
 
+Item = Call | Advice | ExportRequest | Export | str
+"""What the engine is told: a call to submit, advice, an encoding to lend or one given back, a call's id to abort."""
+
+
 class WorkerLoop:
     """Makes an engine and runs it, in a thread. Methods may be called from any thread; none waits for the engine.
 
@@ -177,7 +184,7 @@ class WorkerLoop:
         self._max_outstanding = max_outstanding
         self._publishing = publishing
         self._wake = threading.Condition()
-        self._inbox: deque[Call | Advice | str] = deque()  # calls to submit; ids to abort
+        self._inbox: deque[Item] = deque()
         self._outstanding: set[str] = set()
         self._stopping = False
         made: Future[EnginePort] = Future()
@@ -204,9 +211,15 @@ class WorkerLoop:
             self._outbox.put_events(refused)
 
     def advise(self, advice: Advice) -> None:
-        with self._wake:
-            self._inbox.append(advice)
-            self._wake.notify()
+        self._put(advice)
+
+    def export(self, request: ExportRequest) -> None:
+        """The engine answers it between two iterations."""
+        self._put(request)
+
+    def end_export(self, export: Export) -> None:
+        """Nobody reads it any more."""
+        self._put(export)
 
     def abort(self, call_ids: Sequence[str]) -> None:
         with self._wake:
@@ -227,6 +240,11 @@ class WorkerLoop:
         self._outbox.close()
         if self._publishing is not None:
             self._publishing.stop()
+
+    def _put(self, item: Item) -> None:
+        with self._wake:
+            self._inbox.append(item)
+            self._wake.notify()
 
     def _make_and_run(self, make_engine: Callable[[], EnginePort], made: Future[EnginePort]) -> None:
         try:
@@ -255,12 +273,7 @@ class WorkerLoop:
                     arrived = list(self._inbox)
                     self._inbox.clear()
                 for item in arrived:
-                    if isinstance(item, str):
-                        engine.abort(item)
-                    elif isinstance(item, Advice):
-                        engine.advise(item)
-                    else:
-                        engine.submit(item)
+                    _tell(engine, item)
                 if engine.has_work():
                     report = engine.step()
                     ended = [e.call_id for e in report.events if not isinstance(e, (CallStarted, CallTokens))]
@@ -273,3 +286,17 @@ class WorkerLoop:
             # An engine that raised is in an unknown state: the worker ends, its calls run again elsewhere.
             logger.exception("the engine of worker %s failed", engine.info.worker_id)
             self._outbox.fail(error)
+
+
+def _tell(engine: EnginePort, item: Item) -> None:
+    match item:
+        case str():
+            engine.abort(item)
+        case Advice():
+            engine.advise(item)
+        case ExportRequest():
+            engine.export(item)
+        case Export():
+            engine.end_export(item)
+        case _:
+            engine.submit(item)

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Pages
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 import numpy as np
@@ -34,6 +34,8 @@ from laban.actors.calls import (
 )
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.decoding import Decode
+from laban.actors.engine.exports import Exports
+from laban.actors.engine.fetching import Fetching
 from laban.actors.engine.launched import BatchTooLarge, Launched
 from laban.actors.engine.loads import Loads
 from laban.actors.engine.runner import AnyRunner, bytes_per_token
@@ -44,6 +46,7 @@ from laban.actors.engine.tiers import Tiers
 from laban.actors.engine.tiers_setup import make_tiers
 from laban.actors.errors import LabanError
 from laban.actors.tokenizer import Tokenizer
+from laban.actors.transfers import Export, ExportRequest, FindPeer
 from laban.kvstore.encodings import make_spec
 from laban.kvstore.store import EncodingStore, Entry
 
@@ -95,6 +98,7 @@ class Engine:
             on_free=self._frees,
         )
         self.tiers.is_on_device = self.store.__contains__
+        self.exports = Exports(self.tiers, self.store)
         self.info = WorkerInfo(
             worker_id=worker_id,
             epoch=uuid4().hex,
@@ -147,6 +151,20 @@ class Engine:
     def advise(self, advice: Advice) -> None:
         """Takes note of what is to come, at the next `step`."""
         self._advice.append(advice)
+
+    def connect(self, find_peer: FindPeer) -> None:
+        """From now on encodings can be fetched from other workers."""
+        if self.tiers.pool is not None:
+            self.tiers.fetcher = Fetching(find_peer, self.tiers.pool.k.dtype)
+            self.info = replace(self.info, fetches=True)
+
+    def export(self, request: ExportRequest) -> None:
+        """Lends an encoding to another worker, now or once it has been copied to host memory."""
+        self.tiers.date(self._clock())
+        self.exports.begin(request)
+
+    def end_export(self, export: Export) -> None:
+        self.exports.end(export)
 
     def has_work(self) -> bool:
         scheduler = self.scheduler
@@ -205,6 +223,7 @@ class Engine:
                 scheduler.refuse(encoding_id, failed)
         if tiers.flights is not None:
             tiers.flights.land(tick.landed, tiers.rates.loaded)
+        self.exports.pump()
         self._publish_whole(scheduler.take_loaded())
 
     def _iterate(self) -> bool:

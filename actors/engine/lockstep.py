@@ -16,6 +16,7 @@ from laban.actors.calls import Advice, Call, WorkerInfo, WorkerLoad, WorkerRepor
 from laban.actors.engine.engine import Engine
 from laban.actors.engine.shard_group import ShardGroup
 from laban.actors.engine.tick import Tick
+from laban.actors.transfers import Export, ExportRequest, FindPeer, Refused
 
 
 class ShardsDiverged(RuntimeError):
@@ -51,6 +52,15 @@ class Lockstep:
 
     def advise(self, advice: Advice) -> None:
         self._arrived.append(advice)
+
+    def connect(self, find_peer: FindPeer) -> None:
+        """Each shard has a part of an encoding, and nothing that brings them all together: nothing is fetched."""
+
+    def export(self, request: ExportRequest) -> None:
+        request.answer(lambda: Refused("a worker of several shards lends nothing"))
+
+    def end_export(self, export: Export) -> None:
+        raise AssertionError("nothing was lent")
 
     def has_work(self) -> bool:
         return bool(self._arrived) or self._engine.has_work()

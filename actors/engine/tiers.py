@@ -61,12 +61,15 @@ class Fetcher(Protocol):
         """Begins; `write(begin, end, rows)` is called by another thread, rows as HostPool.write takes them."""
         ...
 
+    def close(self) -> None:
+        """What it has begun has been cancelled."""
+
 
 @dataclass(slots=True, eq=False)
 class _Coming:
     arrival: Arrival
     entry: Entry
-    spec: EncodingSpec
+    spec: EncodingSpec | None  # None for what another worker wants: nobody here said what it is
     kind: str  # disk or peer
     source: Source | None
 
@@ -214,14 +217,33 @@ class Tiers:
         return False
 
     def _arrive(self, spec: EncodingSpec, source: Source | None, wanted: bool) -> bool:
-        assert self.host is not None
-        assert self.pool is not None
-        pool = self.pool
         worth: tuple[float, ...] = (inf,)
         if not wanted:
             again_s = self.encode_s(spec.num_tokens)
             worth = self.needs.order_of(spec.encoding_id, spec.num_tokens, NEVER_S, again_s)
-        entry = self.host.reserve_for(spec.encoding_id, spec.num_tokens, tenant_of(spec), worth)
+        return self._begin(spec.encoding_id, spec.num_tokens, tenant_of(spec), spec, source, worth)
+
+    def bring_for_others(self, encoding_id: EncodingId) -> bool:
+        """Begins to bring what is on disk to the host, where other workers can read it; False if it has no room."""
+        if encoding_id not in self._on_disk:
+            return False
+        num_tokens, _, tenant = self._on_disk[encoding_id]
+        worth = self.needs.order_of(encoding_id, num_tokens, self.needs.now_s, self._disk_s(num_tokens))
+        return self._begin(encoding_id, num_tokens, tenant, None, None, worth)
+
+    def _begin(
+        self,
+        encoding_id: EncodingId,
+        num_tokens: int,
+        tenant: str,
+        spec: EncodingSpec | None,
+        source: Source | None,
+        worth: tuple[float, ...],
+    ) -> bool:
+        assert self.host is not None
+        assert self.pool is not None
+        pool = self.pool
+        entry = self.host.reserve_for(encoding_id, num_tokens, tenant, worth)
         if entry is None:
             return False
         entry.spec = spec
@@ -234,12 +256,12 @@ class Tiers:
 
         if source is None:
             assert self.disk is not None
-            arrival = self.disk.load(spec.encoding_id, write_chunk)
+            arrival = self.disk.load(encoding_id, write_chunk)
         else:
             assert self.fetcher is not None
-            arrival = self.fetcher.fetch(source, spec.num_tokens, write)
+            arrival = self.fetcher.fetch(source, num_tokens, write)
         kind = "disk" if source is None else "peer"
-        self._coming[spec.encoding_id] = _Coming(arrival, entry, spec, kind, source)
+        self._coming[encoding_id] = _Coming(arrival, entry, spec, kind, source)
         self.host.tell_loading(entry)
         return True
 
@@ -249,6 +271,12 @@ class Tiers:
 
     def is_coming(self, encoding_id: EncodingId) -> bool:
         return encoding_id in self._coming
+
+    def is_on_disk(self, encoding_id: EncodingId) -> bool:
+        return encoding_id in self._on_disk
+
+    def comes_from_peer(self, encoding_id: EncodingId) -> bool:
+        return encoding_id in self._coming and self._coming[encoding_id].kind == "peer"
 
     def take_arrivals(self) -> list[tuple[EncodingId, object]]:
         """Encodings that have come to the host, or will not: (id, what failed and is not to be tried again, or None).
@@ -447,6 +475,8 @@ class Tiers:
     def close(self) -> None:
         for coming in self._coming.values():
             coming.arrival.cancel()
+        if self.fetcher is not None:
+            self.fetcher.close()
         if self.disk is not None:
             self.disk.close()
         if self.flights is not None:

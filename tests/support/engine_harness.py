@@ -12,7 +12,7 @@ from engine_reference import MAX_CONTEXT, VOCAB_SIZE, Interpreter, Placed, Recor
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
-from laban.actors.calls import Call, CallEvent, CallFailed, CallFinished, CallTokens, Sampling
+from laban.actors.calls import Call, CallEvent, CallFailed, CallFinished, CallTokens, Sampling, Source
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.engine import Engine
 from laban.actors.engine.fused_runner import FusedRunner
@@ -93,12 +93,12 @@ class Driver:
 
     def submit(
         self, tokens: list[int], view: View = EMPTY_VIEW, start: int | None = None, sampling: Sampling | None = None,
-        terminator: tuple[int, ...] = (), rank: int = 0,
+        terminator: tuple[int, ...] = (), rank: int = 0, sources: tuple[Source, ...] = (),
     ) -> str:  # fmt: skip
         call_id = f"call-{next(_ids)}"
         start = view_stop(view, self.specs) if start is None else start
         specs = tuple(closure(dependencies(view), self.specs))
-        call = Call(call_id, "test", view, start, tuple(tokens), specs, sampling, terminator=terminator, rank=rank)
+        call = Call(call_id, "test", view, start, tuple(tokens), specs, sampling, terminator, rank, sources)
         self.engine.submit(call)
         self.events[call_id] = []
         return call_id

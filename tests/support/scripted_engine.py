@@ -37,6 +37,7 @@ from laban.actors.calls import (
 )
 from laban.actors.errors import InvalidInput
 from laban.actors.ports import WorkerLost, WorkerPort
+from laban.actors.transfers import ExportRequest, FindPeer, Refused
 from laban.cluster.routing.policy import missing_encodings
 from laban.kvstore.encodings import flatten, make_spec
 from laban.kvstore.placements import PlacementChange, PlacementState, Tier
@@ -149,6 +150,12 @@ class ScriptedEngine:
 
     def advise(self, advice: Advice) -> None:
         self.advice.append(advice)
+
+    def connect(self, find_peer: FindPeer) -> None:
+        pass
+
+    def export(self, request: ExportRequest) -> None:
+        request.answer(lambda: Refused("the script says so"))
 
     def has_work(self) -> bool:
         return bool(self.running)
