@@ -215,7 +215,10 @@ def test_pins_take_a_part_of_the_pool_and_no_more() -> None:
         world.now += 59
         assert world.hint("cleo", other.message_id, pin_s=30).status == "clipped"
         world.now += 2
-        assert world.hint("cleo", other.message_id, pin_s=30).status == "accepted"
+        assert world.hint("cleo", other.message_id, pin_s=30, ttl_s=500).status == "accepted"
+        assert world.hint("dora", *ids, pin_s=30, **direct).status == "clipped"
+        world.now += 31  # that pin is over, its hint is not
+        assert world.hint("dora", *ids, pin_s=30, **direct).status == "accepted"
 
     play(scenario)
 

@@ -67,7 +67,7 @@ def test_routing_policies_that_cannot_be_loaded() -> None:
 
 def test_folders_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/self/x")):
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/self/x"), Path("/proc/self")):
         with pytest.raises(InvalidInput, match="no files can be made there") as caught:
             prepare_disk_folder(str(folder))
         assert (caught.value.field, caught.value.value) == ("cache.disk_folder", str(folder))
