@@ -169,7 +169,7 @@ class Engine:
     def has_work(self) -> bool:
         scheduler = self.scheduler
         waits = self._events or self._advice or scheduler.running or scheduler.num_waiting or scheduler.sequences
-        return bool(waits or self._under_way or self.tiers.is_busy)
+        return bool(waits or self._under_way or self.tiers.is_busy or scheduler.prefetches.may_begin)
 
     def tick(self) -> Tick:
         """What the next step goes by; in a worker of several shards the first one's."""
@@ -247,16 +247,26 @@ class Engine:
                 call, error = admitted
                 self._events.append(CallFailed(call.call_id, error.status, str(error)))
         scheduler.prefetches.run()
-        if scheduler.loads is not None:
-            scheduler.loads.pump(tiers.rates.expected)
         tiers.save(self.store)
+        if not scheduler.is_decoding:  # nothing is held up by copies: they begin before what waits for them
+            self._pump()
         chunks = scheduler.schedule()
         launched = self._try_launch(chunks) if chunks else None
         if self.runner.overlaps:  # the host takes in the iteration before while the device runs this one
             launched, self._under_way = self._under_way, launched
         if launched is not None:
             self._settle(launched)
+        if scheduler.is_decoding:  # beside the iteration that was just given its inputs
+            self._pump()
         return launched is not None or self._under_way is not None
+
+    def _pump(self) -> None:
+        """Gives the link what it is to copy next."""
+        loads, beside = self.scheduler.loads, self.scheduler.is_decoding
+        if loads is not None:
+            gates = self.runner.gates if not beside and loads.may_gate else None
+            loads.pump(self.tiers.rates.expected, beside=beside, gates=gates)
+        self.tiers.pump_saves(beside=beside)
 
     def _try_launch(self, chunks: list[Chunk]) -> _Iteration | None:
         """None if the device has no room for that much: less of it is tried next."""

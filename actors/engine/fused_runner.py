@@ -8,6 +8,7 @@ FlashAttention. Sampled tokens stay on the card for the next iteration, and come
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from laban.actors.engine.batch import build_batch
 from laban.actors.engine.flat_batch import FlatBatch, Flattener
 from laban.actors.engine.inputs import Inputs
 from laban.actors.engine.launched import BatchTooLarge, Launched
+from laban.actors.engine.layer_gates import LayerGates
 from laban.actors.engine.layers import layer_kinds
 from laban.actors.engine.plan_buffers import PlanBuffers, TileChoice
 from laban.actors.engine.runner import head_dim, logits_of
@@ -46,6 +48,11 @@ from laban.kernels.sampling import sample_rows
 from laban.kernels.view_attention import AttentionPlan
 from laban.kernels.view_plan import PlanFull, PlanShape
 from laban.kernels.view_tiles import Scratch, Tile, pick_tile
+
+log = logging.getLogger(__name__)
+
+LAYER_GROUPS = 4
+"""In so many parts a forward waits for what it reads, if that is still being loaded."""
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 640, 768, 1024, 1280)
 """New tokens of the forwards that are captured. In larger ones the host keeps ahead of the card."""
@@ -121,6 +128,7 @@ class FusedRunner:
         half = [kind.inv_freq.shape[0] for kind in self.kinds]
         self._cos = [torch.zeros(tokens, h, device=self.device) for h in half]
         self._sin = [torch.zeros(tokens, h, device=self.device) for h in half]
+        self.gates = _gates(self.model.config.num_hidden_layers, self.device) if self.on_card else None
         self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self.make_pool(num_slots)
 
@@ -245,6 +253,8 @@ class FusedRunner:
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, size: int, plans: PlanBuffers | None = None
     ) -> Tensor:
         """Rotates, writes keys and values into the pool, and returns the rotated queries, then those `plans` turn."""
+        if self.gates is not None and (group := self.gates.group_beginning_at(layer)) is not None:
+            self.gates.wait(group)
         kind = self.kind_of_layer[layer]
         tables = self._cos[kind][:size], self._sin[kind][:size]
         pools = self.k_pool[layer], self.v_pool[layer]
@@ -270,9 +280,25 @@ class FusedRunner:
                 self.inputs.send(None, SIZES[-1])
                 self._run_fused(plans, SIZES[-1], wide)
 
+    def _try_gates(self) -> None:
+        """Does without them if waiting for an event cannot be captured here."""
+        if self.gates is None:
+            return
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.gates.wait(0)
+                self._samples.add_(0)
+            graph.replay()
+            torch.cuda.synchronize(self.device)
+        except RuntimeError as error:
+            log.warning("forwards wait for whole loads, not layer by layer: %s", error)
+            self.gates = None
+
     @torch.inference_mode()
     def capture(self, progress: Progress = say_nothing) -> None:
         """Captures the forwards of all sizes, the largest first, so that the others fit into its memory."""
+        self._try_gates()
         cases = [(size, wide) for size in reversed(SIZES) for wide in (True, False) if wide or size <= MIXED_TOKENS]
         self._warm_up()
         pool = None
@@ -304,3 +330,11 @@ class FusedRunner:
         logits_of(self.model, hidden[: self._samples.shape[0]])
         torch.cuda.synchronize(self.device)
         return torch.cuda.max_memory_allocated(self.device) - before
+
+
+def _gates(num_layers: int, device: torch.device) -> LayerGates | None:
+    try:
+        return LayerGates(num_layers, LAYER_GROUPS, device)
+    except RuntimeError as error:
+        log.warning("forwards wait for whole loads: %s", error)
+        return None

@@ -20,6 +20,9 @@ CHUNK_BYTES = 64 << 20
 CHUNK_S = 0.02
 IN_FLIGHT_S = 0.03
 """Given to the copier ahead: it must not run dry while the engine is in an iteration."""
+BESIDE = 0.6
+"""The share of an iteration that copies beside it take at most. The iteration's own inputs go over the same link, after
+what was given to it before: more would have the next one wait."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,15 +64,24 @@ class Loads:
         sequence.load = load
         self.active.append(sequence)
 
+    @property
+    def may_gate(self) -> bool:
+        """Whether there is one load, that a call waits for and of which nothing is on its way."""
+        loads = [sequence.load for sequence in self.active]
+        return len(loads) == 1 and loads[0] is not None and loads[0].wanted and not self._bytes_in_flight
+
     def queued_bytes(self, *, wanted: bool) -> int:
         """That are still to come, of loads that calls wait for, or of all."""
         loads = [s.load for s in self.active if s.load is not None and (s.load.wanted or not wanted)]
         return sum(load.there for load in loads) * self._bytes_per_token
 
-    def pump(self, rates: WorkerRates, gates: LayerGates | None = None) -> None:
-        """Issues what keeps the link busy for a while. `gates` only with a single load, which is then issued whole."""
+    def pump(self, rates: WorkerRates, *, beside: bool, gates: LayerGates | None = None) -> None:
+        """Issues what keeps the link busy for a while; `beside` decodes, no more than an iteration of those hides.
+
+        `gates` only with a single load, which is then issued whole.
+        """
         rate = rates.host_bytes_per_s
-        most = int(rate * max(IN_FLIGHT_S, 2 * rates.iteration_s))
+        most = int(rate * (BESIDE * rates.iteration_s if beside else max(IN_FLIGHT_S, 2 * rates.iteration_s)))
         for sequence in sorted(self.active, key=lambda s: not (s.load is not None and s.load.wanted)):
             load = sequence.load
             assert load is not None
@@ -79,13 +91,13 @@ class Loads:
                 front = sequence.num_computed
                 if load.issued <= front:
                     break
-                begin = load.issued - self._chunk_tokens(rate)
+                begin = load.issued - self._chunk_tokens(min(most - self._bytes_in_flight, rate * CHUNK_S))
                 if begin < self._page_size:
                     begin = 0
                 self._issue(sequence, load, max(front, begin), None)
 
-    def _chunk_tokens(self, rate: float) -> int:
-        tokens = int(min(CHUNK_BYTES, rate * CHUNK_S)) // self._bytes_per_token
+    def _chunk_tokens(self, num_bytes: float) -> int:
+        tokens = int(min(CHUNK_BYTES, num_bytes)) // self._bytes_per_token
         return max(1, tokens // self._page_size) * self._page_size
 
     def _issue(self, sequence: Sequence, load: Load, begin: int, gates: LayerGates | None) -> Copy:

@@ -38,9 +38,9 @@ class Pacer:
         """Small enough to be even, and large enough to be worth a copy."""
         return min(max(int(PART_S * self.bytes_per_s), LEAST_PART), MOST_PART)
 
-    def arrival(self, num_bytes: int, now: float) -> float:
-        """Takes the link for those bytes, after what it has already."""
-        self._free_at = max(self._free_at, now) + num_bytes / self.bytes_per_s
+    def arrival(self, num_bytes: int, since: float) -> float:
+        """Takes the link for those bytes, which were there `since`, after what it has already."""
+        self._free_at = max(self._free_at, since) + num_bytes / self.bytes_per_s
         return self._free_at
 
 
@@ -60,7 +60,7 @@ class Lane:
         self._clock = clock
         self._closing = threading.Event()
         self._sleep = sleep or self._closing.wait
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Job, float] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         if threaded:
             self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -70,9 +70,9 @@ class Lane:
         if self._closing.is_set():
             job.fail("the copier is closed")
         elif self._thread is None:
-            self._carry_out(job)
+            self._carry_out(job, self._clock())
         else:
-            self._jobs.put(job)
+            self._jobs.put((job, self._clock()))
 
     def close(self) -> None:
         """Jobs not begun fail, one under way ends with the part that it is at."""
@@ -83,15 +83,16 @@ class Lane:
             self._thread = None
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            self._carry_out(job)
+        while (item := self._jobs.get()) is not None:
+            self._carry_out(*item)
 
-    def _carry_out(self, job: Job) -> None:
+    def _carry_out(self, job: Job, since: float) -> None:
+        """`since` is when it was put: the link has worked at it from then on, whenever this thread gets to run."""
         try:
             job.begin()
             for part in job.parts:
                 if self._pacer is not None:
-                    due = self._pacer.arrival(part.num_bytes, self._clock())
+                    due = self._pacer.arrival(part.num_bytes, since)
                     while (left := due - self._clock()) > 0 and not self._closing.is_set():
                         self._sleep(left)
                 if self._closing.is_set():

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from laban.actors.engine.scheduler import Scheduler
 
 MAX_LOADS = 4
+LEAD = 1.5
+LEAD_S = 0.1
+"""While calls run an encoding is brought so much earlier than all that is needed until then should take: before that it
+would only take the place of something else for longer."""
 MAX_ORDERS = 10_000
 
 
@@ -28,14 +32,12 @@ class Prefetches:
         self._orders: dict[EncodingId, Prefetch] = {}
         self._refused: dict[EncodingId, set[object]] = {}
         self._unread: set[EncodingId] = set()  # brought, and not read yet
-
-    @property
-    def has_orders(self) -> bool:
-        return bool(self._orders)
+        self.may_begin = False  # something has changed since nothing could
 
     def order(self, prefetches: Iterable[Prefetch]) -> None:
         for prefetch in prefetches:
             self._orders[prefetch.encoding_id] = prefetch
+            self.may_begin = True
         while len(self._orders) > MAX_ORDERS:
             del self._orders[next(iter(self._orders))]
 
@@ -50,8 +52,10 @@ class Prefetches:
     def run(self) -> None:
         """Begins what can be begun now. Nothing does while a call waits for pages."""
         scheduler = self._scheduler
+        self.may_begin = False
         if not self._orders or scheduler.is_short:
             return
+        idle = not scheduler.running and not scheduler.num_waiting
         needs = scheduler.tiers.needs
         due = []
         for encoding_id in list(self._orders):
@@ -60,11 +64,23 @@ class Prefetches:
                 self._forget(encoding_id)
             else:
                 due.append((use.in_s, encoding_id))
-        for _, encoding_id in sorted(due):
+        lead_s = LEAD_S
+        for at_s, encoding_id in sorted(due):
+            lead_s += LEAD * self._bring_s(encoding_id)
+            if at_s - needs.now_s > lead_s and not idle:
+                continue
             if scheduler.store.get_ready(encoding_id) is not None:
                 self._forget(encoding_id)
             elif encoding_id not in scheduler.store and not self._begin(self._orders[encoding_id]):
                 return
+
+    def _bring_s(self, encoding_id: EncodingId) -> float:
+        """How long it takes to have it here, by what is in host memory."""
+        tiers, spec = self._scheduler.tiers, self._orders[encoding_id].specs[-1]
+        if encoding_id in self._scheduler.store:
+            return 0.0
+        encode_s = tiers.encode_s(spec.num_tokens)
+        return min(encode_s, tiers.load_s(spec.num_tokens)) if tiers.held_tokens(encoding_id) else encode_s
 
     def _begin(self, order: Prefetch) -> bool:
         """False if there is no room for it: nor is there for what is needed later."""

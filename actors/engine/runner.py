@@ -13,6 +13,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from laban.actors.calls import Sampling
 from laban.actors.engine.batch import Batch, build_batch
 from laban.actors.engine.launched import Launched
+from laban.actors.engine.layer_gates import LayerGates
 from laban.actors.engine.layers import layer_kinds
 from laban.actors.engine.sampler import sampling_params
 from laban.actors.engine.sequence import Chunk
@@ -38,6 +39,8 @@ class AnyRunner(Protocol):
     vocab_size: int
     attention_backend: str
     k_pool: Tensor
+    v_pool: Tensor
+    gates: LayerGates | None  # at which its forwards wait for loads, layer by layer
 
     def launch(self, chunks: Sequence[Chunk], samplings: Sequence[Sampling], indices: Sequence[int]) -> Launched: ...
 
@@ -49,6 +52,7 @@ class Runner:
     """
 
     overlaps = False
+    gates = None
 
     def __init__(self, model: PreTrainedModel, num_slots: int, group: ShardGroup | None = None) -> None:
         """`model` is a slice of the whole where `group` are the shards that have the rest of it."""

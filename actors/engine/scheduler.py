@@ -70,6 +70,11 @@ class Scheduler:
     def num_waiting(self) -> int:
         return len(self.waiting)
 
+    @property
+    def is_decoding(self) -> bool:
+        """Whether a call is past its first token."""
+        return any(s.decode is not None and s.decode.num_sampled for s in self.sequences)
+
     def queued_tokens(self) -> int:
         """Known tokens still to encode, of running and waiting calls."""
         running = sum(sequence.num_pending for sequence in self.sequences if not sequence.prefetched)
@@ -376,6 +381,7 @@ class Scheduler:
         self.store.unpin(entry)
         if sequence.prefetched:
             self.prefetches.done(entry)
+        self.prefetches.may_begin = True
         self.tiers.published(entry)
 
     def take_loaded(self) -> list[Sequence]:
@@ -419,6 +425,7 @@ class Scheduler:
     def finish(self, call_id: str) -> None:
         """The call was answered."""
         running = self.running.pop(call_id)
+        self.prefetches.may_begin = True
         if running.call.sampling is None:
             self.store.unpin(running.sequence.entry)
 

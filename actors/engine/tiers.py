@@ -20,6 +20,7 @@ from laban.actors.engine.counters import Counters
 from laban.actors.engine.disk_folder import chunk_of, rows_of
 from laban.actors.engine.flights import Flights
 from laban.actors.engine.host_pool import HostPool
+from laban.actors.engine.loads import BESIDE, CHUNK_BYTES, IN_FLIGHT_S
 from laban.actors.engine.measured import MeasuredRates
 from laban.kvstore.arrivals import Arrival
 from laban.kvstore.disk import DiskTier
@@ -74,6 +75,17 @@ class _Coming:
     source: Source | None
 
 
+@dataclass(slots=True, eq=False)
+class _Save:
+    """An entry of the device on its way to the host: tokens [0, issued) were given to the copier."""
+
+    entry: Entry
+    room: Entry
+    device: EncodingStore
+    issued: int = 0
+    done: int = 0
+
+
 class Tiers:
     """One for each engine; `pool` None has no room for anything, and every way is to encode."""
 
@@ -91,6 +103,7 @@ class Tiers:
         self.pool, self.flights, self.needs, self.rates, self.disk = pool, flights, needs, rates, disk
         self.counters = counters
         self.fetcher: Fetcher | None = None
+        self.mixes = True  # else what is loaded is loaded whole: for comparison
         num_pages = 0 if pool is None else pool.allocator.num_pages
         self.host: EncodingStore | None = None
         if pool is not None:
@@ -104,6 +117,8 @@ class Tiers:
             )
         self._coming: dict[EncodingId, _Coming] = {}
         self._to_save: deque[Entry] = deque()
+        self._saving: deque[_Save] = deque()
+        self._save_bytes_in_flight = 0
         self._spilling: dict[EncodingId, tuple[Arrival, Entry]] = {}
         self._unspillable: set[EncodingId] = set()
         self._spill_again_s = 0.0
@@ -169,7 +184,11 @@ class Tiers:
 
     def mixing_pays(self, num_tokens: int) -> bool:
         """Whether to encode from the front of what is still to be loaded."""
-        return num_tokens >= MIN_MIX_TOKENS and self.load_s(num_tokens) > MIX_ABOVE * self.encode_s(num_tokens)
+        return (
+            self.mixes
+            and num_tokens >= MIN_MIX_TOKENS
+            and self.load_s(num_tokens) > MIX_ABOVE * self.encode_s(num_tokens)
+        )
 
     def held_tokens(self, encoding_id: EncodingId) -> int:
         """That the host has of an encoding, from the first on."""
@@ -198,6 +217,8 @@ class Tiers:
             return Way.RESUME if load_s < self.encode_s(held.num_tokens) else Way.ENCODE
         if self.mixing_pays(spec.num_tokens):
             return Way.MIX
+        if not self.mixes:
+            return Way.LOAD
         return Way.LOAD if load_s < self._encode_again_s(held) else Way.ENCODE
 
     def _begin_arrival(
@@ -336,17 +357,42 @@ class Tiers:
         if room is None:
             return None
         device.pin(entry)
-        host = self.host
+        self._saving.append(_Save(entry, room, device))
+        return room
+
+    def pump_saves(self, *, beside: bool) -> None:
+        """Issues saves; `beside` decodes, no more than an iteration of those hides."""
+        if self.flights is None or not self._saving:
+            return
+        rates = self.rates.expected
+        most = int(rates.host_bytes_per_s * (BESIDE * rates.iteration_s if beside else IN_FLIGHT_S))
+        while self._saving and self._save_bytes_in_flight < most:
+            save = self._saving[0]
+            size, per_token = save.device.page_size, self.needs.bytes_per_token
+            pages = max(1, min(CHUNK_BYTES, most - self._save_bytes_in_flight) // (per_token * size))
+            end = min(save.entry.num_tokens, save.issued + pages * size)
+            self._issue(save, end)
+            if end == save.entry.num_tokens:
+                self._saving.popleft()
+
+    def _issue(self, save: _Save, end: int) -> None:
+        assert self.flights is not None
+        begin, entry, room = save.issued, save.entry, save.room
+        num_bytes = (end - begin) * self.needs.bytes_per_token
+        save.issued = end
+        self._save_bytes_in_flight += num_bytes
 
         def done() -> None:
-            self.counters.add("bytes_saved_host", entry.num_tokens * self.needs.bytes_per_token)
-            device.unpin(entry)
-            host.publish(room, entry.key, entry.num_tokens, entry.spec)
-            host.unpin(room)
+            assert self.host is not None
+            self._save_bytes_in_flight -= num_bytes
+            save.done += end - begin
+            if save.done == entry.num_tokens:
+                self.counters.add("bytes_saved_host", entry.num_tokens * self.needs.bytes_per_token)
+                save.device.unpin(entry)
+                self.host.publish(room, entry.key, entry.num_tokens, entry.spec)
+                self.host.unpin(room)
 
-        runs = entry.runs(0, entry.num_tokens), room.runs(0, entry.num_tokens)
-        self.flights.start("save", *runs, done)
-        return room
+        self.flights.start("save", entry.runs(begin, end), room.runs(begin, end), done)
 
     def _spill(self) -> None:
         assert self.disk is not None
@@ -455,7 +501,7 @@ class Tiers:
     @property
     def is_busy(self) -> bool:
         """Whether something is under way of which the engine should hear soon."""
-        return bool(self._coming or (self.flights is not None and len(self.flights)) or self._spilling)
+        return bool(self._coming or self._saving or (self.flights is not None and len(self.flights)) or self._spilling)
 
     @property
     def host_bytes_used(self) -> int:

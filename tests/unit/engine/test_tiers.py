@@ -83,7 +83,7 @@ def test_head_is_encoded_while_the_tail_is_loaded() -> None:
     assert_same_encoding(driver, oracle, spec, recorded)
 
 
-def prefetch(driver: Driver, spec: EncodingSpec, in_s: float = 1.0, *, compute: bool = True) -> None:
+def prefetch(driver: Driver, spec: EncodingSpec, in_s: float = 0.05, *, compute: bool = True) -> None:
     specs = driver.specs | {spec.encoding_id: spec}
     order = Prefetch(spec.encoding_id, tuple(closure([spec.encoding_id], specs)), compute=compute)
     driver.engine.advise(Advice(uses=((spec.encoding_id, Use(1, in_s)),), prefetches=(order,)))
