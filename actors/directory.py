@@ -40,7 +40,8 @@ class DirectoryService:
         self._clock, self._gather_s, self._tick_s = clock, gather_s, tick_s
         quiet_until_s = clock() + settle_s if restarted else clock()
         self._shard = DirectoryShard(late_s=late_s, idle_s=idle_s, quiet_until_s=quiet_until_s)
-        self._polls: dict[str, asyncio.Event] = {}  # set when there is news, or a later poll of the same subscriber
+        # The open poll of each subscriber: what it took last, and what ends its waiting, be it news or a later poll.
+        self._polls: dict[str, tuple[int, asyncio.Event]] = {}
         self._ticker: asyncio.Task[None] | None = None
 
     async def register(self, worker_id: str) -> Epoch:
@@ -69,14 +70,14 @@ class DirectoryService:
 
         None for a subscriber that is unknown: it has to watch anew.
         """
-        mine = asyncio.Event()
+        mine = taken, asyncio.Event()
         if subscriber in self._polls:
-            self._polls[subscriber].set()
+            self._polls[subscriber][1].set()
         self._polls[subscriber] = mine
         self._wake()
         try:
             async with asyncio.timeout(wait_s):
-                await mine.wait()
+                await mine[1].wait()
             await asyncio.sleep(self._gather_s)
         except TimeoutError:
             pass
@@ -99,9 +100,9 @@ class DirectoryService:
         if self._ticker is None:
             self._ticker = asyncio.get_running_loop().create_task(self._tick())
         now_s = self._clock()
-        for subscriber, waiting in self._polls.items():
-            if self._shard.has_news(subscriber, now_s):
-                waiting.set()
+        for subscriber, (taken, woken) in self._polls.items():
+            if self._shard.has_news(subscriber, taken, now_s):
+                woken.set()
 
     async def _tick(self) -> None:
         while True:

@@ -140,7 +140,7 @@ class Publishing:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._main: asyncio.Task[None] | None = None
         self._changed: list[asyncio.Event] = []
-        self._signalled = False
+        self._signalled = self._stopped = False
         self._thread = threading.Thread(target=self._run, name="publishing", daemon=True)
         self._thread.start()
 
@@ -160,6 +160,7 @@ class Publishing:
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Say no more. Idempotent."""
+        self._stopped = True
         self._registered.cancel()
         if self._loop is not None and self._main is not None:
             with suppress(RuntimeError):
@@ -172,6 +173,8 @@ class Publishing:
 
     async def _publish_all(self) -> None:
         self._loop, self._main = asyncio.get_running_loop(), asyncio.current_task()
+        if self._stopped:  # before there was anything to cancel
+            return
         num_shards = self._port.num_shards
         self._changed = [asyncio.Event() for _ in range(num_shards)]
         epoch = await self._register()

@@ -147,6 +147,8 @@ class Dispatcher:
         slot = self._slots.get(worker_id)
         if slot is not None:
             slot.port.advise(advice)
+            if self._feed is not None:
+                self._feed.note(advice.uses, advice.pins)
 
     def predict(self, order: Order) -> str | None:
         """The worker that a call would go to now; None if none takes any. Nothing is sent."""

@@ -132,10 +132,12 @@ class DirectoryShard:
         """False if a message before it is missing: one that is `anew` must come next."""
         return self._subscriptions.take(watch, now_s)
 
-    def has_news(self, name: str, now_s: float) -> bool:
-        """Whether `take_news` would say something, which it also does to a subscriber that is unknown."""
+    def has_news(self, name: str, taken: int, now_s: float) -> bool:
+        """Whether `take_news` has something to say now; that a subscriber is unknown, or missed news, is something."""
         subscriber = self._subscriptions.get(name)
-        return subscriber is None or (subscriber.has_news and now_s >= self._quiet_until_s)
+        if subscriber is None:
+            return True
+        return now_s >= self._quiet_until_s and (subscriber.has_news or taken != subscriber.number)
 
     def take_news(self, name: str, taken: int, now_s: float, limit: int = MAX_NEWS) -> News | None:
         """What changed since the news number `taken`, which the subscriber took last; maybe nothing.

@@ -8,6 +8,9 @@ from typing import TypeVar
 from laban.kvstore.encodings import EncodingId
 from laban.kvstore.uses import Use
 
+OVERDUE_S = 600.0
+"""A use so long overdue will not come: its source has forgotten to say so."""
+
 T = TypeVar("T")
 
 
@@ -37,10 +40,13 @@ class Interests:
         self._pins.pop(source, None)
 
     def expire(self, now_s: float) -> None:
-        """Forget the pins whose time is over."""
+        """Forget the pins whose time is over, and uses long overdue."""
         for source, pins in list(self._pins.items()):
             for encoding_id in [each for each, until_s in pins.items() if until_s <= now_s]:
                 self._take(self._pins, source, encoding_id)
+        for source, uses in list(self._uses.items()):
+            for encoding_id in [each for each, use in uses.items() if use.in_s + OVERDUE_S <= now_s]:
+                self._take(self._uses, source, encoding_id)
 
     def next_use(self, encoding_id: EncodingId, now_s: float) -> Use | None:
         """The nearest over all sources, counted from now; one that is overdue is due now."""

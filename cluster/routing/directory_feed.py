@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from uuid import uuid4
 
 from laban.actors.ports import DirectoryPort
 from laban.cluster.routing.directory_view import DirectoryView
+from laban.cluster.routing.told_uses import ToldUses
 from laban.kvstore.directory_messages import Epoch, Watch
+from laban.kvstore.encodings import EncodingId
+from laban.kvstore.placements import shard_of
+from laban.kvstore.uses import Use
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +27,7 @@ TICK_S = 1.0
 
 @dataclass(slots=True)
 class _Shard:
+    told: ToldUses
     number: int = 0  # of the last watch sent
     taken: int = 0  # the last news
     known: bool = False  # whether the shard knows this subscriber, as far as is known here
@@ -40,12 +47,15 @@ class DirectoryFeed:
         interval_s: float = INTERVAL_S,
         wait_s: float = WAIT_S,
         retry_s: float = RETRY_S,
+        tick_s: float = TICK_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """A shard is told of what is watched at most every `interval_s`."""
+        """A shard is told of what is watched at most every `interval_s`, of uses and pins every `tick_s`."""
         self._port, self._view = port, view
         self._subscriber = subscriber or f"router-{uuid4().hex[:12]}"
-        self._interval_s, self._wait_s, self._retry_s = interval_s, wait_s, retry_s
-        self._shards = [_Shard() for _ in range(port.num_shards)]
+        self._interval_s, self._wait_s, self._retry_s, self._tick_s = interval_s, wait_s, retry_s, tick_s
+        self._clock = clock
+        self._shards = [_Shard(ToldUses(self._subscriber)) for _ in range(port.num_shards)]
         view.on_interest = self._wake
 
     async def run(self) -> None:
@@ -55,6 +65,15 @@ class DirectoryFeed:
             for shard in range(len(self._shards)):
                 tasks.create_task(self._listen(shard))
                 tasks.create_task(self._speak(shard))
+                tasks.create_task(self._tell(shard))
+
+    def note(self, uses: Iterable[tuple[EncodingId, Use | None]], pins: Iterable[tuple[EncodingId, float]]) -> None:
+        """What workers are told is to come: the directory learns of it, too, a little later."""
+        now_s, num_shards = self._clock(), len(self._shards)
+        for use in uses:
+            self._shards[shard_of(use[0], num_shards)].told.put([use], (), now_s)
+        for pin in pins:
+            self._shards[shard_of(pin[0], num_shards)].told.put((), [pin], now_s)
 
     async def drop(self, worker_id: str, epoch: Epoch) -> None:
         """Tell the directory that the worker died. What is not told it finds out by itself, when no heartbeat comes."""
@@ -70,8 +89,16 @@ class DirectoryFeed:
                 if not shard.known:
                     await self._watch(number)
                 news = await self._port.poll(number, self._subscriber, shard.taken, self._wait_s)
-            except ConnectionError as error:
-                if not down:
+                if news is None:
+                    shard.known = False
+                else:
+                    shard.taken = news.number
+                    self._view.take(number, news)
+            except Exception as error:
+                if not isinstance(error, ConnectionError):
+                    logger.exception("taking news of shard %d of the directory failed", number)
+                    shard.taken = -1  # so all of it is told again
+                elif not down:
                     logger.warning("shard %d of the directory is down: %s", number, error)
                 down = True
                 await asyncio.sleep(self._retry_s)
@@ -79,12 +106,7 @@ class DirectoryFeed:
             if down:
                 logger.info("shard %d of the directory is back", number)
             down = False
-            if news is None:
-                shard.known = False
-                continue
-            shard.taken = news.number
             if news:
-                self._view.take(number, news)
                 await asyncio.sleep(self._interval_s)
 
     async def _speak(self, number: int) -> None:
@@ -112,10 +134,26 @@ class DirectoryFeed:
                 shard.known = await self._port.watch(
                     number, Watch(self._subscriber, shard.number, added, removed, anew)
                 )
+                if anew:
+                    shard.told.repeat()
+
+    async def _tell(self, number: int) -> None:
+        shard = self._shards[number]
+        while True:
+            await asyncio.sleep(self._tick_s)
+            shard.told.expire(self._clock())
+            if not shard.known:
+                continue  # it would not take it
+            interest = shard.told.take(self._clock())
+            if interest is not None:
+                try:
+                    await self._port.tell(number, interest)
+                except ConnectionError:
+                    shard.told.repeat()
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(self._tick_s)
             self._view.tick()
 
     def _wake(self) -> None:

@@ -19,15 +19,15 @@ from laban.kvstore.directory_messages import Batch, Watch
 from laban.kvstore.placements import PlacementChange, PlacementState, Tier, shard_of
 
 NUM_SHARDS = 2
-WORKERS = ("w0", "w1", "w2")
-IDS = tuple(f"e{number}" for number in range(12))
+WORKERS = ("w0", "w1")
+IDS = tuple(f"e{number}" for number in range(6))
 EXPIRE_S = 5.0
 QUIET_S = 2.5
 
 workers = st.sampled_from(WORKERS)
 shards = st.integers(0, NUM_SHARDS - 1)
 fates = st.lists(st.sampled_from(["answered", "answered", "unanswered", "lost"]), min_size=2, max_size=10)
-tiers, states = st.sampled_from(Tier), st.sampled_from(PlacementState)
+tiers, states = st.sampled_from(Tier), st.sampled_from([*PlacementState, PlacementState.GONE])
 ids = st.lists(st.sampled_from(IDS), min_size=1, max_size=6)
 
 
@@ -56,8 +56,9 @@ class DirectoryMachine(RuleBasedStateMachine):
         self.taken = [0] * NUM_SHARDS
         for worker_id in WORKERS:
             self.start(worker_id)
-        self.view.watch("run", IDS[::2])
-        self._listen(["answered"] * NUM_SHARDS, 20)
+        self.view.watch("run", IDS[1:])
+        for number in range(NUM_SHARDS):
+            self._speak(number, "answered")
 
     # Workers
 
@@ -114,7 +115,8 @@ class DirectoryMachine(RuleBasedStateMachine):
             else:
                 life.publisher.failed(shard, self.now)
                 self.network.append((shard, batch))
-        self._listen(heard, 20)
+        for number, fate in enumerate(heard):
+            self._poll(number % NUM_SHARDS, fate, 20)
 
     def _change(self, life, encoding_ids, tier, state, num_tokens):
         life.publisher.put([PlacementChange(each, tier, state, num_tokens, f"of/{each}") for each in encoding_ids])
@@ -165,14 +167,12 @@ class DirectoryMachine(RuleBasedStateMachine):
     def unname(self, source):
         self.view.unwatch(source)
 
-    @rule(fates=fates, limit=st.integers(1, 20))
-    def listen(self, fates, limit):
-        self._listen(fates, limit)
-
-    def _listen(self, fates, limit):
+    @rule(fates=fates, heard=fates, limit=st.integers(1, 3))
+    def listen(self, fates, heard, limit):
         """Say what is watched, and poll."""
         for number, fate in enumerate(fates):
             self._speak(number % NUM_SHARDS, fate)
+        for number, fate in enumerate(heard):
             self._poll(number % NUM_SHARDS, fate, limit)
 
     def _speak(self, shard, fate):
@@ -222,6 +222,7 @@ class DirectoryMachine(RuleBasedStateMachine):
                 for placed in record.placements
             } == {key: value for key, value in self._truth().items() if shard_of(key[0], NUM_SHARDS) == number}
             assert all(each.namespace == f"of/{each.encoding_id}" for each in records if each.placements)
+            assert shard._subscriptions.get("router").watched == set(self.view.watched(number))
         assert {
             (encoding_id, worker_id, tier): (state, num_tokens)
             for encoding_id in self.view._users
@@ -253,13 +254,18 @@ class DirectoryMachine(RuleBasedStateMachine):
             self.settle()
 
     def _arrive(self, shard, batch):
+        before = self._epoch(shard, batch.worker_id)
         answer = self.shards[shard].publish(batch, self.now)
-        over = self.over[shard]
-        for each in self.shards[shard].status().workers:
-            if each.worker_id == batch.worker_id and each.epoch == batch.epoch:
-                former = [f"{int(each.epoch, 16) - 1:016x}", over.get(batch.worker_id, "")]
-                over[batch.worker_id] = max(former)
+        after = self._epoch(shard, batch.worker_id)
+        assert after >= before, "no way back to a life that is over"
+        if after:
+            over = self.over[shard]
+            over[batch.worker_id] = max(over.get(batch.worker_id, ""), f"{int(after, 16) - 1:016x}")
         return answer
+
+    def _epoch(self, shard, worker_id):
+        known = {each.worker_id: each.epoch for each in self.shards[shard].status().workers}
+        return known.get(worker_id, "")
 
 
 DirectoryMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
