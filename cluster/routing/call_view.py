@@ -37,11 +37,17 @@ class CallView:
     rank: int
     needs: tuple[Need, ...]
     wanted: int
+    around: int  # the contexts of what is wanted, taken together
     own_tokens: int
     output_tokens: int  # of the message that it makes, at most
     tokens_read: int
     successors: tuple[tuple[EncodingId, int], ...] = ()
     foreseen: bool = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is needed besides what is wanted, whatever has to be encoded."""
+        return self.around & ~self.wanted == 0
 
 
 def view_call(
@@ -76,6 +82,7 @@ def view_call(
         rank=call.rank,
         needs=tuple(needs),
         wanted=wanted,
+        around=_around(needs, wanted),
         own_tokens=own_tokens,
         output_tokens=output_tokens,
         tokens_read=sum(read.values()),
@@ -89,7 +96,8 @@ def view_encoding(call_id: str, specs: Sequence[EncodingSpec]) -> CallView:
     dependencies."""
     contexts = _Contexts()
     needs = tuple(contexts.need(spec, 0) for spec in specs)
-    return CallView(call_id, family_of(call_id), 0, needs, 1 << len(needs) - 1, 0, 0, 0)
+    wanted = 1 << len(needs) - 1
+    return CallView(call_id, family_of(call_id), 0, needs, wanted, _around(needs, wanted), 0, 0, 0)
 
 
 def family_of(call_id: str) -> str:
@@ -112,6 +120,14 @@ def bits(mask: int) -> list[int]:
         found.append(low.bit_length() - 1)
         mask ^= low
     return found
+
+
+def _around(needs: Sequence[Need], wanted: int) -> int:
+    around = 0
+    for at, need in enumerate(needs):
+        if wanted >> at & 1:
+            around |= need.context
+    return around
 
 
 class _Contexts:

@@ -49,8 +49,9 @@ Told = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, in
 class Estimator:
     """Of one call at workers of one pace.
 
-    What a worker that holds nothing lacks is added up once; for others, what they hold is taken off. That is not
-    possible (`_simple`) where what has to be there depends on what has to be encoded, and that on who holds it.
+    Mostly each need's way and its time a token are known beforehand, whatever else is missing, so tokens are added up
+    by way. Need by need it goes where what has to be there depends on what has to be encoded (the call's needs are not
+    `closed`), where the best peer is busy, and where copies pay.
     """
 
     def __init__(
@@ -58,94 +59,77 @@ class Estimator:
         call: CallView,
         pace: Pace,
         everywhere: int,
-        somewhere: int,
         peers: Mapping[int, tuple[bool, int]],
         shares: Mapping[int, float],
     ) -> None:
-        """`everywhere` and `somewhere` are the needs that all workers hold on the device, and that some hold at all.
-        `peers` has those that the best other worker would send: whether from disk, and how many it sends already.
-        `shares` has the part of a copy's time that counts here, where copies pay (replication.py)."""
+        """`everywhere` are the needs that all workers hold on the device. `peers` has those that the best other worker
+        would send: whether from disk, and how many it sends already. `shares` has the part of a copy's time that counts
+        here, where copies pay (replication.py)."""
         self._call, self._pace, self._everywhere = call, pace, everywhere
-        self._shares = shares
-        self._peer_ns = {
-            at: (pace.peer_disk_ns if from_disk else pace.peer_ns) * (1 + num_sending)
-            for at, (from_disk, num_sending) in peers.items()
-        }
-        self._somewhere = somewhere
-        self._simple = True
-        self._nothing = self._add_up(everywhere, 0, 0, watch=True)
-        self._needed = Estimate._make(self._nothing).missing
+        self._peers, self._shares = peers, shares
+        self._by_way = call.closed and not shares
+        fetched = 0
+        for at, (from_disk, num_sending) in peers.items():
+            if num_sending:
+                self._by_way = False
+            elif (pace.peer_disk_ns if from_disk else pace.peer_ns) <= pace.encode_ns:
+                fetched |= 1 << at
+                if from_disk:
+                    self._by_way = False
+        needed = call.wanted & ~everywhere
+        self._fetched, self._encoded = fetched & needed, needed & ~fetched
+        if self._by_way:
+            self._tokens_fetched = self._tokens_of(self._fetched)
+            self._tokens_encoded = self._tokens_of(self._encoded)
 
     def estimate(self, device: int, host: int, disk: int) -> Told:
         """For a worker that holds these needs, each in its best tier: `host` also on their way to the device."""
-        held = (device | host | disk) & self._needed
-        if not self._simple:
+        if not self._by_way:
             return self._add_up(self._everywhere | device, host, disk)
-        nothing = self._nothing
-        if not held:
-            return nothing
-        (
-            load, fetch, encode, own, saved_bring, saved_encode, from_host, from_disk, fetched, encoded,
-            tokens_host, tokens_disk, tokens_peer, tokens_encode,
-        ) = nothing  # fmt: skip
-        needs, pace, shares = self._call.needs, self._pace, self._shares
-        encode_ns = pace.encode_ns
-        while held:
-            at = held.bit_length() - 1
-            bit = 1 << at
-            held ^= bit
-            tokens = needs[at][1]
-            peer_ns = self._peer_ns.get(at, NEVER)
-            if fetched & bit:
-                spent = tokens * peer_ns
-                fetch -= spent
-                tokens_peer -= tokens
-                fetched ^= bit
-                if at in shares:
-                    saved_bring -= _saved(spent, shares[at])
+        call, pace = self._call, self._pace
+        held = device | host | disk
+        fetched, encoded = self._fetched, self._encoded
+        tokens_peer, tokens_encode = self._tokens_fetched, self._tokens_encoded
+        from_host = from_disk = tokens_host = tokens_disk = 0
+        if held & fetched:
+            tokens_peer -= self._tokens_of(held & fetched)
+            fetched &= ~held
+        if held & encoded:
+            tokens_encode -= self._tokens_of(held & encoded)
+            encoded &= ~held
+        host &= call.wanted
+        if host:
+            tokens = self._tokens_of(host)
+            if pace.host_ns <= pace.encode_ns:
+                from_host, tokens_host = host, tokens
             else:
-                spent = tokens * encode_ns
-                encode -= spent
-                tokens_encode -= tokens
-                encoded ^= bit
-                if at in shares:
-                    saved_encode -= _saved(spent, shares[at])
-            if device & bit:
-                continue
-            if host & bit:
-                own_ns, peer_ns = pace.host_ns, NEVER
-            else:
-                own_ns = pace.disk_ns
-            bring_ns = min(own_ns, peer_ns)
-            if bring_ns > encode_ns:
-                encode += tokens * encode_ns
+                encoded |= host
                 tokens_encode += tokens
-                encoded |= bit
-                if at in shares:
-                    saved_encode += _saved(tokens * encode_ns, shares[at])
-            elif bring_ns < own_ns:
-                fetch += tokens * bring_ns
-                tokens_peer += tokens
-                fetched |= bit
-                if at in shares:
-                    saved_bring += _saved(tokens * bring_ns, shares[at])
-            elif host & bit:
-                load += tokens * bring_ns
-                tokens_host += tokens
-                from_host |= bit
+        disk &= call.wanted
+        if disk:
+            if pace.peer_ns < pace.disk_ns:
+                better = disk & self._fetched
+                fetched |= better
+                tokens_peer += self._tokens_of(better)
+                disk ^= better
+            tokens = self._tokens_of(disk)
+            if pace.disk_ns <= pace.encode_ns:
+                from_disk, tokens_disk = disk, tokens
             else:
-                load += tokens * bring_ns
-                tokens_disk += tokens
-                from_disk |= bit
+                encoded |= disk
+                tokens_encode += tokens
         return (
-            load, fetch, encode, own, saved_bring, saved_encode, from_host, from_disk, fetched, encoded,
-            tokens_host, tokens_disk, tokens_peer, tokens_encode,
+            tokens_host * pace.host_ns + tokens_disk * pace.disk_ns,
+            tokens_peer * pace.peer_ns,
+            tokens_encode * pace.encode_ns,
+            call.own_tokens * pace.encode_ns,
+            0, 0, from_host, from_disk, fetched, encoded, tokens_host, tokens_disk, tokens_peer, tokens_encode,
         )  # fmt: skip
 
-    def _add_up(self, device: int, host: int, disk: int, watch: bool = False) -> Told:
-        """Need by need. With `watch`, sees whether the others can go by the difference."""
-        call, pace, shares, peers = self._call, self._pace, self._shares, self._peer_ns
-        needs = call.needs
+    def _add_up(self, device: int, host: int, disk: int) -> Told:
+        """Need by need."""
+        call, pace, shares, peers = self._call, self._pace, self._shares, self._peers
+        needs, encode_ns = call.needs, pace.encode_ns
         seen = call.wanted
         left = seen & ~device
         load = fetch = encode = saved_bring = saved_encode = 0
@@ -158,22 +142,22 @@ class Estimator:
             left ^= bit
             _, tokens, context, _ = needs[at]
             own_ns = pace.host_ns if host & bit else pace.disk_ns if disk & bit else NEVER
-            bring_ns = own_ns if host & bit else min(own_ns, peers.get(at, NEVER))
-            again = tokens * pace.encode_ns
+            bring_ns = own_ns
+            if at in peers and not host & bit:
+                bring_ns = min(own_ns, self._peer_ns(at))
+            again = tokens * encode_ns
             behind = context & ~(seen | device)
             if behind:
-                if watch and bring_ns > pace.encode_ns and (self._somewhere & bit or at in peers):
-                    self._simple = False
-                again += self._tokens_of(behind) * pace.encode_ns
+                again += self._tokens_of(behind) * encode_ns
             bring = tokens * bring_ns
             if bring > again:
                 encoded |= bit
                 tokens_encode += tokens
-                encode += tokens * pace.encode_ns
+                encode += tokens * encode_ns
                 seen |= behind
                 left |= behind
                 if at in shares:
-                    saved_encode += _saved(tokens * pace.encode_ns, shares[at])
+                    saved_encode += _saved(tokens * encode_ns, shares[at])
             elif bring_ns < own_ns:
                 fetched |= bit
                 tokens_peer += tokens
@@ -188,16 +172,23 @@ class Estimator:
                 from_disk |= bit
                 tokens_disk += tokens
                 load += bring
-        return Estimate(
-            load, fetch, encode, call.own_tokens * pace.encode_ns, saved_bring, saved_encode,
+        return (
+            load, fetch, encode, call.own_tokens * encode_ns, saved_bring, saved_encode,
             from_host, from_disk, fetched, encoded, tokens_host, tokens_disk, tokens_peer, tokens_encode,
         )  # fmt: skip
 
+    def _peer_ns(self, at: int) -> int:
+        """A token of this need, from the best other worker."""
+        sent = self._peers.get(at)
+        if sent is None:
+            return NEVER
+        return (self._pace.peer_disk_ns if sent[0] else self._pace.peer_ns) * (1 + sent[1])
+
     def _tokens_of(self, mask: int) -> int:
-        tokens = 0
+        needs, tokens = self._call.needs, 0
         while mask:
             at = mask.bit_length() - 1
-            tokens += self._call.needs[at].num_tokens
+            tokens += needs[at][1]
             mask ^= 1 << at
         return tokens
 

@@ -15,6 +15,10 @@ from laban.cluster.routing.replication import MIN_TOKENS, Replication
 from laban.kvstore.encodings import EncodingId
 from laban.kvstore.placements import PlacementState, Tier
 
+_READY, _LOADING = int(PlacementState.READY), int(PlacementState.LOADING)
+
+_new = tuple.__new__  # of a named tuple, half as long as by its name: a decision makes many
+
 MAX_REMEMBERED = 100_000
 """Encodings whose holders are remembered as sets."""
 
@@ -42,6 +46,19 @@ class _Holders(NamedTuple):
 
 _Group = tuple[int, int, int, int]
 """A set of workers, and the needs that each of them holds on its device, in host memory and on disk."""
+
+
+class _Question(NamedTuple):
+    """`groups` are the open `workers` by what they hold of a call's needs, and this what that call can count on.
+
+    `everywhere` are the needs that all of them hold on the device; `peers` has those that some worker would send,
+    whether only from disk, and how many encodings that one sends already.
+    """
+
+    workers: int
+    groups: list[_Group]
+    everywhere: int
+    peers: dict[int, tuple[bool, int]]
 
 
 Candidate = tuple[tuple[float, ...], WorkerView]
@@ -94,39 +111,46 @@ class Router:
         ledger = self.ledger
         if not ledger.open:
             return None
-        ask = self._ask(call)
+        question = self._ask(call)
         shares = self._shares(call, now_s)
-        left = self._left(call)
-        first_turn, next_turn, num_turns = ledger.turns(), ledger.next_turn(), len(ledger.accounts)
-        key_of = self.policy.key
-        candidates: list[Candidate] = []
-        best: tuple[tuple[float, ...], str] | None = None
-        chosen: tuple[Account, Told] | None = None
+        left_tokens, parts = self._left(call)
+        apart = sum([members for members, _ in parts])
+        next_turn = ledger.next_turn()
+        looked: list[tuple[Account, Told, int, int]] = []  # with the tokens left elsewhere, and the time to bring them
         for pace, as_fast in ledger.paces.items():
-            estimator: Estimator | None = None
+            if not question.workers & as_fast:
+                continue
+            estimator = Estimator(call, pace, question.everywhere, question.peers, shares)
             later_ns = min(pace.encode_ns, pace.peer_ns) if call.foreseen else 0
-            for group, device, host, disk in ask.groups:
+            for group, device, host, disk in question.groups:
                 members = group & as_fast
                 if not members:
                     continue
-                if estimator is None:
-                    estimator = Estimator(call, pace, ask.everywhere, ask.somewhere, ask.peers, shares)
                 told = estimator.estimate(device, host, disk)
-                for left_tokens, among in left:
-                    alike = members & among
-                    if not alike:
-                        continue
-                    fronts = ledger.front(alike, told[0] + told[1] > 0)
-                    if alike >> next_turn.number & 1 and next_turn not in fronts:
-                        fronts.append(next_turn)
-                    for account in fronts:
-                        turns = (account.turn - first_turn) % num_turns
-                        view = _view(account, told, call.own_tokens, left_tokens, left_tokens * later_ns, turns)
-                        key = key_of(view, call)
-                        candidates.append((key, view))
-                        if best is None or (key, account.worker_id) < best:
-                            best = (key, account.worker_id)
-                            chosen = account, told
+                loads = told[0] + told[1] > 0
+                if members & ~apart:
+                    for account in ledger.front(members & ~apart, loads):
+                        looked.append((account, told, left_tokens, left_tokens * later_ns))
+                if members & apart:
+                    for among, tokens in parts:
+                        if members & among:
+                            for account in ledger.front(members & among, loads):
+                                looked.append((account, told, tokens, tokens * later_ns))
+                if members >> next_turn.number & 1 and not any([each[0] is next_turn for each in looked]):
+                    number = next_turn.number
+                    tokens = next((tokens for among, tokens in parts if among >> number & 1), left_tokens)
+                    looked.append((next_turn, told, tokens, tokens * later_ns))
+        first_turn, num_turns = ledger.turns(), len(ledger.accounts)
+        key_of, own_tokens = self.policy.key, call.own_tokens
+        candidates: list[Candidate] = []
+        best: tuple[float, ...] = ()
+        chosen: tuple[Account, Told] | None = None
+        for account, told, tokens, later_ns in looked:
+            view = _view(account, told, own_tokens, tokens, later_ns, (account.turn - first_turn) % num_turns)
+            key = key_of(view, call)
+            candidates.append((key, view))
+            if chosen is None or key < best or (key == best and account.worker_id < chosen[0].worker_id):
+                best, chosen = key, (account, told)
         assert chosen is not None
         account, estimate = chosen[0], Estimate._make(chosen[1])
         sources, source_accounts = self._sources(call, account, estimate)
@@ -154,12 +178,45 @@ class Router:
         if self._version != ledger.version:  # a number may mean another worker now
             remembered.clear()
             self._version = ledger.version
-        ask = _Question(ledger.open)
+        everyone, coming = ledger.open, ledger.coming
+        groups: list[_Group] = [(everyone, 0, 0, 0)]
+        everywhere = 0
+        peers: dict[int, tuple[bool, int]] = {}
         for at, (encoding_id, num_tokens, _, _) in enumerate(call.needs):
             holders = remembered.get(encoding_id) or self._look(encoding_id, num_tokens)
-            coming = ledger.coming.get(encoding_id)
-            ask.add(at, holders, 0 if coming is None else coming.mask, self._num_sending)
-        return ask
+            device, host, disk, ready = holders
+            if encoding_id in coming:
+                device |= coming[encoding_id].mask
+                host &= ~device
+                disk &= ~device
+            device &= everyone
+            bit = 1 << at
+            if device == everyone:
+                everywhere |= bit
+                continue
+            if ready:
+                fast = ready & ~holders.disk
+                peers[at] = (not fast, self._num_sending(fast or ready) if ledger.num_fetching else 0)
+            held = (device | host | disk) & everyone
+            if not held:
+                continue
+            split: list[_Group] = []
+            for group in groups:
+                inside = group[0] & held
+                if not inside:
+                    split.append(group)
+                    continue
+                members, on_device, in_host, on_disk = group
+                if inside != members:
+                    split.append((members ^ inside, on_device, in_host, on_disk))
+                if inside & device:
+                    split.append((inside & device, on_device | bit, in_host, on_disk))
+                if inside & host:
+                    split.append((inside & host, on_device, in_host | bit, on_disk))
+                if inside & disk:
+                    split.append((inside & disk, on_device, in_host, on_disk | bit))
+            groups = split
+        return _Question(everyone, groups, everywhere, peers)
 
     def _look(self, encoding_id: EncodingId, num_tokens: int) -> _Holders:
         accounts = self.ledger.accounts
@@ -168,21 +225,22 @@ class Router:
             account = accounts.get(worker_id)
             if account is None:
                 continue
-            bit = 1 << account.number
+            bit = account.bit
             best = 3
             for tier, state, held_tokens in placements:
-                # Part of an encoding is of use to the worker that has it, but not counted on.
-                if held_tokens >= num_tokens and (state is PlacementState.READY or state is PlacementState.LOADING):
-                    if state is PlacementState.READY:
-                        ready |= bit
-                        best = min(best, tier)
-                    elif tier is Tier.DEVICE:
-                        best = min(best, Tier.HOST)
-            if best == Tier.DEVICE:
+                if held_tokens < num_tokens:
+                    continue  # a part is of use to the worker that has it, but not counted on
+                if state == _READY:
+                    ready |= bit
+                    if tier < best:
+                        best = tier
+                elif state == _LOADING and tier == 0 and best > 1:
+                    best = 1
+            if best == 0:
                 device |= bit
-            elif best == Tier.HOST:
+            elif best == 1:
                 host |= bit
-            elif best == Tier.DISK:
+            elif best == 2:
                 disk |= bit
         if len(self._holders) >= MAX_REMEMBERED:
             self._holders.clear()
@@ -192,23 +250,27 @@ class Router:
     def _forget(self, encoding_id: EncodingId) -> None:
         self._holders.pop(encoding_id, None)
 
-    def _left(self, call: CallView) -> list[tuple[int, int]]:
-        """The open workers by how many tokens that the call's successors will read lie elsewhere, or are made there."""
+    def _left(self, call: CallView) -> tuple[int, list[tuple[int, int]]]:
+        """How many tokens that the call's successors will read lie elsewhere, or are being made there: for workers that
+        have none of it, and for sets of those that have some."""
         ledger = self.ledger
-        parts: list[tuple[int, int]] = [(0, ledger.open)]
         total = 0
+        parts: dict[int, int] = {}
+        remembered, coming, everyone = self._holders, ledger.coming, ledger.open
         for encoding_id, tokens in call.successors:
             total += tokens
-            holders = self._holders.get(encoding_id) or self._look(encoding_id, tokens)
-            there = holders.device | holders.host | holders.disk
-            if encoding_id in ledger.coming:
-                there |= ledger.coming[encoding_id].mask
+            device, host, disk, _ = remembered.get(encoding_id) or self._look(encoding_id, tokens)
+            there = device | host | disk
+            if encoding_id in coming:
+                there |= coming[encoding_id].mask
+            there &= everyone
             if there:
-                parts = _add(parts, there, tokens)
+                parts = _add(parts, there, tokens) if parts else {tokens: there}
         for number, tokens in ledger.being_made(call.family).items():
             total += tokens
-            parts = _add(parts, 1 << number, tokens)
-        return [(total - tokens, members) for tokens, members in parts]
+            if ledger.open >> number & 1:
+                parts = _add(parts, 1 << number, tokens)
+        return total, [(members, total - tokens) for tokens, members in parts.items()]
 
     def _shares(self, call: CallView, now_s: float) -> dict[int, float]:
         replication = self._replication
@@ -249,9 +311,9 @@ class Router:
             ready = holders.ready & ~(1 << chosen.number)
             fast = ready & ~holders.disk
             among = [account for n in bits(fast or ready) if (account := self.ledger.numbered[n]) is not None]
-            if not among:
-                continue
-            source = min(among, key=lambda each: (each.num_fetching + sending.get(each.number, 0), each.worker_id))
+            if len(among) > 1:
+                among.sort(key=lambda each: (each.num_fetching + sending.get(each.number, 0), each.worker_id))
+            source = among[0]
             busy = source.num_fetching + sending.get(source.number, 0)
             sending[source.number] = sending.get(source.number, 0) + 1
             token_ns = chosen.pace.peer_ns if fast else chosen.pace.peer_disk_ns
@@ -261,93 +323,46 @@ class Router:
         return tuple(found), tuple(accounts)
 
 
-class _Question:
-    """The open workers in groups that hold the same of one call's needs, and what that call can count on.
-
-    `everywhere` and `somewhere` are the needs that all of them hold on the device, and that some hold at all; `peers`
-    has those that some worker would send, whether only from disk, and how many encodings that one sends already.
-    """
-
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
-        self.groups: list[_Group] = [(workers, 0, 0, 0)]
-        self.everywhere = 0
-        self.somewhere = 0
-        self.peers: dict[int, tuple[bool, int]] = {}
-
-    def add(self, at: int, holders: _Holders, coming: int, num_sending: Callable[[int], int]) -> None:
-        device, host, disk, ready = holders
-        everyone, bit = self.workers, 1 << at
-        if coming:
-            device |= coming
-            host &= ~coming
-            disk &= ~coming
-        device &= everyone
-        if device == everyone:
-            self.everywhere |= bit
-            return
-        if ready:
-            fast = ready & ~holders.disk
-            self.peers[at] = (not fast, num_sending(fast or ready))
-        host &= everyone
-        disk &= everyone
-        held = device | host | disk
-        if not held:
-            return
-        self.somewhere |= bit
-        groups: list[_Group] = []
-        for group in self.groups:
-            members, on_device, in_host, on_disk = group
-            inside = members & held
-            if not inside:
-                groups.append(group)
-                continue
-            if inside != members:
-                groups.append((members ^ inside, on_device, in_host, on_disk))
-            if inside & device:
-                groups.append((inside & device, on_device | bit, in_host, on_disk))
-            if inside & host:
-                groups.append((inside & host, on_device, in_host | bit, on_disk))
-            if inside & disk:
-                groups.append((inside & disk, on_device, in_host, on_disk | bit))
-        self.groups = groups
-
-
 def _view(account: Account, told: Told, own_tokens: int, left_tokens: int, left_ns: int, turns: int) -> WorkerView:
-    load, fetch, encode, own, saved_bring, saved_encode, _, _, _, _, *tokens = told
-    tokens_host, tokens_disk, tokens_peer, tokens_encode = tokens
+    load, fetch, encode, own, saved_bring, saved_encode, _, _, _, _, from_host, from_disk, from_peer, again = told
     queue_ms, num_calls, worker_id, _ = account.place
     bring = load + fetch + account.link_ns if load or fetch else 0
     ttft_ms = cost_ms = queue_ms + ((bring if bring > encode else encode) + own + 500_000) // 1_000_000
     if left_ns or saved_bring or saved_encode:
         cost = max(bring - saved_bring, encode - saved_encode) + own + left_ns
         cost_ms = queue_ms + (cost + 500_000) // 1_000_000
-    return WorkerView(
-        worker_id,
-        ttft_ms,
-        cost_ms,
-        left_tokens,
-        num_calls,
-        queue_ms,
-        turns,
-        account.load.num_free_pages,
-        load,
-        fetch,
-        encode + own,
-        tokens_host,
-        tokens_disk,
-        tokens_peer,
-        tokens_encode + own_tokens,
+    return _new(
+        WorkerView,
+        (
+            worker_id,
+            ttft_ms,
+            cost_ms,
+            left_tokens,
+            num_calls,
+            queue_ms,
+            turns,
+            account.load.num_free_pages,
+            load,
+            fetch,
+            encode + own,
+            from_host,
+            from_disk,
+            from_peer,
+            again + own_tokens,
+        ),
     )
 
 
-def _add(parts: list[tuple[int, int]], members: int, tokens: int) -> list[tuple[int, int]]:
-    """The parts, those in `members` with so many tokens more; parts of one number are one."""
+def _add(parts: dict[int, int], members: int, tokens: int) -> dict[int, int]:
+    """Sets of workers by a number, those in `members` with so much more. Who is in none has 0."""
     sums: dict[int, int] = {}
-    for before, among in parts:
+    for before, among in parts.items():
         inside = among & members
         if inside != among:
             sums[before] = sums.get(before, 0) | among ^ inside
         if inside:
             sums[before + tokens] = sums.get(before + tokens, 0) | inside
-    return list(sums.items())
+            members ^= inside
+    if members:
+        sums[tokens] = sums.get(tokens, 0) | members
+    return sums

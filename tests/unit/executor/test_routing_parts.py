@@ -174,6 +174,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.check_integrity()
         assert not self.ledger.coming
         assert not any(self.ledger.being_made(family) for family in "pq")
+        assert self.ledger.num_fetching == 0
         assert all(account.num_fetching == 0 for account in self.ledger.accounts.values())
 
 
@@ -260,7 +261,7 @@ def test_a_busy_peer_sends_more_slowly_and_the_idlest_is_asked():
         ledger.set_open(ledger.accounts[holder], False)
     router = Router(CostPolicy(), view, ledger)
     call = simple_call([("x", 100)], own_tokens=0)
-    ledger.accounts["b"].num_fetching = 2
+    ledger.accounts["b"].num_fetching = ledger.num_fetching = 2
     choice = router.choose(call)
     assert choice.candidates[0][1].ttft_ms == 600
     assert [source.worker_id for source in choice.sources] == ["c"]
@@ -273,9 +274,9 @@ def test_a_busy_peer_sends_more_slowly_and_the_idlest_is_asked():
 def test_what_is_evicted_is_encoded_with_the_ancestors_that_went_with_it():
     pace = Pace(1000, 0, NEVER, NEVER, NEVER, NEVER)
     call = simple_call([("root", 5), ("parent", 30), ("child", 7)])
-    direct = type(call)(call.call_id, call.family, 0, call.needs, 0b100, 0, 0, 7)  # reads the child alone
+    direct = type(call)(call.call_id, call.family, 0, call.needs, 0b100, 0b011, 0, 0, 7)  # reads the child alone
     for device, tokens in ((0b000, 42), (0b001, 37), (0b011, 7), (0b111, 0), (0b010, 12)):
-        told = Estimator(direct, pace, 0, 0b111, {}, {}).estimate(device, 0, 0)
+        told = Estimator(direct, pace, 0, {}, {}).estimate(device, 0, 0)
         assert told[13] == tokens
 
 
