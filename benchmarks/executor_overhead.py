@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/executor_overhead.py [--quick] [--json]      about 1 minute
 
 The worker answers every call at once with one token; its own time is left out. A chain's steps come one after the
-other; a fan-out's all at once, and one more step reads them all. The look-ahead is updated after every finished step.
+other; a fan-out's all at once, and one more step reads them all. `ahead` is what the same costs with foresight and
+admission, as when serving, over what it costs without. The look-ahead is updated after every finished step.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from report import Clock, Row, add_arguments, finish, new_report
 from laban.actors.calls import Advice, Call, CallEvent, CallFinished, CallStarted, WorkerInfo, WorkerReport
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.executor import Executor
+from laban.cluster.lookout import Lookout
 from laban.cluster.workflow.parse import parse_dict
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.schema import Workflow
@@ -28,6 +30,8 @@ from laban.kvstore.encodings import make_spec
 PER_STEP_MS = 2.0
 LINEAR = 1.3
 LOOKAHEAD_MS = 0.2
+AHEAD = 1.05
+WARM_UP_S = 0.5  # for loading what the look-ahead is compiled to
 NUM_AGENTS = 10
 
 INFO = WorkerInfo(
@@ -130,21 +134,24 @@ def debate(num_steps: int) -> Workflow:
     )
 
 
-async def executed_ms(made: Workflow) -> float:
-    """From the submission to the last event, less what the worker took."""
+async def executed_ms(made: Workflow, ahead: bool = False) -> tuple[float, float]:
+    """From the submission to the last event, less what the worker took: by the clock, and of the process's CPU time."""
     worker, letters = InstantWorker(), Letters()
-    executor = Executor(Dispatcher([worker]), letters, letters)
+    dispatcher = Dispatcher([worker])
+    executor = Executor(dispatcher, letters, letters, lookout=Lookout(dispatcher) if ahead else None)
     executor.start()
+    if ahead:
+        await asyncio.sleep(WARM_UP_S)
     gc.collect()
-    begin = time.perf_counter()
+    begin, begin_cpu = time.perf_counter(), time.process_time()
     record = await executor.submit(made, {})
     async for _ in executor.watch(record.workflow_id):
         continue  # to the end
-    wall_s = time.perf_counter() - begin
+    wall_s, cpu_s = time.perf_counter() - begin, time.process_time() - begin_cpu
     state = executor.get(record.workflow_id).state
     assert state == "succeeded", state
     await executor.stop()
-    return 1000 * (wall_s - worker.busy_s)
+    return 1000 * (wall_s - worker.busy_s), 1000 * (cpu_s - worker.busy_s)
 
 
 def advanced_ms(made: Workflow) -> tuple[float, float, list[float]]:
@@ -172,17 +179,22 @@ def executor_rows(num_steps: int, repetitions: int) -> list[Row]:
     few = num_steps // 4
     sizes = {"chain": (chain, num_steps), "fanout": (fan_out, num_steps), "fanout_quarter": (fan_out, few)}
     times: dict[str, list[float]] = {name: [] for name in sizes}
+    ratios: dict[str, list[float]] = {name: [] for name in sizes}
     for repetition in range(repetitions + 1):
         for name, (make, size) in sizes.items():
-            measured = asyncio.run(executed_ms(make(size))) / size
+            wall_ms, cpu_ms = asyncio.run(executed_ms(make(size)))
+            _, ahead_ms = asyncio.run(executed_ms(make(size), ahead=True))
             if repetition:  # the first warms up
-                times[name].append(measured)
+                times[name].append(wall_ms / size)
+                ratios[name].append(ahead_ms / cpu_ms)
     ratio = median(many / few for many, few in zip(times["fanout"], times["fanout_quarter"], strict=True))
     return [
         Row(f"executor.chain.{num_steps}", median(times["chain"]), "ms/step", PER_STEP_MS, "lower"),
         Row(f"executor.fanout.{num_steps}", median(times["fanout"]), "ms/step", PER_STEP_MS, "lower"),
         Row(f"executor.fanout.{few}", median(times["fanout_quarter"]), "ms/step", better="lower"),
         Row(f"executor.fanout.{num_steps}_to_{few}", ratio, "x", LINEAR, "lower"),
+        Row(f"executor.chain.{num_steps}.ahead", median(ratios["chain"]), "x", AHEAD, "lower"),
+        Row(f"executor.fanout.{num_steps}.ahead", median(ratios["fanout"]), "x", AHEAD, "lower"),
     ]
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate, islice
-from typing import NamedTuple
 
 from laban.cluster.admission import Demand
 from laban.cluster.messages import MessageBook
@@ -26,16 +25,6 @@ from laban.kvstore.encodings import EncodingId
 
 FRAME_TOKENS = 8  # around what is generated
 TOOL_TOKENS = 256  # of a tool's answer, or of a message that is not known yet
-
-
-@dataclass(slots=True)
-class _Needed:
-    """An encoding, real or to come: over which levels it is needed."""
-
-    num_tokens: int
-    begin: int
-    end: int
-    encoding_id: EncodingId | None = None  # of what was written before the run began: others may share it
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +50,11 @@ class DemandProfile:
         for address in run.graph.nodes:
             self._num_open[self._level_of[address]] += 1
         self._num_seen = self._level = 0
-        self._needed = _Views(run, sizes, path, self._level_of).needed()
+        self._needed = _Views(run, sizes, path).needed(self._level_of)
         changes = [0] * (len(self._num_open) + 1)
-        for each in self._needed:
-            changes[each.begin] += each.num_tokens
-            changes[each.end + 1] -= each.num_tokens
+        for num_tokens, begin, end, _ in self._needed:
+            changes[begin] += num_tokens
+            changes[end + 1] -= num_tokens
         tokens = list(accumulate(changes[:-1]))
         worst = accumulate(reversed(range(len(tokens))), lambda best, level: max(level, best, key=tokens.__getitem__))
         self._worst = list(worst)[::-1]  # of each level and those after it, the one that needs the most
@@ -92,12 +81,12 @@ class DemandProfile:
     def _at(self, level: int) -> Demand:
         if level not in self._demands:
             own, shared = 0, dict[EncodingId, int]()
-            for each in self._needed:
-                if each.begin <= level <= each.end:
-                    if each.encoding_id is None:
-                        own += each.num_tokens * self._sizes.bytes_per_token
+            for num_tokens, begin, end, encoding_id in self._needed:
+                if begin <= level <= end:
+                    if encoding_id is None:
+                        own += num_tokens * self._sizes.bytes_per_token
                     else:
-                        shared[each.encoding_id] = each.num_tokens * self._sizes.bytes_per_token
+                        shared[encoding_id] = num_tokens * self._sizes.bytes_per_token
             self._demands[level] = Demand(own, shared)
         return self._demands[level]
 
@@ -110,82 +99,84 @@ def levels(graph: StepGraph) -> dict[str, int]:
         if unit in graph.loops:
             found[unit] = max(found[gate] for gate in graph.loops[unit].gates)
             continue
-        each = graph.nodes.get(unit) or graph.gates.get(unit) or votes[unit]
-        before = [found[wait] for wait in each.waits]
-        before += [found[use.gate] for use in getattr(each, "gates", ())]
-        found[unit] = max(before, default=-1) + (unit in graph.nodes)
+        node = graph.nodes.get(unit)
+        each = node or graph.gates.get(unit)
+        level = -1
+        for wait in votes[unit].waits if each is None else each.waits:
+            level = max(level, found[wait])
+        for use in () if each is None else each.gates:
+            level = max(level, found[use.gate])
+        found[unit] = level if node is None else level + 1
     return found
 
 
-class _Ref(NamedTuple):
-    """As ReadRef, and faster."""
+Needed = tuple[int, int, int, EncodingId | None]
+"""An encoding, real or to come: its tokens, and the first and the last level at which it is needed. Its id if it is of
+what was written before the run began: others may share it."""
 
-    key: str
-    fidelity: Fidelity = "exact"
-    begin: int | None = None
-    end: int | None = None
-
-
-_Place = tuple[int, Spot | None]
-"""Where a view has come to: a number of its own, and the real place as long as all before it is known."""
+_NOWHERE = -1
 
 
 class _Views:
-    """All views of a run, put together from names where the messages are not there yet."""
+    """All views of a run, put together from names where the messages are not there yet.
 
-    def __init__(self, run: Run, sizes: Sizes, path: str, level_of: Mapping[str, int]) -> None:
+    A place is where a view has come to after some reads. Each has a number: of the encoding that the last read reads,
+    if that is not a direct one, and of the real place as long as all before it was written before the run began.
+    """
+
+    def __init__(self, run: Run, sizes: Sizes, path: str) -> None:
         self._run, self._sizes, self._path = run, sizes, path
-        self._level_of = level_of
-        self._places: dict[tuple[int, _Ref], _Place] = {}
-        self._roots: dict[str, _Place] = {}
-        self._found: dict[int, _Needed] = {}  # by the number of the place after it
+        self._places: dict[tuple[int, str, Fidelity, int | None, int | None], int] = {}
+        self._roots: dict[str, int] = {}
         self._homes: dict[str, int] = {}
         self._lengths: dict[str, int] = {}
         self._usual: dict[tuple[str, str | None], int] = {}  # of a step's generated messages
-        self._last = 0
+        # By number:
+        self._spots: list[Spot | None] = []
+        self._sizes_of: list[int] = []
+        self._begins: list[int] = []
+        self._ends: list[int] = []  # _NOWHERE: not needed itself
 
-    def needed(self) -> list[_Needed]:
+    def needed(self, level_of: Mapping[str, int]) -> list[Needed]:
         for address in self._run.graph.order:
             node = self._run.graph.nodes.get(address)
             if node is not None and node.kind != "external":
-                self._add(node, self._level_of[address])
-        return list(self._found.values())
+                self._add(node, level_of[address])
+        ids = (None if spot is None else spot.encoding_id for spot in self._spots)
+        every = zip(self._sizes_of, self._begins, self._ends, ids, strict=True)
+        return [each for each in every if each[2] != _NOWHERE and each[0] > 0]
 
     def _add(self, node: Node, level: int) -> None:
-        refs = [
-            _Ref(key, source.fidelity, source.begin, source.end)
-            for source in node.sources
-            for key in self._keys(source)
-        ]
-        place = self._root(self._role(refs[0].key) if refs else role_of(node), level)
-        for ref in refs:
-            place = self._after(place, ref, level)
-        own = self._after(place, _Ref(node.address), level)
-        self._homes[node.address] = own[0]
+        number = _NOWHERE
+        for source in node.sources:
+            for key in self._keys(source):
+                if number == _NOWHERE:
+                    number = self._root(self._role(key), level)
+                number = self._after(number, key, source.fidelity, source.begin, source.end, level)
+        if number == _NOWHERE:
+            number = self._root(role_of(node), level)
+        self._homes[node.address] = self._after(number, node.address, "exact", None, None, level)
 
-    def _root(self, role: str, level: int) -> _Place:
-        if role not in self._roots:
-            self._roots[role] = (self._new(), self._sizes.tree.root(role))
-        number, spot = self._roots[role]
-        if spot is not None and spot.encoding_id is not None:
-            self._need(number, spot.stop, level, spot.encoding_id)
-        return self._roots[role]
+    def _root(self, role: str, level: int) -> int:
+        number = self._roots.get(role)
+        if number is None:
+            spot = self._sizes.tree.root(role)
+            number = self._roots[role] = self._new(spot, spot.stop)
+        self._need(number, level)
+        return number
 
-    def _after(self, place: _Place, ref: _Ref, level: int) -> _Place:
+    def _after(self, number: int, key: str, fidelity: Fidelity, begin: int | None, end: int | None, level: int) -> int:
         """The place after one more read, which is needed at this level."""
-        number, spot = place
-        found = self._places.get((number, ref))
+        at = (number, key, fidelity, begin, end)
+        found = self._places.get(at)
         if found is None:
-            after = None
-            if spot is not None and ref.key in self._run.messages:
-                outside = ReadRef(outermost_key(self._path, ref.key), ref.fidelity, ref.begin, ref.end)
-                after = self._sizes.tree.after(spot, outside, fixed=True)
-            found = self._places[number, ref] = (self._new(), after)
-        if ref.fidelity == "direct":
-            self._need(self._home(ref.key, level), self._length(ref.key), level, None)
-        else:
-            after = found[1]
-            self._need(found[0], self._num_tokens(ref), level, None if after is None else after.encoding_id)
+            spot = self._spots[number]
+            if spot is not None:
+                known = key in self._run.messages
+                ref = ReadRef(outermost_key(self._path, key), fidelity, begin, end)
+                spot = self._sizes.tree.after(spot, ref, fixed=True) if known else None
+            found = self._places[at] = self._new(spot, self._num_tokens(key, begin, end))
+        self._need(self._home(key, level) if fidelity == "direct" else found, level)
         return found
 
     def _home(self, key: str, level: int) -> int:
@@ -193,20 +184,23 @@ class _Views:
         if key not in self._homes:
             message = self._message(key)
             if message is None:
-                self._homes[key] = self._new()
+                self._homes[key] = self._new(None, self._length(key))
             else:
-                place = self._after(self._root(message.role, level), _Ref(key), level)
-                self._homes[key] = place[0]
+                self._homes[key] = self._after(self._root(message.role, level), key, "exact", None, None, level)
         return self._homes[key]
 
-    def _need(self, number: int, num_tokens: int, level: int, encoding_id: EncodingId | None) -> None:
-        known = self._found.get(number)
-        if known is None:
-            self._found[number] = _Needed(num_tokens, level, level, encoding_id)
-        elif level > known.end:
-            known.end = level
-        elif level < known.begin:  # units come in the graph's order, not in that of their levels
-            known.begin = level
+    def _new(self, spot: Spot | None, num_tokens: int) -> int:
+        self._spots.append(spot)
+        self._sizes_of.append(num_tokens)
+        self._begins.append(_NOWHERE)
+        self._ends.append(_NOWHERE)
+        return len(self._spots) - 1
+
+    def _need(self, number: int, level: int) -> None:
+        if self._ends[number] < level:
+            self._ends[number] = level
+        if not 0 <= self._begins[number] <= level:  # units come in the graph's order, not in that of their levels
+            self._begins[number] = level
 
     def _keys(self, source: Source) -> tuple[str, ...]:
         """As many as will be read: of a vote the first candidate's, of a loop's last round the last ones."""
@@ -218,11 +212,9 @@ class _Views:
         message, node = self._message(key), self._run.graph.nodes.get(key)
         return message.role if message is not None else "user" if node is None else role_of(node)
 
-    def _num_tokens(self, ref: _Ref) -> int:
-        whole = self._length(ref.key)
-        if ref.begin is None is ref.end:
-            return whole
-        return max(0, min(whole, whole if ref.end is None else ref.end) - (ref.begin or 0))
+    def _num_tokens(self, key: str, begin: int | None, end: int | None) -> int:
+        whole = self._length(key)
+        return max(0, min(whole, whole if end is None else end) - (begin or 0))
 
     def _length(self, key: str) -> int:
         found = self._lengths.get(key)
@@ -246,7 +238,3 @@ class _Views:
 
     def _message(self, key: str) -> Message | None:
         return self._sizes.book.messages.get(outermost_key(self._path, key) if self._path else key)
-
-    def _new(self) -> int:
-        self._last += 1
-        return self._last

@@ -56,6 +56,12 @@ class _Rows:
             uses = [self._use(GateUse(gate, True), self.row_of[gate]) for gate in loop.gates]
             self.row_of[unit] = self._append(LOOP, None, uses, loop.fails)
             return
+        if not graph.gates:  # nothing is ever gone: most graphs, and much faster
+            rows = [(self.row_of[wait], _role(vote, wait)) for wait in self._waits_of(unit)]
+            entries = [(row, row, row, row, role) for row, role in rows]
+            kind, join = self._kind_and_join(unit, vote, entries)
+            self.row_of[unit] = self._append(kind, None, [], join=join)
+            return
         gates = [] if vote is not None else self._gates_of(unit)
         needs = against = 0
         for use in gates:
@@ -76,9 +82,16 @@ class _Rows:
             runs = NEVER if opposite & self._needs[wait] else row
             entries.append((row, runs, self._gone(wait, opposite), row, _role(vote, wait)))
         uses = [self._use(use, self.row_of[use.gate]) for use in gates]
-        kind = NODE if unit in graph.nodes else GATE if vote is None else VOTE
-        required = graph.nodes[unit].required if kind == NODE else 0 if vote is None else vote.quorum
-        self.row_of[unit] = self._append(kind, None, uses, join=self._join(entries, required))
+        kind, join = self._kind_and_join(unit, vote, entries)
+        self.row_of[unit] = self._append(kind, None, uses, join=join)
+
+    def _kind_and_join(
+        self, unit: str, vote: VoteNode | None, entries: list[tuple[int, int, int, int, int]]
+    ) -> tuple[int, int]:
+        node = self.graph.nodes.get(unit)
+        kind = NODE if node is not None else GATE if vote is None else VOTE
+        required = node.required if node is not None else 0 if vote is None else vote.quorum
+        return kind, self._join(entries, required)
 
     def _gone(self, unit: str, without: int, depth: int = 0) -> int:
         """The row of a unit that is not gone by the decisions `without`."""

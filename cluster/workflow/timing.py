@@ -143,4 +143,4 @@ def step_path(address: str) -> str:
     >>> step_path("research[2]/draft[ann,1]")
     'research/draft'
     """
-    return _IN_BRACKETS.sub("", address)
+    return _IN_BRACKETS.sub("", address) if "/" in address else address.partition("[")[0]
