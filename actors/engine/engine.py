@@ -406,6 +406,7 @@ class Engine:
             len(self.store),
             self.tiers.host_bytes_used,
             self.tiers.disk_bytes_used,
+            scheduler.num_blocked,
         )
 
     def _evicts(self, entry: Entry) -> None:

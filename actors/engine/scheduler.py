@@ -71,6 +71,11 @@ class Scheduler:
         return len(self.waiting)
 
     @property
+    def num_blocked(self) -> int:
+        """Of those waiting, those that wait for others to end, not for what is on its way."""
+        return sum(1 for waiting in self.waiting if not waiting.awaits)
+
+    @property
     def is_decoding(self) -> bool:
         """Whether a call is past its first token."""
         return any(s.decode is not None and s.decode.num_sampled for s in self.sequences)

@@ -86,11 +86,14 @@ def test_calls_are_admitted_in_the_order_they_came() -> None:
         driver.events[call_id] = []
         driver.engine.submit(replace(DECODE, call_id=call_id))
     driver.engine.abort("third")
-    order = []
+    order, blocked = [], []
     while driver.engine.has_work():
-        for event in driver.engine.step().events:
+        report = driver.engine.step()
+        blocked.append(report.load.num_blocked)
+        for event in report.events:
             if event.call_id not in order:
                 order.append(event.call_id)
+    assert sorted(set(blocked), reverse=True) == [2, 1, 0]
     assert order[-2:] == ["second", "fourth"]
     assert "third" not in order
 
