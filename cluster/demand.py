@@ -56,8 +56,11 @@ class DemandProfile:
             changes[begin] += num_tokens
             changes[end + 1] -= num_tokens
         tokens = list(accumulate(changes[:-1]))
-        worst = accumulate(reversed(range(len(tokens))), lambda best, level: max(level, best, key=tokens.__getitem__))
-        self._worst = list(worst)[::-1]  # of each level and those after it, the one that needs the most
+        worst = len(tokens) - 1
+        self._worst = [worst] * len(tokens)  # of each level and those after it, the one that needs the most
+        for level in reversed(range(len(tokens))):
+            worst = level if tokens[level] >= tokens[worst] else worst
+            self._worst[level] = worst
         self._demands: dict[int, Demand] = {}
 
     def now(self) -> Demand:

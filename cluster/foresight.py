@@ -41,7 +41,7 @@ MAX_SUCCESSORS = 64  # told to the router
 @dataclass(frozen=True, slots=True)
 class ForesightLimits:
     debounce_s: float = 0.02  # from when a run moves until it is looked at
-    share_each: float = 0.02  # of the event loop's time, for looking at one run, and for planning what to bring
+    share_each: float = 0.01  # of the event loop's time, for looking at one run, and for planning what to bring
     share: float = 0.2  # for all of it
     most_at_once_s: float = 0.01  # after so much, others have their turn
     replan_s: float = 0.25  # while there is something to bring
@@ -124,7 +124,7 @@ class Foresight:
 
     def moved(self, source: str) -> None:
         """Something ended or began, or may be read. Cheap; an unknown source is ignored."""
-        if source in self._sources:
+        if source not in self._moved and source in self._sources:
             self._moved[source] = None
             self._wake.set()
 

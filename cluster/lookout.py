@@ -80,10 +80,12 @@ class Lookout:
 
     def changed(self, execution: Execution, ended: StepResult | None) -> None:
         """A step's state has changed; `ended` is its result, if it has ended."""
-        if ended is not None and ended.state == "succeeded":
+        self.foresight.moved(execution.workflow_id)
+        if ended is None:
+            return
+        if ended.state == "succeeded":
             kind, seconds = KINDS.get(ended.finish_reason, "generate"), ended.wall_ms / 1000.0
             self.history.observe(execution.board.name, ended.address, kind, seconds, ended.tokens_generated)
-        self.foresight.moved(execution.workflow_id)
         if self._waiting_room is not None:
             self._waiting_room.moved(execution.workflow_id)
 

@@ -94,7 +94,8 @@ class LookAhead:
 
     @property
     def running(self) -> NDArray[np.bool_]:
-        return (self._running != 0) & (self._codes[self._flat.nodes] == self._pass.OPEN)
+        found: NDArray[np.bool_] = (self._running != 0) & (self._codes[self._flat.nodes] == self._pass.OPEN)
+        return found
 
     def steps(self) -> NDArray[np.int32]:
         """Steps to execution; NEVER for what will not run any more."""

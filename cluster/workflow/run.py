@@ -281,7 +281,7 @@ class Run:
         """As an instance of this run will use it."""
         return self._sampling.of(self._node(address))
 
-    def ended(self) -> Mapping[str, Outcome]:
+    def ended(self) -> dict[str, Outcome]:
         """How every unit of the graph that has ended did, in the order in which they ended."""
         return self._progress.outcomes
 

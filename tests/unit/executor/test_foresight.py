@@ -401,7 +401,7 @@ async def test_a_run_that_takes_long_to_look_at_is_looked_at_less_often(monkeypa
         while time.monotonic() < began + 1.0:
             turns.foresight.moved("wf")
             await asyncio.sleep(0.002)
-        assert len(looks) <= 2 + 1.0 / (0.006 / 0.02)
+        assert len(looks) <= 2 + 1.0 / (0.006 / 0.01)
 
 
 @asynchronous
