@@ -16,12 +16,15 @@ from typing import Protocol
 
 from laban.actors.calls import (
     Advice,
+    CacheCounters,
     Call,
     CallEvent,
     CallFailed,
     CallStarted,
     CallTokens,
     WorkerInfo,
+    WorkerLoad,
+    WorkerRates,
     WorkerReport,
 )
 from laban.actors.transfers import Export, ExportRequest
@@ -72,6 +75,7 @@ class Outbox:
         self._events: list[CallEvent] = []
         self._tokens_at: dict[str, int] = {}  # call id -> index in _events of its last event, if that is tokens
         self._last = WorkerReport(info.worker_id, info.epoch, 0)
+        self._state: tuple[WorkerLoad, WorkerRates, CacheCounters] | None = None
         self._pending = False
         self._sequence = 0
         self._reader = 0
@@ -79,7 +83,12 @@ class Outbox:
         self._failure: BaseException | None = None
 
     def put(self, report: WorkerReport) -> None:
+        """One that says nothing new is dropped: an engine that waits for copies makes thousands a second."""
         with self._changed:
+            state = report.load, report.rates, report.cache
+            if not report.events and state == self._state:
+                return
+            self._state = state
             for event in report.events:
                 self._put_event(event)
             self._last = report

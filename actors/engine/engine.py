@@ -53,6 +53,8 @@ from laban.kvstore.store import EncodingStore, Entry
 log = logging.getLogger(__name__)
 
 POLL_S = 0.0005
+MOST_POLLS = 4
+"""What takes longer is looked for less often: to look takes Python's lock from the threads that copy."""
 FREE_TOKENS_ON_CARD = 128
 """A decode reads all weights for a few rows; so many more cost a fraction of an iteration."""
 
@@ -131,6 +133,7 @@ class Engine:
         self._events: list[CallEvent] = []
         self._advice: list[Advice] = []
         self._num_reports = 0
+        self._num_waits = 0  # steps in a row
         self._under_way: _Iteration | None = None
         self._num_launched = 0
         self._last_settled_s = 0.0
@@ -180,8 +183,10 @@ class Engine:
         """One iteration. Whatever goes wrong in it ends the calls that run, with an error, and not the engine."""
         try:
             self._begin(tick or self.tick())
-            if not self._iterate() and self.tiers.is_busy and not self._events:
-                time.sleep(POLL_S)  # all there is to do is to wait for copies
+            waits = not self._iterate() and self.tiers.is_busy and not self._events
+            self._num_waits = self._num_waits + 1 if waits else 0
+            if waits:  # for copies: all there is to do
+                time.sleep(POLL_S * min(MOST_POLLS, 1 + self._num_waits // 16))
         except Exception as error:  # a kernel, memory or model failure: the calls cannot go on, the next ones can
             if self.runner.group is not None:
                 raise  # the other shards may have come further, or less far: their worker ends

@@ -74,6 +74,21 @@ def test_reports_are_numbered_from_one_as_they_are_taken(outbox):
     assert taken.changes == (), "those go to the directory"
 
 
+def test_a_report_without_news_is_not_sent(outbox):
+    outbox.put(report())
+    reader = outbox.reports()
+    next(reader)
+    for _ in range(1000):
+        outbox.put(report())
+    outbox.put(report(free=1))
+    taken = next(reader)
+    assert (taken.sequence, taken.load.num_free_pages) == (2, 1)
+    for _ in range(1000):
+        outbox.put(report(free=1))
+    outbox.put(report(CallStarted("a", 1, 1), free=1))
+    assert next(reader).events
+
+
 def test_a_slow_reader_gets_tokens_merged_and_every_event(outbox):
     outbox.put(report(CallStarted("a", 1, 1), CallStarted("b", 1, 1)))
     for index in range(1000):
