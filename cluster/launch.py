@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float | None], None]
 
 START_TIMEOUT_S = 600.0
-OBJECT_STORE_BYTES = 256 << 20  # calls and reports are small; keys and values stay in the workers
+OBJECT_STORE_BYTES = 256 << 20  # calls and reports are small
+TRANSFER_BYTES = 64 << 20  # keys and values on their way to a worker: two transfers, a few chunks of each
+MOST_STORE_BYTES = 8 << 30
 QUIET_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -113,7 +115,7 @@ def _start_ray(config: LabanConfig, progress: Progress) -> bool:
                 address="local",
                 include_dashboard=False,
                 num_cpus=config.ray.num_cpus,
-                object_store_memory=OBJECT_STORE_BYTES,
+                object_store_memory=min(MOST_STORE_BYTES, OBJECT_STORE_BYTES + config.workers * TRANSFER_BYTES),
                 **quiet,
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
