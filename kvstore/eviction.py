@@ -28,6 +28,9 @@ class Evictable:
     fixed: bool  # written before the run began
     bring_back_s: float  # what having it again would take: a reload, or encoding it and its evicted ancestors
     true_next_use_s: float | None = None  # simulation only
+    withdrawn: bool = False  # a use was expected, and is no more: without a `next_use_s`, by no one
+    num_returns: int = 0  # how often one was expected again after that
+    since_s: float = 0.0  # first seen
 
 
 class EvictionPolicy(Protocol):

@@ -37,6 +37,7 @@ class Entry:
     pins: int = 0
     last_use: int = 0
     last_use_s: float = 0.0
+    since_s: float = 0.0  # when it was first there
     tenant: str = ""
     spec: EncodingSpec | None = None
     serial: int = field(default_factory=_serials.__next__)  # unlike any other entry's of this process
@@ -154,7 +155,7 @@ class EncodingStore:
         if count > obtainable:
             raise OutOfPages(f"{count} pages asked for, {obtainable} to be had")
         self._make_room(count, tenant)
-        entry = Entry(key, self.allocator.allocate(count), self.page_size, pins=1, tenant=tenant)
+        entry = Entry(key, self.allocator.allocate(count), self.page_size, pins=1, tenant=tenant, since_s=self.now_s)
         self._taken[tenant] += count
         self._entries[key] = entry
         return entry

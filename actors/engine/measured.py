@@ -23,6 +23,7 @@ class MeasuredRates:
         self._min_tokens = MIN_TOKENS_ON_CARD if on_card else MIN_TOKENS_ON_CPU
         self._limit = link_bytes_per_s
         self._values: dict[str, float] = {}
+        self._expected: WorkerRates | None = None
 
     def took(self, num_tokens: int, decodes_only: bool, seconds: float) -> None:
         """An iteration that computed `num_tokens`."""
@@ -39,7 +40,9 @@ class MeasuredRates:
 
     def adopt(self, known: WorkerRates) -> None:
         """Those of the worker's first shard, by which all decide."""
-        self._values = {name: value for name in FIELDS if (value := getattr(known, name))}
+        values = {name: value for name in FIELDS if (value := getattr(known, name))}
+        if values != self._values:
+            self._values, self._expected = values, None
 
     def copied(self, kind: str, num_bytes: int, seconds: float) -> None:
         """`kind` is host, disk or peer."""
@@ -52,6 +55,11 @@ class MeasuredRates:
 
     @property
     def expected(self) -> WorkerRates:
+        if self._expected is None:
+            self._expected = self._with_defaults()
+        return self._expected
+
+    def _with_defaults(self) -> WorkerRates:
         host = self._defaults.host_bytes_per_s
         assumed = {"host_bytes_per_s": min(host, self._limit or host)}
         return WorkerRates(
@@ -59,5 +67,6 @@ class MeasuredRates:
         )
 
     def _add(self, name: str, value: float) -> None:
+        self._expected = None
         before = self._values.get(name)
         self._values[name] = value if before is None else before + WEIGHT * (value - before)

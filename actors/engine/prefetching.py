@@ -21,6 +21,7 @@ LEAD = 1.5
 LEAD_S = 0.1
 """While calls run an encoding is brought so much earlier than all that is needed until then should take: before that it
 would only take the place of something else for longer."""
+AGAIN_S = 0.02
 MAX_ORDERS = 10_000
 
 
@@ -33,6 +34,7 @@ class Prefetches:
         self._refused: dict[EncodingId, set[object]] = {}
         self._unread: set[EncodingId] = set()  # brought, and not read yet
         self.may_begin = False  # something has changed since nothing could
+        self._again_s = 0.0
 
     def order(self, prefetches: Iterable[Prefetch]) -> None:
         for prefetch in prefetches:
@@ -52,9 +54,11 @@ class Prefetches:
     def run(self) -> None:
         """Begins what can be begun now. Nothing does while a call waits for pages."""
         scheduler = self._scheduler
-        self.may_begin = False
-        if not self._orders or scheduler.is_short:
+        now_s = scheduler.tiers.needs.now_s
+        if not self._orders or scheduler.is_short or not (self.may_begin or now_s >= self._again_s):
+            self.may_begin = False
             return
+        self.may_begin, self._again_s = False, now_s + AGAIN_S
         idle = not scheduler.running and not scheduler.num_waiting
         needs = scheduler.tiers.needs
         due = []

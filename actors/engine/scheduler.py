@@ -386,7 +386,6 @@ class Scheduler:
         self.store.unpin(entry)
         if sequence.prefetched:
             self.prefetches.done(entry)
-        self.prefetches.may_begin = True
         self.tiers.published(entry)
 
     def take_loaded(self) -> list[Sequence]:
