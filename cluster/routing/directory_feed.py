@@ -89,6 +89,7 @@ class DirectoryFeed:
                 if not shard.known:
                     await self._watch(number)
                 news = await self._port.poll(number, self._subscriber, shard.taken, self._wait_s)
+                self._view.see(number, news is not None)
                 if news is None:
                     shard.known = False
                 else:
@@ -101,6 +102,7 @@ class DirectoryFeed:
                 elif not down:
                     logger.warning("shard %d of the directory is down: %s", number, error)
                 down = True
+                self._view.see(number, False)
                 await asyncio.sleep(self._retry_s)
                 continue
             if down:

@@ -70,6 +70,7 @@ class DirectoryView:
         self._lingering: OrderedDict[EncodingId, float] = OrderedDict()  # since when, the oldest first
         self._added: list[dict[EncodingId, None]] = [{} for _ in range(num_shards)]
         self._removed: list[dict[EncodingId, None]] = [{} for _ in range(num_shards)]
+        self._blind: set[int] = set()  # shards that tell no news at present
         self._listeners: list[Callable[[EncodingId], None]] = []
 
     # Where encodings are
@@ -197,6 +198,10 @@ class DirectoryView:
             for worker_id, placed in said.items():
                 self._hear(worker_id, encoding_id, tuple(sorted(placed)))
 
+    def see(self, shard: int, sees: bool) -> None:
+        """Whether news of this shard come. While they do not nothing of it that is expected expires."""
+        (self._blind.discard if sees else self._blind.add)(shard)
+
     def tick(self) -> None:
         """Forget what nobody confirmed and what lingered long enough. Call it every second or so."""
         now_s = self._clock()
@@ -252,8 +257,13 @@ class DirectoryView:
     def _expire(self, now_s: float) -> None:
         while self._expected:
             (worker_id, encoding_id), until_s = next(iter(self._expected.items()))
-            if until_s > now_s and len(self._expected) <= MAX_EXPECTED:
+            room = len(self._expected) <= MAX_EXPECTED
+            if until_s > now_s and room:
                 return
+            if room and self._blind and shard_of(encoding_id, self.num_shards) in self._blind:
+                self._expected[worker_id, encoding_id] = now_s + self._expire_s
+                self._expected.move_to_end((worker_id, encoding_id))
+                continue
             del self._expected[worker_id, encoding_id]
             self._place(worker_id, encoding_id, _without_device(self._placed_at(worker_id, encoding_id)))
 

@@ -6,11 +6,10 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from ray_processes import processes
 
 from laban.actors.calls import Call, CallFinished, Sampling
 from laban.actors.engine.config import EngineConfig
@@ -33,26 +32,6 @@ GREEDY = Call("greedy", "n", EMPTY_VIEW, 0, PROMPT, (), Sampling(max_tokens=12, 
 def plan(num_shards: int = 3) -> WorkerPlan:
     folder = str(prepare_default_model())  # 9 query and 3 KV heads
     return WorkerPlan("w0", folder, CONFIG, num_shards=num_shards, num_cpus=0.5)
-
-
-def processes(*names: str) -> dict[int, str]:
-    """Workers' processes of this test's own Ray: title by process id."""
-    parents: dict[int, int] = {}
-    titles: dict[int, str] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                titles[int(folder.name)] = (folder / "cmdline").read_text().rstrip("\0")
-            except OSError:  # it has ended since
-                continue
-
-    def ancestors(pid: int) -> Iterator[int]:
-        while pid := parents.get(pid, 0):
-            yield pid
-
-    wanted = tuple(f"ray::{name}" for name in names or ("WorkerProcess", "ShardProcess"))
-    return {pid: title for pid, title in titles.items() if title.startswith(wanted) and os.getpid() in ancestors(pid)}
 
 
 async def until_gone(timeout_s: float = 20.0) -> None:

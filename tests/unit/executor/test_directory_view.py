@@ -94,6 +94,25 @@ def test_what_nobody_confirms_expires_and_what_is_known_besides_stays(view, time
     assert view.holders("a")["w"] == ((DISK, READY, 9),)
 
 
+def test_nothing_expires_while_its_shard_is_silent(time):
+    view = DirectoryView(2, expire_s=5.0, clock=time)
+    view.begin("w", "e1")
+    names = [f"e{number}" for number in range(8)]
+    for name in names:
+        view.expect("w", "e1", name, 1)
+    view.see(1, False)
+    for time.now in (5.0, 10.0, 50.0):
+        view.tick()
+        assert set(view.held_by("w")) == {name for name in names if shard_of(name, 2) == 1}
+    view.see(1, True)
+    time.now = 54.0
+    view.tick()
+    assert view.held_by("w"), "it has its time again"
+    time.now = 55.0
+    view.tick()
+    assert not view.held_by("w")
+
+
 def test_expectations_are_bounded(view, monkeypatch):
     monkeypatch.setattr(directory_view, "MAX_EXPECTED", 3)
     view.begin("w", "e1")
