@@ -154,7 +154,8 @@ class Foresight:
             return None
         if found.successors is None:
             specs = found.forecast.specs
-            found.successors = {each: specs[each].num_tokens for each in islice(found.uses, MAX_SUCCESSORS)}
+            soonest = (each for each in found.uses if each in specs)
+            found.successors = {each: specs[each].num_tokens for each in islice(soonest, MAX_SUCCESSORS)}
         return found.successors
 
     def next_use(self, encoding_id: EncodingId) -> Use | None:
@@ -269,7 +270,10 @@ class Foresight:
         self._held_off_s = min((self._sources[source].not_before_s for source in self._moved), default=None)
         self._advising.collect(now_s)
         if self._prefetching is not None:
-            self._plan(self._prefetching, num_looked_at > 0, now_s)
+            try:
+                self._plan(self._prefetching, num_looked_at > 0, now_s)
+            except Exception:  # calls bring what they need themselves
+                logger.exception("planning prefetches failed")
         self._advising.send()
 
     def _look_at(self, source: str, now_s: float) -> None:

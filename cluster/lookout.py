@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from laban.cluster.waiting_room import WaitingRoom
 from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.timing import Kind, StepHistory
+
+logger = logging.getLogger(__name__)
 
 KINDS: Mapping[str, Kind] = {"external": "external", "workflow": "workflow"}  # by how a step finished; others generate
 
@@ -63,7 +66,12 @@ class Lookout:
             return Prepared(run, book, tree)
         bytes_per_token = self._dispatcher.info.bytes_per_token
         sizes = Sizes(run.graph.workflow.name, book, tree, self.history, bytes_per_token)
-        return Prepared(run, book, tree, DemandProfile(run, sizes))
+        try:
+            profile = DemandProfile(run, sizes)
+        except Exception:  # it need not wait, then
+            logger.exception("estimating what %s needs failed", sizes.workflow)
+            return Prepared(run, book, tree)
+        return Prepared(run, book, tree, profile)
 
     def enter(self, execution: Execution, prepared: Prepared, rank: int) -> None:
         """Have the workflow start: now, or once there is memory for it. In the order of their ranks."""

@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from laban.cluster.admission import Admission, AdmissionLimits
+from laban.cluster.admission import Admission, AdmissionLimits, Demand
 from laban.cluster.demand import DemandProfile
 from laban.cluster.sizes import shown_bytes
 
+logger = logging.getLogger(__name__)
+
+CAPACITY_S = 0.1  # how long what the workers have is taken to stay so
 RETRY_S = 0.5
 """How often to ask while somebody waits: workers come, and who waits for tools counts for less after a while."""
 
@@ -24,19 +28,28 @@ class _Guest:
     start: Callable[[], None]
     is_in: bool = False
     is_started: bool = False
+    demand: Demand = field(default_factory=lambda: Demand(0))
+
+    def needs(self, workflow_id: str) -> Demand:
+        """By now; what it was taken to need before, where that cannot be told."""
+        try:
+            self.demand = self.profile.now()
+        except Exception:
+            logger.exception("estimating what workflow %s needs failed", workflow_id)
+        return self.demand
 
 
 class WaitingRoom:
     """Lives in one event loop."""
 
     def __init__(self, capacity_bytes: Callable[[], int], limits: AdmissionLimits | None = None) -> None:
-        """`capacity_bytes` says how much memory for keys and values the workers that are up have, of all tiers that
-        hold more than a copy."""
+        """`capacity_bytes` says how much memory for keys and values the workers that are up have."""
         self._capacity_bytes = capacity_bytes
         self._admission = Admission(limits)
         self._guests: dict[str, _Guest] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._asked = False
+        self._capacity, self._capacity_until_s = 0, 0.0
 
     @property
     def num_waiting(self) -> int:
@@ -49,7 +62,7 @@ class WaitingRoom:
         `is_idle` says whether it waits for nothing but tools."""
         self._refresh()  # those that run may need less by now, or more, than when somebody last waited
         guest = self._guests[workflow_id] = _Guest(profile, is_idle, start)
-        self._admission.add(workflow_id, profile.now())
+        self._admission.add(workflow_id, guest.needs(workflow_id))
         self._ask()
         guest.is_started = guest.is_in
         return guest.is_in
@@ -69,7 +82,7 @@ class WaitingRoom:
 
     def why(self, workflow_id: str) -> str:
         """For those who watch one that waits."""
-        need, taken = self._guests[workflow_id].profile.now().num_bytes, self._admission.needed_bytes
+        need, taken = self._guests[workflow_id].demand.num_bytes, self._admission.needed_bytes
         there = self._capacity_bytes()
         return (
             f"waits for KV memory: it needs up to {shown_bytes(need)}, and those that run {shown_bytes(taken)} "
@@ -86,7 +99,7 @@ class WaitingRoom:
                 self._update(workflow_id, guest)
 
     def _update(self, workflow_id: str, guest: _Guest) -> None:
-        self._admission.update(workflow_id, guest.profile.now())
+        self._admission.update(workflow_id, guest.needs(workflow_id))
         self._admission.set_idle(workflow_id, guest.is_idle(), asyncio.get_running_loop().time())
 
     def _ask_soon(self) -> None:
@@ -101,7 +114,9 @@ class WaitingRoom:
     def _ask(self) -> None:
         """Those let in start in a turn of their own: what asks may be in the middle of another workflow."""
         loop = asyncio.get_running_loop()
-        for workflow_id in self._admission.admit(self._capacity_bytes(), loop.time()):
+        if loop.time() >= self._capacity_until_s:
+            self._capacity, self._capacity_until_s = self._capacity_bytes(), loop.time() + CAPACITY_S
+        for workflow_id in self._admission.admit(self._capacity, loop.time()):
             self._guests[workflow_id].is_in = True
             loop.call_soon(self._start, workflow_id)
         if self.num_waiting and self._timer is None:

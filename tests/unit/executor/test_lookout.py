@@ -242,3 +242,22 @@ async def test_it_can_do_without_admission_and_prefetching() -> None:
         await asyncio.sleep(0.05)
         assert not any(advice.prefetches for advice in made.worker.engine.advice)
         await lookout.stop()
+
+
+@asynchronous
+async def test_no_workflow_fails_for_what_cannot_be_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError("broken")
+
+    async with rig(ahead=True) as made:
+        made.worker.paused = True
+        first, second = await submitted(made, WIDE, WIDE)
+        monkeypatch.setattr("laban.cluster.demand.DemandProfile.now", broken)
+        monkeypatch.setattr("laban.cluster.outlook.RunOutlook.look", broken)
+        monkeypatch.setattr("laban.cluster.prefetching.Prefetching.plan", broken)
+        made.worker.resume()
+        assert (await made.end(first)).state == "succeeded"
+        assert (await made.end(second)).state == "succeeded"
+        assert (await made.run(WIDE)).state == "succeeded"
+        monkeypatch.setattr("laban.cluster.lookout.DemandProfile", broken)
+        assert (await made.run(WIDE)).state == "succeeded"
