@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import nsmallest
 
 from laban.cluster.records import RoutingCandidate, RoutingDecision
-from laban.cluster.routing.call_view import CallView, bits
 from laban.cluster.routing.policy import RoutingPolicy
 from laban.cluster.routing.router import Candidate, Choice
 
-MAX_DECISIONS = 20_000
+MAX_DECISIONS = 10_000
 MAX_CANDIDATES = 32
 """Of one decision, the best."""
+MANY_NEEDS = 64
+"""A call of so many is explained at once, so that it need not be kept for that: others once somebody asks."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
     attempt: int
     at: float
-    chosen: str
-    candidates: tuple[Candidate, ...]
     num_workers: int
-    tokens: int  # that the call needs
+    told: Choice | RoutingDecision
 
 
 class Decisions:
@@ -37,12 +36,11 @@ class Decisions:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def keep(self, key: str, attempt: int, at: float, call: CallView, choice: Choice, num_workers: int) -> None:
-        candidates = choice.candidates
-        if len(candidates) > MAX_CANDIDATES:
-            candidates = nsmallest(MAX_CANDIDATES, candidates, key=_order)
-        tokens = call.own_tokens + sum(call.needs[at].num_tokens for at in bits(call.wanted))
-        self._kept[key] = _Kept(attempt, at, choice.worker_id, tuple(candidates), num_workers, tokens)
+    def keep(self, key: str, attempt: int, at: float, choice: Choice, num_workers: int) -> None:
+        kept = _Kept(attempt, at, num_workers, choice)
+        if len(choice.call.needs) > MANY_NEEDS:
+            kept = replace(kept, told=self._explain(key, kept, choice))
+        self._kept[key] = kept
         self._kept.move_to_end(key)
         if len(self._kept) > MAX_DECISIONS:
             self._kept.popitem(last=False)
@@ -52,14 +50,19 @@ class Decisions:
         kept = self._kept.get(key)
         if kept is None:
             return None
-        ordered = sorted(kept.candidates, key=_order)
+        return kept.told if isinstance(kept.told, RoutingDecision) else self._explain(key, kept, kept.told)
+
+    def _explain(self, key: str, kept: _Kept, choice: Choice) -> RoutingDecision:
+        call = choice.call
+        tokens = call.own_tokens + call.tokens_of(call.wanted)
+        best = nsmallest(MAX_CANDIDATES, choice.candidates(), key=_order)
         return RoutingDecision(
             call_id=key,
             attempt=kept.attempt,
             at=kept.at,
             policy=self._policy,
-            chosen=kept.chosen,
-            candidates=tuple(_candidate(each, kept.tokens) for each in ordered),
+            chosen=choice.worker_id,
+            candidates=tuple(_candidate(each, tokens) for each in best),
             key_names=self._names,
             num_workers=kept.num_workers,
         )

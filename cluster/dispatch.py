@@ -229,7 +229,7 @@ class Dispatcher:
         if self._recorder is not None and self._foreseen is not None:
             uses = ((need.encoding_id, self._foreseen.next_use(need.encoding_id)) for need in ticket.view.needs)
             ticket.uses = {encoding_id: use for encoding_id, use in uses if use is not None}
-        self._decisions.keep(order.key, ticket.attempt, self._time_of_day(), ticket.view, choice, len(self._slots))
+        self._decisions.keep(order.key, ticket.attempt, self._time_of_day(), choice, len(self._slots))
         del self._waiting[order.key]
         self._sent[order.key] = (slot, ticket)
         slot.tickets[ticket.call_id] = ticket

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from laban.actors.calls import Call
@@ -37,17 +37,37 @@ class CallView:
     rank: int
     needs: tuple[Need, ...]
     wanted: int
-    around: int  # the contexts of what is wanted, taken together
     own_tokens: int
     output_tokens: int  # of the message that it makes, at most
     tokens_read: int
     successors: tuple[tuple[EncodingId, int], ...] = ()
     foreseen: bool = False
+    closed: bool = field(init=False)  # nothing is needed besides what is wanted, whatever has to be encoded
+    sizes: Mapping[int, int] = field(init=False)  # the tokens of each need, by its bit
 
-    @property
-    def closed(self) -> bool:
-        """Whether nothing is needed besides what is wanted, whatever has to be encoded."""
-        return self.around & ~self.wanted == 0
+    def __post_init__(self) -> None:
+        around = 0
+        sizes: dict[int, int] = {}
+        bit = 1
+        for _, num_tokens, context, _ in self.needs:
+            sizes[bit] = num_tokens
+            if self.wanted & bit:
+                around |= context
+            bit <<= 1
+        object.__setattr__(self, "closed", around & ~self.wanted == 0)
+        object.__setattr__(self, "sizes", sizes)
+
+    def tokens_of(self, needs: int) -> int:
+        """Of a set of needs."""
+        tokens = self.sizes.get(needs)
+        if tokens is not None:
+            return tokens
+        tokens = 0
+        while needs:
+            bit = needs & -needs
+            tokens += self.sizes[bit]
+            needs ^= bit
+        return tokens
 
 
 def view_call(
@@ -82,7 +102,6 @@ def view_call(
         rank=call.rank,
         needs=tuple(needs),
         wanted=wanted,
-        around=_around(needs, wanted),
         own_tokens=own_tokens,
         output_tokens=output_tokens,
         tokens_read=sum(read.values()),
@@ -97,7 +116,7 @@ def view_encoding(call_id: str, specs: Sequence[EncodingSpec]) -> CallView:
     contexts = _Contexts()
     needs = tuple(contexts.need(spec, 0) for spec in specs)
     wanted = 1 << len(needs) - 1
-    return CallView(call_id, family_of(call_id), 0, needs, wanted, _around(needs, wanted), 0, 0, 0)
+    return CallView(call_id, family_of(call_id), 0, needs, wanted, 0, 0, 0)
 
 
 def family_of(call_id: str) -> str:
@@ -120,14 +139,6 @@ def bits(mask: int) -> list[int]:
         found.append(low.bit_length() - 1)
         mask ^= low
     return found
-
-
-def _around(needs: Sequence[Need], wanted: int) -> int:
-    around = 0
-    for at, need in enumerate(needs):
-        if wanted >> at & 1:
-            around |= need.context
-    return around
 
 
 class _Contexts:

@@ -43,7 +43,7 @@ class Estimate(NamedTuple):
 
 
 Told = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, int]
-"""An Estimate before it is one: a decision looks at many."""
+"""The fields of an Estimate."""
 
 
 class Estimator:
@@ -59,28 +59,37 @@ class Estimator:
         call: CallView,
         pace: Pace,
         everywhere: int,
+        sendable: int,
         peers: Mapping[int, tuple[bool, int]],
         shares: Mapping[int, float],
     ) -> None:
-        """`everywhere` are the needs that all workers hold on the device. `peers` has those that the best other worker
-        would send: whether from disk, and how many it sends already. `shares` has the part of a copy's time that counts
-        here, where copies pay (replication.py)."""
-        self._call, self._pace, self._everywhere = call, pace, everywhere
+        """`everywhere` are the needs that all workers hold on the device, `sendable` those that another worker has in
+        memory and sends at once. `peers` has others that can be fetched: whether from disk, and how many encodings the
+        best source sends already. `shares` has the part of a copy's time that counts here, where copies pay
+        (replication.py)."""
+        self._call, self._pace, self._everywhere, self._sendable = call, pace, everywhere, sendable
         self._peers, self._shares = peers, shares
-        self._by_way = call.closed and not shares
-        fetched = 0
-        for at, (from_disk, num_sending) in peers.items():
-            if num_sending:
-                self._by_way = False
-            elif (pace.peer_disk_ns if from_disk else pace.peer_ns) <= pace.encode_ns:
-                fetched |= 1 << at
-                if from_disk:
-                    self._by_way = False
+        self._by_way = call.closed and not shares and not peers
         needed = call.wanted & ~everywhere
+        fetched = sendable if pace.peer_ns <= pace.encode_ns else 0
         self._fetched, self._encoded = fetched & needed, needed & ~fetched
         if self._by_way:
-            self._tokens_fetched = self._tokens_of(self._fetched)
-            self._tokens_encoded = self._tokens_of(self._encoded)
+            self._tokens_fetched = self._call.tokens_of(self._fetched)
+            self._tokens_encoded = self._call.tokens_of(self._encoded)
+
+    def times(self, group: tuple[int, int, int, int]) -> tuple[int, int]:
+        """Of a group of workers with what they hold: how long bringing what is missing counts, and encoding it."""
+        _, device, host, disk = group
+        if host or disk or not self._by_way:
+            told = self.estimate(device, host, disk)
+            return told[0] + told[1] - told[4], told[2] - told[5]
+        pace = self._pace
+        tokens_peer, tokens_encode = self._tokens_fetched, self._tokens_encoded
+        if device & self._fetched:
+            tokens_peer -= self._call.tokens_of(device & self._fetched)
+        if device & self._encoded:
+            tokens_encode -= self._call.tokens_of(device & self._encoded)
+        return tokens_peer * pace.peer_ns, tokens_encode * pace.encode_ns
 
     def estimate(self, device: int, host: int, disk: int) -> Told:
         """For a worker that holds these needs, each in its best tier: `host` also on their way to the device."""
@@ -92,14 +101,14 @@ class Estimator:
         tokens_peer, tokens_encode = self._tokens_fetched, self._tokens_encoded
         from_host = from_disk = tokens_host = tokens_disk = 0
         if held & fetched:
-            tokens_peer -= self._tokens_of(held & fetched)
+            tokens_peer -= self._call.tokens_of(held & fetched)
             fetched &= ~held
         if held & encoded:
-            tokens_encode -= self._tokens_of(held & encoded)
+            tokens_encode -= self._call.tokens_of(held & encoded)
             encoded &= ~held
         host &= call.wanted
         if host:
-            tokens = self._tokens_of(host)
+            tokens = self._call.tokens_of(host)
             if pace.host_ns <= pace.encode_ns:
                 from_host, tokens_host = host, tokens
             else:
@@ -110,9 +119,9 @@ class Estimator:
             if pace.peer_ns < pace.disk_ns:
                 better = disk & self._fetched
                 fetched |= better
-                tokens_peer += self._tokens_of(better)
+                tokens_peer += self._call.tokens_of(better)
                 disk ^= better
-            tokens = self._tokens_of(disk)
+            tokens = self._call.tokens_of(disk)
             if pace.disk_ns <= pace.encode_ns:
                 from_disk, tokens_disk = disk, tokens
             else:
@@ -128,7 +137,7 @@ class Estimator:
 
     def _add_up(self, device: int, host: int, disk: int) -> Told:
         """Need by need."""
-        call, pace, shares, peers = self._call, self._pace, self._shares, self._peers
+        call, pace, shares = self._call, self._pace, self._shares
         needs, encode_ns = call.needs, pace.encode_ns
         seen = call.wanted
         left = seen & ~device
@@ -143,12 +152,12 @@ class Estimator:
             _, tokens, context, _ = needs[at]
             own_ns = pace.host_ns if host & bit else pace.disk_ns if disk & bit else NEVER
             bring_ns = own_ns
-            if at in peers and not host & bit:
+            if not host & bit:
                 bring_ns = min(own_ns, self._peer_ns(at))
             again = tokens * encode_ns
             behind = context & ~(seen | device)
             if behind:
-                again += self._tokens_of(behind) * encode_ns
+                again += self._call.tokens_of(behind) * encode_ns
             bring = tokens * bring_ns
             if bring > again:
                 encoded |= bit
@@ -179,18 +188,12 @@ class Estimator:
 
     def _peer_ns(self, at: int) -> int:
         """A token of this need, from the best other worker."""
+        if self._sendable >> at & 1:
+            return self._pace.peer_ns
         sent = self._peers.get(at)
         if sent is None:
             return NEVER
         return (self._pace.peer_disk_ns if sent[0] else self._pace.peer_ns) * (1 + sent[1])
-
-    def _tokens_of(self, mask: int) -> int:
-        needs, tokens = self._call.needs, 0
-        while mask:
-            at = mask.bit_length() - 1
-            tokens += needs[at][1]
-            mask ^= 1 << at
-        return tokens
 
 
 def _saved(nanoseconds: int, share: float) -> int:

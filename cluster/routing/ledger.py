@@ -91,12 +91,12 @@ class Ledger:
     def __init__(self, rates: Rates | None = None) -> None:
         self.rates = rates or Rates()
         self.accounts: dict[str, Account] = {}
-        self.numbered: list[Account | None] = []
+        self.by_bit: dict[int, Account] = {}
         self.paces: dict[Pace, int] = {}
         self.open = 0
         self.coming: dict[EncodingId, Coming] = {}
         self.version = 0  # changes when numbers may mean other workers
-        self.num_fetching = 0  # of all workers together
+        self.sending = 0  # the workers that others fetch from
         self._families: dict[str, dict[int, int]] = {}  # tokens that running calls will make, by worker
         self._order: list[tuple[int, int, str, int]] = []
         self._turns: list[str] = []
@@ -108,13 +108,12 @@ class Ledger:
 
     def add(self, info: WorkerInfo) -> Account:
         """A life of a worker, open and idle."""
-        number = next((n for n, account in enumerate(self.numbered) if account is None), len(self.numbered))
-        if number == len(self.numbered):
-            self.numbered.append(None)
+        taken = sum(self.by_bit)
+        number = (~taken & taken + 1).bit_length() - 1
         self.rates.add(info)
         load = WorkerLoad(num_free_pages=info.num_pages, num_pages=info.num_pages)
         account = Account(info.worker_id, info.epoch, number, self.rates.pace(info.worker_id), load)
-        self.numbered[number] = self.accounts[info.worker_id] = account
+        self.by_bit[account.bit] = self.accounts[info.worker_id] = account
         self.paces[account.pace] = self.paces.get(account.pace, 0) | 1 << number
         self.open |= 1 << number
         self.version += 1
@@ -129,9 +128,10 @@ class Ledger:
         """Its life is over; what it was sent is void."""
         account = self.accounts.pop(worker_id)
         account.alive = False
-        gone = ~(1 << account.number)
-        self.numbered[account.number] = None
+        gone = ~account.bit
+        del self.by_bit[account.bit]
         self.open &= gone
+        self.sending &= gone
         self._leave_pace(account)
         self._turns.remove(worker_id)
         self._number_turns()
@@ -187,7 +187,8 @@ class Ledger:
             self.coming.setdefault(encoding_id, Coming()).add(number)
         for source in sent.sources:
             source.num_fetching += 1
-            self.num_fetching += 1
+            if source.alive:
+                self.sending |= source.bit
         made = self._families.setdefault(sent.family, {})
         made[number] = made.get(number, 0) + sent.output_tokens
         self._last_turn = account.worker_id
@@ -201,7 +202,8 @@ class Ledger:
         sent.started = True
         for source in sent.sources:
             source.num_fetching -= 1
-            self.num_fetching -= 1
+            if source.alive and not source.num_fetching:
+                self.sending &= ~source.bit
         account = sent.account
         if account.alive:
             account.queued_tokens -= sent.queued_tokens
@@ -273,18 +275,16 @@ class Ledger:
         """Of equal workers, those that may be best: the shortest queue, and if something is to be brought over
         the link, any with a longer queue whose link is less busy than those before it."""
         if not members & members - 1:
-            account = self.numbered[members.bit_length() - 1]
-            return [account] if account is not None else []
+            return [self.by_bit[members]]
         if members.bit_count() <= FEW:
-            places = sorted(account.place for at in bits(members) if (account := self.numbered[at]) is not None)
+            places = sorted([self.by_bit[1 << number].place for number in bits(members)])
         else:
             places = self._order
         found: list[Account] = []
         for place in places:
             number = place[3]
             if members >> number & 1:
-                account = self.numbered[number]
-                assert account is not None
+                account = self.by_bit[1 << number]
                 if not found or account.link_ns < found[-1].link_ns:
                     found.append(account)
                     if not loads or not account.link_ns:
@@ -298,7 +298,7 @@ class Ledger:
         assert all(a.load.num_blocked or a.place == self._place(a) for a in self.accounts.values())
         assert sorted(self.accounts) == self._turns
         assert all(self._turns[a.turn] == a.worker_id for a in self.accounts.values())
-        assert {a.number: a for a in self.accounts.values()} == {n: a for n, a in enumerate(self.numbered) if a}
+        assert {a.bit: a for a in self.accounts.values()} == self.by_bit
         everyone = sum(1 << a.number for a in self.accounts.values())
         assert self.open & ~everyone == 0
         assert sum(self.paces.values()) == everyone
@@ -311,6 +311,7 @@ class Ledger:
             assert account.queued_tokens >= 0
             assert account.link_ns >= 0
             assert account.num_fetching >= 0
+            assert (account.num_fetching > 0) == bool(self.sending & account.bit)
 
     def _number_turns(self) -> None:
         for turn, worker_id in enumerate(self._turns):

@@ -17,6 +17,7 @@ class CostPolicy:
     fewest calls are."""
 
     key_names = ("cost_ms", "tokens_left_elsewhere", "calls")
+    by_cost = True
 
     def key(self, worker: WorkerView, call: CallView) -> tuple[float, ...]:
         return (worker.cost_ms, worker.left_tokens, worker.num_calls)

@@ -55,7 +55,7 @@ def simple_call(
     """A call that reads a chain of these (id, tokens)."""
     made = tuple(Need(name, tokens, (1 << at) - 1, tokens) for at, (name, tokens) in enumerate(needs))
     return CallView(
-        call_id, call_id.partition("/")[0], 0, made, (1 << len(made)) - 1, 0, own_tokens, output_tokens,
+        call_id, call_id.partition("/")[0], 0, made, (1 << len(made)) - 1, own_tokens, output_tokens,
         sum(tokens for _, tokens in needs), **fields,
     )  # fmt: skip
 
@@ -107,20 +107,17 @@ def random_call(rng: random.Random, num_encodings: int, number: int) -> CallView
                 context |= needs[below].context
         needs.append(Need(name, tokens_of(name), context, tokens_of(name)))
     wanted = (rng.getrandbits(len(needs)) if rng.random() < 0.5 else (1 << len(needs)) - 1) or 1
-    around = 0
-    for at, need in enumerate(needs):
-        around |= need.context if wanted >> at & 1 else 0
     others = [f"e{n}" for n in range(num_encodings) if f"e{n}" not in names]
     later = rng.sample(others, min(len(others), rng.choice([0, 0, 3])))
     return CallView(
-        f"wf-{number % 3}/s{number}", f"wf-{number % 3}", 0, tuple(needs), wanted, around, rng.choice([0, 5, 50]),
+        f"wf-{number % 3}/s{number}", f"wf-{number % 3}", 0, tuple(needs), wanted, rng.choice([0, 5, 50]),
         rng.choice([10, 100]), 100, tuple((name, tokens_of(name)) for name in later), rng.random() < 0.5,
     )  # fmt: skip
 
 
 def full_search(router: Router, call: CallView, shares: Mapping[str, float] | None = None) -> tuple[str, dict]:
     """The best worker of all, looking at each by itself, and the view of each."""
-    ledger, view = router.ledger, router._view
+    ledger, view = router.ledger, router._holdings._view
     views = {}
     for account in ledger.accounts.values():
         if ledger.open >> account.number & 1:

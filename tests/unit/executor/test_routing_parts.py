@@ -174,7 +174,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.check_integrity()
         assert not self.ledger.coming
         assert not any(self.ledger.being_made(family) for family in "pq")
-        assert self.ledger.num_fetching == 0
+        assert self.ledger.sending == 0
         assert all(account.num_fetching == 0 for account in self.ledger.accounts.values())
 
 
@@ -231,7 +231,7 @@ def estimate_at(held: dict[str, Tier], needs, **options):
     ledger.set_open(ledger.accounts["b"], False)
     router = Router(CostPolicy(), view, ledger)
     choice = router.choose(simple_call(needs, own_tokens=10))
-    return choice.candidates[0][1], choice
+    return choice.candidates()[0][1], choice
 
 
 SLOW_TO_ENCODE = WorkerRates(100.0, 0.01, 1e6, 5e5, 2e5)  # 10 ms a token
@@ -261,22 +261,24 @@ def test_a_busy_peer_sends_more_slowly_and_the_idlest_is_asked():
         ledger.set_open(ledger.accounts[holder], False)
     router = Router(CostPolicy(), view, ledger)
     call = simple_call([("x", 100)], own_tokens=0)
-    ledger.accounts["b"].num_fetching = ledger.num_fetching = 2
+    ledger.accounts["b"].num_fetching = 2
+    ledger.sending |= ledger.accounts["b"].bit
     choice = router.choose(call)
-    assert choice.candidates[0][1].ttft_ms == 600
+    assert choice.candidates()[0][1].ttft_ms == 600
     assert [source.worker_id for source in choice.sources] == ["c"]
     ledger.accounts["c"].num_fetching = 1
+    ledger.sending |= ledger.accounts["c"].bit
     choice = router.choose(call)
-    assert choice.candidates[0][1].tokens_encode == 100, "two at once take longer than encoding"
+    assert choice.candidates()[0][1].tokens_encode == 100, "two at once take longer than encoding"
     assert not choice.sources
 
 
 def test_what_is_evicted_is_encoded_with_the_ancestors_that_went_with_it():
     pace = Pace(1000, 0, NEVER, NEVER, NEVER, NEVER)
     call = simple_call([("root", 5), ("parent", 30), ("child", 7)])
-    direct = type(call)(call.call_id, call.family, 0, call.needs, 0b100, 0b011, 0, 0, 7)  # reads the child alone
+    direct = type(call)(call.call_id, call.family, 0, call.needs, 0b100, 0, 0, 7)  # reads the child alone
     for device, tokens in ((0b000, 42), (0b001, 37), (0b011, 7), (0b111, 0), (0b010, 12)):
-        told = Estimator(direct, pace, 0, {}, {}).estimate(device, 0, 0)
+        told = Estimator(direct, pace, 0, 0, {}, {}).estimate(device, 0, 0)
         assert told[13] == tokens
 
 
@@ -405,7 +407,7 @@ def readers_at(replicate: bool) -> tuple[int, float]:
         call = simple_call([("hot", 100)], own_tokens=20, call_id=f"wf-{number}/a", output_tokens=0)
         choice = router.choose(call, now_s)
         _, full = full_search(router, call, shares_of(router, call, now_s))
-        assert {seen.worker_id: seen for _, seen in choice.candidates}.items() <= full.items()
+        assert {seen.worker_id: seen for _, seen in choice.candidates()}.items() <= full.items()
         ttft_ms = full[choice.worker_id].ttft_ms
         waits += ttft_ms - 20
         free_s = max([now_s, *(ends_s for ends_s, _, worker_id in running if worker_id == choice.worker_id)])

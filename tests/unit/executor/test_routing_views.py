@@ -41,7 +41,7 @@ def lacks(call, held) -> dict[str, int]:
     """What the estimate would have encoded by a worker that holds `held`."""
     view = view_call(call)
     device = sum(1 << at for at, need in enumerate(view.needs) if need.encoding_id in held)
-    told = Estimator(view, PACE, 0, {}, {}).estimate(device, 0, 0)
+    told = Estimator(view, PACE, 0, 0, {}, {}).estimate(device, 0, 0)
     encoded = bits(told[9])
     assert told[13] == sum(view.needs[at].num_tokens for at in encoded)
     return {view.needs[at].encoding_id: view.needs[at].num_tokens for at in encoded}
