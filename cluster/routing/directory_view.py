@@ -230,6 +230,8 @@ class DirectoryView:
         self._place(worker_id, encoding_id, placed)
 
     def _place(self, worker_id: str, encoding_id: EncodingId, placed: Placed) -> None:
+        if placed == self._placed_at(worker_id, encoding_id):
+            return
         of_worker, on_device = self._placed.setdefault(worker_id, {}), self._device.setdefault(worker_id, {})
         holders = self._holders.get(encoding_id)
         if placed:
