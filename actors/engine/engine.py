@@ -253,16 +253,13 @@ class Engine:
                 self._events.append(CallFailed(call.call_id, error.status, str(error)))
         scheduler.prefetches.run()
         tiers.save(self.store)
-        if not scheduler.is_decoding:  # nothing is held up by copies: they begin before what waits for them
-            self._pump()
+        self._pump()
         chunks = scheduler.schedule()
         launched = self._try_launch(chunks) if chunks else None
         if self.runner.overlaps:  # the host takes in the iteration before while the device runs this one
             launched, self._under_way = self._under_way, launched
         if launched is not None:
             self._settle(launched)
-        if scheduler.is_decoding:  # beside the iteration that was just given its inputs
-            self._pump()
         return launched is not None or self._under_way is not None
 
     def _pump(self) -> None:

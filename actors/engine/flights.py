@@ -18,7 +18,7 @@ class Flights:
     def __init__(self, copier: Copier) -> None:
         self._copier = copier
         self._number = 0
-        self._under_way: dict[int, tuple[Direction, Copy, Callable[[], None]]] = {}
+        self._under_way: dict[int, tuple[bool, Copy, Callable[[], None]]] = {}  # whether it tells the link's rate
 
     def __len__(self) -> int:
         return len(self._under_way)
@@ -31,11 +31,12 @@ class Flights:
         on_done: Callable[[], None],
         after: torch.cuda.Event | None = None,
         gates: LayerGates | None = None,
+        gentle: bool = False,
     ) -> Copy:
         """`on_done` is called within `land`."""
-        copy = self._copier.start(direction, device_runs, host_runs, after=after, gates=gates)
+        copy = self._copier.start(direction, device_runs, host_runs, after=after, gates=gates, gentle=gentle)
         self._number += 1
-        self._under_way[self._number] = direction, copy, on_done
+        self._under_way[self._number] = direction == "load" and not gentle, copy, on_done
         return copy
 
     def landed(self) -> tuple[int, ...]:
@@ -43,13 +44,13 @@ class Flights:
         return tuple(number for number, (_, copy, _) in self._under_way.items() if copy.done())
 
     def land(self, numbers: Sequence[int], measure: Callable[[int, float], None]) -> None:
-        """Waits for these copies. `measure` is told the bytes and seconds of each load. Raises for one that failed."""
+        """Waits for these copies. `measure` is told bytes and seconds of loads at full rate. Raises if one failed."""
         for number in numbers:
-            direction, copy, on_done = self._under_way.pop(number)
+            measures, copy, on_done = self._under_way.pop(number)
             copy.wait()
             if (problem := copy.problem()) is not None:
-                raise RuntimeError(f"a {direction} of {copy.num_tokens} tokens failed: {problem}")
-            if direction == "load" and copy.seconds:
+                raise RuntimeError(f"a copy of {copy.num_tokens} tokens failed: {problem}")
+            if measures and copy.seconds:
                 measure(copy.num_bytes, copy.seconds)
             on_done()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from laban.actors.calls import WorkerRates
-from laban.actors.engine.copier import Copy
+from laban.actors.engine.copier import GENTLE_BYTES_PER_S, Copy
 from laban.actors.engine.flights import AfterFree, Flights
 from laban.actors.engine.layer_gates import LayerGates
 from laban.actors.engine.sequence import Sequence
@@ -20,9 +20,6 @@ CHUNK_BYTES = 64 << 20
 CHUNK_S = 0.02
 IN_FLIGHT_S = 0.03
 """Given to the copier ahead: it must not run dry while the engine is in an iteration."""
-BESIDE = 0.6
-"""The share of an iteration that copies beside it take at most. The iteration's own inputs go over the same link, after
-what was given to it before: more would have the next one wait."""
 
 
 @dataclass(slots=True, eq=False)
@@ -76,17 +73,17 @@ class Loads:
         return sum(load.there for load in loads) * self._bytes_per_token
 
     def pump(self, rates: WorkerRates, *, beside: bool, gates: LayerGates | None = None) -> None:
-        """Issues what keeps the link busy for a while; `beside` decodes, no more than an iteration of those hides.
+        """Issues what keeps the link busy for a while; `beside` decodes gently.
 
         `gates` only with a single load, which is then issued whole.
         """
-        rate = rates.host_bytes_per_s
-        most = int(rate * (BESIDE * rates.iteration_s if beside else max(IN_FLIGHT_S, 2 * rates.iteration_s)))
+        rate = min(rates.host_bytes_per_s, GENTLE_BYTES_PER_S) if beside else rates.host_bytes_per_s
+        most = int(rate * max(IN_FLIGHT_S, 2 * rates.iteration_s))
         for sequence in sorted(self.active, key=lambda s: not (s.load is not None and s.load.wanted)):
             load = sequence.load
             assert load is not None
             if gates is not None and load.issued == load.stop and load.wanted and not load.mixes:
-                load.gated = self._issue(sequence, load, 0, gates)
+                load.gated = self._issue(sequence, load, 0, gates, gentle=False)
             while not load.cancelled and self._bytes_in_flight < most:
                 front = sequence.num_computed
                 if load.issued <= front:
@@ -94,13 +91,13 @@ class Loads:
                 begin = load.issued - self._chunk_tokens(min(most - self._bytes_in_flight, rate * CHUNK_S))
                 if begin < self._page_size:
                     begin = 0
-                self._issue(sequence, load, max(front, begin), None)
+                self._issue(sequence, load, max(front, begin), None, gentle=beside)
 
     def _chunk_tokens(self, num_bytes: float) -> int:
         tokens = int(min(CHUNK_BYTES, num_bytes)) // self._bytes_per_token
         return max(1, tokens // self._page_size) * self._page_size
 
-    def _issue(self, sequence: Sequence, load: Load, begin: int, gates: LayerGates | None) -> Copy:
+    def _issue(self, sequence: Sequence, load: Load, begin: int, gates: LayerGates | None, *, gentle: bool) -> Copy:
         num_bytes = (load.issued - begin) * self._bytes_per_token
         end, entry, pages = load.issued, sequence.entry, sequence.entry.pages
         size = self._page_size
@@ -115,7 +112,7 @@ class Loads:
         load.issued = begin
         self._bytes_in_flight += num_bytes
         runs = entry.runs(begin, end), load.source.runs(begin, end)
-        return self._flights.start("load", *runs, arrived, after, gates)
+        return self._flights.start("load", *runs, arrived, after, gates, gentle)
 
     def take_arrived(self) -> list[Sequence]:
         """Those with nothing more to come: all there, met by what was encoded, or cancelled."""

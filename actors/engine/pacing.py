@@ -27,16 +27,18 @@ class Job(Protocol):
 class Pacer:
     """A link of a given rate: says when what is put on it now would have arrived."""
 
-    def __init__(self, bytes_per_s: float) -> None:
+    def __init__(self, bytes_per_s: float, most_part: int = MOST_PART) -> None:
+        """`most_part` are the bytes of one part at most."""
         if bytes_per_s <= 0:
             raise ValueError(f"limit_bytes_per_s is {bytes_per_s}, expected more than 0")
         self.bytes_per_s = bytes_per_s
+        self._most_part = most_part
         self._free_at = 0.0
 
     @property
     def part_bytes(self) -> int:
         """Small enough to be even, and large enough to be worth a copy."""
-        return min(max(int(PART_S * self.bytes_per_s), LEAST_PART), MOST_PART)
+        return min(max(int(PART_S * self.bytes_per_s), LEAST_PART), self._most_part)
 
     def arrival(self, num_bytes: int, since: float) -> float:
         """Takes the link for those bytes, which were there `since`, after what it has already."""

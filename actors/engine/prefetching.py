@@ -6,6 +6,7 @@ from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING
 
 from laban.actors.calls import Prefetch
+from laban.actors.engine.copier import GENTLE_BYTES_PER_S
 from laban.actors.engine.planning import NEEDS_ITS_VIEW, ways_to_have
 from laban.actors.engine.sequence import Sequence
 from laban.actors.engine.tiers import Way
@@ -84,7 +85,10 @@ class Prefetches:
         if encoding_id in self._scheduler.store:
             return 0.0
         encode_s = tiers.encode_s(spec.num_tokens)
-        return min(encode_s, tiers.load_s(spec.num_tokens)) if tiers.held_tokens(encoding_id) else encode_s
+        if not tiers.held_tokens(encoding_id):
+            return encode_s
+        gently_s = spec.num_tokens * tiers.needs.bytes_per_token / GENTLE_BYTES_PER_S
+        return min(encode_s, max(tiers.load_s(spec.num_tokens), gently_s))
 
     def _begin(self, order: Prefetch) -> bool:
         """False if there is no room for it: nor is there for what is needed later."""

@@ -16,11 +16,12 @@ from typing import Protocol
 import torch
 
 from laban.actors.calls import Source
+from laban.actors.engine.copier import GENTLE_BYTES_PER_S
 from laban.actors.engine.counters import Counters
 from laban.actors.engine.disk_folder import chunk_of, rows_of
 from laban.actors.engine.flights import Flights
 from laban.actors.engine.host_pool import HostPool
-from laban.actors.engine.loads import BESIDE, CHUNK_BYTES, IN_FLIGHT_S
+from laban.actors.engine.loads import CHUNK_BYTES, IN_FLIGHT_S
 from laban.actors.engine.measured import MeasuredRates
 from laban.kvstore.arrivals import Arrival
 from laban.kvstore.disk import DiskTier
@@ -361,21 +362,21 @@ class Tiers:
         return room
 
     def pump_saves(self, *, beside: bool) -> None:
-        """Issues saves; `beside` decodes, no more than an iteration of those hides."""
+        """Issues saves; `beside` decodes gently."""
         if self.flights is None or not self._saving:
             return
-        rates = self.rates.expected
-        most = int(rates.host_bytes_per_s * (BESIDE * rates.iteration_s if beside else IN_FLIGHT_S))
+        rate = self.rates.expected.host_bytes_per_s
+        most = int((min(rate, GENTLE_BYTES_PER_S) if beside else rate) * IN_FLIGHT_S)
         while self._saving and self._save_bytes_in_flight < most:
             save = self._saving[0]
             size, per_token = save.device.page_size, self.needs.bytes_per_token
             pages = max(1, min(CHUNK_BYTES, most - self._save_bytes_in_flight) // (per_token * size))
             end = min(save.entry.num_tokens, save.issued + pages * size)
-            self._issue(save, end)
+            self._issue(save, end, gentle=beside)
             if end == save.entry.num_tokens:
                 self._saving.popleft()
 
-    def _issue(self, save: _Save, end: int) -> None:
+    def _issue(self, save: _Save, end: int, *, gentle: bool) -> None:
         assert self.flights is not None
         begin, entry, room = save.issued, save.entry, save.room
         num_bytes = (end - begin) * self.needs.bytes_per_token
@@ -392,7 +393,7 @@ class Tiers:
                 self.host.publish(room, entry.key, entry.num_tokens, entry.spec)
                 self.host.unpin(room)
 
-        self.flights.start("save", entry.runs(begin, end), room.runs(begin, end), done)
+        self.flights.start("save", entry.runs(begin, end), room.runs(begin, end), done, gentle=gentle)
 
     def _spill(self) -> None:
         assert self.disk is not None
