@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from heapq import heappop, heappush
 
 from laban.actors.calls import Advice, Call, CallEvent, CallFailed, CallFinished, CallStarted, CallTokens, WorkerReport
 from laban.actors.errors import FailedPrecondition, Unavailable
@@ -31,6 +30,7 @@ from laban.cluster.routing.recorder import EndedCall, Recorder
 from laban.cluster.routing.replication import Replication
 from laban.cluster.routing.router import Router
 from laban.cluster.slots import Order, Slot, Ticket
+from laban.cluster.waiting_orders import WaitingOrders
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +103,7 @@ class Dispatcher:
             drain_timeout_s=self._limits.drain_timeout_s,
             interval_s=self._limits.drain_interval_s,
         )
-        self._waiting: dict[str, Ticket] = {}
-        self._queue: list[tuple[int, int, str]] = []  # rank, arrival and key of those; or of some that left
+        self._waiting = WaitingOrders()
         self._num_ordered = 0
         self._sent: dict[str, tuple[Slot, Ticket]] = {}  # by the order's key
         self._flush_due = False
@@ -126,14 +125,14 @@ class Dispatcher:
         for order in orders:
             self.directory.watch_also(order.source, (spec.encoding_id for spec in order.call.specs))
             self._num_ordered += 1
-            self._wait(Ticket(order, self._num_ordered, self._clock(), order.attempt))
+            self._waiting.add(Ticket(order, self._num_ordered, self._clock(), order.attempt))
         self._schedule_flush()
 
     def abort(self, keys: Iterable[str]) -> None:
         """Stop calls; their sinks hear nothing more. Unknown keys are ignored."""
         aborted: dict[str, tuple[Slot, list[str]]] = {}
         for key in keys:
-            self._waiting.pop(key, None)
+            self._waiting.discard(key)
             if key in self._sent:
                 slot, ticket = self._sent[key]
                 self._forget(slot, ticket)
@@ -178,12 +177,6 @@ class Dispatcher:
 
     # Sending
 
-    def _wait(self, ticket: Ticket) -> None:
-        self._waiting[ticket.order.key] = ticket
-        heappush(self._queue, (ticket.order.rank, ticket.number, ticket.order.key))
-        if len(self._queue) > 2 * len(self._waiting) + 64:  # most of it has left
-            self._queue = sorted((each.order.rank, each.number, key) for key, each in self._waiting.items())
-
     def _schedule_flush(self) -> None:
         if self._waiting and not self._flush_due:
             self._flush_due = True
@@ -196,21 +189,18 @@ class Dispatcher:
                 self._fail_waiting()
             return
         batches: dict[str, list[Call]] = {}
-        while self._queue:
-            _, number, key = self._queue[0]
-            ticket = self._waiting.get(key)
-            if ticket is not None and ticket.number == number:
-                try:
-                    call = self._route(ticket)
-                except Exception as error:
-                    logger.exception("routing call %s failed", ticket.call_id)
-                    del self._waiting[key]
-                    self._tell(ticket, ErrorInfo("INTERNAL", f"routing failed: {error!r}"))
-                else:
-                    if call is None:  # every worker is full: the rest waits until calls end
-                        break
-                    batches.setdefault(self._sent[key][0].info.worker_id, []).append(call)
-            heappop(self._queue)
+        while (ticket := self._waiting.first()) is not None:
+            key = ticket.order.key
+            try:
+                call = self._route(ticket)
+            except Exception as error:
+                logger.exception("routing call %s failed", ticket.call_id)
+                self._waiting.discard(key)
+                self._tell(ticket, ErrorInfo("INTERNAL", f"routing failed: {error!r}"))
+                continue
+            if call is None:  # every worker is full: the rest waits until calls end
+                break
+            batches.setdefault(self._sent[key][0].info.worker_id, []).append(call)
         for worker_id, calls in batches.items():
             self._slots[worker_id].port.submit(calls)
 
@@ -230,7 +220,7 @@ class Dispatcher:
             uses = ((need.encoding_id, self._foreseen.next_use(need.encoding_id)) for need in ticket.view.needs)
             ticket.uses = {encoding_id: use for encoding_id, use in uses if use is not None}
         self._decisions.keep(order.key, ticket.attempt, self._time_of_day(), choice, len(self._slots))
-        del self._waiting[order.key]
+        self._waiting.discard(order.key)
         self._sent[order.key] = (slot, ticket)
         slot.tickets[ticket.call_id] = ticket
         self._see_room(slot)
@@ -241,8 +231,7 @@ class Dispatcher:
         self._ledger.set_open(slot.account, room and not slot.draining)
 
     def _fail_waiting(self) -> None:
-        waiting, self._waiting, self._queue = list(self._waiting.values()), {}, []
-        for ticket in waiting:
+        for ticket in self._waiting.take_all():
             self._tell(ticket, ErrorInfo("UNAVAILABLE", "no worker is up"))
 
     # Listening
@@ -341,12 +330,12 @@ class Dispatcher:
                 self._tell(ticket, ErrorInfo("UNAVAILABLE", why))
                 continue
             again = Ticket(order, ticket.number, ticket.ordered_at, ticket.attempt + 1, ticket.view)
-            self._wait(again)
+            self._waiting.add(again)
             try:
                 order.sink.call_requeued(order.key, again.attempt)
             except Exception as error:
                 logger.exception("requeueing call %s failed", again.call_id)
-                self._waiting.pop(order.key, None)
+                self._waiting.discard(order.key)
                 self._tell(again, ErrorInfo("INTERNAL", f"requeueing failed: {error!r}"))
         self._schedule_flush()
 

@@ -76,7 +76,7 @@ def test_calls_that_come_and_go_while_all_workers_are_full_leave_nothing():
         for n in range(2000):
             dispatcher.submit([order(sink, f"x{n}")])
             dispatcher.abort([f"x{n}"])
-        assert len(dispatcher._queue) < 200
+        assert len(dispatcher._waiting._heap) < 200
         workers[0].resume()
         dispatcher.submit([order(sink, "b")])
         await until(lambda: len(sink.ended) == 2)
@@ -280,6 +280,33 @@ def test_a_policy_that_raises_fails_the_call_and_says_so(monkeypatch):
         assert dispatcher.num_outstanding == 0
 
     asyncio.run(with_dispatcher(scenario, policy="test_routing_dispatch:BrokenPolicy"))
+
+
+def test_orders_that_come_while_one_fails_are_not_lost(monkeypatch):
+    """Who hears that its call could not be routed may order another at once, of a lower rank at that."""
+
+    class Persistent(Sink):
+        def call_failed(self, key, attempt, error):
+            super().call_failed(key, attempt, error)
+            if key == "a":
+                dispatcher_of[0].submit([replace(order(self, f"more{n}"), rank=-1) for n in range(3)])
+
+    dispatcher_of = []
+
+    async def scenario(dispatcher, workers, _):
+        sink, choose, calls = Persistent(), dispatcher.router.choose, []
+        dispatcher_of.append(dispatcher)
+
+        def once(*arguments):
+            calls.append(arguments)
+            return choose(*arguments) if len(calls) > 1 else 1 / 0
+
+        monkeypatch.setattr(dispatcher.router, "choose", once)
+        dispatcher.submit([order(sink, "a"), order(sink, "b")])
+        await until(lambda: len(sink.ended) == 5)
+        assert dispatcher.num_outstanding == 0
+
+    asyncio.run(with_dispatcher(scenario))
 
 
 def test_a_slow_worker_gets_less():
