@@ -40,7 +40,7 @@ class Needs:
                 self._uses[encoding_id] = replace(use, in_s=self.now_s + use.in_s)
         for known in (self._uses, self._returns):
             while len(known) > MAX_USES:
-                del known[next(iter(known))]  # type: ignore[attr-defined]
+                del known[next(iter(known))]
 
     def take_pins(self, pins: Iterable[tuple[EncodingId, float]]) -> None:
         """Each for so many seconds from now; 0 lets go."""

@@ -104,7 +104,7 @@ class CardMover:
         return status == 0
 
     def _launch(self, units: Pieces, layers: range) -> None:
-        table = next((table for table in self._tables if table.free.query()), None)
+        table = next((table for table in self._tables if table.free.query()), None)  # type: ignore[no-untyped-call]
         if table is None:
             table = _Table(self.device)
             self._tables.append(table)
@@ -185,7 +185,7 @@ class CardCopy(Job):
         if self._over:
             return True
         try:
-            if not self._ended.query():
+            if not self._ended.query():  # type: ignore[no-untyped-call]
                 return False
             if self._problem is None:
                 self._seconds = max(self._began.elapsed_time(self._ended) / 1000, self._least_s)

@@ -418,7 +418,7 @@ class Engine:
     def _frees(self, pages: list[int]) -> None:
         self._read_until[pages] = self._num_launched
 
-    def _after(self, pages: Pages) -> Event | None:
+    def _after(self, pages: Pages[int]) -> Event | None:
         """What a copy into `pages` must wait for."""
         under_way = self._under_way
         if under_way is None or not len(pages) or int(self._read_until[list(pages)].max()) < under_way.number:

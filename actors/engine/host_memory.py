@@ -65,7 +65,7 @@ class HostBlock:
     def close(self) -> None:
         """Gives the memory back. Copies to and from it must have ended."""
         if self._registered is not None:
-            torch.cuda.cudart().cudaHostUnregister(self._registered)
+            torch.cuda.cudart().cudaHostUnregister(self._registered)  # type: ignore[no-untyped-call]
             self._registered = None
         self.bytes = torch.empty(0, dtype=torch.uint8)
 
@@ -100,7 +100,8 @@ def _clear(pages: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> None:
 
 def _register(block: Tensor) -> None:
     """Raises RuntimeError."""
-    result = torch.cuda.cudart().cudaHostRegister(block.data_ptr(), block.numel(), PORTABLE_AND_MAPPED)
+    runtime_ = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    result = runtime_.cudaHostRegister(block.data_ptr(), block.numel(), PORTABLE_AND_MAPPED)
     if int(result) != 0:
         if (runtime := cuda_runtime()) is not None:
             runtime.clear_error()

@@ -52,7 +52,7 @@ class Runner:
     """
 
     overlaps = False
-    gates = None
+    gates: LayerGates | None = None
 
     def __init__(self, model: PreTrainedModel, num_slots: int, group: ShardGroup | None = None) -> None:
         """`model` is a slice of the whole where `group` are the shards that have the rest of it."""

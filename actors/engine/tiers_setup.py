@@ -40,8 +40,10 @@ def make_tiers(
     num_pages = HostPool.num_pages_for(host_bytes or 0, config.page_size, per_token)
     if not num_pages:
         return Tiers(None, None, needs, rates, counters)
-    shape = (len(pool), *pool.shape[2:])
-    host = HostPool(num_pages, config.page_size, *shape, pool.dtype, pinned=on_card, progress=progress)
+    num_layers, _, num_kv_heads, head_dim = pool.shape
+    host = HostPool(
+        num_pages, config.page_size, num_layers, num_kv_heads, head_dim, pool.dtype, pinned=on_card, progress=progress
+    )
     copier = Copier(runner.k_pool, runner.v_pool, host, limit_bytes_per_s=config.link_bytes_per_s)
     disk = None
     if disk_folder is not None:
