@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from laban.actors.calls import Advice, Prefetch, Source
+from laban.cluster.routing.accounts import Sent
 from laban.cluster.routing.call_view import view_encoding
 from laban.cluster.routing.directory_view import DirectoryView
-from laban.cluster.routing.ledger import Sent
 from laban.cluster.routing.router import Router
 from laban.cluster.slots import Slot
 from laban.kvstore.encodings import EncodingId, EncodingSpec

@@ -9,8 +9,8 @@ from typing import Protocol
 from laban.actors.calls import Call, CallFinished, CallTokens, WorkerInfo, WorkerReport
 from laban.actors.ports import WorkerPort
 from laban.cluster.records import ErrorInfo, WorkerStatus
+from laban.cluster.routing.accounts import Account, Sent
 from laban.cluster.routing.call_view import CallView, family_of
-from laban.cluster.routing.ledger import Account, Sent
 from laban.kvstore.encodings import EncodingId, EncodingSpec
 from laban.kvstore.uses import Use
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from laban.actors.calls import Source
+from laban.cluster.routing.accounts import Account
 from laban.cluster.routing.call_view import CallView, bits
 from laban.cluster.routing.estimate import Estimate
-from laban.cluster.routing.ledger import Account, Ledger
+from laban.cluster.routing.ledger import Ledger
 from laban.kvstore.encodings import EncodingId
 from laban.kvstore.placements import PlacementState, Tier
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from laban.actors.calls import Source
+from laban.cluster.routing.accounts import Account, Sent
 from laban.cluster.routing.call_view import CallView, bits
 from laban.cluster.routing.estimate import Estimate, Estimator
 from laban.cluster.routing.holdings import Group, HolderView, Holdings, Left
-from laban.cluster.routing.ledger import Account, Ledger, Sent
+from laban.cluster.routing.ledger import Ledger
 from laban.cluster.routing.policy import RoutingPolicy, WorkerView
 from laban.cluster.routing.replication import MIN_TOKENS, Replication
 

@@ -1,0 +1,72 @@
+"""What the ledger keeps of each worker, and of each call that it was sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from laban.actors.calls import WorkerLoad
+from laban.cluster.routing.rates import Pace
+from laban.kvstore.encodings import EncodingId
+
+
+@dataclass(slots=True, eq=False)
+class Account:
+    """One life of one worker. `place` is what workers are ordered by: queue, calls, id, number."""
+
+    worker_id: str
+    epoch: str
+    number: int
+    pace: Pace
+    load: WorkerLoad
+    queued_tokens: int = 0  # to encode for calls that have no token yet
+    link_ns: int = 0  # of loads and fetches for such calls
+    num_calls: int = 0  # sent and not ended
+    num_started: int = 0  # of these, those that have their first token
+    num_fetching: int = 0  # encodings that others fetch from it
+    turn: int = 0  # its place among the workers by id
+    alive: bool = True
+    place: tuple[int, int, str, int] = (0, 0, "", 0)
+    bit: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bit = 1 << self.number
+
+    @property
+    def queue_ms(self) -> int:
+        return self.place[0]
+
+
+@dataclass(slots=True, eq=False)
+class Sent:
+    """A call at a worker, and what it counts for there."""
+
+    account: Account
+    family: str
+    output_tokens: int
+    queued_tokens: int
+    link_ns: int
+    alone: bool  # nothing was queued before it, and it brings nothing: its time says how fast the worker encodes
+    brings: tuple[EncodingId, ...]
+    sources: tuple[Account, ...]
+    started: bool = False
+    ended: bool = False
+
+
+@dataclass(slots=True)
+class Coming:
+    """Who will hold an encoding soon, by how many calls on their way there."""
+
+    mask: int = 0
+    counts: dict[int, int] = field(default_factory=dict)
+
+    def add(self, number: int) -> None:
+        self.mask |= 1 << number
+        self.counts[number] = self.counts.get(number, 0) + 1
+
+    def remove(self, number: int) -> None:
+        left = self.counts.get(number, 0) - 1
+        if left > 0:
+            self.counts[number] = left
+        else:
+            self.counts.pop(number, None)
+            self.mask &= ~(1 << number)
