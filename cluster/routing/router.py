@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from laban.actors.calls import Source
 from laban.cluster.routing.accounts import Account, Sent
@@ -21,8 +21,7 @@ _Looked = tuple[Account, tuple[int, int, str, int], int, Estimator, Group, int, 
 leaves elsewhere and the time to bring them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """Where a call goes. `account`, `estimate` and `source_accounts` are for the ledger."""
 
     worker_id: str
@@ -117,7 +116,7 @@ class Router:
             keyed = [(self.policy.key(_view(each, call.own_tokens, turns), call), each[1][2]) for each in best]
             chosen = best[keyed.index(min(keyed))]
         account, estimate = chosen[0], Estimate._make(chosen[3].estimate(*chosen[4][1:]))
-        sources, source_accounts = self._holdings.sources(call, account, estimate)
+        sources, source_accounts = self._holdings.sources(call, account, estimate) if estimate.fetched else ((), ())
         found = call.tokens_read - sum([call.needs[at].num_read for at in bits(estimate.encoded)])
         return Choice(
             account.worker_id, account, estimate, sources, source_accounts, found, call, self.policy, looked, turns
