@@ -268,9 +268,9 @@ class EncodingStore:
         """Unpinned entries, the first to go first. Of many, in an order that may be some evictions old."""
         if self._num_kept <= 0 or len(self._entries) <= ALWAYS_SORTED:
             self._sort()
-        yield from (
-            entry for *_, entry in reversed(self._sorted) if entry.pins == 0 and self._entries.get(entry.key) is entry
-        )
+        for _, _, entry in reversed(self._sorted):
+            if entry.pins == 0 and self._entries.get(entry.key) is entry:
+                yield entry
         sorted_ones = {id(entry) for _, _, entry in self._sorted}
         yield from sorted(
             (e for e in self._entries.values() if e.pins == 0 and id(e) not in sorted_ones), key=self._order
