@@ -126,8 +126,9 @@ class Ledger:
             source.num_fetching += 1
             if source.alive:
                 self.sending |= source.bit
-        made = self._families.setdefault(sent.family, {})
-        made[number] = made.get(number, 0) + sent.output_tokens
+        if sent.output_tokens:
+            made = self._families.setdefault(sent.family, {})
+            made[number] = made.get(number, 0) + sent.output_tokens
         self._last_turn = account.worker_id
         self._move(account)
         return sent
@@ -165,12 +166,13 @@ class Ledger:
                 coming.remove(account.number)
                 if not coming.mask:
                     del self.coming[encoding_id]
-        made = self._families[sent.family]
-        made[account.number] -= sent.output_tokens
-        if made[account.number] <= 0:
-            del made[account.number]
-            if not made:
-                del self._families[sent.family]
+        if sent.output_tokens:
+            made = self._families[sent.family]
+            made[account.number] -= sent.output_tokens
+            if not made[account.number]:
+                del made[account.number]
+                if not made:
+                    del self._families[sent.family]
         self._move(account)
 
     def observe(

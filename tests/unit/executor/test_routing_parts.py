@@ -133,10 +133,16 @@ class LedgerMachine(RuleBasedStateMachine):
         worker_id = data.draw(st.sampled_from(list(self.ledger.accounts)))
         self.view.put(name, worker_id, (tier, PlacementState.READY, 50))
 
-    @rule(needs=st.lists(st.sampled_from(["x", "y", "z"]), unique=True, max_size=3), family=st.sampled_from("pq"))
-    def send(self, needs: list[str], family: str) -> None:
+    @rule(
+        needs=st.lists(st.sampled_from(["x", "y", "z"]), unique=True, max_size=3),
+        family=st.sampled_from("pq"),
+        makes=st.sampled_from([0, 20]),
+    )
+    def send(self, needs: list[str], family: str, makes: int) -> None:
         self.count += 1
-        call = simple_call([(name, 50) for name in needs], call_id=f"{family}/{self.count}", successors=(("y", 50),))
+        call = simple_call(
+            [(name, 50) for name in needs], 10 if makes else 0, f"{family}/{self.count}", makes, successors=(("y", 50),)
+        )
         choice = self.router.choose(call, float(self.count))
         assert (choice is None) == (not self.ledger.open)
         if choice is not None:
@@ -197,6 +203,18 @@ def test_a_queue_is_what_is_to_be_encoded_what_decodes_and_the_iteration_under_w
     assert account.queue_ms == 611, "three go before it, one each 200 ms"
     ledger.ended(sent)
     assert account.queue_ms == 0
+
+
+def test_calls_of_a_family_that_make_nothing_end_one_after_the_other():
+    view, ledger = fleet("a")
+    router = Router(load_routing("cost"), view, ledger)
+    calls = [
+        simple_call([("x", 50)], 0, f"p/{number}", output_tokens) for number, output_tokens in enumerate((0, 20, 0))
+    ]
+    sent = [router.send(call, router.choose(call)) for call in calls]
+    for each in sent:
+        ledger.ended(each)
+    assert not ledger.being_made("p")
 
 
 def test_turns_go_round_in_the_order_of_ids_whoever_comes_and_goes():
