@@ -38,9 +38,42 @@ class Sizes:
     bytes_per_token: int
 
 
+class RunDemand:
+    """What one run needs at once: at first a bound, which takes no time to find, its profile once that is asked for.
+    Made in any thread before the run begins; from then on it is the event loop's."""
+
+    def __init__(self, run: Run, sizes: Sizes) -> None:
+        self._run, self._sizes = run, sizes
+        self._profile: DemandProfile | None = None
+        self.is_rough = True
+        self.bound = Demand(_most_tokens(run, sizes) * sizes.bytes_per_token)
+
+    def refine(self) -> None:
+        """In any thread."""
+        self.is_rough = False  # whatever comes of it: it is not tried twice
+        self._profile = DemandProfile(self._run, self._sizes)
+
+    def now(self) -> Demand:
+        """What the steps still to come, and those that run, need at once."""
+        return self.bound if self._profile is None else self._profile.now()
+
+
+def _most_tokens(run: Run, sizes: Sizes) -> int:
+    """As if every root, read and answer were the longest message, and encoded anew each time; runs within left out."""
+    num_read, longest, seen = 0, TOOL_TOKENS, set[tuple[str, str | None]]()
+    for message in sizes.book.messages.values():
+        longest = max(longest, message.home.num_tokens)
+    for address, node in run.graph.nodes.items():
+        num_read += 2 + sum([len(source.keys) for source in node.sources])
+        if node.kind == "generate" and (node.step.step, node.agent) not in seen:
+            seen.add((node.step.step, node.agent))
+            longest = max(longest, run.sampling(address).max_tokens)
+    return num_read * (longest + FRAME_TOKENS)
+
+
 class DemandProfile:
-    """Of one run, and of those within it once they have begun. Made in any thread before the run begins; from then on
-    it is the event loop's. `path` is the run's place in the outermost one, as in `research[2]/`."""
+    """Of one run, and of those within it once they have begun. `path` is the run's place in the outermost one, as in
+    `research[2]/`."""
 
     def __init__(self, run: Run, sizes: Sizes, path: str = "") -> None:
         self._run, self._sizes, self._path = run, sizes, path

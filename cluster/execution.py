@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from laban.actors.calls import CallFinished, CallTokens
@@ -66,7 +67,7 @@ class Execution:
         has ended, with its result. `successors` says what later calls will read, as for Order."""
         self.workflow_id = workflow_id
         steps = [StepResult(each.address, each.step, each.agent) for each in run.instances]
-        self.board = Board(workflow_id, name, steps, clock, lambda ended: on_change(self, ended))
+        self.board = Board(workflow_id, name, steps, clock, partial(on_change, self))
         self._run: Run | None = run
         self._book: MessageBook | None = book
         self._dispatcher = dispatcher
@@ -195,9 +196,9 @@ class Execution:
         entries = [Entry(book.messages[read.key], read.fidelity, begin=read.begin, end=read.end) for read in step.reads]
         sampling = sampling_of(step, self._seed, book.language, attempt.failures)
         opening = Opening(step.role, step.name, step.prefill)
-        call, _ = book.decode(f"{self.workflow_id}/{step.address}", f"step {step.address}", entries, opening, sampling)
-        call, rank = replace(call, rank=self._rank), self._rank
-        return Order(call, self, book.specs, attempt.number, rank, self._successors())
+        key, what = f"{self.workflow_id}/{step.address}", f"step {step.address}"
+        call, _ = book.decode(key, what, entries, opening, sampling, rank=self._rank)
+        return Order(call, self, book.specs, attempt.number, self._rank, self._successors())
 
     def _finish(self, address: str, worker_id: str, event: CallFinished, waited_ms: float) -> None:
         run, book = self._run, self._book

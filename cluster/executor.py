@@ -28,7 +28,6 @@ from laban.cluster.records import (
     Event,
     Lease,
     StepExplanation,
-    StepResult,
     TokenChunk,
     WorkflowRecord,
 )
@@ -153,9 +152,8 @@ class Executor:
             seed=_seed_of(run),
             rank=rank,
             clock=self._clock,
-            on_change=self._changed,
-            successors=lambda: None if self._lookout is None else self._lookout.foresight.successors(workflow_id),
             on_end=self._retire,
+            **({} if self._lookout is None else self._lookout.watching(workflow_id)),
         )
         self._executions[workflow_id] = execution
         self._numbers[workflow_id] = rank
@@ -304,10 +302,6 @@ class Executor:
         if claim.content != content:
             raise Conflict("was used before, with other content", field="idempotency_key", value=key[1])
         return self._executions[claim.workflow_id]
-
-    def _changed(self, execution: Execution, ended: StepResult | None) -> None:
-        if self._lookout is not None:
-            self._lookout.changed(execution, ended)
 
     def _retire(self, execution: Execution) -> None:
         """Keep what has ended, up to the limit, and what there is to learn from it."""

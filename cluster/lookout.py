@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import TypedDict
 
-from laban.cluster.demand import DemandProfile, Sizes
+from laban.cluster.demand import RunDemand, Sizes
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.execution import Execution
 from laban.cluster.foresight import Foresight
@@ -17,6 +19,7 @@ from laban.cluster.waiting_room import WaitingRoom
 from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.timing import Kind, StepHistory
+from laban.kvstore.encodings import EncodingId
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,14 @@ class Prepared:
     run: Run
     book: MessageBook
     tree: ViewTree | None = None
-    profile: DemandProfile | None = None
+    demand: RunDemand | None = None
+
+
+class Watching(TypedDict, total=False):
+    """Arguments of Execution."""
+
+    on_change: Callable[[Execution, StepResult | None], None]
+    successors: Callable[[], Mapping[EncodingId, int] | None]
 
 
 class Lookout:
@@ -47,6 +57,8 @@ class Lookout:
 
     def start(self) -> None:
         self.foresight.start()
+        if self._waiting_room is not None:
+            self._waiting_room.start()
         self._dispatcher.foresee(self.foresight)
 
     async def stop(self) -> None:
@@ -65,28 +77,34 @@ class Lookout:
         if self._waiting_room is None:
             return Prepared(run, book, tree)
         bytes_per_token = self._dispatcher.info.bytes_per_token
-        sizes = Sizes(run.graph.workflow.name, book, tree, self.history, bytes_per_token)
+        sizes = Sizes(run.graph.workflow.name, book, ViewTree(book), self.history, bytes_per_token)
         try:
-            profile = DemandProfile(run, sizes)
+            demand = RunDemand(run, sizes)
+            if not self._waiting_room.is_roomy(demand.bound):
+                demand.refine()
         except Exception:  # it need not wait, then
             logger.exception("estimating what %s needs failed", sizes.workflow)
             return Prepared(run, book, tree)
-        return Prepared(run, book, tree, profile)
+        return Prepared(run, book, tree, demand)
+
+    def watching(self, workflow_id: str) -> Watching:
+        """How an execution tells of itself, and what it is told."""
+        return {"on_change": self._changed, "successors": partial(self.foresight.successors, workflow_id)}
 
     def enter(self, execution: Execution, prepared: Prepared, rank: int) -> None:
         """Have the workflow start: now, or once there is memory for it. In the order of their ranks."""
-        workflow_id, room, profile = execution.workflow_id, self._waiting_room, prepared.profile
+        workflow_id, room, demand = execution.workflow_id, self._waiting_room, prepared.demand
 
         def start() -> None:
             self.foresight.begin(workflow_id, prepared.run, prepared.book, execution.progress, rank, prepared.tree)
             execution.start()
 
-        if room is None or profile is None or room.enter(workflow_id, profile, execution.progress.is_idle, start):
+        if room is None or demand is None or room.enter(workflow_id, demand, execution.progress.is_idle, start):
             start()
         else:
             execution.hold(room.why(workflow_id))
 
-    def changed(self, execution: Execution, ended: StepResult | None) -> None:
+    def _changed(self, execution: Execution, ended: StepResult | None) -> None:
         """A step's state has changed; `ended` is its result, if it has ended."""
         self.foresight.moved(execution.workflow_id)
         if ended is None:

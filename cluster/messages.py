@@ -130,6 +130,7 @@ class MessageBook:
         layout: Layout = "packed",
         position: int | None = None,
         path: str = "",
+        rank: int = 0,
     ) -> tuple[Call, Composed]:
         """A call that generates a message. OutOfRange, naming `what` and `path`, if it may outgrow the context."""
         framing = self.language.framing
@@ -143,7 +144,7 @@ class MessageBook:
         check_fits(what, composed.start, parts, self.language.max_context, field=path)
         call = self._call(call_id, composed, header)
         sampling = replace(sampling, stop_token_ids=framing.stop_token_ids)
-        call = replace(call, sampling=sampling, terminator=terminator)
+        call = replace(call, sampling=sampling, terminator=terminator, rank=rank)
         return call, composed
 
     def prefill(
@@ -157,11 +158,12 @@ class MessageBook:
         layout: Layout = "packed",
         position: int | None = None,
         path: str = "",
+        rank: int = 0,
     ) -> tuple[Call, Composed]:
         """A call that encodes `tokens` as a message under a view. Raises OutOfRange as `decode` does."""
         composed = self._compose(entries, role, layout, position)
         check_fits(what, composed.start, {"the message": len(tokens)}, self.language.max_context, field=path)
-        return self._call(call_id, composed, tokens), composed
+        return replace(self._call(call_id, composed, tokens), rank=rank), composed
 
     def _compose(self, entries: Sequence[Entry], role: str, layout: Layout, position: int | None) -> Composed:
         language = self.language

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from laban.actors.calls import Call, Sampling
@@ -205,6 +205,7 @@ class Sessions:
             layout=layout,
             position=position,
             path="token_ids" if text is None else "text",
+            rank=session.rank,
         )
         waiter = Waiter(message_id)
         try:
@@ -244,6 +245,7 @@ class Sessions:
             layout=layout,
             position=position,
             path="sampling.max_tokens",
+            rank=session.rank,
         )
         waiter = Waiter(message_id)
         try:
@@ -295,8 +297,7 @@ class Sessions:
     def _order(self, session: _Session, call: Call, waiter: Waiter) -> None:
         session.running.add(call.call_id)
         self._waiters[call.call_id] = waiter
-        order = Order(replace(call, rank=session.rank), waiter, session.book.specs, rank=session.rank)
-        self._dispatcher.submit([order])
+        self._dispatcher.submit([Order(call, waiter, session.book.specs, rank=session.rank)])
 
     def _done(self, session: _Session, key: str) -> None:
         """The call is over, one way or another."""

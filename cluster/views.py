@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from laban.actors.errors import InvalidInput, OutOfRange
 from laban.cluster.records import Layout
@@ -117,7 +117,7 @@ def compose(
     InvalidInput for a token range that is empty or not within its message; both name the field.
     """
     added: dict[EncodingId, EncodingSpec] = {}
-    known = ChainMap(added, dict(specs))
+    known = ChainMap(added, cast(dict[EncodingId, EncodingSpec], specs))  # only `added` is written to
     view = EMPTY_VIEW
     cursor = 0
     spans: list[tuple[int, int]] = []

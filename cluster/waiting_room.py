@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from laban.cluster.admission import Admission, AdmissionLimits, Demand
-from laban.cluster.demand import DemandProfile
+from laban.cluster.demand import RunDemand
 from laban.cluster.sizes import shown_bytes
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ RETRY_S = 0.5
 
 @dataclass(slots=True)
 class _Guest:
-    profile: DemandProfile
+    estimate: RunDemand
     is_idle: Callable[[], bool]
     start: Callable[[], None]
     is_in: bool = False
@@ -33,7 +33,7 @@ class _Guest:
     def needs(self, workflow_id: str) -> Demand:
         """By now; what it was taken to need before, where that cannot be told."""
         try:
-            self.demand = self.profile.now()
+            self.demand = self.estimate.now()
         except Exception:
             logger.exception("estimating what workflow %s needs failed", workflow_id)
         return self.demand
@@ -49,19 +49,29 @@ class WaitingRoom:
         self._guests: dict[str, _Guest] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._asked = False
+        self._refining: asyncio.Future[None] | None = None
         self._capacity, self._capacity_until_s = 0, 0.0
 
     @property
     def num_waiting(self) -> int:
         return self._admission.num_waiting
 
+    def start(self) -> None:
+        """Before the first workflow, when the workers are up."""
+        self._capacity = self._capacity_bytes()
+
+    def is_roomy(self, demand: Demand) -> bool:
+        """Whether there is so much memory that more need not be known of a demand. In any thread."""
+        fits = self._admission.needed_bytes + demand.num_bytes <= self._capacity // 2
+        return fits and demand.num_bytes <= self._capacity // 16
+
     def enter(
-        self, workflow_id: str, profile: DemandProfile, is_idle: Callable[[], bool], start: Callable[[], None]
+        self, workflow_id: str, estimate: RunDemand, is_idle: Callable[[], bool], start: Callable[[], None]
     ) -> bool:
         """Whether the workflow may start at once; if not, `start` is called once it may. In the order of their ranks.
         `is_idle` says whether it waits for nothing but tools."""
         self._refresh()  # those that run may need less by now, or more, than when somebody last waited
-        guest = self._guests[workflow_id] = _Guest(profile, is_idle, start)
+        guest = self._guests[workflow_id] = _Guest(estimate, is_idle, start)
         self._admission.add(workflow_id, guest.needs(workflow_id))
         self._ask()
         guest.is_started = guest.is_in
@@ -88,6 +98,20 @@ class WaitingRoom:
             f"waits for KV memory: it needs up to {shown_bytes(need)}, and those that run {shown_bytes(taken)} "
             f"of {shown_bytes(there)}"
         )
+
+    def _refine_one(self) -> None:
+        """Somebody waits: what was only bounded may need much less."""
+        guest = next((guest for guest in self._guests.values() if guest.estimate.is_rough), None)
+        if guest is not None and self._refining is None:
+            self._refining = asyncio.get_running_loop().run_in_executor(None, guest.estimate.refine)
+            self._refining.add_done_callback(self._refined)
+
+    def _refined(self, refining: asyncio.Future[None]) -> None:
+        self._refining = None
+        if not refining.cancelled() and refining.exception() is not None:
+            logger.error("estimating what a workflow needs failed", exc_info=refining.exception())
+        self._refresh()
+        self._ask()
 
     def close(self) -> None:
         if self._timer is not None:
@@ -119,8 +143,9 @@ class WaitingRoom:
         for workflow_id in self._admission.admit(self._capacity, loop.time()):
             self._guests[workflow_id].is_in = True
             loop.call_soon(self._start, workflow_id)
-        if self.num_waiting and self._timer is None:
-            self._timer = loop.call_later(RETRY_S, self._retry)
+        if self.num_waiting:
+            self._timer = self._timer or loop.call_later(RETRY_S, self._retry)
+            self._refine_one()
 
     def _retry(self) -> None:
         self._timer = None

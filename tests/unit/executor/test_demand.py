@@ -12,7 +12,7 @@ from random_workflows import workflows
 from scripted_engine import CharFraming, CharTokenizer
 
 from laban.cluster.admission import Demand
-from laban.cluster.demand import FRAME_TOKENS, TOOL_TOKENS, DemandProfile, Sizes, levels
+from laban.cluster.demand import FRAME_TOKENS, TOOL_TOKENS, DemandProfile, RunDemand, Sizes, levels
 from laban.cluster.messages import Language, MessageBook
 from laban.cluster.view_tree import ViewTree
 from laban.cluster.workflow.parse import parse_dict, parse_yaml
@@ -38,6 +38,7 @@ class Profiled:
             self.book.add_text(key, message.role, message.text, message.name, path=key)
         sizes = Sizes("w", self.book, ViewTree(self.book), history or StepHistory(), 1)
         self.profile = DemandProfile(self.run, sizes)
+        self.demand = RunDemand(self.run, sizes)
 
     def size(self, *keys: str) -> int:
         return sum(self.book.messages[key].home.num_tokens for key in keys)
@@ -162,7 +163,7 @@ def test_a_profile_falls_as_the_run_goes_on_and_covers_each_call(data: dict[str,
         if not running or made.run.state != "running" or made.run.inner_runs():
             break
         now = made.profile.now()
-        assert now.num_bytes <= last.num_bytes
+        assert now.num_bytes <= last.num_bytes <= made.demand.now().num_bytes
         last = now
         for address in running:  # what it reads, and what it makes
             node = graph.nodes[address]
@@ -175,3 +176,12 @@ def test_a_profile_falls_as_the_run_goes_on_and_covers_each_call(data: dict[str,
             made.run.fail(address, "broken")
         else:
             made.run.finish(address, "word: ok\nscore: 3")
+
+
+def test_a_bound_is_as_good_as_the_profile_until_somebody_asks() -> None:
+    made = Profiled("steps: [{step: a, read: [m]}, {step: b, for_each: 3, read: [m, a]}]")
+    assert made.demand.is_rough
+    assert made.demand.now() == Demand((3 + 3 * 4) * (TOOL_TOKENS + FRAME_TOKENS))
+    made.demand.refine()
+    assert not made.demand.is_rough
+    assert made.demand.now() == made.profile.now()

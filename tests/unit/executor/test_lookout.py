@@ -245,6 +245,27 @@ async def test_it_can_do_without_admission_and_prefetching() -> None:
 
 
 @asynchronous
+async def test_what_was_only_bounded_is_known_better_once_somebody_waits() -> None:
+    async with rig(ahead=True) as made:
+        assert made.lookout is not None
+        room = made.lookout._waiting_room
+        assert room is not None
+        room._capacity = 1 << 40  # as far as the first one knows
+        made.worker.paused = True
+        # Some 6,500 bytes at once, bounded by 48,000.
+        many = WIDE.replace("for_each: 6", "for_each: 60").replace("1500", "100")
+        ids = await submitted(made, many)
+        assert room._guests[ids[0]].estimate.is_rough
+        ids += await submitted(made, WIDE.replace("for_each: 6", "for_each: 5"))
+        assert states(made, *ids) == ["ready", "held"]
+        await until(lambda: states(made, *ids) == ["ready", "ready"])
+        assert not room._guests[ids[0]].estimate.is_rough
+        made.worker.resume()
+        for each in ids:
+            await made.end(each)
+
+
+@asynchronous
 async def test_no_workflow_fails_for_what_cannot_be_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object) -> None:
         raise RuntimeError("broken")
@@ -259,5 +280,5 @@ async def test_no_workflow_fails_for_what_cannot_be_foreseen(monkeypatch: pytest
         assert (await made.end(first)).state == "succeeded"
         assert (await made.end(second)).state == "succeeded"
         assert (await made.run(WIDE)).state == "succeeded"
-        monkeypatch.setattr("laban.cluster.lookout.DemandProfile", broken)
+        monkeypatch.setattr("laban.cluster.lookout.RunDemand", broken)
         assert (await made.run(WIDE)).state == "succeeded"
