@@ -17,7 +17,7 @@ STAMP := .venv/.laban-set-up
 LINKS := build/links/laban
 FOLDERS := proto cluster actors kvstore kernels
 
-.PHONY: help setup demo test check unit lint types bench bench-gpu sanitize peer-vllm proto proto-check clean
+.PHONY: help setup demo test check unit lint types bench bench-gpu bench-cache sanitize peer-vllm proto proto-check clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
@@ -66,6 +66,9 @@ bench: setup  ## measure reuse against recomputing and prefix caching (ARGS= for
 
 bench-gpu: setup  ## measure the engine on this machine's GPU (ARGS= for options)
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
+
+bench-cache: setup  ## measure tiers, foresight and routing on a CPU (ARGS= for options)
+	$(BIN)/python benchmarks/cache.py $(ARGS)
 
 sanitize: setup  ## run the GPU's kernels under compute-sanitizer, on a machine that has both
 	@for part in norms rotations products_and_noise attention; do PYTHONPATH=tests/support PYTORCH_NO_CUDA_MEMORY_CACHING=1 \

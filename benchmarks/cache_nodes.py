@@ -1,0 +1,149 @@
+"""Workflows on two workers on two Ray nodes: what routing encodes, next to one worker that has room for everything.
+
+The nodes are processes of this machine, each with room for one worker. The workers have small pools, and the usual
+tiers below. Outputs are of fixed lengths, so that every policy runs the same steps. Prefetches are off: no step counts
+what they encode, and here all that is encoded is encoded for a step.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from report import Clock, Row
+from workloads import Writer
+
+from laban.actors.models import prepare_default_model
+from laban.actors.tokenizer import Tokenizer
+from laban.cluster.client import Client
+from laban.cluster.config import EngineSection, LabanConfig, RaySection, RoutingSection, ServerSection
+from laban.cluster.launch import QUIET_RAY, start_cluster
+from laban.cluster.workflow.builder import Workflow
+
+NODES = 2
+POLICIES = ("cost", "round_robin")
+TARGET = 1.1
+NODE = {"num_cpus": 1, "object_store_memory": 512 << 20, "include_dashboard": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """`flows` workflows of three agents that talk for `rounds`; every two of them are about the same document."""
+
+    flows: int = 4
+    rounds: int = 2
+    document: int = 200
+    task: int = 24
+    prompt: int = 40
+    said: int = 12
+    pool_tokens: int = 800
+
+
+QUICK = Load(flows=2, rounds=2, document=64, task=8, prompt=16, said=8, pool_tokens=1024)
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """Of all steps, in tokens."""
+
+    encoded: int
+    reused: int
+    loaded: int
+    read: int
+
+
+def workflow(number: int, load: Load, writer: Writer, seed: int) -> dict[str, object]:
+    """Three agents with prompts of their own read a document, a task and all that was said before."""
+
+    def text(name: str, num_tokens: int) -> str:
+        return writer.words(num_tokens, random.Random(f"{seed} {name}"))
+
+    made = Workflow(f"talk_{number}", fidelity="direct")
+    made.message("document", text(f"document {number // 2}", load.document))
+    made.message("task", text(f"task {number}", load.task))
+    for agent in ("ann", "bob", "cleo"):
+        made.agent(agent, text(f"{agent} {number}", load.prompt))
+    forced = text(f"said {number}", load.said)
+    made.step(
+        "say",
+        read=["document", "task", "say[self,all]", "say[others,all]"],
+        for_each="agents",
+        rounds=load.rounds,
+        sampling={"max_tokens": load.said, "temperature": 0, "forced_text": forced},
+    )
+    made.step("end", read=["document", "task", "say[all]"], sampling={"max_tokens": load.said, "forced_text": forced})
+    made.output("end", "end")
+    return made.to_dict()
+
+
+def run_all(client: Client, documents: list[dict[str, object]]) -> Total:
+    """Every other one at once, then those that share a document with them. Raises RuntimeError for a failure."""
+    records = []
+    for wave in (documents[::2], documents[1::2]):
+        records += [client.wait(flow) for flow in [client.submit(document).workflow_id for document in wave]]
+    for record in records:
+        if record.state != "succeeded":
+            raise RuntimeError(f"{record.name}: {record.state}, {record.error}")
+    steps = [step for record in records for step in record.steps]
+    return Total(
+        sum(step.tokens_encoded for step in steps),
+        sum(step.tokens_reused for step in steps),
+        sum(step.tokens_loaded for step in steps),
+        sum(step.tokens_read for step in steps),
+    )
+
+
+@contextmanager
+def ray_nodes(count: int) -> Iterator[str]:
+    """A Ray cluster of `count` nodes on this machine; its address."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a second node is not let in
+    for name, value in QUIET_RAY.items():
+        os.environ.setdefault(name, value)
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args=NODE)
+    try:
+        for _ in range(count - 1):
+            cluster.add_node(**NODE)
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+def measure_policy(documents: list[dict[str, object]], policy: str, nodes: int, pool_tokens: int) -> Total:
+    """On a cluster of its own with a worker a node."""
+    with ray_nodes(nodes) as address:
+        config = LabanConfig(
+            workers=nodes,
+            engine=EngineSection(pool_tokens=pool_tokens, num_threads=1, device="cpu"),
+            routing=RoutingSection(policy=policy, prefetch=False),
+            ray=RaySection(address=address),
+            server=ServerSection(port=0),
+        )
+        with start_cluster(config) as served, Client(served.address) as client:
+            return run_all(client, documents)
+
+
+def measure_nodes(clock: Clock, *, quick: bool = False, seed: int = 1) -> list[Row]:
+    """Tokens encoded under each policy, and by one worker that keeps everything."""
+    load = QUICK if quick else Load()
+    writer = Writer(Tokenizer.from_folder(prepare_default_model(lambda doing, share: clock.say(doing))))
+    documents = [workflow(number, load, writer, seed) for number in range(load.flows)]
+    clock.say("nodes: one worker with room for everything")
+    alone = measure_policy(documents, "cost", 1, 16 * load.pool_tokens)
+    rows = [Row("nodes.one_worker.encoded", float(alone.encoded), "tokens", better="lower")]
+    for policy in POLICIES:
+        clock.say(f"nodes: two workers, {policy}")
+        total = measure_policy(documents, policy, NODES, load.pool_tokens)
+        rows += [
+            Row(f"nodes.{policy}.encoded", float(total.encoded), "tokens", better="lower"),
+            Row(f"nodes.{policy}.loaded", float(total.loaded), "tokens", better="lower"),
+            Row(
+                f"nodes.{policy}.encoded_over_one_worker",
+                total.encoded / alone.encoded, "ratio", TARGET if policy == "cost" else None, "lower",
+            ),
+        ]  # fmt: skip
+    return rows
