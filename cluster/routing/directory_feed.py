@@ -56,7 +56,7 @@ class DirectoryFeed:
         self._interval_s, self._wait_s, self._retry_s, self._tick_s = interval_s, wait_s, retry_s, tick_s
         self._clock = clock
         self._shards = [_Shard(ToldUses(self._subscriber)) for _ in range(port.num_shards)]
-        view.on_interest = self._wake
+        view.watching.on_interest = self._wake
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -130,7 +130,8 @@ class DirectoryFeed:
         shard = self._shards[number]
         async with shard.speaking:
             anew = not shard.known
-            added, removed = (self._view.watched(number), ()) if anew else self._view.take_interest(number)
+            watching = self._view.watching
+            added, removed = (watching.all_of(number), ()) if anew else watching.take(number)
             if anew or added or removed:
                 shard.number += 1
                 shard.known = await self._port.watch(

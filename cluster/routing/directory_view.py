@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from laban.cluster.routing.watch_book import LINGER_S, WatchBook
 from laban.kvstore.directory_messages import Epoch, News
 from laban.kvstore.encodings import EncodingId
 from laban.kvstore.placements import PACKED_BITS, PlacementState, Tier, shard_of, unpack
@@ -19,9 +20,6 @@ from laban.kvstore.placements import PACKED_BITS, PlacementState, Tier, shard_of
 EXPIRE_S = 5.0
 """How long an encoding that nobody confirmed is taken to be where a call left it."""
 MAX_EXPECTED = 65_536
-LINGER_S = 600.0
-MAX_LINGERING = 65_536
-"""Encodings that no source names any more are watched on for a time: the next run may well name them again."""
 
 Placed = tuple[tuple[Tier, PlacementState, int], ...]
 """Of one encoding at one worker: tier, state and tokens, the fastest tier first."""
@@ -55,21 +53,17 @@ class DirectoryView:
     ) -> None:
         self.num_shards = num_shards
         self.counters = ViewCounters()
-        self.on_interest: Callable[[], None] = lambda: None  # told when there is something for `take_interest`
+        self.watching = WatchBook(num_shards, linger_s=linger_s, clock=clock)
         self.on_arrival: Callable[[str, EncodingId], None] = lambda worker_id, encoding_id: None
         """Told of each encoding that comes to a worker that had it in no tier."""
-        self._expire_s, self._linger_s, self._clock = expire_s, linger_s, clock
+        self._expire_s, self._clock = expire_s, clock
         self._epochs: dict[str, Epoch] = {}
         self._over: dict[str, Epoch] = {}  # the last life of a worker that is known to have ended
         self._holders: dict[EncodingId, dict[str, Placed]] = {}
         self._placed: dict[str, dict[EncodingId, Placed]] = {}  # the same by worker
         self._device: dict[str, dict[EncodingId, int]] = {}  # those ready on the device, and their tokens
-        self._expected: OrderedDict[tuple[str, EncodingId], float] = OrderedDict()  # until when, the oldest first
-        self._sources: dict[str, set[EncodingId]] = {}
-        self._users: dict[EncodingId, int] = {}  # how many sources name it
-        self._lingering: OrderedDict[EncodingId, float] = OrderedDict()  # since when, the oldest first
-        self._added: list[dict[EncodingId, None]] = [{} for _ in range(num_shards)]
-        self._removed: list[dict[EncodingId, None]] = [{} for _ in range(num_shards)]
+        # Until when, and what the directory says meanwhile; the oldest first.
+        self._expected: OrderedDict[tuple[str, EncodingId], tuple[float, Placed]] = OrderedDict()
         self._blind: set[int] = set()  # shards that tell no news at present
         self._listeners: list[Callable[[EncodingId], None]] = []
 
@@ -119,9 +113,9 @@ class DirectoryView:
         `expire_s` passed."""
         if self._epochs.get(worker_id) != epoch or encoding_id in self._device.get(worker_id, ()):
             return
-        now_s = self._clock()
-        self._place(worker_id, encoding_id, _with_device(self._placed_at(worker_id, encoding_id), num_tokens))
-        self._expected[worker_id, encoding_id] = now_s + self._expire_s
+        now_s, said = self._clock(), self._placed_at(worker_id, encoding_id)
+        self._place(worker_id, encoding_id, _with_device(said, num_tokens))
+        self._expected[worker_id, encoding_id] = now_s + self._expire_s, said
         self._expire(now_s)
 
     def count(self, tokens_predicted: int, tokens_found: int) -> None:
@@ -137,45 +131,20 @@ class DirectoryView:
 
     def watch(self, source: str, encoding_ids: Iterable[EncodingId]) -> None:
         """Replaces what the source named before."""
-        named = set(encoding_ids)
-        before = self._sources.get(source, set())
-        self.watch_also(source, named - before)
-        self._unname(before - named)
-        self._sources[source] = named
+        self._leave(self.watching.keep(source, encoding_ids))
 
     def watch_also(self, source: str, encoding_ids: Iterable[EncodingId]) -> None:
         """Adds to what the source names."""
-        named = self._sources.setdefault(source, set())
-        for encoding_id in encoding_ids:
-            if encoding_id in named:
-                continue
-            named.add(encoding_id)
-            users = self._users.get(encoding_id, 0)
-            self._users[encoding_id] = users + 1
-            if not users and self._lingering.pop(encoding_id, None) is None:
-                self._interest(encoding_id, self._added, self._removed)
+        self.watching.name(source, encoding_ids)
 
     def unwatch(self, source: str) -> None:
         """The source has ended. Nothing happens to one that is unknown."""
-        self._unname(self._sources.pop(source, set()))
+        self._leave(self.watching.end(source))
 
     @property
     def num_watched(self) -> int:
         """Encodings that news is wanted of."""
-        return len(self._users) + len(self._lingering)
-
-    def watched(self, shard: int) -> tuple[EncodingId, ...]:
-        """All that news is wanted of from this shard, for one that knows nothing of it."""
-        self._added[shard], self._removed[shard] = {}, {}
-        return tuple(
-            each for part in (self._users, self._lingering) for each in part if shard_of(each, self.num_shards) == shard
-        )
-
-    def take_interest(self, shard: int) -> tuple[tuple[EncodingId, ...], tuple[EncodingId, ...]]:
-        """(added, removed) since the last call."""
-        added, removed = tuple(self._added[shard]), tuple(self._removed[shard])
-        self._added[shard], self._removed[shard] = {}, {}
-        return added, removed
+        return len(self.watching)
 
     # News and time
 
@@ -185,7 +154,7 @@ class DirectoryView:
                 self._forget_shard(worker_id, shard)
         lives = [worker_id if self._is_current(worker_id, epoch) else None for worker_id, epoch in news.lives]
         for encoding_id, packed in news.encodings:
-            if encoding_id not in self._users and encoding_id not in self._lingering:
+            if encoding_id not in self.watching:
                 continue  # nobody wants to know any more
             said: dict[str, Placed] = {}
             for each in packed:
@@ -204,10 +173,8 @@ class DirectoryView:
 
     def tick(self) -> None:
         """Forget what nobody confirmed and what lingered long enough. Call it every second or so."""
-        now_s = self._clock()
-        self._expire(now_s)
-        while self._lingering and next(iter(self._lingering.values())) + self._linger_s <= now_s:
-            self._leave()
+        self._expire(self._clock())
+        self._leave(self.watching.expire())
 
     # Inside
 
@@ -222,10 +189,12 @@ class DirectoryView:
 
     def _hear(self, worker_id: str, encoding_id: EncodingId, placed: Placed) -> None:
         """Take what was said of one encoding at one worker, with what is expected there besides."""
-        if (worker_id, encoding_id) in self._expected:
-            if _on_device(placed):
-                del self._expected[worker_id, encoding_id]
+        key = worker_id, encoding_id
+        if key in self._expected:
+            if any(tier is Tier.DEVICE and state is not PlacementState.LOADING for tier, state, _ in placed):
+                del self._expected[key]  # it came to be there, and maybe is on its way out again
             else:
+                self._expected[key] = self._expected[key][0], placed
                 placed = _with_device(placed, self._device[worker_id][encoding_id])
         self._place(worker_id, encoding_id, placed)
 
@@ -258,16 +227,16 @@ class DirectoryView:
 
     def _expire(self, now_s: float) -> None:
         while self._expected:
-            (worker_id, encoding_id), until_s = next(iter(self._expected.items()))
+            (worker_id, encoding_id), (until_s, said) = next(iter(self._expected.items()))
             room = len(self._expected) <= MAX_EXPECTED
             if until_s > now_s and room:
                 return
             if room and self._blind and shard_of(encoding_id, self.num_shards) in self._blind:
-                self._expected[worker_id, encoding_id] = now_s + self._expire_s
+                self._expected[worker_id, encoding_id] = now_s + self._expire_s, said
                 self._expected.move_to_end((worker_id, encoding_id))
                 continue
             del self._expected[worker_id, encoding_id]
-            self._place(worker_id, encoding_id, _without_device(self._placed_at(worker_id, encoding_id)))
+            self._place(worker_id, encoding_id, said)
 
     def _forget(self, worker_id: str) -> None:
         for encoding_id in list(self._placed.get(worker_id, ())):
@@ -280,31 +249,11 @@ class DirectoryView:
             if shard_of(encoding_id, self.num_shards) == shard:
                 self._hear(worker_id, encoding_id, ())
 
-    def _unname(self, encoding_ids: Iterable[EncodingId]) -> None:
-        now_s = self._clock()
+    def _leave(self, encoding_ids: Iterable[EncodingId]) -> None:
+        """These are watched no more: what is known of them would only grow old."""
         for encoding_id in encoding_ids:
-            self._users[encoding_id] -= 1
-            if not self._users[encoding_id]:
-                del self._users[encoding_id]
-                self._lingering[encoding_id] = now_s
-        while len(self._lingering) > MAX_LINGERING:
-            self._leave()
-
-    def _leave(self) -> None:
-        """The longest lingering encoding is watched no more, and what is known of it would only grow old."""
-        encoding_id, _ = self._lingering.popitem(last=False)
-        self._interest(encoding_id, self._removed, self._added)
-        for worker_id in list(self._holders.get(encoding_id, ())):
-            if (worker_id, encoding_id) not in self._expected:
-                self._place(worker_id, encoding_id, ())
-
-    def _interest(
-        self, encoding_id: EncodingId, into: list[dict[EncodingId, None]], out_of: list[dict[EncodingId, None]]
-    ) -> None:
-        shard = shard_of(encoding_id, self.num_shards)
-        if out_of[shard].pop(encoding_id, 0) == 0:
-            into[shard][encoding_id] = None
-        self.on_interest()
+            for worker_id in list(self._holders.get(encoding_id, ())):
+                self._hear(worker_id, encoding_id, ())
 
     def check_integrity(self) -> None:
         """Raises AssertionError if the indexes differ, or something is known of a worker that is not up."""
@@ -317,25 +266,14 @@ class DirectoryView:
         assert on_device == {key: placed[0][2] for key, placed in by_encoding.items() if _on_device(placed)}
         assert {worker_id for worker_id, _ in by_encoding} <= self._epochs.keys()
         assert self._expected.keys() <= on_device.keys()
-        users: dict[EncodingId, int] = {}
-        for named in self._sources.values():
-            for encoding_id in named:
-                users[encoding_id] = users.get(encoding_id, 0) + 1
-        assert users == self._users
-        assert not self._users.keys() & self._lingering.keys()
-        known = {
-            encoding_id for worker_id, encoding_id in by_encoding if (worker_id, encoding_id) not in self._expected
-        }
-        assert known <= self._users.keys() | self._lingering.keys()
+        known = {encoding_id for _, encoding_id in by_encoding.keys() - self._expected.keys()}
+        assert all(encoding_id in self.watching for encoding_id in known)
+        self.watching.check_integrity()
 
 
 def _on_device(placed: Placed) -> bool:
     return bool(placed) and placed[0][0] is Tier.DEVICE and placed[0][1] is PlacementState.READY
 
 
-def _without_device(placed: Placed) -> Placed:
-    return tuple(each for each in placed if each[0] is not Tier.DEVICE)
-
-
 def _with_device(placed: Placed, num_tokens: int) -> Placed:
-    return ((Tier.DEVICE, PlacementState.READY, num_tokens), *_without_device(placed))
+    return ((Tier.DEVICE, PlacementState.READY, num_tokens), *(each for each in placed if each[0] is not Tier.DEVICE))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from laban.cluster.routing import directory_view
+from laban.cluster.routing import directory_view, watch_book
 from laban.cluster.routing.directory_view import DirectoryView
 from laban.kvstore.directory_messages import News
 from laban.kvstore.placements import PACKED_BITS, PlacementState, Tier, pack, shard_of
@@ -92,6 +92,16 @@ def test_what_nobody_confirms_expires_and_what_is_known_besides_stays(view, time
     view.tick()
     assert not view.held_by("w")
     assert view.holders("a")["w"] == ((DISK, READY, 9),)
+    view.take(0, news(2, a=[("w", DEVICE, LOADING, 9)]))
+    view.expect("w", "e1", "a", 9)
+    view.take(0, news(3, a=[("w", DEVICE, LOADING, 9)]))
+    assert view.tier_of("w", "a") is DEVICE, "older than the call's end, perhaps"
+    time.now = 11.0
+    view.tick()
+    assert view.holders("a")["w"] == ((DEVICE, LOADING, 9),)
+    view.expect("w", "e1", "a", 9)
+    view.take(0, news(4, a=[("w", DEVICE, EVICTING, 9)]))
+    assert view.tier_of("w", "a") is None
 
 
 def test_nothing_expires_while_its_shard_is_silent(time):
@@ -170,46 +180,49 @@ def test_a_life_that_lost_all_in_one_shard_keeps_the_others(time):
 
 
 def test_what_sources_name_is_said_once_and_taken_back_after_a_while(view, time):
-    assert view.take_interest(0) == (("a", "b", "c"), ()) or set(view.take_interest(0)[0]) == set()
+    assert [set(part) for part in view.watching.take(0)] == [{"a", "b", "c"}, set()]
     view.watch("other", "cd")
     view.watch_also("other", "ce")
-    assert [set(part) for part in view.take_interest(0)] == [{"d", "e"}, set()]
+    assert [set(part) for part in view.watching.take(0)] == [{"d", "e"}, set()]
     view.watch("run", "a")
     view.unwatch("other")
-    assert view.take_interest(0) == ((), ()), "they linger"
-    assert set(view.watched(0)) == set("abcde")
+    assert view.watching.take(0) == ((), ()), "they linger"
+    assert set(view.watching.all_of(0)) == set("abcde")
     time.now = 59.0
     view.watch_also("again", "d")
     time.now = 60.0
     view.take(0, news(b=[("w", DEVICE, READY, 1)], d=[("w", DEVICE, READY, 1)]))
     view.tick()
-    assert [set(part) for part in view.take_interest(0)] == [set(), set("bce")]
+    assert [set(part) for part in view.watching.take(0)] == [set(), set("bce")]
     assert set(view.held_by("w")) == {"d"}, "what is not watched is not known"
-    assert set(view.watched(0)) == set("ad")
+    assert set(view.watching.all_of(0)) == set("ad")
 
 
 def test_what_lingers_is_bounded_and_the_oldest_goes_first(view, monkeypatch):
-    monkeypatch.setattr(directory_view, "MAX_LINGERING", 4)
+    monkeypatch.setattr(watch_book, "MAX_LINGERING", 4)
     for number in range(6):
         view.watch(f"s{number}", [f"x{number}"])
         view.unwatch(f"s{number}")
-    assert set(view.watched(0)) == {*"abc", "x2", "x3", "x4", "x5"}
+    assert set(view.watching.all_of(0)) == {*"abc", "x2", "x3", "x4", "x5"}
 
 
-def test_what_is_taken_back_and_named_again_before_it_was_said_is_not_said(view, monkeypatch):
-    view.take_interest(0)
-    monkeypatch.setattr(directory_view, "MAX_LINGERING", 0)
+def test_what_is_named_again_before_it_was_taken_back_is_asked_for_again(view, monkeypatch):
+    view.watching.take(0)
+    view.take(0, news(c=[("w", DEVICE, READY, 1)]))
+    monkeypatch.setattr(watch_book, "MAX_LINGERING", 0)
     view.watch("run", "ab")
+    assert not view.holders("c")
     view.watch("run", "abc")
+    assert view.watching.take(0) == (("c",), ("c",)), "what was known of it is forgotten here"
     view.watch("run", "abcd")
     view.watch("run", "abc")
-    assert view.take_interest(0) == ((), ())
+    assert view.watching.take(0) == ((), ("d",))
     view.unwatch("nobody")
 
 
 def test_whoever_feeds_it_is_told_that_there_is_something_to_say(view):
     calls = []
-    view.on_interest = lambda: calls.append(1)
+    view.watching.on_interest = lambda: calls.append(1)
     view.watch_also("run", "ab")
     assert not calls
     view.watch_also("run", "xy")

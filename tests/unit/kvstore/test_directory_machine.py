@@ -177,7 +177,8 @@ class DirectoryMachine(RuleBasedStateMachine):
 
     def _speak(self, shard, fate):
         anew = not self.known[shard]
-        added, removed = (self.view.watched(shard), ()) if anew else self.view.take_interest(shard)
+        watching = self.view.watching
+        added, removed = (watching.all_of(shard), ()) if anew else watching.take(shard)
         self.numbers[shard] += 1
         watch = Watch("router", self.numbers[shard], added, removed, anew)
         taken = fate != "lost" and self.shards[shard].watch(watch, self.now)
@@ -207,11 +208,11 @@ class DirectoryMachine(RuleBasedStateMachine):
                         batch = life.publisher.take(number, self.now)
                         if batch is not None:
                             life.publisher.answered(number, shard.publish(batch, self.now))
+            self.view.tick()
             for number, shard in enumerate(self.shards):
                 shard.tick(self.now)
                 self._speak(number, "answered")
                 self._poll(number, "answered", 1000)
-            self.view.tick()
         for number, shard in enumerate(self.shards):
             while shard.sweep(3):
                 shard.check_integrity()
@@ -222,13 +223,13 @@ class DirectoryMachine(RuleBasedStateMachine):
                 for placed in record.placements
             } == {key: value for key, value in self._truth().items() if shard_of(key[0], NUM_SHARDS) == number}
             assert all(each.namespace == f"of/{each.encoding_id}" for each in records if each.placements)
-            assert shard._subscriptions.get("router").watched == set(self.view.watched(number))
+            assert shard._subscriptions.get("router").watched == set(self.view.watching.all_of(number))
         assert {
             (encoding_id, worker_id, tier): (state, num_tokens)
-            for encoding_id in self.view._users
+            for encoding_id in self.view.watching.named()
             for worker_id, placed in self.view.holders(encoding_id).items()
             for tier, state, num_tokens in placed
-        } == {key: value for key, value in self._truth().items() if key[0] in self.view._users}
+        } == {key: value for key, value in self._truth().items() if key[0] in self.view.watching.named()}
 
     def _truth(self):
         return {
