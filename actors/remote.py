@@ -83,7 +83,8 @@ def spawn_worker(plan: WorkerPlan) -> WorkerHandle:
     remote: Any = ray.remote  # its types know tasks' options only
     worker = remote(concurrency_groups=CONCURRENCY_GROUPS)(WorkerProcess)
     if plan.num_shards == 1:
-        alone: Any = worker.options(**options).remote(plan)
+        # Over the nodes, so that the loss of one costs as few workers as can be.
+        alone: Any = worker.options(**options, scheduling_strategy="SPREAD").remote(plan)
         alone.load.remote()
         return WorkerHandle(alone)
     # On as few nodes as possible, and all at once: half of the shards would wait for the other half.
