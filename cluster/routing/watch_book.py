@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, KeysView
 
 from laban.kvstore.encodings import EncodingId
 from laban.kvstore.placements import shard_of
@@ -78,9 +78,12 @@ class WatchBook:
         self._added[shard], self._removed[shard] = {}, {}
         return added, removed
 
-    def named(self) -> Iterable[EncodingId]:
+    def named(self) -> KeysView[EncodingId]:
         """By any source."""
-        return self._users
+        return self._users.keys()
+
+    def sources(self) -> KeysView[str]:
+        return self._sources.keys()
 
     def _unname(self, encoding_ids: Iterable[EncodingId]) -> None:
         now_s = self._clock()

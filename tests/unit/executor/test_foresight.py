@@ -123,7 +123,7 @@ def test_the_nearest_use_of_all_runs_counts() -> None:
     world.look()
     assert world.fleet.told() == {"w0": {prompt: None}}
     assert not world.foresight._book
-    assert world.fleet.directory._users.keys() == {prompt}  # the test's own
+    assert world.fleet.directory.watching.named() == {prompt}  # the test's own
 
 
 def test_what_is_overdue_is_expected_later_again() -> None:
@@ -142,12 +142,12 @@ def test_what_is_overdue_is_expected_later_again() -> None:
 def test_what_is_watched_is_what_will_be_read() -> None:
     world = World(prefetch=False)
     run = world.begin(CHAIN)
-    assert world.fleet.directory._users.keys() == run.look().uses.keys()
+    assert world.fleet.directory.watching.named() == run.look().uses.keys()
     world.move(run, "draft", "review")
-    assert world.fleet.directory._users.keys() == run.look().uses.keys()
+    assert world.fleet.directory.watching.named() == run.look().uses.keys()
     assert world.foresight.uses("wf").keys() == run.look().uses.keys()
     world.foresight.end("wf")
-    assert not world.fleet.directory._users
+    assert not world.fleet.directory.watching.named()
     assert world.foresight.uses("wf") == {}
 
 

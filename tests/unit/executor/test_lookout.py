@@ -185,7 +185,7 @@ async def test_workers_hear_of_what_the_next_steps_will_read() -> None:
         ranks = {call.rank for call in made.worker.engine.calls}
         assert ranks == {1}
         assert made.lookout.history.tokens("chain", "review") is not None
-        assert not made.dispatcher.directory._sources
+        assert not made.dispatcher.directory.watching.sources()
 
 
 @asynchronous
@@ -223,7 +223,7 @@ async def test_sessions_keep_their_messages_and_have_a_place_among_the_workflows
         assert all(foresight.specs_of(each)[-1].encoding_id == each for each in foresight.upcoming())
         sessions.close(session)
         await until(lambda: not foresight.upcoming())
-        assert not made.dispatcher.directory._sources
+        assert not made.dispatcher.directory.watching.sources()
 
 
 @asynchronous
