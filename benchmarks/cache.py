@@ -38,6 +38,7 @@ from laban.actors.models import prepare_default_model
 RESIDENT = replace(NONE, name="resident")
 ROOM = 4  # agents whose prompts the pool has pages for
 PAGE = 16
+RANDOM_OUT = 2  # tokens: decoding says nothing here
 POLICIES = ("lru", "steps", "cost")
 
 
@@ -50,11 +51,11 @@ class Sizes:
     out: int = 8
     rounds: int = 2
     link_bytes_per_s: float = 40e6  # 256 tokens of the default model are 12 MB
-    random_fixed: int = 64
-    random_steps: int = 100
+    random_fixed: int = 32
+    random_steps: int = 300
 
 
-QUICK = Sizes(fixed=96, new=4, out=4, rounds=1, random_fixed=48, random_steps=40)
+QUICK = Sizes(fixed=96, new=4, out=4, rounds=1, random_fixed=32, random_steps=150)
 
 
 class CpuBench(Bench):
@@ -88,7 +89,7 @@ class CpuBench(Bench):
             replace(v, name=f"{v.name}.{slow}", link_bytes_per_s=sizes.link_bytes_per_s) for v in (ON_DEMAND, OURS)
         ]
         tables: list[tuple[Table, list[Workflow], CacheCounters]] = []
-        a_prompt, spare = sizes.fixed + PAGE, 8 * (sizes.new + sizes.out + PAGE)
+        a_prompt, spare = sizes.fixed, sizes.new + sizes.out + 2 * PAGE
         for variant in variants:
             self.clock.say(f"ring: encoding the prompts for {variant.name}")
             agents = AGENTS + 1 if variant is RESIDENT else ROOM
@@ -131,14 +132,14 @@ class CpuBench(Bench):
         found = {}
         for policy in POLICIES:
             self.clock.say(f"random order: {policy}")
-            spare = 8 * (sizes.new + sizes.out + PAGE)
-            table = self.table(Variant(policy, policy), ROOM * (sizes.random_fixed + PAGE) + spare, 0)
+            spare = sizes.new + RANDOM_OUT + 2 * PAGE
+            table = self.table(Variant(policy, policy), ROOM * sizes.random_fixed + spare, 0)
             workflow = self.workflows(table.desk, 1, sizes.random_fixed)[0]
             self.warm(table, [workflow], at_once=1)
             before, order = _counted(table).tokens_encoded_again, random.Random(self.seed)
             for _ in range(sizes.random_steps):
                 workflow.turn = order.randrange(AGENTS)
-                table.run([workflow], 1, sizes.new, sizes.out)
+                table.run([workflow], 1, sizes.new, RANDOM_OUT)
             found[policy] = float(_counted(table).tokens_encoded_again - before)
             self._end(table, [])
         self.report.rows += [
