@@ -224,6 +224,7 @@ class Engine:
             scheduler.prefetches.order(each.prefetches)
             scheduler.prefetches.cancel(each.cancelled)
         for encoding_id, failed in tiers.take_arrivals():
+            scheduler.prefetches.may_begin = True
             if failed is not None:
                 scheduler.refuse(encoding_id, failed)
         if tiers.flights is not None:

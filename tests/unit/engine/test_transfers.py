@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from engine_harness import Driver, force, logprobs, make_engine
+from transfer_rig import Clock, Loop
 
 from laban.actors.calls import Advice, Prefetch, Source, WorkerRates
-from laban.actors.engine.engine import Engine
 from laban.actors.exporting import Exporting
-from laban.actors.transfers import Chunk, Export, ExportRequest, Granted, PeerLost, PeerPort, Refused, checksum_of
+from laban.actors.transfers import Chunk, ExportRequest, Granted, PeerLost, PeerPort, Refused, checksum_of
 from laban.kvstore.encodings import EncodingSpec, closure
 from laban.kvstore.uses import Use
 
@@ -30,32 +30,6 @@ def driver_of(pool_tokens: int = 1024, host_tokens: int = 4096, **options: Any) 
     engine.tiers.rates._values = {name: getattr(RATES, name) for name in RATES.__dataclass_fields__}
     engine.tiers.rates.adopt = lambda known: None  # type: ignore[method-assign]
     return Driver(engine)
-
-
-class Loop:
-    """ExportPort over an engine that nobody else steps."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-
-    @property
-    def info(self) -> Any:
-        return self.engine.info
-
-    def export(self, request: ExportRequest) -> None:
-        self.engine.export(request)
-        while not request.reply.done():
-            self.engine.step()
-
-    def end_export(self, export: Export) -> None:
-        self.engine.end_export(export)
-
-
-class Clock:
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 class LocalPeer:
