@@ -151,7 +151,8 @@ class Tiers:
         return min(encode_s, self._disk_s(entry.num_tokens)) if entry.key in self._on_disk else encode_s
 
     def _encode_again_s(self, entry: Entry) -> float:
-        if entry.spec is None:
+        """With its evicted ancestors only if a read of it is expected: an answer nobody reads is not kept for those."""
+        if entry.spec is None or self.needs.use(entry.key) is None:
             return self.encode_s(entry.num_tokens or entry.capacity)
         return self.encode_s(encode_tokens(entry.spec, self._is_somewhere))
 
@@ -220,7 +221,7 @@ class Tiers:
             return Way.MIX
         if not self.mixes:
             return Way.LOAD
-        return Way.LOAD if load_s < self._encode_again_s(held) else Way.ENCODE
+        return Way.LOAD if load_s < self.encode_s(encode_tokens(spec, self._is_somewhere)) else Way.ENCODE
 
     def _begin_arrival(
         self, spec: EncodingSpec, sources: Iterable[Source], refused: Collection[object], wanted: bool

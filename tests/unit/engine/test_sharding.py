@@ -15,6 +15,7 @@ from shard_processes import HEADS, compare_dense, fail_on_one, outcomes, play, p
 from laban.actors.calls import WorkerLoad
 from laban.actors.engine.lockstep import ShardsDiverged, Turn, follow
 from laban.actors.engine.sharding import local_num_heads, local_num_kv_heads, shard_model
+from laban.actors.engine.tick import Tick
 from laban.actors.errors import InvalidInput, UnsupportedModel
 from laban.actors.shards import heads_per_shard
 from laban.kernels import row_attention
@@ -95,10 +96,13 @@ class Alone:
         return next(self._turns)
 
 
+NOW = Tick(0.0)
+
+
 def test_a_shard_in_another_state_than_the_first_ends() -> None:
     quiet = WorkerLoad(num_free_pages=256, num_pages=256)
-    follow(make_engine(), Alone([Turn((), None), Turn((), quiet), None]))  # type: ignore[arg-type]
-    turns = [Turn((), None), Turn((), WorkerLoad(num_free_pages=255, num_pages=256))]
+    follow(make_engine(), Alone([Turn((), None, NOW), Turn((), quiet, NOW), None]))  # type: ignore[arg-type]
+    turns = [Turn((), None, NOW), Turn((), WorkerLoad(num_free_pages=255, num_pages=256), NOW)]
     with pytest.raises(ShardsDiverged, match=r"num_free_pages=256.*num_free_pages=255"):
         follow(make_engine(), Alone(turns))  # type: ignore[arg-type]
 
