@@ -177,23 +177,22 @@ class Scheduler:
             done = Sequence(found, plan.target.start, list(plan.target.tokens), (), (), plan.target, finished=True)
             sequence = self._producers.get(found, done)
             tokens = []
-        computed = {spec.encoding_id for spec, way in plan.missing if way is Way.ENCODE}
-        encoded = len(tokens)
+        brought = {}  # of what is missing, how many of its first tokens
         for spec, way in plan.missing:
-            held = self.tiers.held_tokens(spec.encoding_id) if way is Way.RESUME else 0
-            encoded += spec.num_tokens - held if way in (Way.ENCODE, Way.RESUME) else 0
+            held = self.tiers.held_tokens(spec.encoding_id) if way is Way.RESUME else spec.num_tokens
+            brought[spec.encoding_id] = 0 if way is Way.ENCODE else held
+        encoded = len(tokens) + sum(spec.num_tokens - brought[spec.encoding_id] for spec, _ in plan.missing)
         if before is not None:
             before.sequence = sequence
             before.tokens_encoded += encoded
             return before
-        fetched = {spec.encoding_id for spec, way in plan.missing if way is not Way.ENCODE}
         running = RunningCall(call, sequence, waiting.submitted_at, sum(p.num_tokens for p in plan.view))
         running.serial = waiting.serial
         for placed in plan.view:
-            if placed.encoding_id in fetched:
-                running.tokens_loaded += placed.num_tokens
-            if placed.encoding_id not in computed:
-                running.tokens_reused += placed.num_tokens
+            there = brought.get(placed.encoding_id)
+            loaded = 0 if there is None else max(0, min(placed.end, there) - placed.begin)
+            running.tokens_loaded += loaded
+            running.tokens_reused += placed.num_tokens if there is None else loaded
         self.tiers.counters.add("tokens_hit_device", running.tokens_reused - running.tokens_loaded)
         running.tokens_encoded = encoded
         return running

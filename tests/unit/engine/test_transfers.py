@@ -142,7 +142,7 @@ def test_what_came_before_a_transfer_broke_off_is_kept(how: str) -> None:
     exporting = connect(receiver, sender, lambda peer: Breaking(peer, how))
     spec = sender.prefill(text(2, 150))
     result = answer(receiver, spec, source(spec))
-    assert result.tokens_encoded == 1 + 150 - 64
+    assert (result.tokens_loaded, result.tokens_reused, result.tokens_encoded) == (64, 64, 1 + 150 - 64)
     torch.testing.assert_close(logprobs(result), logprobs(answer(sender, spec)), atol=2e-4, rtol=0)
     assert_same(receiver, sender, spec, 64)
     assert exporting.num_leases == pins(sender) == pins(receiver) == 0
