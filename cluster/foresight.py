@@ -85,13 +85,14 @@ class Foresight:
         prefetch: bool = True,
         limits: ForesightLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
+        timer: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`clock` is that of `Steps.begun_s`."""
+        """`clock` is that of `Steps.begun_s`; by `timer` it is told what looking takes."""
         self._fleet = fleet
         self._likelihoods = likelihoods
         self._history = history
         self._limits = limits or ForesightLimits()
-        self._clock = clock
+        self._clock, self._timer = clock, timer
         self._book = UseBook()
         self._advising = Advising(self._book, fleet.directory, fleet.advise)
         self._prefetching = Prefetching(fleet) if prefetch else None
@@ -231,12 +232,12 @@ class Foresight:
             return
         while True:
             await self._until_due()
-            began = time.perf_counter()
+            began = self._timer()
             try:
                 self.look()
             except Exception:
                 logger.exception("looking ahead failed")
-            spent_s = time.perf_counter() - began
+            spent_s = self._timer() - began
             await asyncio.sleep(max(self._limits.debounce_s, spent_s / self._limits.share))
 
     async def _until_due(self) -> None:
@@ -251,7 +252,7 @@ class Foresight:
 
     def look(self) -> None:
         """Look at what has moved, and tell the workers."""
-        began = time.perf_counter()
+        began = self._timer()
         now_s = self._clock()
         for source in [source for source, due_s in self._due_s.items() if due_s <= now_s]:
             del self._due_s[source]
@@ -265,7 +266,7 @@ class Foresight:
             except Exception:  # it goes on without
                 logger.exception("looking ahead of %s failed", source)
                 self.forget(source)
-            if time.perf_counter() - began > self._limits.most_at_once_s:
+            if self._timer() - began > self._limits.most_at_once_s:
                 break
         self._held_off_s = min((self._sources[source].not_before_s for source in self._moved), default=None)
         self._advising.collect(now_s)
@@ -277,7 +278,7 @@ class Foresight:
         self._advising.send()
 
     def _look_at(self, source: str, now_s: float) -> None:
-        began = time.perf_counter()
+        began = self._timer()
         found = self._sources[source]
         seen = found.forecast.look(now_s)
         if seen is None:
@@ -298,7 +299,7 @@ class Foresight:
             self._due_s.pop(source, None)
         else:
             self._due_s[source] = seen.again_s
-        found.not_before_s = now_s + (time.perf_counter() - began) / self._limits.share_each
+        found.not_before_s = now_s + (self._timer() - began) / self._limits.share_each
 
     async def _prepare(self, source: str, run: Run) -> None:
         """A large run's look-ahead takes long to begin: not in the event loop."""
@@ -313,14 +314,14 @@ class Foresight:
         if now_s < self._no_plan_before_s:
             self._plan_at_s = self._no_plan_before_s
             return
-        began = time.perf_counter()
+        began = self._timer()
         orders, cancels, is_more = prefetching.plan(lambda each: self._book.nearest(each) is not None, now_s)
         for worker_id, prefetch in orders:
             self._advising.prefetch(worker_id, prefetch, now_s)
         for worker_id, encoding_id in cancels:
             self._advising.cancel(worker_id, encoding_id)
         self._plan_at_s = now_s + self._limits.replan_s if is_more else None
-        self._no_plan_before_s = now_s + (time.perf_counter() - began) / self._limits.share_each
+        self._no_plan_before_s = now_s + (self._timer() - began) / self._limits.share_each
 
     def _arrived(self, worker_id: str, encoding_id: EncodingId) -> None:
         self._advising.arrived(worker_id, encoding_id)

@@ -106,7 +106,7 @@ def _starts(
     seen = set(here)
     done_s = flight_s  # from now on, when all that was begun would be there
     for each in readers:
-        lacks = [lack for lack in each.lacks if lack.encoding_id not in seen]
+        lacks = list({lack.encoding_id: lack for lack in each.lacks if lack.encoding_id not in seen}.values())
         lacks = [lack for lack in lacks if each.likelihood * lack.bring_s >= limits.min_benefit_s]
         latest_s = each.in_s - done_s - sum(lack.bring_s for lack in lacks)  # begun later than this it comes too late
         is_time = latest_s <= limits.spare_s + limits.spare_share * each.in_s

@@ -92,5 +92,6 @@ class FakeFleet:
 
 
 def foresight_of(fleet: FakeFleet, history: StepHistory | None = None, **options) -> Foresight:
-    """It looks when it is told to."""
-    return Foresight(fleet, Likelihoods(), history or StepHistory(), clock=lambda: fleet.now_s, **options)
+    """It looks when it is told to, in no time."""
+    clocks = {"clock": lambda: fleet.now_s, "timer": lambda: 0.0}
+    return Foresight(fleet, Likelihoods(), history or StepHistory(), **clocks, **options)
