@@ -60,26 +60,42 @@ class StepsPolicy:
 
 
 class CostPolicy:
-    """Least worth its room first: `bring_back_s / num_bytes * chance of a read, a second`, then recency.
+    """Least worth its room goes first: `bring_back_s / num_bytes / wait_s * chance`, then recency.
 
-    The chance has two parts, and they add up:
+    That is what keeping a byte for a second is expected to save. Of an announced use the chance is its likelihood. From
+    the last use to the announced one is its `interval_s`; what is said of it may be off by some of that, so
 
-    - `likelihood / wait`, of the reader that is known. `wait` is the time until it is expected. Once it is overdue,
-      `wait` is the time since: a read that did not come counts for as much as one that came then, and fades likewise.
-    - `UNANNOUNCED / age`, of one that nobody announced: the longer it has not been read, the less it will be.
+    - before it is due, `wait_s` is the time until then, and DOUBT of the interval;
+    - overdue by `late` intervals, `wait_s` is interval_s * (DOUBT + late / 5 + late^2 / 20): it should come any moment,
+      and with time it more and more will not. Nothing is pinned by a use that never comes.
 
-    Where all cost the same to bring back, what is declared goes by farthest next use, what is not by least recent one.
+    Of what nobody announced `wait_s` is the age, the time since its last use: what has not been read for long will not
+    be for long. The chance is UNANNOUNCED, or WITHDRAWN if somebody did announce a use and took it back.
+
+    So where all cost the same to bring back, what is announced goes by farthest next use and what is not as with `lru`;
+    where costs differ, what is cheap by the byte goes before it, as GreedyDual would have it.
     """
 
-    UNANNOUNCED = 0.05
-    """How much being read a second ago says of being read again, next to a sure reader in one second."""
+    DOUBT = 0.1
+    UNANNOUNCED = 0.02
+    WITHDRAWN = 0.0004
     INSTANT_S = 1e-3
 
     def key(self, item: Evictable, now_s: float) -> tuple[float, ...]:
-        a_second = self.UNANNOUNCED / (abs(now_s - item.last_use_s) + self.INSTANT_S)
-        if item.next_use_s is not None:
-            a_second += item.likelihood / (abs(item.next_use_s - now_s) + self.INSTANT_S)
-        return (item.bring_back_s / item.num_bytes * a_second, item.last_use_s)
+        age_s = max(0.0, now_s - item.last_use_s) + self.INSTANT_S
+        next_use_s = item.next_use_s
+        if next_use_s is None:
+            chance_a_second = (self.WITHDRAWN if item.withdrawn else self.UNANNOUNCED) / age_s
+        else:
+            since_s = item.last_use_s if item.last_use_s > -inf else now_s  # brought, and not used yet
+            interval_s = abs(next_use_s - since_s) + self.INSTANT_S
+            if next_use_s >= now_s:
+                chance_a_second = item.likelihood / (next_use_s - now_s + self.DOUBT * interval_s)
+            else:
+                late = (now_s - next_use_s) / interval_s
+                wait_s = interval_s * (self.DOUBT + late / 5 + late * late / 20)
+                chance_a_second = item.likelihood / wait_s + self.UNANNOUNCED / age_s
+        return (item.bring_back_s / item.num_bytes * chance_a_second, item.last_use_s)
 
 
 class BeladyPolicy:

@@ -25,7 +25,7 @@ class Needs:
         self.bytes_per_token = bytes_per_token
         self.now_s = 0.0
         self._uses: dict[EncodingId, Use] = {}  # `in_s` on our clock
-        self._returns: dict[EncodingId, int] = {}  # of those whose use was withdrawn: how often it came back
+        self._withdrawn: dict[EncodingId, None] = {}  # of which a use was announced, and then that there is none
         self._pinned_until_s: dict[EncodingId, float] = {}
 
     def take_uses(self, uses: Iterable[tuple[EncodingId, Use | None]]) -> None:
@@ -33,12 +33,11 @@ class Needs:
             before = self._uses.pop(encoding_id, None)  # the latest news last
             if use is None:
                 if before is not None:
-                    self._returns.setdefault(encoding_id, 0)
+                    self._withdrawn[encoding_id] = None
             else:
-                if before is None and encoding_id in self._returns:
-                    self._returns[encoding_id] += 1
+                self._withdrawn.pop(encoding_id, None)
                 self._uses[encoding_id] = replace(use, in_s=self.now_s + use.in_s)
-        for known in (self._uses, self._returns):
+        for known in (self._uses, self._withdrawn):
             while len(known) > MAX_USES:
                 del known[next(iter(known))]
 
@@ -66,7 +65,7 @@ class Needs:
         return until_s is not None
 
     def order_of(
-        self, encoding_id: EncodingId, num_tokens: int, last_use_s: float, bring_back_s: float, since_s: float = 0.0
+        self, encoding_id: EncodingId, num_tokens: int, last_use_s: float, bring_back_s: float
     ) -> tuple[float, ...]:
         """The sort key by which it leaves its tier: what is pinned after all else, then as the policy has it."""
         use = self.use(encoding_id)
@@ -80,16 +79,14 @@ class Needs:
             likelihood=0.0 if use is None else use.likelihood,
             fixed=use is not None and use.fixed,
             bring_back_s=bring_back_s,
-            withdrawn=use is None and encoding_id in self._returns,
-            num_returns=self._returns.get(encoding_id, 0),
-            since_s=since_s,
+            withdrawn=use is None and encoding_id in self._withdrawn,
         )
         return (float(self.is_pinned(encoding_id)), *self.policy.key(item, self.now_s))
 
     def order(self, bring_back_s: Callable[[Entry], float]) -> Callable[[Entry], tuple[float, ...]]:
         """The order of a tier's entries, for a store."""
         return lambda entry: self.order_of(
-            entry.key, entry.num_tokens or entry.capacity, entry.last_use_s, bring_back_s(entry), entry.since_s
+            entry.key, entry.num_tokens or entry.capacity, entry.last_use_s, bring_back_s(entry)
         )
 
 

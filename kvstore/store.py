@@ -37,7 +37,6 @@ class Entry:
     pins: int = 0
     last_use: int = 0
     last_use_s: float = 0.0
-    since_s: float = 0.0  # when it was first there
     tenant: str = ""
     spec: EncodingSpec | None = None
     serial: int = field(default_factory=_serials.__next__)  # unlike any other entry's of this process
@@ -155,7 +154,7 @@ class EncodingStore:
         if count > obtainable:
             raise OutOfPages(f"{count} pages asked for, {obtainable} to be had")
         self._make_room(count, tenant)
-        entry = Entry(key, self.allocator.allocate(count), self.page_size, pins=1, tenant=tenant, since_s=self.now_s)
+        entry = Entry(key, self.allocator.allocate(count), self.page_size, pins=1, tenant=tenant)
         self._taken[tenant] += count
         self._entries[key] = entry
         return entry
@@ -269,7 +268,8 @@ class EncodingStore:
         if self._num_kept <= 0 or len(self._entries) <= ALWAYS_SORTED:
             self._sort()
         for _, _, entry in reversed(self._sorted):
-            if entry.pins == 0 and self._entries.get(entry.key) is entry:
+            current = self._entries.get(entry.key)
+            if entry.pins == 0 and current is entry:
                 yield entry
         sorted_ones = {id(entry) for _, _, entry in self._sorted}
         yield from sorted(

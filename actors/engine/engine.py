@@ -100,6 +100,7 @@ class Engine:
             on_free=self._frees,
         )
         self.tiers.is_on_device = self.store.__contains__
+        self.tiers.last_write = self._last_write
         self.exports = Exports(self.tiers, self.store)
         self.info = WorkerInfo(
             worker_id=worker_id,
@@ -425,6 +426,9 @@ class Engine:
         if under_way is None or not len(pages) or int(self._read_until[list(pages)].max()) < under_way.number:
             return None
         return under_way.launched.ready
+
+    def _last_write(self) -> Event | None:
+        return None if self._under_way is None else self._under_way.launched.ready
 
     def close(self) -> None:
         """Ends the threads of the tiers below."""

@@ -160,6 +160,8 @@ class Tiers:
         return self.is_on_device(encoding_id) or (self.host is not None and encoding_id in self.host)
 
     is_on_device: Callable[[EncodingId], bool] = staticmethod(lambda encoding_id: False)
+    last_write: Callable[[], torch.cuda.Event | None] = staticmethod(lambda: None)
+    """After it all that was published stands on the device: an iteration under way may write its last tokens."""
 
     def _disk_s(self, num_tokens: int) -> float:
         return num_tokens * self.needs.bytes_per_token / self.rates.expected.disk_bytes_per_s
@@ -394,7 +396,8 @@ class Tiers:
                 self.host.publish(room, entry.key, entry.num_tokens, entry.spec)
                 self.host.unpin(room)
 
-        self.flights.start("save", entry.runs(begin, end), room.runs(begin, end), done, gentle=gentle)
+        runs = entry.runs(begin, end), room.runs(begin, end)
+        self.flights.start("save", *runs, done, self.last_write(), gentle=gentle)
 
     def _spill(self) -> None:
         assert self.disk is not None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -63,6 +65,26 @@ def test_what_was_evicted_comes_back_from_the_host_bit_for_bit() -> None:
     for part, was in zip(driver.keys_and_values(spec), before, strict=True):
         assert torch.equal(part, was)
     assert driver.engine.tiers.counters.totals().tokens_loaded_host == 100
+
+
+def test_a_save_waits_for_the_iteration_that_may_still_write() -> None:
+    driver, event = driver_of(), object()
+    flights, afters = driver.engine.tiers.flights, []
+    start = flights.start
+
+    def started(direction: str, device: Any, host: Any, on_done: Any, after: Any = None, **rest: Any) -> Any:
+        afters.append((direction, after))
+        return start(direction, device, host, on_done, None, **rest)
+
+    flights.start = started
+    driver.prefill(text(1, 100))
+    driver.engine._under_way = SimpleNamespace(launched=SimpleNamespace(ready=event))
+    for entry in driver.engine.store.entries():
+        driver.engine.tiers.save_one(driver.engine.store, entry)
+    driver.engine.tiers.pump_saves(beside=False)
+    driver.engine._under_way = None
+    driver.run()
+    assert afters == [("save", event)]
 
 
 def test_head_is_encoded_while_the_tail_is_loaded() -> None:

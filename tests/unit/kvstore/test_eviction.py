@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import pytest
@@ -75,22 +76,36 @@ def test_cost_doubts_what_is_unlikely() -> None:
     assert order("cost", sure("a", 5, likelihood=0.2), sure("b", 8)) == "ab"
 
 
-def test_cost_lets_an_overdue_read_fade_as_a_use_does() -> None:
-    """What was due long ago does not stay for ever: something used since, or due soon, outlives it."""
-    overdue = [sure(name, -late, last_use_s=0.0) for name, late in (("w", 500), ("x", 50), ("y", 5))]
-    assert order("cost", *overdue) == "wxy"
-    assert order("cost", sure("a", -500), sure("b", 60)) == "ab"
-    assert order("cost", sure("a", -500), item("b", last_use_s=NOW_S - 1)) == "ab"
+def test_cost_keeps_for_a_while_what_is_overdue_and_then_lets_it_fade() -> None:
+    """An interval of 100 s: a little late it should come any moment; late by many times that it will not."""
+    late = [sure(name, -by, last_use_s=NOW_S - 100 - by) for name, by in (("x", 5000), ("y", 500), ("z", 20))]
+    assert order("cost", *late) == "xyz"
+    assert order("cost", sure("soon", 60, last_use_s=NOW_S - 40), late[2]) == "soonz"
+    assert order("cost", sure("soon", 60, last_use_s=NOW_S - 40), late[1]) == "ysoon"
+    assert order("cost", item("chat", last_use_s=NOW_S - 1), late[0]) == "xchat"
+
+
+def test_cost_keeps_what_was_brought_for_a_use_and_not_used_yet() -> None:
+    brought = sure("brought", 5, last_use_s=-inf)
+    assert order("cost", brought, sure("far", 50), item("unused", last_use_s=-inf)) == "unusedfarbrought"
+    late = sure("late", -5, last_use_s=-inf)
+    assert order("cost", late, item("chat", last_use_s=NOW_S - 5)) == "chatlate"
+
+
+def test_cost_lets_what_was_taken_back_go_before_what_nobody_spoke_of() -> None:
+    spoken = item("spoken", withdrawn=True, last_use_s=NOW_S - 1)
+    assert order("cost", item("silent", last_use_s=NOW_S - 30), spoken) == "spokensilent"
 
 
 plain = st.builds(
     item,
     st.just("i"),
-    last_use_s=st.floats(0, NOW_S),
+    last_use_s=st.one_of(st.just(-inf), st.floats(0, NOW_S)),
     next_use_s=st.one_of(st.none(), st.floats(0, 2 * NOW_S)),
     likelihood=st.floats(0, 1),
     steps=st.one_of(st.none(), st.integers(0, 50)),
     fixed=st.booleans(),
+    withdrawn=st.booleans(),
     num_bytes=st.integers(1, 1 << 40),
     bring_back_s=st.floats(0, 100),
     true_next_use_s=st.one_of(st.none(), st.floats(NOW_S, 2 * NOW_S)),
