@@ -70,7 +70,9 @@ class CostPolicy:
       and with time it more and more will not. Nothing is pinned by a use that never comes.
 
     Of what nobody announced `wait_s` is the age, the time since its last use: what has not been read for long will not
-    be for long. The chance is UNANNOUNCED, or WITHDRAWN if somebody did announce a use and took it back.
+    be for long. The chance is UNANNOUNCED; WITHDRAWN if a use was announced and taken back, as it is when the last run
+    that reads it ends; RETURNED if after that another one was announced before, as happens to what many runs read, and
+    then `wait_s` is the time that it takes to come back, unless the age is longer.
 
     So where all cost the same to bring back, what is announced goes by farthest next use and what is not as with `lru`;
     where costs differ, what is cheap by the byte goes before it, as GreedyDual would have it.
@@ -79,13 +81,19 @@ class CostPolicy:
     DOUBT = 0.1
     UNANNOUNCED = 0.02
     WITHDRAWN = 0.0004
+    RETURNED = 0.05
     INSTANT_S = 1e-3
 
     def key(self, item: Evictable, now_s: float) -> tuple[float, ...]:
         age_s = max(0.0, now_s - item.last_use_s) + self.INSTANT_S
         next_use_s = item.next_use_s
         if next_use_s is None:
-            chance_a_second = (self.WITHDRAWN if item.withdrawn else self.UNANNOUNCED) / age_s
+            if not item.withdrawn:
+                chance_a_second = self.UNANNOUNCED / age_s
+            elif not item.num_returns:
+                chance_a_second = self.WITHDRAWN / age_s
+            else:
+                chance_a_second = self.RETURNED / max(age_s, (now_s - item.since_s) / item.num_returns)
         else:
             since_s = item.last_use_s if item.last_use_s > -inf else now_s  # brought, and not used yet
             interval_s = abs(next_use_s - since_s) + self.INSTANT_S

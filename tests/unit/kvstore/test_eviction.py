@@ -97,6 +97,13 @@ def test_cost_lets_what_was_taken_back_go_before_what_nobody_spoke_of() -> None:
     assert order("cost", item("silent", last_use_s=NOW_S - 30), spoken) == "spokensilent"
 
 
+def test_cost_keeps_what_comes_back_again_and_again() -> None:
+    once, never = (item(name, withdrawn=True, last_use_s=NOW_S - 20) for name in ("once", "never"))
+    once = replace(once, num_returns=1, since_s=NOW_S - 500)
+    often = replace(once, encoding_id="often", num_returns=50)
+    assert order("cost", often, once, never) == "neveronceoften"
+
+
 plain = st.builds(
     item,
     st.just("i"),
@@ -106,6 +113,8 @@ plain = st.builds(
     steps=st.one_of(st.none(), st.integers(0, 50)),
     fixed=st.booleans(),
     withdrawn=st.booleans(),
+    num_returns=st.integers(0, 9),
+    since_s=st.floats(0, NOW_S),
     num_bytes=st.integers(1, 1 << 40),
     bring_back_s=st.floats(0, 100),
     true_next_use_s=st.one_of(st.none(), st.floats(NOW_S, 2 * NOW_S)),
