@@ -102,6 +102,7 @@ def test_what_keeps_a_worker_from_joining_is_said():
             if worker_id == "other":
                 return LoopWorker(ScriptedEngine(worker_id=worker_id, namespace="another"))
             await asyncio.sleep(3600)
+            return None
 
     async def scenario(dispatcher, workers, sink):
         fleet = dispatcher.fleet
