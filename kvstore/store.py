@@ -268,9 +268,9 @@ class EncodingStore:
         if self._num_kept <= 0 or len(self._entries) <= ALWAYS_SORTED:
             self._sort()
         for _, _, entry in reversed(self._sorted):
-            current = self._entries.get(entry.key)
-            if entry.pins == 0 and current is entry:
-                yield entry
+            kept = self._entries.get(entry.key)
+            if kept is not None and kept.serial == entry.serial and kept.pins == 0:
+                yield kept
         sorted_ones = {id(entry) for _, _, entry in self._sorted}
         yield from sorted(
             (e for e in self._entries.values() if e.pins == 0 and id(e) not in sorted_ones), key=self._order

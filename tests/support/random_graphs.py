@@ -182,20 +182,29 @@ def independent(graph: StepGraph, now: Progress) -> set[str]:
         parts = [part - fixed for part in (*parts, around)]
         disjoint = sum(map(len, parts)) == len(frozenset().union(*parts))
         agree = all(
-            hangs[wait] & fixed <= {use.gate for use in needs[wait] & needs[unit]}
-            for wait in each.waits
-            if wait not in now.outcomes
+            hangs[before] & fixed - {before} <= {use.gate for use in needs[before] & needs[unit]}
+            for before in (*each.waits, *(use.gate for use in uses))
+            if before not in now.outcomes
         )
-        may_be_empty = any(_may_bring_nothing(graph, unit, wait, needs) for wait in each.waits if wait in graph.loops)
-        if disjoint and agree and not may_be_empty and clean.issuperset((*each.waits, *(use.gate for use in uses))):
+        empty = any(
+            _may_bring_nothing(graph, now, unit, wait, needs, hangs) for wait in each.waits if wait in graph.loops
+        )
+        if disjoint and agree and not empty and clean.issuperset((*each.waits, *(use.gate for use in uses))):
             clean.add(unit)
     return clean & graph.nodes.keys()
 
 
-def _may_bring_nothing(graph: StepGraph, reader: str, loop: str, needs: Mapping[str, frozenset[GateUse]]) -> bool:
+def _may_bring_nothing(
+    graph: StepGraph,
+    now: Progress,
+    reader: str,
+    loop: str,
+    needs: Mapping[str, frozenset[GateUse]],
+    hangs: Mapping[str, frozenset[str]],
+) -> bool:
     """Whether a loop may end without any of the steps in it that `reader` reads: then the reader does not run, while
     the look-ahead takes the loop's end for enough."""
     node = graph.nodes.get(reader)
     keys = [key for source in node.sources if loop in source.waits for key in source.keys] if node is not None else []
     own = {*graph.loops[loop].gates, *(use.gate for use in needs[loop])}
-    return any(use.gate not in own for key in keys for use in graph.nodes[key].gates)
+    return any(now.outcomes.get(key, "there") != "there" or hangs[key] - own for key in keys)

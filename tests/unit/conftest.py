@@ -8,6 +8,11 @@ import os
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings
+
+# Fresh examples on each run; the same each time where a change is judged: HYPOTHESIS_PROFILE=same.
+settings.register_profile("same", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 # One thread a process, set before torch is imported: the tests run in as many processes as there are cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
