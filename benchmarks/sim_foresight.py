@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from sim_flows import Message
 from sim_runs import Durations, Run
@@ -41,6 +41,18 @@ class Future:
         return reads[at][0] if at < len(reads) else None
 
 
+@dataclass(slots=True, eq=False)
+class Told:
+    """What has been told of one message so far. `version` counts the times."""
+
+    use: Use | None = None  # the nearest, dated
+    version: int = 0
+    num_returns: int = 0  # uses announced after there was none any more
+
+
+NOTHING = Told()
+
+
 class Foresight:
     """Of all runs. `wrong` is the share of announced uses that are mistaken: another's time, or none at all."""
 
@@ -49,26 +61,29 @@ class Foresight:
         self._rng = rng
         self._wrong = wrong
         self._book = UseBook()
-        self._uses: dict[str, Use] = {}
+        self._told: dict[str, Told] = {}
         self._waits: list[float] = []  # some of those announced
         self._mistakes: dict[tuple[int, str, int], float | None] = {}  # by flow, message, and reads of it so far
         self._num_reads: dict[tuple[int, str], int] = {}
-        self.use_of = self._uses.get
 
-    def look(self, number: int, run: Run | None, now_s: float) -> dict[str, Use | None]:
-        """The nearest use, dated, of all that is now expected otherwise than before."""
+    def told_of(self, name: str) -> Told:
+        return self._told.get(name, NOTHING)
+
+    def look(self, number: int, run: Run | None, now_s: float) -> None:
+        """Stores take note of what is now expected otherwise than before when they come to weigh it."""
         uses = {} if run is None else run.uses(now_s, self._durations)
         if self._wrong:
             told = {name: self._mistaken(number, name, use, now_s) for name, use in uses.items()}
             uses = {name: use for name, use in told.items() if use is not None}
         self._book.put(str(number), uses)
-        changes = self._book.take_changes()
-        for name, use in changes.items():
-            if use is None:
-                self._uses.pop(name, None)
-            else:
-                self._uses[name] = use
-        return changes
+        for name, use in self._book.take_changes().items():
+            told = self._told.get(name)
+            if told is None:
+                told = self._told[name] = Told()
+            elif told.use is None and use is not None:
+                told.num_returns += 1
+            told.use = use
+            told.version += 1
 
     def read(self, number: int, messages: Iterable[Message]) -> None:
         if self._wrong:

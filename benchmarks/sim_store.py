@@ -11,10 +11,10 @@ from typing import Protocol
 from sim_costs import Costs
 from sim_device import Link
 from sim_flows import Message
+from sim_foresight import Told
 
 from laban.kvstore.eviction import Evictable, EvictionPolicy
 from laban.kvstore.placements import Tier
-from laban.kvstore.uses import Use
 
 ABSENT, LOADING, READY = range(3)
 SLACK = 0.02  # of host memory: so much is made free at once
@@ -27,8 +27,8 @@ class Oracle(Protocol):
     def exists(self, message: Message) -> bool:
         """Whether it has been written."""
 
-    def use_of(self, name: str) -> Use | None:
-        """The nearest that is expected, dated."""
+    def told_of(self, name: str) -> Told:
+        """What is expected of it."""
 
     def true_use_of(self, name: str) -> float | None: ...
 
@@ -49,10 +49,11 @@ class Entry:
     last_use_s: float = -1.0
     waiting: list[Callable[[float], None]] = field(default_factory=list)
     apart: tuple[Message, ...] = ()  # of what it needs, what its last reader did not read as well
-    withdrawn: bool = False  # a use was expected, and is no more
-    num_returns: int = 0  # uses announced after that
+    told_before: int = 0  # versions of what was told of it before it was here
+    returns_before: int = 0
     since_s: float = -1.0  # first on the device; less than 0: never yet
     evictable: Evictable | None = None  # as last made for a policy; None: something has changed since
+    version: int = 0  # of what had been told then
 
 
 @dataclass(slots=True)
@@ -93,6 +94,7 @@ class Store:
         self._hosted: dict[str, Entry] = {}
         self._disked: dict[str, Entry] = {}
         self._apart: dict[str, set[str]] = {}  # what is read without these, by their names
+        self._idle_bytes = 0
         self.device_free = costs.device_bytes
         self._host_free = costs.host_bytes
         self._disk_free = costs.disk_bytes
@@ -108,7 +110,13 @@ class Store:
     def entry(self, message: Message) -> Entry:
         found = self.entries.get(message.name)
         if found is None:
-            found = self.entries[message.name] = Entry(message, self._costs.num_bytes(message.num_tokens))
+            told = self._oracle.told_of(message.name)
+            found = self.entries[message.name] = Entry(
+                message,
+                self._costs.num_bytes(message.num_tokens),
+                told_before=told.version,
+                returns_before=told.num_returns + (told.version > 0 and told.use is None),
+            )
         return found
 
     def read(self, entries: list[Entry]) -> None:
@@ -124,7 +132,8 @@ class Store:
 
     def pin(self, entry: Entry) -> None:
         entry.pins += 1
-        self._idle.pop(entry.message.name, None)
+        if self._idle.pop(entry.message.name, None) is not None:
+            self._idle_bytes -= entry.num_bytes
 
     def unpin(self, entry: Entry, now_s: float) -> None:
         entry.pins -= 1
@@ -132,9 +141,13 @@ class Store:
             if entry.device == READY:
                 entry.last_use_s = now_s
                 entry.evictable = None
-                self._idle[entry.message.name] = entry
+                self._add_idle(entry)
             else:
                 self._forget(entry)
+
+    def _add_idle(self, entry: Entry) -> None:
+        self._idle[entry.message.name] = entry
+        self._idle_bytes += entry.num_bytes
 
     def arrived(self, entry: Entry, now_s: float) -> None:
         """It is on the device now; its room has been taken before."""
@@ -144,20 +157,12 @@ class Store:
             entry.since_s = now_s
         self._changed(entry)
         if entry.pins == 0:
-            self._idle[entry.message.name] = entry
+            self._add_idle(entry)
         self._oracle.placed(self._worker_id, entry.message, Tier.DEVICE, True)
         self._save(entry, now_s)
         waiting, entry.waiting = entry.waiting, []
         for tell in waiting:
             tell(now_s)
-
-    def foresee(self, name: str, use: Use | None) -> None:
-        """Another use of it is expected than before."""
-        entry = self.entries.get(name)
-        if entry is not None:
-            entry.evictable = None
-            entry.num_returns += entry.withdrawn and use is not None
-            entry.withdrawn = use is None
 
     # What having it again takes
 
@@ -205,11 +210,12 @@ class Store:
         """On the device. False, and nothing has gone, if it cannot be."""
         if num_bytes <= self.device_free:
             return True
-        if num_bytes > self.device_free + sum(entry.num_bytes for entry in self._idle.values()):
+        if num_bytes > self.device_free + self._idle_bytes:
             return False
         for entry in self._victims(self._idle, Tier.DEVICE, now_s):
             entry.device = ABSENT
             del self._idle[entry.message.name]
+            self._idle_bytes -= entry.num_bytes
             self.device_free += entry.num_bytes
             self.counters.num_evicted += 1
             self._changed(entry)
@@ -236,14 +242,16 @@ class Store:
         self.counters.num_keys += 1
         if self._knows or tier is not Tier.DEVICE or now_s < entry.host_ready_s < inf:
             return self._policy.key(self._evictable(entry, tier, now_s), now_s)
-        seen = entry.evictable
-        if seen is None:
+        seen, version = entry.evictable, self._oracle.told_of(entry.message.name).version
+        if seen is None or entry.version != version:
             seen = entry.evictable = self._evictable(entry, tier, now_s)
+            entry.version = version
         return self._policy.key(seen, now_s)
 
     def _evictable(self, entry: Entry, tier: Tier, now_s: float) -> Evictable:
         name = entry.message.name
-        use = self._oracle.use_of(name)
+        told = self._oracle.told_of(name)
+        use = told.use
         return Evictable(
             encoding_id=name,
             num_tokens=entry.message.num_tokens,
@@ -255,8 +263,8 @@ class Store:
             fixed=entry.message.fixed,
             bring_back_s=self._bring_back_s(entry, now_s, tier),
             true_next_use_s=self._oracle.true_use_of(name) if self._knows else None,
-            withdrawn=entry.withdrawn,
-            num_returns=entry.num_returns,
+            withdrawn=use is None and told.version > entry.told_before,
+            num_returns=max(0, told.num_returns - entry.returns_before),
             since_s=max(entry.since_s, 0.0),
         )
 

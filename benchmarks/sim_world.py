@@ -21,7 +21,6 @@ from sim_worker import SimCall, SimWorker
 
 from laban.kvstore.eviction import load_policy
 from laban.kvstore.placements import PlacementChange, PlacementState, Tier
-from laban.kvstore.uses import Use
 
 RETRY_S = 0.1
 """When no worker takes calls."""
@@ -88,13 +87,13 @@ class Simulation:
         self.now_s = 0.0
         self.durations = Durations()
         self.foresight = Foresight(self.durations, random.Random(setup.seed + 1), wrong=setup.wrong)
+        self.told_of = self.foresight.told_of
         self._future = future
         self._written: set[str] = set()
         self._runs: dict[int, Run] = {}
         self._next_flow = 0
         self.outcome = Outcome()
         self._workers: dict[str, SimWorker] = {}
-        self._holders: dict[str, dict[str, None]] = {}  # workers that know of a message
         self._router: SimRouter | None = None
         self._directory: SimDirectory | None = None
         if setup.routing is not None:
@@ -172,8 +171,6 @@ class Simulation:
         worker = self._workers.pop(worker_id)
         lost = worker.stop()
         self._count_up(worker)
-        for holders in self._holders.values():
-            holders.pop(worker_id, None)
         if self._router is not None and self._directory is not None:
             self._router.leave(worker_id)
             self._directory.die(worker_id)
@@ -203,7 +200,7 @@ class Simulation:
             if step.wait_s:
                 run.began_s[each] += self.durations.expect(f"wait {step.kind}")
             self.at(now_s + step.wait_s, self._submit, number, each)
-        self._foresee(number, run, now_s)
+        self.foresight.look(number, run, now_s)
 
     def _submit(self, now_s: float, number: int, each: int) -> None:
         run = self._runs[number]
@@ -276,7 +273,7 @@ class Simulation:
         if run.ended:
             outcome.flows += 1
             del self._runs[call.flow]
-            self._foresee(call.flow, None, now_s)
+            self.foresight.look(call.flow, None, now_s)
             if self._directory is not None:
                 self._directory.view.unwatch(run.flow.name)
             if self._workload.live is not None:
@@ -300,17 +297,8 @@ class Simulation:
         worker = call.worker
         self._router.report(worker_id, worker.num_admitted, worker.num_waiting, worker.store.device_free)
 
-    def _foresee(self, number: int, run: Run | None, now_s: float) -> None:
-        workers = self._workers
-        for name, use in self.foresight.look(number, run, now_s).items():
-            for worker_id in self._holders.get(name, ()):
-                workers[worker_id].store.foresee(name, use)
-
     def exists(self, message: Message) -> bool:
         return message.fixed or message.name in self._written
-
-    def use_of(self, name: str) -> Use | None:
-        return self.foresight.use_of(name)
 
     def true_use_of(self, name: str) -> float | None:
         return None if self._future is None else self._future.next_s(name)
@@ -321,8 +309,6 @@ class Simulation:
         return worker if entry is not None and (entry.device == 2 or entry.host_ready_s <= self.now_s) else None
 
     def placed(self, worker_id: str, message: Message, tier: Tier, there: bool) -> None:
-        if there:
-            self._holders.setdefault(message.name, {})[worker_id] = None
         if self._directory is not None:
             state = PlacementState.READY if there else PlacementState.GONE
             self._directory.change(worker_id, (PlacementChange(message.name, tier, state, message.num_tokens),))
