@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from laban.actors.tallies import WorkerTallies
 from laban.kvstore.encodings import EncodingId, EncodingSpec, View
 from laban.kvstore.placements import PlacementChange
 from laban.kvstore.uses import Use
@@ -207,7 +208,10 @@ class CacheCounters:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """What one iteration did, for all calls at once. `sequence` counts up by one within an `epoch`."""
+    """What one iteration did, for all calls at once. `sequence` counts up by one within an `epoch`.
+
+    `tallies` are as of now; most reports have none: they come twice a second, and before there is nothing more to do.
+    """
 
     worker_id: str
     epoch: str
@@ -217,6 +221,7 @@ class WorkerReport:
     load: WorkerLoad = field(default_factory=WorkerLoad)
     rates: WorkerRates = field(default_factory=WorkerRates)
     cache: CacheCounters = field(default_factory=CacheCounters)
+    tallies: WorkerTallies | None = None
 
 
 @dataclass(frozen=True, slots=True)

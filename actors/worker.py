@@ -65,8 +65,8 @@ class Outbox:
     """Reports on their way to the one reader; those it has not taken yet are merged into one.
 
     Memory is bounded by the calls outstanding, however slow the reader: tokens of one call become one event, only the
-    newest load, rates and counters are kept. No event is dropped. Reports are numbered as they are taken, so merging
-    leaves no gap. What became of encodings is not in them: that goes to the directory.
+    newest load, rates, counters and tallies are kept. No event is dropped. Reports are numbered as they are taken, so
+    merging leaves no gap. What became of encodings is not in them: that goes to the directory.
     """
 
     def __init__(self, info: WorkerInfo) -> None:
@@ -86,9 +86,11 @@ class Outbox:
         """One that says nothing new is dropped: an engine that waits for copies makes thousands a second."""
         with self._changed:
             state = report.load, report.rates, report.cache
-            if not report.events and state == self._state:
+            if not report.events and state == self._state and report.tallies in (None, self._last.tallies):
                 return
             self._state = state
+            if report.tallies is None:
+                report = replace(report, tallies=self._last.tallies)
             for event in report.events:
                 self._put_event(event)
             self._last = report
@@ -156,8 +158,9 @@ class Outbox:
         events = tuple(self._events)
         self._events, self._tokens_at = [], {}
         self._pending = False
+        last, self._last = self._last, replace(self._last, tallies=None)
         return replace(
-            self._last,
+            last,
             worker_id=self._info.worker_id,
             epoch=self._info.epoch,
             sequence=self._sequence,

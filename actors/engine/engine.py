@@ -45,6 +45,7 @@ from laban.actors.engine.tick import Tick
 from laban.actors.engine.tiers import Tiers
 from laban.actors.engine.tiers_setup import make_tiers
 from laban.actors.errors import LabanError
+from laban.actors.tallies import WorkerTallies
 from laban.actors.tokenizer import Tokenizer
 from laban.actors.transfers import Export, ExportRequest, FindPeer
 from laban.kvstore.encodings import make_spec
@@ -55,6 +56,7 @@ log = logging.getLogger(__name__)
 POLL_S = 0.0005
 MOST_POLLS = 4
 """What takes longer is looked for less often: to look takes Python's lock from the threads that copy."""
+TALLIES_EVERY_S = 0.5
 FREE_TOKENS_ON_CARD = 128
 """A decode reads all weights for a few rows; so many more cost a fraction of an iteration."""
 
@@ -138,6 +140,7 @@ class Engine:
         self._under_way: _Iteration | None = None
         self._num_launched = 0
         self._last_settled_s = 0.0
+        self._tallies_due_s = 0.0
         # Of each page, the last iteration that may read what was in it before it was freed.
         self._read_until = np.zeros(num_pages, np.int64)
 
@@ -210,6 +213,7 @@ class Engine:
             self._load(),
             self.tiers.rates.known,
             self.tiers.counters.totals(),
+            self._tallies(),
         )
 
     def _begin(self, tick: Tick) -> None:
@@ -229,7 +233,7 @@ class Engine:
             if failed is not None:
                 scheduler.refuse(encoding_id, failed)
         if tiers.flights is not None:
-            tiers.flights.land(tick.landed, tiers.rates.loaded)
+            tiers.flights.land(tick.landed, tiers.loaded)
         self.exports.pump()
         self._publish_whole(scheduler.take_loaded())
 
@@ -307,12 +311,13 @@ class Engine:
         """Takes in what an iteration did. Calls may have ended since it was launched."""
         tokens, sound = iteration.launched.wait()
         self._measure(iteration)
+        now_s = self._clock()
         taken = [row for row, (sequence, decode) in enumerate(iteration.sampled) if self._awaits(sequence, decode)]
         logprobs = self._logprobs(iteration, [row for row in taken if sound[row]], tokens)
         for row in taken:
             sequence, decode = iteration.sampled[row]
             if sound[row]:
-                self._take_token(sequence, decode, tokens[row], logprobs.get(row))
+                self._take_token(sequence, decode, tokens[row], logprobs.get(row), now_s)
             else:
                 self.scheduler.abort(decode.call.call_id)
                 message = "the model gave logits that are not finite numbers"
@@ -324,8 +329,14 @@ class Engine:
         now_s = time.perf_counter()
         num_tokens = sum(chunk.count for chunk in iteration.chunks)
         decodes_only = num_tokens == len(iteration.chunks) == len(iteration.sampled)
-        self.tiers.rates.took(num_tokens, decodes_only, now_s - max(iteration.began_s, self._last_settled_s))
+        spent_s = now_s - max(iteration.began_s, self._last_settled_s)
+        self.tiers.rates.took(num_tokens, decodes_only, spent_s)
         self._last_settled_s = now_s
+        tallying, num_decoded = self.tiers.tallying, sum(c.count for c in iteration.chunks if c.is_decode)
+        tallying.observe("iteration_s", spent_s)
+        tallying.observe("batch_calls", len(iteration.chunks))
+        tallying.add("tokens_decoded", num_decoded)
+        tallying.add("tokens_prefilled", num_tokens - num_decoded)
 
     def _awaits(self, sequence: Sequence, decode: Decode) -> bool:
         """Whether the call still runs and wants more tokens: one launched after its end is nobody's."""
@@ -341,10 +352,15 @@ class Engine:
         told = iteration.launched.logprobs(list(asked), [tokens[row] for row in asked], list(asked.values()))
         return dict(zip(asked, told, strict=True))
 
-    def _take_token(self, sequence: Sequence, decode: Decode, token: int, logprob: TokenLogprob | None) -> None:
+    def _take_token(
+        self, sequence: Sequence, decode: Decode, token: int, logprob: TokenLogprob | None, now_s: float
+    ) -> None:
         running = self.scheduler.running[decode.call.call_id]
         if running.first_token_at is None:
-            running.first_token_at = self._clock()
+            running.first_token_at = now_s
+        else:
+            self.tiers.tallying.observe("inter_token_s", now_s - running.last_token_at)
+        running.last_token_at = now_s
         at = len(decode.call.tokens) + decode.num_sampled
         if at < len(sequence.tokens):
             sequence.tokens[at] = token
@@ -412,6 +428,13 @@ class Engine:
             self.tiers.disk_bytes_used,
             scheduler.num_blocked,
         )
+
+    def _tallies(self) -> WorkerTallies | None:
+        now_s = self._clock()
+        if now_s < self._tallies_due_s and self.has_work():
+            return None
+        self._tallies_due_s = now_s + TALLIES_EVERY_S
+        return self.tiers.tallying.totals()
 
     def _evicts(self, entry: Entry) -> None:
         self.tiers.device_evicts(entry)

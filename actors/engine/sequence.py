@@ -98,6 +98,12 @@ class Chunk:
     begin: int
     count: int
 
+    @property
+    def is_decode(self) -> bool:
+        """Whether it is what was generated, and what closes it."""
+        decode = self.sequence.decode
+        return decode is not None and self.begin >= len(decode.call.tokens)
+
 
 @dataclass(slots=True, eq=False)
 class RunningCall:
@@ -111,6 +117,7 @@ class RunningCall:
     tokens_encoded: int = 0
     tokens_loaded: int = 0
     first_token_at: float | None = None
+    last_token_at: float = 0.0
     serial: int = 0
     told: bool = False  # that it has started
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from math import inf
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -23,6 +23,7 @@ from laban.actors.engine.flights import Flights
 from laban.actors.engine.host_pool import HostPool
 from laban.actors.engine.loads import CHUNK_BYTES, IN_FLIGHT_S
 from laban.actors.engine.measured import MeasuredRates
+from laban.actors.engine.tallying import Tallying
 from laban.kvstore.arrivals import Arrival
 from laban.kvstore.disk import DiskTier
 from laban.kvstore.disk_files import Chunk
@@ -72,7 +73,7 @@ class _Coming:
     arrival: Arrival
     entry: Entry
     spec: EncodingSpec | None  # None for what another worker wants: nobody here said what it is
-    kind: str  # disk or peer
+    kind: Literal["disk", "peer"]
     source: Source | None
 
 
@@ -102,7 +103,7 @@ class Tiers:
         disk: DiskTier | None = None,
     ) -> None:
         self.pool, self.flights, self.needs, self.rates, self.disk = pool, flights, needs, rates, disk
-        self.counters = counters
+        self.counters, self.tallying = counters, Tallying()
         self.fetcher: Fetcher | None = None
         self.mixes = True  # else what is loaded is loaded whole: for comparison
         num_pages = 0 if pool is None else pool.allocator.num_pages
@@ -285,7 +286,7 @@ class Tiers:
         else:
             assert self.fetcher is not None
             arrival = self.fetcher.fetch(source, num_tokens, write)
-        kind = "disk" if source is None else "peer"
+        kind: Literal["disk", "peer"] = "disk" if source is None else "peer"
         self._coming[encoding_id] = _Coming(arrival, entry, spec, kind, source)
         self.host.tell_loading(entry)
         return True
@@ -293,6 +294,11 @@ class Tiers:
     @property
     def num_coming(self) -> int:
         return len(self._coming)
+
+    def loaded(self, num_bytes: int, seconds: float) -> None:
+        """From the host to the device, at full rate."""
+        self.rates.loaded(num_bytes, seconds)
+        self.tallying.copied("host", num_bytes, seconds)
 
     def is_coming(self, encoding_id: EncodingId) -> bool:
         return encoding_id in self._coming
@@ -320,6 +326,8 @@ class Tiers:
         assert self.host is not None
         arrival, done = coming.arrival, coming.arrival.num_tokens_done
         self.rates.copied(coming.kind, arrival.num_bytes, arrival.seconds)
+        failed = arrival.problem is not None and not arrival.cancelled
+        self.tallying.copied(coming.kind, arrival.num_bytes, arrival.seconds, failed=failed)
         self.counters.add(f"tokens_loaded_{coming.kind}", done)
         if done:
             self.host.publish(coming.entry, encoding_id, done, coming.spec)
@@ -414,6 +422,7 @@ class Tiers:
                     self._tell_disk(encoding_id, PlacementState.READY, entry.num_tokens, namespace)
                 else:
                     self._unspillable.add(encoding_id)
+                    self.tallying.add("num_saves_failed", int(not write.cancelled))
         if host.allocator.num_free >= SPILL_BELOW * host.allocator.num_pages or disk.writes_paused:
             self._unspillable.clear()
             return
@@ -467,6 +476,7 @@ class Tiers:
                 return False
             disk.drop(key)
             self._forget_disk(key)
+            self._tally_eviction(Tier.DISK, key)
             self.counters.add("num_evicted_disk", 1)
             over -= num_bytes
         return over <= 0
@@ -479,14 +489,21 @@ class Tiers:
         self._disk_changes.add([PlacementChange(encoding_id, Tier.DISK, state, num_tokens, namespace)])
 
     def device_evicts(self, entry: Entry) -> None:
+        self._tally_eviction(Tier.DEVICE, entry.key)
         self.counters.add("num_evicted_device", 1)
         self._evicted[entry.key] = None
         if len(self._evicted) > MAX_EVICTED:
             self._evicted.popitem(last=False)
 
     def _host_evicts(self, entry: Entry) -> None:
+        self._tally_eviction(Tier.HOST, entry.key)
         self.counters.add("num_evicted_host", 1)
         self._unspillable.discard(entry.key)
+
+    def _tally_eviction(self, tier: Tier, encoding_id: EncodingId) -> None:
+        use = self.needs.use(encoding_id)
+        if use is not None:
+            self.tallying.observe(f"evicted_steps_{tier.name.lower()}", use.steps)
 
     # What the engine asks
 

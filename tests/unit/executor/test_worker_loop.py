@@ -21,6 +21,7 @@ from laban.actors.calls import (
     WorkerReport,
 )
 from laban.actors.errors import UnsupportedModel
+from laban.actors.tallies import WorkerTallies
 from laban.actors.worker import Outbox, WorkerLoop
 from laban.kvstore.encodings import EMPTY_VIEW
 from laban.kvstore.placements import PlacementChange, PlacementState, Tier
@@ -240,3 +241,15 @@ def test_an_engine_is_made_by_the_thread_that_runs_it_and_its_failure_is_the_cal
 
     with pytest.raises(UnsupportedModel, match="no"):
         WorkerLoop(refuse)
+
+
+def test_the_newest_tallies_are_kept_and_told_once(outbox):
+    reader = outbox.reports()
+    told, newer = WorkerTallies(tokens_decoded=1), WorkerTallies(tokens_decoded=2)
+    outbox.put(replace(report(free=1), tallies=told))
+    outbox.put(report(free=2))
+    assert next(reader).tallies == told
+    outbox.put(replace(report(free=2), tallies=newer))
+    assert next(reader).tallies == newer
+    outbox.put(report(free=3))
+    assert next(reader).tallies is None
