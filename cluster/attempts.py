@@ -41,35 +41,44 @@ class Attempt:
     """`number` counts every attempt from 1: those after a try that failed, a worker that died, a handler lost."""
 
     step: ReadyStep
+    at: float  # when the step began, a time of day
     number: int = 1
     failures: int = 0  # tries that failed
     losses: int = 0  # leases that ran out in this try
-    begun_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
-    earlier_ms: float = 0.0  # before this try
+    turn: int = 0  # counts how often somebody was asked to do it, but for calls that the dispatcher runs again
+    is_resting: bool = False  # until its next try
+    begun_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())  # seconds, monotonic
+    earlier_ms: float = 0.0  # before this turn
     _timer: asyncio.TimerHandle | None = None
 
     @property
     def may_retry(self) -> bool:
         return self.failures < self.step.tries.max_retries
 
-    @property
-    def passed_ms(self) -> float:
+    def passed_ms(self, now: float) -> float:
         """Since the step began."""
-        return (asyncio.get_running_loop().time() - self.begun_at) * 1000.0
+        return max(0.0, now - self.at) * 1000.0
 
-    def begin_try(self, on_timeout: Callable[[], None]) -> None:
+    def begin_turn(self, now: float, on_timeout: Callable[[], None]) -> None:
         """The try, or after a lost handler the attempt, starts now, and with it the time it may take."""
-        self.earlier_ms = self.passed_ms
+        self.turn += 1
+        self.is_resting = False
+        self.earlier_ms = self.passed_ms(now)
         timeout_s = self.step.tries.timeout_s
         if timeout_s is not None:
             self.after(timeout_s, on_timeout)
 
-    def next_try(self) -> float:
-        """Go on to the next try. Returns the seconds until it may start."""
+    def next_try(self) -> None:
+        """Go on to the next try, which may start after `rest_s`."""
         self.stop_timer()
         self.failures += 1
         self.losses = 0
         self.number += 1
+        self.is_resting = True
+
+    @property
+    def rest_s(self) -> float:
+        """Between the last failure and the next try."""
         return self.step.tries.delay_before_s(self.failures)
 
     def after(self, delay_s: float, action: Callable[[], None]) -> None:

@@ -56,6 +56,10 @@ class Board:
         self._error: ErrorInfo | None = None
         self.held = ""  # why the workflow is held back whole
 
+    @property
+    def now(self) -> float:
+        return self._clock()
+
     def record(self, *, with_steps: bool = True) -> WorkflowRecord:
         return WorkflowRecord(
             workflow_id=self.workflow_id,

@@ -1,27 +1,30 @@
 """One workflow on its way: its run's ready steps become calls or errands, what comes of these goes back into the run.
 
-Everything happens in the event loop, between two awaits. Whatever goes wrong in here ends the workflow as
-failed with the error: it never hangs.
+Everything happens in the event loop, between two awaits. What comes from outside becomes a move, which its inbox may
+have to write down before it is applied. Whatever goes wrong in here ends the workflow as failed with the error: it
+never hangs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from laban.actors.calls import CallFinished, CallTokens
 from laban.actors.errors import LabanError
+from laban.cluster import moves as to
 from laban.cluster.attempts import Attempt, sampling_of
 from laban.cluster.board import Board, generated
-from laban.cluster.dispatch import Dispatcher
 from laban.cluster.explaining import next_uses
-from laban.cluster.external import ExternalSteps
-from laban.cluster.lease_desk import LeaseDesk
+from laban.cluster.external import Desk, ExternalSteps
+from laban.cluster.inbox import Inbox, MoveLog
 from laban.cluster.messages import MessageBook, Opening
+from laban.cluster.moves import Move
 from laban.cluster.nested import NestedSteps
 from laban.cluster.open_steps import OpenSteps
 from laban.cluster.records import (
@@ -33,6 +36,7 @@ from laban.cluster.records import (
     StepState,
     WorkflowState,
 )
+from laban.cluster.replay import Nobody
 from laban.cluster.slots import Order
 from laban.cluster.views import Entry
 from laban.cluster.workflow.run import Run
@@ -41,6 +45,20 @@ from laban.kvstore.encodings import EncodingId
 from laban.kvstore.uses import Use
 
 logger = logging.getLogger(__name__)
+
+StepMove = to.CallBegan | to.CallEnded | to.CallLost | to.Leased | to.LeaseLost
+"""About one attempt of one step."""
+
+
+class Calls(Protocol):
+    """`cluster.dispatch.Dispatcher`."""
+
+    @property
+    def max_attempts(self) -> int: ...
+
+    def submit(self, orders: Iterable[Order]) -> None: ...
+
+    def abort(self, keys: Iterable[str]) -> None: ...
 
 
 class Execution:
@@ -52,29 +70,38 @@ class Execution:
         name: str,
         run: Run,
         book: MessageBook,
-        dispatcher: Dispatcher,
-        desk: LeaseDesk,
+        dispatcher: Calls,
+        desk: Desk,
         *,
         seed: int,
         rank: int = 0,
         clock: Callable[[], float] = time.time,
+        created_at: float | None = None,
+        log: MoveLog | None = None,
         on_change: Callable[[Execution, StepResult | None], None] = lambda execution, ended: None,
         successors: Callable[[], Mapping[EncodingId, int] | None] = lambda: None,
         on_end: Callable[[Execution], None] = lambda execution: None,
     ) -> None:
         """`book` holds the run's fixed messages. `seed` is the workflow's, from which each step's is derived, `rank`
-        its place in the order of submission. `on_change` is told of every step whose state has changed; of one that
-        has ended, with its result. `successors` says what later calls will read, as for Order."""
+        its place in the order of submission, `created_at` the time of it. Moves are written to `log` first, if there
+        is one. `on_change` is told of every step whose state has changed; of one that has ended, with its result.
+        `successors` says what later calls will read, as for Order."""
         self.workflow_id = workflow_id
+        self._at = clock() if created_at is None else created_at  # of the move that is being applied
         steps = [StepResult(each.address, each.step, each.agent) for each in run.instances]
-        self.board = Board(workflow_id, name, steps, clock, partial(on_change, self))
+        self.board = Board(workflow_id, name, steps, lambda: self._at, self._changed)
+        self.inbox = Inbox(
+            workflow_id, self._apply, log=log, clock=clock, last_event=lambda: self.board.feed.last_event
+        )
         self._run: Run | None = run
         self._book: MessageBook | None = book
         self._dispatcher = dispatcher
         self._seed = seed
         self._rank = rank
         self._successors = successors
+        self._on_change = on_change
         self._on_end = on_end
+        self._is_replaying = False
         self._error: ErrorInfo | None = None
         self._steps: dict[str, ReadyStep] = {}
         self._nested = NestedSteps(self.board, run.messages)
@@ -83,20 +110,51 @@ class Execution:
         self.progress = OpenSteps(self.board, self._open, self._nested)
         self.external = ExternalSteps(self.board, self._open, desk, self)
 
+    def begin(self) -> None:
+        """Start at once, with the submission: no move of its own."""
+        self._apply(to.Started(), self._at)
+
     def start(self) -> None:
-        self.board.begin()
-        self._guarded(self._advance)
+        self.inbox.put(to.Started())
 
     def hold(self, why: str) -> None:
         """Show that it is held back whole. `start` follows, or `cancel`."""
-        self.board.begin(why)
+        self.inbox.put(to.Held(why))
+
+    def resume(self) -> None:
+        """Go on after `replay`. What was at a worker or a handler then is done again, as a new attempt."""
+        self.inbox.put(to.Resumed())
 
     def cancel(self) -> None:
         """Stop. Nothing happens to a workflow that has ended."""
-        run = self._run
-        if run is not None:
-            run.cancel()
-            self._guarded(self._settle)
+        if self._run is not None:
+            self.inbox.put(to.Stopped())
+
+    def leave(self) -> None:
+        """Let go of the workflow as it stands: another process goes on with it."""
+        self._recall(self._open)
+        for attempt in self._open.values():
+            attempt.stop_timer()
+
+    def replay(self, moves: Iterable[tuple[float, Move]]) -> None:
+        """Apply what was written down, with the times at which it came. Nobody hears of it; `resume` follows, unless
+        it has ended."""
+        live, nobody = (self._dispatcher, self.external.desk), Nobody()
+        self._dispatcher, self.external.desk, self._is_replaying = nobody, nobody, True
+        try:
+            for at, move in moves:
+                self.inbox.num_moves += 1
+                with contextlib.suppress(LabanError):  # whoever brought it was told
+                    self._apply(move, at)
+        finally:
+            (self._dispatcher, self.external.desk), self._is_replaying = live, False
+            for attempt in self._open.values():
+                attempt.stop_timer()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it is past being held back."""
+        return bool(self.board.feed.last_event) and not self.board.held
 
     def next_uses(self, address: str, uses: Mapping[EncodingId, Use]) -> tuple[NextUse, ...]:
         """When what a step reads will be read next, as far as `uses` say; nothing once the workflow has ended."""
@@ -106,21 +164,97 @@ class Execution:
     # What the dispatcher tells
 
     def call_requeued(self, key: str, attempt: int) -> None:
-        address = self._address(key)
-        self._open[address].number = attempt
-        self.board.set_state(address, "ready", attempt=attempt)
+        self.inbox.put(to.CallRequeued(self._address(key), attempt))
 
     def call_started(self, key: str, attempt: int, worker_id: str) -> None:
-        self.board.set_state(self._address(key), "running", attempt=attempt, worker=worker_id)
+        self.inbox.put(to.CallBegan(self._address(key), attempt, worker_id))
 
     def call_tokens(self, key: str, attempt: int, event: CallTokens) -> None:
-        self.board.feed.add_text(self._address(key), attempt, event.token_ids, event.text)
+        self.inbox.behind(partial(self._add_text, self._address(key), attempt, event))
 
     def call_finished(self, key: str, attempt: int, worker_id: str, event: CallFinished, waited_ms: float) -> None:
-        self._guarded(lambda: self._finish(self._address(key), worker_id, event, waited_ms))
+        self.inbox.put(to.CallEnded(self._address(key), attempt, worker_id, event, waited_ms))
 
     def call_failed(self, key: str, attempt: int, error: ErrorInfo) -> None:
-        self.try_failed(self._address(key), error)
+        self.inbox.put(to.CallLost(self._address(key), attempt, error))
+
+    # What the external steps tell
+
+    def leased(self, move: to.Leased) -> None:
+        self.inbox.put(move)
+
+    def lease_lost(self, attempt: Attempt) -> None:
+        self.inbox.put(to.LeaseLost(attempt.step.address, attempt.number, self._dispatcher.max_attempts))
+
+    # Moves: what they are about may be over by the time they are applied
+
+    def _apply(self, move: Move, at: float) -> None:
+        """Raises what an answer that will not do raises."""
+        self._at = at
+        match move:
+            case to.Held():
+                self.board.begin(move.why)
+            case to.Started():
+                self.board.begin()
+                self._guarded(self._advance)
+            case to.Resumed():
+                self._guarded(self._resume)
+            case to.Stopped():
+                if self._run is not None:
+                    self._run.cancel()
+                    self._guarded(self._settle)
+            case to.Answered():
+                self.external.complete(move)
+            case to.Refused():
+                self.external.fail(move)
+            case to.TimedOut() | to.RetryDue():
+                attempt = self._open.get(move.address)
+                if attempt is not None and attempt.turn == move.turn:
+                    self._guarded(partial(self._time_out if move.kind == "timed_out" else self._try_again, attempt))
+            case to.CallRequeued():
+                attempt = self._open.get(move.address)
+                if attempt is not None and attempt.number < move.attempt:
+                    attempt.number = move.attempt
+                    self.board.set_state(move.address, "ready", attempt=move.attempt)
+            case _:
+                attempt = self._open.get(move.address)
+                if attempt is not None and attempt.number == move.attempt:
+                    self._apply_to(attempt, move)
+
+    def _apply_to(
+        self, attempt: Attempt, move: to.CallBegan | to.CallEnded | to.CallLost | to.Leased | to.LeaseLost
+    ) -> None:
+        address = move.address
+        match move:
+            case to.CallBegan():
+                self.board.set_state(address, "running", attempt=move.attempt, worker=move.worker)
+            case to.Leased():
+                self.board.set_state(address, "running", attempt=move.attempt, worker=move.handler)
+            case to.CallEnded():
+                self._guarded(lambda: self._finish(address, move.worker, move.event, move.waited_ms))
+            case to.CallLost():
+                self.try_failed(address, move.error)
+            case to.LeaseLost():
+                self._guarded(lambda: self._lose(attempt, move.max_losses))
+
+    def _add_text(self, address: str, attempt: int, event: CallTokens) -> None:
+        if address in self._open:
+            self.board.feed.add_text(address, attempt, event.token_ids, event.text)
+
+    def _resume(self) -> None:
+        """Ask for all that is open again."""
+        orders: list[Order] = []
+        for attempt in list(self._open.values()):
+            address = attempt.step.address
+            if self.board.steps[address].state == "running":
+                attempt.number += 1
+                self.board.set_state(address, "ready", attempt=attempt.number)
+            if attempt.is_resting:
+                self._rest(attempt)
+            else:
+                self._try(attempt, orders)
+        self._dispatcher.submit(orders)
+        self._advance()
 
     # What comes of external steps
 
@@ -138,9 +272,6 @@ class Execution:
 
     def try_failed(self, address: str, error: ErrorInfo, *, final: bool = False) -> None:
         self._guarded(lambda: self._try_failed(address, error, final=final))
-
-    def lose(self, attempt: Attempt) -> None:
-        self._guarded(lambda: self._lose(attempt))
 
     def reads(self, attempt: Attempt) -> tuple[LeaseMessage, ...]:
         return tuple(self._message(read.key) for read in attempt.step.reads)
@@ -168,7 +299,7 @@ class Execution:
     def _begin(self, step: ReadyStep, orders: list[Order]) -> None:
         address, task = step.address, step.task
         self._steps[address] = step
-        attempt = self._open[address] = Attempt(step)
+        attempt = self._open[address] = Attempt(step, self._at)
         result = replace(self.board.steps[address], fidelity=step.fidelity)
         self.board.steps[address] = result if task is None else replace(result, tool=task.tool, args=task.args)
         self.board.set_state(address, "ready", attempt=1)
@@ -179,7 +310,8 @@ class Execution:
 
     def _try(self, attempt: Attempt, orders: list[Order]) -> None:
         """Offer the step to handlers, or add its call to `orders`. What cannot be ordered has failed for good."""
-        attempt.begin_try(lambda: self._guarded(lambda: self._time_out(attempt)))
+        address, turn = attempt.step.address, attempt.turn + 1
+        attempt.begin_turn(self._at, lambda: self.inbox.put(to.TimedOut(address, turn)))
         if attempt.step.kind == "external":
             self.external.offer(attempt)
             return
@@ -188,7 +320,7 @@ class Execution:
         except LabanError as error:
             # The field is told apart from the message, and the value within it.
             message = str(LabanError(error.message, value=error.value))
-            self._end_failed(attempt.step.address, ErrorInfo(error.status, message, error.field))
+            self._end_failed(address, ErrorInfo(error.status, message, error.field))
 
     def _order(self, attempt: Attempt) -> Order:
         book, step = self._book, attempt.step
@@ -231,9 +363,13 @@ class Execution:
             self._end_failed(address, error)
             self._advance()
             return
-        delay_s = attempt.next_try()
+        attempt.next_try()
         self.board.set_state(address, "ready", attempt=attempt.number)
-        attempt.after(delay_s, lambda: self._guarded(lambda: self._try_again(attempt)))
+        self._rest(attempt)
+
+    def _rest(self, attempt: Attempt) -> None:
+        address, turn = attempt.step.address, attempt.turn
+        attempt.after(attempt.rest_s, lambda: self.inbox.put(to.RetryDue(address, turn)))
 
     def _try_again(self, attempt: Attempt) -> None:
         orders: list[Order] = []
@@ -248,11 +384,11 @@ class Execution:
             address, ErrorInfo("DEADLINE_EXCEEDED", f"the attempt took longer than {attempt.step.tries.timeout_s:g} s")
         )
 
-    def _lose(self, attempt: Attempt) -> None:
+    def _lose(self, attempt: Attempt, max_losses: int) -> None:
         """The handler of an external step has been silent for too long: the next one's turn."""
         address = attempt.step.address
         attempt.losses += 1
-        if attempt.losses >= self._dispatcher.max_attempts:
+        if attempt.losses >= max_losses:
             why = f"the handler of {address} was lost {attempt.losses} times"
             self._try_failed(address, ErrorInfo("UNAVAILABLE", why))
             return
@@ -332,7 +468,12 @@ class Execution:
         self._steps.clear()
         self.external.end()
         self.board.end(state, outputs, error)
-        self._on_end(self)
+        if not self._is_replaying:
+            self._on_end(self)
+
+    def _changed(self, ended: StepResult | None) -> None:
+        if not self._is_replaying:
+            self._on_change(self, ended)
 
     # Guards
 

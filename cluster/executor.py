@@ -22,6 +22,7 @@ from laban.cluster.explaining import explained
 from laban.cluster.lease_desk import LeaseDesk, ended
 from laban.cluster.lookout import Lookout, Prepared
 from laban.cluster.messages import FramingPort, Language, MessageBook, TokenizerPort
+from laban.cluster.moves import Stopped
 from laban.cluster.records import (
     TERMINAL_WORKFLOW,
     ClusterStatus,
@@ -161,9 +162,9 @@ class Executor:
             self._claims[key] = _Claim(workflow_id, content)
             self._claimed[workflow_id] = key
         if self._lookout is None:
-            execution.start()
+            execution.begin()
         else:
-            self._lookout.enter(execution, prepared, rank)
+            self._lookout.enter(execution, prepared, rank, execution.begin)
         return execution.board.record()
 
     async def watch(self, workflow_id: str, after_event: int = 0) -> AsyncGenerator[Event | TokenChunk, None]:
@@ -207,7 +208,8 @@ class Executor:
     async def cancel(self, workflow_id: str) -> WorkflowRecord:
         """Stop a workflow; one that has ended stays as it is."""
         execution = self._execution(workflow_id)
-        execution.cancel()
+        if execution.board.state not in TERMINAL_WORKFLOW:
+            await execution.inbox.deliver(Stopped())
         return execution.board.record()
 
     async def lease_step(
@@ -238,7 +240,9 @@ class Executor:
         schema = execution.external.output_schema(address)
         if schema is not None:
             await asyncio.to_thread(check_output, schema, text, output)
-        execution.external.complete(address, text_of(output) if text is None else text, lease_id)
+        move = execution.external.completed(address, text_of(output) if text is None else text, lease_id)
+        if move is not None:
+            await execution.inbox.deliver(move)
         return execution.board.record(with_steps=not lease_id)
 
     async def fail_step(
@@ -246,7 +250,9 @@ class Executor:
     ) -> WorkflowRecord:
         """Say that an external step failed; `final`: trying again is of no use. Raises as `complete_step` does."""
         execution = self._execution(workflow_id)
-        execution.external.fail(address, message, lease_id, final=final)
+        move = execution.external.failed(address, message, lease_id, final=final)
+        if move is not None:
+            await execution.inbox.deliver(move)
         return execution.board.record(with_steps=not lease_id)
 
     def explain(self, workflow_id: str, address: str) -> StepExplanation:

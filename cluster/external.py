@@ -9,9 +9,22 @@ from laban.actors.errors import FailedPrecondition, NotFound
 from laban.cluster.answers import Answer, Answers, lease_over
 from laban.cluster.attempts import Attempt
 from laban.cluster.board import Board
-from laban.cluster.lease_desk import LeaseDesk
-from laban.cluster.leases import Errand
+from laban.cluster.leases import Errand, Leases
+from laban.cluster.moves import Answered, Leased, Refused
 from laban.cluster.records import ErrorInfo, LeaseMessage
+
+
+class Desk(Protocol):
+    """`cluster.lease_desk.LeaseDesk`."""
+
+    @property
+    def leases(self) -> Leases: ...
+
+    def offer(self, errand: Errand) -> None: ...
+
+    def withdraw(self, workflow_id: str, address: str) -> None: ...
+
+    def end_workflow(self, workflow_id: str) -> None: ...
 
 
 class StepOwner(Protocol):
@@ -24,87 +37,117 @@ class StepOwner(Protocol):
 
     def try_failed(self, address: str, error: ErrorInfo, *, final: bool = False) -> None: ...
 
-    def lose(self, attempt: Attempt) -> None: ...
+    def leased(self, move: Leased) -> None: ...
+
+    def lease_lost(self, attempt: Attempt) -> None: ...
 
     def reads(self, attempt: Attempt) -> tuple[LeaseMessage, ...]: ...
 
 
 class ExternalSteps:
-    """Implements LeaseSink. `attempts` are the workflow's open steps, shared with its execution."""
+    """Implements LeaseSink. `attempts` are the workflow's open steps, shared with its execution.
 
-    def __init__(self, board: Board, attempts: Mapping[str, Attempt], desk: LeaseDesk, owner: StepOwner) -> None:
+    What handlers say is checked as it comes, becomes a move, and changes something only when that is applied.
+    """
+
+    def __init__(self, board: Board, attempts: Mapping[str, Attempt], desk: Desk, owner: StepOwner) -> None:
         self._board = board
         self._attempts = attempts
-        self._desk = desk
+        self.desk = desk
         self._owner = owner
-        self._answers = Answers()
+        self.answers = Answers()
 
     def offer(self, attempt: Attempt) -> None:
         task = attempt.step.task
         assert task is not None, "external steps have tasks"
-        self._desk.offer(Errand(self._board.workflow_id, attempt.step.address, attempt.number, task, self))
+        self.desk.offer(Errand(self._board.workflow_id, attempt.step.address, attempt.number, task, self))
 
     def withdraw(self, address: str) -> None:
         """Whoever has the step may stop: a lease of it is void."""
-        self._desk.withdraw(self._board.workflow_id, address)
+        self.desk.withdraw(self._board.workflow_id, address)
 
     def end(self) -> None:
-        self._desk.end_workflow(self._board.workflow_id)
+        self.desk.end_workflow(self._board.workflow_id)
 
     def output_schema(self, address: str) -> Mapping[str, object] | None:
         """What the answer of a step that waits for one must follow."""
         attempt = self._attempts.get(address)
         return None if attempt is None or attempt.step.task is None else attempt.step.task.output_schema
 
-    def complete(self, address: str, text: str, lease_id: str) -> None:
-        """The step's text. The same again is no error.
+    def completed(self, address: str, text: str, lease_id: str) -> Answered | None:
+        """The move that the step's text is; None for the same text again.
 
         Raises NotFound, FailedPrecondition for a step that is not waiting and a lease that has run out, Conflict for
-        another answer than before, and what framing a message raises: the step then waits on.
+        another answer than before.
         """
-        answer = Answer("text", text)
-        if self._answers.came_before(address, answer, lease_id):
-            return
+        if self.answers.came_before(address, Answer("text", text), lease_id):
+            return None
         attempt = self._asked(address, lease_id)
-        problem = self._owner.accept(address, text)
-        if problem:
-            self._fail(address, answer, lease_id, ErrorInfo("FAILED_PRECONDITION", problem))
-            return
-        self._answers.take(address, answer, lease_id, last=True)
-        held = self._desk.leases.find(lease_id)
-        handler = "" if held is None else held.handler
-        self.withdraw(address)
-        self._owner.succeed(address, text=text, finish_reason="external", worker=handler, wall_ms=attempt.passed_ms)
+        held = self.desk.leases.find(lease_id)
+        return Answered(address, attempt.number, text, lease_id, "" if held is None else held.handler)
 
-    def fail(self, address: str, message: str, lease_id: str, *, final: bool) -> None:
-        """A failed try: whether another follows is for the step's `tries`, and `final`, to say. Errors as above."""
-        answer = Answer("error", message)
-        if not self._answers.came_before(address, answer, lease_id):
-            self._asked(address, lease_id)
-            self._fail(address, answer, lease_id, ErrorInfo("FAILED_PRECONDITION", message), final=final)
+    def failed(self, address: str, message: str, lease_id: str, *, final: bool) -> Refused | None:
+        """The move that a failed try is: whether another follows is for the step's `tries`, and `final`, to say.
+        Errors as above."""
+        if self.answers.came_before(address, Answer("error", message), lease_id):
+            return None
+        return Refused(address, self._asked(address, lease_id).number, message, lease_id, final)
+
+    def complete(self, move: Answered) -> None:
+        """Raises as `completed` does, and what framing a message raises: the step then waits on."""
+        address, answer = move.address, Answer("text", move.text)
+        if self.answers.came_before(address, answer, move.lease_id):
+            return
+        attempt = self._still_asked(move)
+        problem = self._owner.accept(address, move.text)
+        if problem:
+            self._fail(address, answer, move.lease_id, ErrorInfo("FAILED_PRECONDITION", problem))
+            return
+        self.answers.take(address, answer, move.lease_id, last=True)
+        self.withdraw(address)
+        wall_ms = attempt.passed_ms(self._board.now)
+        self._owner.succeed(address, text=move.text, finish_reason="external", worker=move.handler, wall_ms=wall_ms)
+
+    def fail(self, move: Refused) -> None:
+        """Raises as `failed` does."""
+        answer = Answer("error", move.message)
+        if not self.answers.came_before(move.address, answer, move.lease_id):
+            self._still_asked(move)
+            error = ErrorInfo("FAILED_PRECONDITION", move.message)
+            self._fail(move.address, answer, move.lease_id, error, final=move.final)
 
     def step_leased(self, address: str, handler: str) -> tuple[LeaseMessage, ...]:
         attempt = self._attempts[address]
-        self._board.set_state(address, "running", attempt=attempt.number, worker=handler)
+        self._owner.leased(Leased(address, attempt.number, handler))
         return self._owner.reads(attempt)
 
     def lease_lost(self, address: str) -> None:
         attempt = self._attempts.get(address)
         if attempt is not None:  # the loss of another lease may have ended the workflow
-            self._owner.lose(attempt)
+            self._owner.lease_lost(attempt)
 
     def _fail(self, address: str, answer: Answer, lease_id: str, error: ErrorInfo, *, final: bool = False) -> None:
         last = final or not self._attempts[address].may_retry
-        self._answers.take(address, answer, lease_id, last=last)
+        self.answers.take(address, answer, lease_id, last=last)
         self.withdraw(address)
         self._owner.try_failed(address, error, final=final)
+
+    def _still_asked(self, move: Answered | Refused) -> Attempt:
+        """The open step that an answer was for when it came; what came before it may have changed that."""
+        attempt = self._attempts.get(move.address)
+        if attempt is None:
+            state = self._board.steps[move.address].state
+            raise FailedPrecondition(f"the step is {state} by now", field="address", value=move.address)
+        if move.lease_id and attempt.number != move.attempt:
+            raise lease_over(move.lease_id)
+        return attempt
 
     def _asked(self, address: str, lease_id: str) -> Attempt:
         """The open step that an answer is for; under a lease, if it is that step's."""
         result = self._board.steps.get(address)
         if result is None:
             raise NotFound(f"workflow {self._board.workflow_id} has no such step", field="address", value=address)
-        held = self._desk.leases.find(lease_id)
+        held = self.desk.leases.find(lease_id)
         if lease_id and (held is None or held.errand.key != (self._board.workflow_id, address)):
             raise lease_over(lease_id)
         attempt = self._attempts.get(address)

@@ -91,16 +91,25 @@ class Lookout:
         """How an execution tells of itself, and what it is told."""
         return {"on_change": self._changed, "successors": partial(self.foresight.successors, workflow_id)}
 
-    def enter(self, execution: Execution, prepared: Prepared, rank: int) -> None:
-        """Have the workflow start: now, or once there is memory for it. In the order of their ranks."""
+    def enter(
+        self,
+        execution: Execution,
+        prepared: Prepared,
+        rank: int,
+        now: Callable[[], None],
+        later: Callable[[], None] | None = None,
+    ) -> None:
+        """Have the workflow start by `now`, or once there is memory for it by `later` (its `start`, else). In the order
+        of their ranks."""
         workflow_id, room, demand = execution.workflow_id, self._waiting_room, prepared.demand
 
-        def start() -> None:
+        def start(go: Callable[[], None]) -> None:
             self.foresight.begin(workflow_id, prepared.run, prepared.book, execution.progress, rank, prepared.tree)
-            execution.start()
+            go()
 
-        if room is None or demand is None or room.enter(workflow_id, demand, execution.progress.is_idle, start):
-            start()
+        late = partial(start, later or execution.start)
+        if room is None or demand is None or room.enter(workflow_id, demand, execution.progress.is_idle, late):
+            start(now)
         else:
             execution.hold(room.why(workflow_id))
 

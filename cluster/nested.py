@@ -21,11 +21,12 @@ class NestedSteps:
     def __init__(self, board: Board, messages: Mapping[str, MessageText]) -> None:
         self._board = board
         self.fixed = dict(messages)
-        self._begun_at: dict[str, float] = {}  # seconds, monotonic
+        self._begun: dict[str, tuple[float, float]] = {}  # seconds, monotonic; and the time of day
 
     def begun_s(self, address: str) -> float | None:
         """When a run within that goes on began, in monotonic seconds."""
-        return self._begun_at.get(address)
+        begun = self._begun.get(address)
+        return None if begun is None else begun[0]
 
     def take_news(self, run: Run, book: MessageBook) -> ErrorInfo | None:
         """Take over what has begun and ended. Returns the last failure. Raises what framing a message raises."""
@@ -40,7 +41,7 @@ class NestedSteps:
     def _begin(self, news: Began, run: Run, book: MessageBook) -> None:
         self._board.add_steps(StepResult(each.address, each.step, each.agent) for each in news.instances)
         self._board.set_state(news.address, "running", attempt=1)
-        self._begun_at[news.address] = time.monotonic()
+        self._begun[news.address] = (time.monotonic(), self._board.now)
         try:
             for message in news.messages:
                 self._add(message, book)
@@ -48,14 +49,14 @@ class NestedSteps:
             run.fail(news.address, str(error))
 
     def _end(self, news: Ended, run: Run, book: MessageBook) -> ErrorInfo | None:
-        begun_at = self._begun_at.pop(news.address, None)
+        begun = self._begun.pop(news.address, None)
         result = replace(
             self._board.steps[news.address],
             state=news.state,
             text=news.text,
             values=run.values(news.address),
             finish_reason="workflow",
-            wall_ms=0.0 if begun_at is None else (time.monotonic() - begun_at) * 1000.0,
+            wall_ms=0.0 if begun is None else max(0.0, self._board.now - begun[1]) * 1000.0,
         )
         if news.message is not None:
             self._add(news.message, book)
