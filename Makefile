@@ -59,7 +59,7 @@ types: setup $(LINKS)
 	$(BIN)/mypy -p laban.cluster -p laban.actors -p laban.kvstore -p laban.kernels
 
 unit: setup
-	$(BIN)/pytest tests/unit -n auto
+	$(BIN)/pytest tests/unit -n auto -m "not slow"
 
 bench: setup  ## measure reuse against recomputing and prefix caching (ARGS= for options)
 	$(BIN)/python benchmarks/reuse.py $(ARGS)

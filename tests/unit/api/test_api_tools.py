@@ -237,6 +237,8 @@ KILLED = """
 import sys, time
 from laban.cluster.client import Client
 
+pytestmark = pytest.mark.slow
+
 def endless(n):
     print("began", flush=True)
     time.sleep(600)

@@ -13,6 +13,8 @@ import pytest
 
 from laban.cluster.workflow.parse import parse_dict
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[3] / "benchmarks"
 
 

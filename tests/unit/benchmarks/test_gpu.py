@@ -17,6 +17,8 @@ import torch
 
 from laban.kernels.flash_backends import REFERENCE, varlen_reference
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[3] / "benchmarks"
 ENGINE_SECTIONS = "ceilings,plan,dense,cached,agents,panel,itl"
 

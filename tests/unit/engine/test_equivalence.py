@@ -24,6 +24,8 @@ from hypothesis import strategies as st
 from laban.actors.calls import Sampling
 from laban.kvstore.encodings import EMPTY_VIEW, EncodingSpec, View, make_spec
 
+pytestmark = pytest.mark.slow
+
 
 def some_tokens(count: int, seed: int) -> list[int]:
     generator = random.Random(seed)

@@ -22,6 +22,8 @@ from laban.kernels import row_attention
 from laban.kvstore.encodings import EMPTY_VIEW
 from laban.kvstore.store import Entry
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_shards_answer_as_the_whole_model_does(size: int, monkeypatch: pytest.MonkeyPatch) -> None:

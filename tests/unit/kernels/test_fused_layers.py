@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 from laban.kernels import fused_layers
 from laban.kernels.fused_layers import FusedStack
 
+pytestmark = pytest.mark.slow
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 

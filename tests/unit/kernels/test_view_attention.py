@@ -31,6 +31,8 @@ from laban.kernels.view_attention import (
 )
 from laban.kvstore.store import Entry
 
+pytestmark = pytest.mark.slow
+
 PAGE, PAGES, DIM = 4, 400, 16
 INV_FREQ = 1.0 / 10_000 ** (torch.arange(0, DIM, 2).float() / DIM)
 

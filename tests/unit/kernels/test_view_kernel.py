@@ -13,7 +13,10 @@ from laban.kernels.view_plan import PlanShape
 pytest.importorskip("triton")
 from laban.kernels.view_tiles import Tile
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs it on the card")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs it on the card"),
+]
 SMALL = {"max_turned": 512, "max_items": 256, "max_tokens": 64, "max_partials": 1024, "size": 1 << 14}
 
 

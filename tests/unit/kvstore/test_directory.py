@@ -13,6 +13,8 @@ from laban.kvstore.directory_messages import Answer, Batch, HeldPlacement, Inter
 from laban.kvstore.placements import PACKED_BITS, PlacementState, Tier, pack, unpack
 from laban.kvstore.uses import Use
 
+pytestmark = pytest.mark.slow
+
 READY, LOADING, GONE = PlacementState.READY, PlacementState.LOADING, PlacementState.GONE
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -17,6 +18,8 @@ from laban.cluster.routing.directory_view import DirectoryView
 from laban.kvstore.directory import IDLE_S, LATE_S, DirectoryShard
 from laban.kvstore.directory_messages import Batch, Watch
 from laban.kvstore.placements import PlacementChange, PlacementState, Tier, shard_of
+
+pytestmark = pytest.mark.slow
 
 NUM_SHARDS = 2
 WORKERS = ("w0", "w1")

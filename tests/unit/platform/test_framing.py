@@ -14,6 +14,8 @@ import pytest
 from laban.actors.errors import InvalidInput, UnsupportedModel
 from laban.actors.framing import Framing, derive_framing
 
+pytestmark = pytest.mark.slow
+
 transformers = pytest.importorskip("transformers")
 
 CHATML = """{% for m in messages %}<|im_start|>{{ m['role'] }}

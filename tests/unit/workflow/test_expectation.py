@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from random_workflows import workflows
@@ -11,6 +12,8 @@ from random_workflows import workflows
 from laban.cluster.workflow.parse import parse_dict, parse_yaml
 from laban.cluster.workflow.reading import Expectation
 from laban.cluster.workflow.run import Run
+
+pytestmark = pytest.mark.slow
 
 HEAD = "version: 1\nname: w\nmessages: {m: hello, n: more}\nagents: {ann: Be Ann, bob: Be Bob, cleo: Be Cleo}\n"
 FAN = """

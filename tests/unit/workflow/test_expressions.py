@@ -10,6 +10,8 @@ import pytest
 
 from laban.cluster.workflow.expressions import ExpressionProblem, Reference, parse_expression
 
+pytestmark = pytest.mark.slow
+
 VALUES: dict[str, Any] = {
     "n": 3, "x": "hello", "f": 1.5, "nothing": None, "docs": ("a", "b"), "scores": [7, None, 9, 7],
     "names": ["bob", "ann", None, "bob"], "many": list(range(1_000_000)), "long": "y" * 1_000_000,

@@ -13,6 +13,8 @@ from random_graphs import Played, built, independent, part_way, workflows
 from laban.cluster.workflow.lookahead import Likelihoods, LookAhead, NextUse
 from laban.cluster.workflow.lookahead_reference import INF, Reference
 
+pytestmark = pytest.mark.slow
+
 MAX_UNDECIDED = 8
 relaxed = settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]

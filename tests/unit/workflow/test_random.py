@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,8 @@ from laban.cluster.workflow.lint import lint
 from laban.cluster.workflow.parse import parse_dict, parse_yaml, to_dict
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.schema import Workflow
+
+pytestmark = pytest.mark.slow
 
 relaxed = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SCHEMA = Draft202012Validator(workflow_schema())

@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 from random_graphs import Played, built, independent, part_way, workflows
@@ -17,6 +18,8 @@ from laban.cluster.workflow.lookahead import NEVER, Likelihoods, LookAhead
 from laban.cluster.workflow.lookahead_reference import Reference
 from laban.cluster.workflow.parse import parse_dict
 from laban.cluster.workflow.run import Run
+
+pytestmark = pytest.mark.slow
 
 MAX_UNDECIDED = 8
 relaxed = settings(
