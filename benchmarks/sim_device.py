@@ -36,6 +36,7 @@ class Device:
         self._planned = 0  # forwards under way
         self._stopped = False
         self.queued_tokens = 0
+        self.busy_s = 0.0  # with forwards that encode; those that only decode wait for nobody
 
     @property
     def num_decoding(self) -> int:
@@ -83,6 +84,7 @@ class Device:
         if num_new or self._decodes:
             self._began_s = now_s
             self._each_s = self._costs.forward_s(num_new, len(self._decodes))
+            self.busy_s += self._each_s if num_new else 0.0
             self._plan(1 if num_new else max(1, self._decodes[0][0] - self._num_forwards), done)
 
     def _end(self, now_s: float, version: int, done: list[Then]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 from laban.actors.publishing import Publisher
 from laban.cluster.routing.directory_view import DirectoryView
 from laban.kvstore.directory import DirectoryShard
-from laban.kvstore.directory_messages import Answer, Batch, Epoch, Watch
+from laban.kvstore.directory_messages import Answer, Batch, Epoch, News, Watch
 from laban.kvstore.placements import PlacementChange
 
 ROUTER = "router"
@@ -54,6 +55,8 @@ class SimDirectory:
         self.num_changes = 0
         self.num_batches = 0
         self.num_gaps = 0
+        self.shards_cpu_s = 0.0  # of this process's time
+        self.view_cpu_s = 0.0
         self.stopped = False
         self._clock.at(1.0, self._tick)
 
@@ -115,7 +118,9 @@ class SimDirectory:
         self._speak(worker_id, shard, max(post.interval_s, publisher.due_s(shard) - now_s))
 
     def _deliver(self, now_s: float, batch: Batch, shard: int, publisher: Publisher | None) -> None:
+        began = time.thread_time()
         answer = self.shards[shard].publish(batch, now_s)
+        self.shards_cpu_s += time.thread_time() - began
         self.num_gaps += answer is Answer.GAP
         if publisher is not None:
             publisher.answered(shard, answer)
@@ -132,15 +137,22 @@ class SimDirectory:
 
     def _news(self, now_s: float, shard: int) -> None:
         self._polling.discard(shard)
+        began = time.thread_time()
         news = self.shards[shard].take_news(ROUTER, self._taken[shard], now_s)
+        self.shards_cpu_s += time.thread_time() - began
         if news is None:
             self._known[shard] = False
             self._interest()
             return
         if news and self._rng.random() >= self._post.lost:
             self._taken[shard] = news.number
-            self._send(lambda now_s: self.view.take(shard, news))
+            self._send(lambda now_s: self._take(shard, news))
         self._poll(shard)
+
+    def _take(self, shard: int, news: News) -> None:
+        began = time.thread_time()
+        self.view.take(shard, news)
+        self.view_cpu_s += time.thread_time() - began
 
     def _interest(self) -> None:
         if not self._watching:

@@ -37,7 +37,8 @@ class Setup:
     post: Post = Post()  # noqa: RUF009
     wrong: float = 0.0  # share of announced uses that are replaced by others at random
     deaths: tuple[tuple[float, int], ...] = ()  # when which worker dies
-    restart_s: float = 10.0
+    restart_s: float = 10.0  # until it joins anew, with nothing
+    joins: tuple[tuple[float, int], ...] = ()  # when which worker joins, of numbers from `num_workers` on
     sample: int = 0  # candidates looked at for each eviction; 0: all
     fixed: bool = False  # what is missing costs, but no time: every policy sees the same calls at the same times
     until_s: float | None = None  # flows still running then are cut off
@@ -103,6 +104,8 @@ class Simulation:
             self._start(0.0, f"w{number:04d}")
         for time_s, number in setup.deaths:
             self.at(time_s, self._kill, f"w{number:04d}")
+        for time_s, number in setup.joins:
+            self.at(time_s, self._start, f"w{number:04d}")
 
     # The clock
 
@@ -110,7 +113,11 @@ class Simulation:
         self._count += 1
         heappush(self._heap, (time_s, self._count, do, arguments))
 
-    def run(self) -> Outcome:
+    def run(self, progress: Callable[[float], None] = lambda share: None) -> Outcome:
+        """Once. `progress` is told every now and then which share of it is done.
+
+        Raises MemoryError for a call that does not fit on a device that runs nothing else.
+        """
         flows, live = self._workload.flows, self._workload.live
         if live is None:
             for number, flow in enumerate(flows):
@@ -126,6 +133,8 @@ class Simulation:
             if until_s is not None and self.now_s > until_s:
                 break
             do(self.now_s, *arguments)
+            if self._count & 0xFFF == 0:
+                progress(self.outcome.flows / len(flows) if until_s is None else self.now_s / until_s)
         if collected:
             gc.enable()
         return self._collect()
@@ -144,6 +153,9 @@ class Simulation:
             outcome.add("directory_batches", directory.num_batches)
             outcome.add("directory_gaps", directory.num_gaps)
             outcome.add("directory_encodings", sum(shard.status().num_encodings for shard in directory.shards))
+            outcome.add("shards_cpu_s", directory.shards_cpu_s)
+            outcome.add("view_cpu_s", directory.view_cpu_s)
+            outcome.add("router_cpu_s", sum(self._router.decisions_s))
         return outcome
 
     def _count_up(self, worker: SimWorker) -> None:
@@ -154,6 +166,7 @@ class Simulation:
         add("bytes_fetched", worker.fetches.moved)
         add("link_busy_s", worker.loads.busy_s)
         add("peer_busy_s", worker.fetches.busy_s)
+        add("device_busy_s", worker.device.busy_s)
 
     # Workers
 
@@ -168,7 +181,9 @@ class Simulation:
             self._router.join(worker_id, self._directory.join(worker_id))
 
     def _kill(self, now_s: float, worker_id: str) -> None:
-        worker = self._workers.pop(worker_id)
+        worker = self._workers.pop(worker_id, None)
+        if worker is None:
+            return  # dead already
         lost = worker.stop()
         self._count_up(worker)
         if self._router is not None and self._directory is not None:
