@@ -20,6 +20,7 @@ from laban.cluster.decisions import Decisions
 from laban.cluster.draining import Foreseen
 from laban.cluster.fleet import Fleet
 from laban.cluster.lives import Lives
+from laban.cluster.meter import NO_METER, Meter
 from laban.cluster.records import ErrorInfo, RoutingDecision, WorkerStatus
 from laban.cluster.routing.call_view import view_call
 from laban.cluster.routing.directory_feed import DirectoryFeed
@@ -30,6 +31,7 @@ from laban.cluster.routing.recorder import EndedCall, Recorder
 from laban.cluster.routing.replication import Replication
 from laban.cluster.routing.router import Router
 from laban.cluster.slots import Order, Slot, Ticket
+from laban.cluster.survey import FleetSurvey, Queue
 from laban.cluster.waiting_orders import WaitingOrders
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class Dispatcher:
         policy: str = "cost",
         replicate: bool = True,
         recorder: Recorder | None = None,
+        meter: Meter = NO_METER,
         clock: Callable[[], float] = time.monotonic,
         time_of_day: Callable[[], float] = time.time,
     ) -> None:
@@ -85,7 +88,8 @@ class Dispatcher:
         self.router = Router(load_routing(policy), self.directory, Ledger(), Replication() if replicate else None)
         self._ledger = self.router.ledger
         self._decisions = Decisions(self.router.policy, policy)
-        self._recorder = recorder
+        self._recorder, self._meter = recorder, meter
+        self.directory.on_confirmed = meter.directory_confirmed
         self._foreseen: Foreseen | None = None
         self._ports = list(workers)
         self._lives = Lives(
@@ -171,6 +175,23 @@ class Dispatcher:
         down = [slot.status(alive=False) for slot in self._lives.lost.values()]
         return tuple(sorted(up + down, key=lambda status: status.worker_id))
 
+    def survey(self) -> FleetSurvey:
+        """Looks at every call that has not begun."""
+        now_s, here_s = self._clock(), self._waiting.oldest_at()
+        sent = (ticket for slot in self._slots.values() for ticket in slot.tickets.values())
+        at_workers_s = [ticket.ordered_at for ticket in sent if not ticket.started]
+        queues = {
+            "gateway": Queue(len(self._waiting), 0.0 if here_s is None else now_s - here_s),
+            "worker": Queue(len(at_workers_s), now_s - min(at_workers_s, default=now_s)),
+        }
+        return FleetSurvey(
+            workers=tuple(slot.survey() for slot in self._slots.values()),
+            states=self._lives.count(),
+            queues=queues,
+            silent_shards=self.directory.num_silent,
+            num_unconfirmed=self.directory.counters.num_unconfirmed,
+        )
+
     def foresee(self, foreseen: Foreseen) -> None:
         """Who knows what will be read: of use to a worker that leaves, and to recordings."""
         self._foreseen = self.fleet.foreseen = foreseen
@@ -212,6 +233,7 @@ class Dispatcher:
         choice = self.router.choose(ticket.view, now_s)
         if choice is None:
             return None
+        self._meter.call_routed(self.policy, choice.worker_id, self._clock() - now_s)
         slot = self._slots[choice.worker_id]
         ticket.sent = self.router.send(ticket.view, choice, now_s)
         ticket.tokens_predicted = choice.tokens_found
@@ -237,7 +259,7 @@ class Dispatcher:
     # Listening
 
     def reported(self, slot: Slot, report: WorkerReport) -> None:
-        slot.last = report
+        slot.take(report)
         self._ledger.report(slot.account, report.load, report.rates)
         for event in report.events:
             ticket = slot.tickets.get(event.call_id)
@@ -257,6 +279,7 @@ class Dispatcher:
         sink, key, worker_id = ticket.order.sink, ticket.order.key, slot.info.worker_id
         if isinstance(event, CallFailed):
             self._forget(slot, ticket)
+            self._meter.call_ended(worker_id, event.status)
             self._record(slot, ticket, event.status)
             self._tell(ticket, ErrorInfo(event.status, event.message))
             return
@@ -264,6 +287,7 @@ class Dispatcher:
             ticket.started = True
             sink.call_started(key, ticket.attempt, worker_id)
         if isinstance(event, CallStarted):
+            self._meter.call_admitted(self._clock() - ticket.ordered_at)
             self.directory.count(ticket.tokens_predicted, event.tokens_reused)
         elif isinstance(event, CallTokens):
             assert ticket.sent is not None
@@ -275,6 +299,7 @@ class Dispatcher:
             self._ledger.observe(ticket.sent, encoded, event.ttft_ms, event.wall_ms, generated)
             self._expect(slot, ticket, event)
             self._forget(slot, ticket)
+            self._meter.call_ended(worker_id, "OK")
             self._record(slot, ticket, event)
             sink.call_finished(key, ticket.attempt, worker_id, event, ticket.waited_ms)
 
@@ -317,6 +342,8 @@ class Dispatcher:
 
     def detached(self, slot: Slot, reason: str) -> None:
         info = slot.info
+        if info.worker_id not in self._lives.gone:
+            self._meter.worker_lost()
         self._ledger.remove(info.worker_id)
         self.directory.drop(info.worker_id, info.epoch)
         if self._feed is not None:
@@ -331,6 +358,7 @@ class Dispatcher:
                 continue
             again = Ticket(order, ticket.number, ticket.ordered_at, ticket.attempt + 1, ticket.view)
             self._waiting.add(again)
+            self._meter.call_requeued()
             try:
                 order.sink.call_requeued(order.key, again.attempt)
             except Exception as error:

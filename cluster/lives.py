@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
@@ -57,6 +57,17 @@ class Lives:
     def awaited(self) -> bool:
         """Whether a worker may come up without being asked for."""
         return bool(self.returning or self.adding)
+
+    def count(self) -> Mapping[str, int]:
+        """How many workers are up, draining, lost, returning (lost, and being made anew) and starting."""
+        draining = sum(slot.draining for slot in self.up.values())
+        return {
+            "up": len(self.up) - draining,
+            "draining": draining,
+            "lost": len(self.lost.keys() - self.returning),
+            "returning": len(self.returning),
+            "starting": len(self.adding),
+        }
 
     def start(self, ports: Sequence[WorkerPort]) -> None:
         for port in ports:

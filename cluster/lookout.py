@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from laban.cluster.dispatch import Dispatcher
 from laban.cluster.execution import Execution
 from laban.cluster.foresight import Foresight
 from laban.cluster.messages import MessageBook
+from laban.cluster.meter import NO_METER, Meter
 from laban.cluster.records import StepResult
 from laban.cluster.view_tree import ViewTree
 from laban.cluster.waiting_room import WaitingRoom
@@ -46,10 +48,14 @@ class Watching(TypedDict, total=False):
 class Lookout:
     """Lives in the event loop of the dispatcher; `start` before the first workflow, `stop` at the end."""
 
-    def __init__(self, dispatcher: Dispatcher, *, prefetch: bool = True, admission: bool = True) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, *, prefetch: bool = True, admission: bool = True, meter: Meter = NO_METER
+    ) -> None:
         """`prefetch`: have brought or encoded what the next calls will read. `admission`: hold whole workflows back
         while memory for keys and values is short."""
         self._dispatcher = dispatcher
+        self._meter = meter
+        self._inside: dict[str, Execution] = {}  # by id, those that have entered and not left
         self.likelihoods = Likelihoods()
         self.history = StepHistory()
         self.foresight = Foresight(dispatcher, self.likelihoods, self.history, prefetch=prefetch)
@@ -70,6 +76,13 @@ class Lookout:
     def num_held(self) -> int:
         """Workflows that are held back."""
         return 0 if self._waiting_room is None else self._waiting_room.num_waiting
+
+    def count_steps(self) -> Mapping[str, int]:
+        """The steps that have begun and not ended, by state: ready, running, external."""
+        found = Counter({"ready": 0, "running": 0, "external": 0})
+        for execution in self._inside.values():
+            found.update(execution.progress.states())
+        return found
 
     def prepare(self, run: Run, book: MessageBook) -> Prepared:
         """In any thread."""
@@ -102,6 +115,8 @@ class Lookout:
         """Have the workflow start by `now`, or once there is memory for it by `later` (its `start`, else). In the order
         of their ranks."""
         workflow_id, room, demand = execution.workflow_id, self._waiting_room, prepared.demand
+        self._inside[workflow_id] = execution
+        self._meter.workflow_submitted(workflow_id, execution.board.name)
 
         def start(go: Callable[[], None]) -> None:
             self.foresight.begin(workflow_id, prepared.run, prepared.book, execution.progress, rank, prepared.tree)
@@ -118,14 +133,17 @@ class Lookout:
         self.foresight.moved(execution.workflow_id)
         if ended is None:
             return
+        kind, seconds = KINDS.get(ended.finish_reason, "generate"), ended.wall_ms / 1000.0
+        self._meter.step_ended(execution.workflow_id, execution.board.name, kind, ended)
         if ended.state == "succeeded":
-            kind, seconds = KINDS.get(ended.finish_reason, "generate"), ended.wall_ms / 1000.0
             self.history.observe(execution.board.name, ended.address, kind, seconds, ended.tokens_generated)
         if self._waiting_room is not None:
             self._waiting_room.moved(execution.workflow_id)
 
     def leave(self, execution: Execution) -> None:
         """The workflow has ended."""
+        self._inside.pop(execution.workflow_id, None)
+        self._meter.workflow_ended(execution.board.record(with_steps=False))
         self.foresight.end(execution.workflow_id)
         if self._waiting_room is not None:
             self._waiting_room.leave(execution.workflow_id)

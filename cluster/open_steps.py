@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from laban.cluster.attempts import Attempt
 from laban.cluster.board import Board
@@ -21,6 +21,11 @@ class OpenSteps:
     def is_idle(self) -> bool:
         """Whether the workflow waits for nothing but tools."""
         return all(attempt.step.kind == "external" for attempt in self._attempts.values())
+
+    def states(self) -> Iterator[str]:
+        """Of each: ready, running, or external (with a handler, or offered to one)."""
+        for address, attempt in self._attempts.items():
+            yield "external" if attempt.step.kind == "external" else self._board.steps[address].state
 
     def begun_s(self, address: str) -> float | None:
         attempt = self._attempts.get(address)

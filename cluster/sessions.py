@@ -12,6 +12,7 @@ from laban.actors.calls import Call, Sampling
 from laban.actors.errors import Exhausted, InvalidInput, NotFound
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.messages import Language, MessageBook, Opening, tokens_of
+from laban.cluster.meter import NO_METER, Meter
 from laban.cluster.records import (
     ErrorInfo,
     Hint,
@@ -93,12 +94,13 @@ class Sessions:
         hint_taker: HintTaker | None = None,
         onlooker: Onlooker | None = None,
         next_rank: Callable[[], int] = lambda: 0,
+        meter: Meter = NO_METER,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`language` gives a tenant's. Without a `hint_taker` hints are ignored, and answered so. The `onlooker` is
         told of messages that may be read again. `next_rank` gives a session its place among the workflows."""
         self._dispatcher = dispatcher
-        self._onlooker = onlooker
+        self._onlooker, self._meter = onlooker, meter
         self._next_rank = next_rank
         self._hints = SessionHints(hint_taker, dispatcher.info.pool_tokens, clock=clock)
         self._language = language
@@ -348,6 +350,7 @@ class Sessions:
             overlaps=tuple(overlap.describe(entries) for overlap in composed.overlaps(num_tokens)),
         )
         session.records[message_id] = record
+        self._meter.message_made(record)
         self._moved(session)
         return record
 

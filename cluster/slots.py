@@ -8,9 +8,11 @@ from typing import Protocol
 
 from laban.actors.calls import Call, CallFinished, CallTokens, WorkerInfo, WorkerReport
 from laban.actors.ports import WorkerPort
+from laban.actors.tallies import WorkerTallies
 from laban.cluster.records import ErrorInfo, WorkerStatus
 from laban.cluster.routing.accounts import Account, Sent
 from laban.cluster.routing.call_view import CallView, family_of
+from laban.cluster.survey import WorkerSurvey
 from laban.kvstore.encodings import EncodingId, EncodingSpec
 from laban.kvstore.uses import Use
 
@@ -87,8 +89,18 @@ class Slot:
         self.account = account
         self.info: WorkerInfo = port.info
         self.last = WorkerReport(self.info.worker_id, self.info.epoch, 0, load=account.load)
+        self.tallies = WorkerTallies()
         self.tickets: dict[str, Ticket] = {}
         self.draining = False
+
+    def take(self, report: WorkerReport) -> None:
+        """It is the last one."""
+        self.last = report
+        if report.tallies is not None:
+            self.tallies = report.tallies
+
+    def survey(self) -> WorkerSurvey:
+        return WorkerSurvey(self.info, self.last.load, self.last.rates, self.last.cache, self.tallies)
 
     def status(self, alive: bool) -> WorkerStatus:
         info, load = self.info, self.last.load

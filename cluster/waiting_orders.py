@@ -17,6 +17,10 @@ class WaitingOrders:
     def __len__(self) -> int:
         return len(self._tickets)
 
+    def oldest_at(self) -> float | None:
+        """When the oldest was ordered, in monotonic seconds. Looks at all of them."""
+        return min((ticket.ordered_at for ticket in self._tickets.values()), default=None)
+
     def add(self, ticket: Ticket) -> None:
         self._tickets[ticket.order.key] = ticket
         heappush(self._heap, _place(ticket))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from typing import Any
 
 from laban.actors.tallies import BOUNDS, Copies, Link, Spread, WorkerTallies
 
@@ -33,5 +34,6 @@ class Tallying:
         )
 
     def totals(self) -> WorkerTallies:
-        spreads = {name: Spread(tuple(counts), self._totals[name]) for name, counts in self._counts.items()}
-        return WorkerTallies(**spreads, **self._copies, **self._values)
+        found: dict[str, Any] = {**self._copies, **self._values}
+        found |= {name: Spread(tuple(counts), self._totals[name]) for name, counts in self._counts.items()}
+        return WorkerTallies(**found)

@@ -38,6 +38,7 @@ class ViewCounters:
     tokens_found: int = 0
     tokens_missed: int = 0  # predicted and not there: encoded again
     num_wrong: int = 0  # calls of which a token was missed
+    num_unconfirmed: int = 0  # encodings expected at a worker that the directory never confirmed
 
 
 class DirectoryView:
@@ -56,6 +57,8 @@ class DirectoryView:
         self.watching = WatchBook(num_shards, linger_s=linger_s, clock=clock)
         self.on_arrival: Callable[[str, EncodingId], None] = lambda worker_id, encoding_id: None
         """Told of each encoding that comes to a worker that had it in no tier."""
+        self.on_confirmed: Callable[[float], None] = lambda lag_s: None
+        """Told when the directory says what was expected, so many seconds after it was."""
         self._expire_s, self._clock = expire_s, clock
         self._epochs: dict[str, Epoch] = {}
         self._over: dict[str, Epoch] = {}  # the last life of a worker that is known to have ended
@@ -146,6 +149,11 @@ class DirectoryView:
         """Encodings that news is wanted of."""
         return len(self.watching)
 
+    @property
+    def num_silent(self) -> int:
+        """Shards whose news do not come."""
+        return len(self._blind)
+
     # News and time
 
     def take(self, shard: int, news: News) -> None:
@@ -192,7 +200,8 @@ class DirectoryView:
         key = worker_id, encoding_id
         if key in self._expected:
             if any(tier is Tier.DEVICE and state is not PlacementState.LOADING for tier, state, _ in placed):
-                del self._expected[key]  # it came to be there, and maybe is on its way out again
+                until_s, _ = self._expected.pop(key)  # it came to be there, and maybe is on its way out again
+                self.on_confirmed(max(0.0, self._clock() - (until_s - self._expire_s)))
             else:
                 self._expected[key] = self._expected[key][0], placed
                 placed = _with_device(placed, self._device[worker_id][encoding_id])
@@ -236,6 +245,7 @@ class DirectoryView:
                 self._expected.move_to_end((worker_id, encoding_id))
                 continue
             del self._expected[worker_id, encoding_id]
+            self.counters.num_unconfirmed += 1
             self._place(worker_id, encoding_id, said)
 
     def _forget(self, worker_id: str) -> None:

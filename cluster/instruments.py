@@ -1,0 +1,156 @@
+"""Counts what happens, and renders all metrics for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.exposition import choose_encoder
+
+from laban.cluster.meter import Meter
+from laban.cluster.metrics import MAX_VALUES, METRICS, OTHER
+from laban.cluster.metrics_collector import SurveyCollector
+from laban.cluster.records import MessageRecord, StepResult, WorkflowRecord
+from laban.cluster.survey import Survey
+
+OUTCOMES = ("succeeded", "failed", "cancelled")
+
+disable_created_metrics()  # each would double a metric's series, for a time that nobody asks for
+
+
+class Bounded:
+    """Values of one label that users choose: the first MAX_VALUES, then OTHER."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def __call__(self, value: str) -> str:
+        if value not in self._seen:
+            if len(self._seen) >= MAX_VALUES:
+                return OTHER
+            self._seen.add(value)
+        return value
+
+
+class Instruments(Meter):
+    """One for each control plane. What it is told lands here; the rest is surveyed when somebody asks."""
+
+    def __init__(self, model: str, survey: Callable[[], Survey]) -> None:
+        """`survey` is called in the event loop."""
+        self._model, self._survey = model, survey
+        self._registry = CollectorRegistry()
+        events = [metric for metric in METRICS.values() if metric.told == "events"]
+        self._counters = {
+            metric.name: Counter(metric.name, metric.meaning, metric.label_names, registry=self._registry)
+            for metric in events
+            if metric.kind == "counter"
+        }
+        self._histograms = {
+            metric.name: Histogram(
+                metric.name, metric.meaning, metric.label_names, buckets=metric.bounds, registry=self._registry
+            )
+            for metric in events
+            if metric.kind == "histogram"
+        }
+        self._open = Gauge(*_declared("laban_grpc_open_requests"), registry=self._registry)
+        self._collector = SurveyCollector(model)
+        self._registry.register(self._collector)
+        self._workflow, self._worker = Bounded(), Bounded()
+
+    def look(self) -> None:
+        """Take the survey that the next `render` shows. In the event loop."""
+        self._collector.survey = self._survey()
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The exposition, and its content type, for an Accept header. In any thread."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+    # Workflows and sessions
+
+    def workflow_submitted(self, workflow_id: str, name: str) -> None:
+        name = self._workflow(name)
+        self._count("laban_workflows_submitted_total", name)
+        for outcome in OUTCOMES:  # so that the first failure is a rise from 0, and no new series
+            self._count("laban_workflows_ended_total", name, outcome, amount=0)
+
+    def step_ended(self, workflow_id: str, workflow: str, kind: str, result: StepResult) -> None:
+        workflow = self._workflow(workflow)
+        self._count("laban_steps_ended_total", workflow, result.state)
+        if result.error is not None and result.state == "failed":
+            self._count("laban_errors_total", "step", result.error.status)
+        if result.state != "succeeded":
+            return
+        self._observe("laban_step_seconds", result.wall_ms / 1000.0, workflow, kind)
+        if kind == "generate":
+            self._made(result)
+
+    def workflow_ended(self, record: WorkflowRecord) -> None:
+        workflow = self._workflow(record.name)
+        self._count("laban_workflows_ended_total", workflow, record.state)
+        self._observe("laban_workflow_seconds", record.wall_ms / 1000.0, workflow)
+        if record.error is not None:
+            self._count("laban_errors_total", "workflow", record.error.status)
+
+    def message_made(self, record: MessageRecord) -> None:
+        self._made(record)
+
+    def _made(self, call: StepResult | MessageRecord) -> None:
+        fidelity = call.fidelity
+        self._observe("laban_time_to_first_token_seconds", call.ttft_ms / 1000.0, fidelity)
+        self._observe("laban_call_seconds", call.wall_ms / 1000.0, fidelity)
+        self._count("laban_read_tokens_total", fidelity, amount=call.tokens_read)
+        self._count("laban_reused_tokens_total", fidelity, amount=call.tokens_reused)
+        self._count("laban_loaded_tokens_total", fidelity, amount=call.tokens_loaded)
+        self._count("laban_encoded_tokens_total", fidelity, amount=call.tokens_encoded)
+        self._count("laban_generated_tokens_total", fidelity, amount=call.tokens_generated)
+
+    # Calls
+
+    def call_routed(self, policy: str, worker_id: str, decided_s: float) -> None:
+        self._count("laban_routing_decisions_total", policy, self._worker(worker_id))
+        self._observe("laban_routing_seconds", decided_s, policy)
+
+    def call_admitted(self, waited_s: float) -> None:
+        self._observe("laban_call_queue_seconds", waited_s)
+
+    def call_ended(self, worker_id: str, code: str) -> None:
+        self._count("laban_calls_ended_total", self._worker(worker_id), code)
+        if code != "OK":
+            self._count("laban_errors_total", "call", code)
+
+    def call_requeued(self) -> None:
+        self._count("laban_calls_requeued_total")
+
+    def worker_lost(self) -> None:
+        self._count("laban_worker_losses_total")
+
+    def directory_confirmed(self, lag_s: float) -> None:
+        self._observe("laban_directory_lag_seconds", lag_s)
+
+    # Requests
+
+    def request_begun(self, method: str) -> None:
+        self._open.labels(self._model, method).inc()
+
+    def request_ended(self, method: str, code: str, seconds: float | None) -> None:
+        self._open.labels(self._model, method).dec()
+        self._count("laban_grpc_requests_total", method, code)
+        if seconds is not None:
+            self._observe("laban_grpc_request_seconds", seconds, method)
+        if code not in ("OK", "CANCELLED"):
+            self._count("laban_errors_total", "request", code)
+
+    def loop_lagged(self, seconds: float) -> None:
+        self._observe("laban_event_loop_lag_seconds", max(0.0, seconds))
+
+    def _count(self, name: str, *labels: str, amount: float = 1) -> None:
+        self._counters[name].labels(self._model, *labels).inc(amount)
+
+    def _observe(self, name: str, value: float, *labels: str) -> None:
+        self._histograms[name].labels(self._model, *labels).observe(value)
+
+
+def _declared(name: str) -> tuple[str, str, tuple[str, ...]]:
+    metric = METRICS[name]
+    return metric.name, metric.meaning, metric.label_names

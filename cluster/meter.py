@@ -1,0 +1,53 @@
+"""Who is told what happens, to count it or to log it."""
+
+from __future__ import annotations
+
+from laban.cluster.records import MessageRecord, StepResult, WorkflowRecord
+
+
+class Meter:
+    """This one lets everything pass. Methods are called in the event loop; none of them waits or raises."""
+
+    # Workflows and sessions
+
+    def workflow_submitted(self, workflow_id: str, name: str) -> None: ...
+
+    def step_ended(self, workflow_id: str, workflow: str, kind: str, result: StepResult) -> None:
+        """`kind` is generate, external or workflow."""
+
+    def workflow_ended(self, record: WorkflowRecord) -> None:
+        """The record has no steps."""
+
+    def message_made(self, record: MessageRecord) -> None:
+        """In a session."""
+
+    # Calls
+
+    def call_routed(self, policy: str, worker_id: str, decided_s: float) -> None:
+        """To decide took so many seconds."""
+
+    def call_admitted(self, waited_s: float) -> None:
+        """By its worker, so many seconds after it was ready."""
+
+    def call_ended(self, worker_id: str, code: str) -> None: ...
+
+    def call_requeued(self) -> None: ...
+
+    def worker_lost(self) -> None: ...
+
+    def directory_confirmed(self, lag_s: float) -> None:
+        """What a call had left at a worker, so many seconds later."""
+
+    # Requests
+
+    def request_begun(self, method: str) -> None:
+        """`method` is Service/Method."""
+
+    def request_ended(self, method: str, code: str, seconds: float | None) -> None:
+        """`seconds` None is said of streams."""
+
+    def loop_lagged(self, seconds: float) -> None:
+        """The event loop did what was due so much later."""
+
+
+NO_METER = Meter()
