@@ -23,8 +23,8 @@ class Answer:
 class Answers:
     """Of one workflow. Kept after its end, for those who answer late."""
 
-    _last: dict[str, Answer] = field(default_factory=dict)  # by address: what ended the step
-    _brought: dict[str, tuple[str, Answer]] = field(default_factory=dict)  # by lease: (address, answer)
+    last: dict[str, Answer] = field(default_factory=dict)  # by address: what ended the step
+    brought: dict[str, tuple[str, Answer]] = field(default_factory=dict)  # by lease: (address, answer)
 
     def came_before(self, address: str, answer: Answer, lease_id: str) -> bool:
         """Whether this very answer was taken already.
@@ -32,8 +32,8 @@ class Answers:
         Raises Conflict if the lease, or for an answer by hand the step, was answered otherwise; FailedPrecondition
         if the step was answered under another lease.
         """
-        brought = self._brought.get(lease_id)
-        last = self._last.get(address)
+        brought = self.brought.get(lease_id)
+        last = self.last.get(address)
         if (address, answer) == brought or answer == last:
             return True
         if brought is None and last is None:
@@ -45,9 +45,9 @@ class Answers:
     def take(self, address: str, answer: Answer, lease_id: str, *, last: bool) -> None:
         """Remember an answer; `last`: it ended the step."""
         if lease_id:
-            self._brought[lease_id] = (address, answer)
+            self.brought[lease_id] = (address, answer)
         if last:
-            self._last[address] = answer
+            self.last[address] = answer
 
 
 def lease_over(lease_id: str) -> FailedPrecondition:

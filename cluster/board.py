@@ -56,6 +56,18 @@ class Board:
         self._error: ErrorInfo | None = None
         self.held = ""  # why the workflow is held back whole
 
+    @classmethod
+    def ended(cls, record: WorkflowRecord, feed: Feed) -> Board:
+        """Of a workflow that has ended, as it was shown then."""
+        board = cls(record.workflow_id, record.name, record.steps, lambda: record.created_at)
+        board.feed, board.state, board._finished_at = feed, record.state, record.finished_at
+        board._outputs, board._error = record.outputs, record.error
+        return board
+
+    @property
+    def finished_at(self) -> float | None:
+        return self._finished_at
+
     @property
     def now(self) -> float:
         return self._clock()
@@ -79,8 +91,11 @@ class Board:
         self.steps.update((step.address, step) for step in steps)
 
     def begin(self, held: str = "") -> None:
-        """It runs from now on, or is `held` back: then `begin` is called again once it is not."""
-        at = self._created_at if not self.held else self._clock()
+        """It runs from now on, or is `held` back: then `begin` is called again once it is not.
+
+        Held back can also be one that has begun, when the process that ran it is another one.
+        """
+        at = self._clock() if self.feed.last_event else self._created_at
         self.held = held
         self.feed.append(Event(0, self.workflow_id, at, "workflow_state", workflow_state="running", held=held))
 

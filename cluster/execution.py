@@ -7,10 +7,9 @@ never hangs.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -23,8 +22,9 @@ from laban.cluster.board import Board, generated
 from laban.cluster.explaining import next_uses
 from laban.cluster.external import Desk, ExternalSteps
 from laban.cluster.inbox import Inbox, MoveLog
+from laban.cluster.journal_records import Line
 from laban.cluster.messages import MessageBook, Opening
-from laban.cluster.moves import Move
+from laban.cluster.moves import Move, move_from_json
 from laban.cluster.nested import NestedSteps
 from laban.cluster.open_steps import OpenSteps
 from laban.cluster.records import (
@@ -118,8 +118,9 @@ class Execution:
         self.inbox.put(to.Started())
 
     def hold(self, why: str) -> None:
-        """Show that it is held back whole. `start` follows, or `cancel`."""
-        self.inbox.put(to.Held(why))
+        """Show that it is held back whole. `start` follows, or `resume`, or `cancel`."""
+        if not self.board.held:
+            self.inbox.put(to.Held(why))
 
     def resume(self) -> None:
         """Go on after `replay`. What was at a worker or a handler then is done again, as a new attempt."""
@@ -130,22 +131,29 @@ class Execution:
         if self._run is not None:
             self.inbox.put(to.Stopped())
 
+    def abandon(self, error: Exception) -> None:
+        """Show that it cannot go on here. What is written down stays as it is."""
+        self._is_replaying = True
+        self._crash(error)
+
     def leave(self) -> None:
         """Let go of the workflow as it stands: another process goes on with it."""
         self._recall(self._open)
         for attempt in self._open.values():
             attempt.stop_timer()
 
-    def replay(self, moves: Iterable[tuple[float, Move]]) -> None:
-        """Apply what was written down, with the times at which it came. Nobody hears of it; `resume` follows, unless
-        it has ended."""
+    def replay(self, lines: Sequence[Line]) -> None:
+        """Apply what was written down of a workflow that has just been made again. Nobody hears of it; `start` follows
+        if it has not begun, `resume` if it has and has not ended.
+
+        Raises FailedPrecondition or ValueError for lines that this version cannot bring it forward with.
+        """
         live, nobody = (self._dispatcher, self.external.desk), Nobody()
         self._dispatcher, self.external.desk, self._is_replaying = nobody, nobody, True
         try:
-            for at, move in moves:
-                self.inbox.num_moves += 1
-                with contextlib.suppress(LabanError):  # whoever brought it was told
-                    self._apply(move, at)
+            if not lines or not isinstance(move_from_json(lines[0].move), to.Held):
+                self.begin()
+            self.inbox.replay(lines)
         finally:
             (self._dispatcher, self.external.desk), self._is_replaying = live, False
             for attempt in self._open.values():
@@ -244,6 +252,8 @@ class Execution:
     def _resume(self) -> None:
         """Ask for all that is open again."""
         orders: list[Order] = []
+        if self.board.held:
+            self.board.begin()
         for attempt in list(self._open.values()):
             address = attempt.step.address
             if self.board.steps[address].state == "running":

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
-from laban.actors.errors import Conflict, Exhausted, InvalidInput, NotFound
+from laban.actors.errors import Conflict, Exhausted, FailedPrecondition, InvalidInput, LabanError, NotFound
 from laban.cluster.answers import check_output, text_of
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.execution import Execution
 from laban.cluster.explaining import explained
+from laban.cluster.finished import Finished
+from laban.cluster.journal import Journal
+from laban.cluster.journal_records import Archive, Stored, Submission, archive_from_json, read_document, write_document
 from laban.cluster.lease_desk import LeaseDesk, ended
 from laban.cluster.lookout import Lookout, Prepared
 from laban.cluster.messages import FramingPort, Language, MessageBook, TokenizerPort
@@ -38,6 +42,8 @@ from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_PAGE = 50
 MAX_PAGE = 1000
 MAX_KEY = 128
@@ -47,6 +53,7 @@ MAX_KEY = 128
 class ExecutorLimits:
     max_active: int = 256  # workflows running at once; more are refused
     max_finished: int = 1000  # kept for Get, List and Watch; the oldest is forgotten first
+    max_age_s: float | None = None  # after their end; None: as long as there is room
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,7 @@ class _Claim:
 
     workflow_id: str
     content: str
+    accepted: asyncio.Future[None] | None = None  # while it is being written to the journal
 
 
 class Executor:
@@ -68,9 +76,11 @@ class Executor:
         *,
         limits: ExecutorLimits | None = None,
         lookout: Lookout | None = None,
+        journal: Journal | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Without a `lookout` workers are told nothing of what is to come, and no workflow is ever held back."""
+        """Without a `lookout` workers are told nothing of what is to come, and no workflow is ever held back. Without a
+        `journal` workflows end with the process; one that is given has been opened, and is closed with the executor."""
         self._dispatcher = dispatcher
         self._desk = LeaseDesk(time_of_day=clock)
         self._framing = framing
@@ -79,8 +89,9 @@ class Executor:
         self._clock = clock
         self._started_at = clock()
         self._lookout = lookout
+        self._journal = journal
         self.likelihoods = Likelihoods() if lookout is None else lookout.likelihoods
-        self._executions: OrderedDict[str, Execution] = OrderedDict()  # oldest first
+        self._executions: OrderedDict[str, Execution | Finished] = OrderedDict()  # oldest first
         self._numbers: dict[str, int] = {}  # workflow id -> its place in the order of submission
         self._last_number = 0
         self._finished: OrderedDict[str, None] = OrderedDict()
@@ -93,15 +104,28 @@ class Executor:
         self._dispatcher.start()
         if self._lookout is not None:
             self._lookout.start()
+        if self._journal is not None:
+            self._journal.start()
+
+    def refuse(self) -> None:
+        """Before `stop`, where workflows are to go on in another process: change nothing more about them."""
+        if self._journal is not None:
+            self._journal.refuse()
 
     async def stop(self) -> None:
-        """Cancel what runs, so that every watch ends, and close the workers."""
+        """Cancel what runs, so that every watch ends, and close the workers. What is in a journal is not cancelled: it
+        goes on when it is restored."""
         for execution in list(self._executions.values()):
-            execution.cancel()
+            if self._journal is None:
+                execution.cancel()
+            else:
+                execution.leave()
         self._desk.close()
         if self._lookout is not None:
             await self._lookout.stop()
         await self._dispatcher.stop()
+        if self._journal is not None:
+            await self._journal.close()
 
     def language(self, tenant: str) -> Language:
         """What turns this tenant's text into calls. Encodings never cross tenants."""
@@ -121,14 +145,16 @@ class Executor:
 
         Raises WorkflowErrors for bad inputs, Conflict for a key that was used with other content, Exhausted
         for too many active workflows, InvalidInput and OutOfRange for a message that cannot be framed or is
-        longer than the context.
+        longer than the context, Unavailable while nothing can be written to the journal.
         """
         overrides = overrides or Overrides()
+        given = workflow, inputs, overrides
         key = self._checked_key(idempotency_key, tenant)
         content = "" if key is None else _digest(workflow, inputs, overrides)
-        known = self._claimed_before(key, content)
+        known = await self._claimed_before(key, content)
         if known is not None:
             return known.board.record()
+        self._check_journal()
         active = len(self._executions) - len(self._finished) + self._admitting
         if active >= self._limits.max_active:
             raise Exhausted(f"{active} workflows are active, expected at most {self._limits.max_active}")
@@ -136,36 +162,116 @@ class Executor:
         try:
             # Rendering and tokenizing may take long: the loop goes on meanwhile.
             prepared = await asyncio.to_thread(self._prepare, workflow, inputs, overrides, tenant)
+            document = "" if self._journal is None else await asyncio.to_thread(write_document, *given)
+            known = await self._claimed_before(key, content)  # the same key may have come twice at once
+            if known is not None:
+                return known.board.record()
+            submission = Submission(
+                workflow_id=f"wf-{secrets.token_hex(8)}",
+                rank=self.next_rank(),
+                tenant=tenant,
+                idempotency_key=idempotency_key or None,
+                content=content,
+                namespace=prepared.book.language.namespace,
+                max_context=prepared.book.language.max_context,
+                seed=_seed_of(prepared.run),
+                created_at=self._clock(),
+                document=document,
+            )
+            execution = self._execution_of(submission, prepared)
+            await self._accept(submission, execution, prepared)
         finally:
             self._admitting -= 1
-        known = self._claimed_before(key, content)  # the same key may have come twice at once
-        if known is not None:
-            return known.board.record()
-        workflow_id = f"wf-{secrets.token_hex(8)}"
-        run, rank = prepared.run, self.next_rank()
-        execution = Execution(
-            workflow_id,
-            workflow.name,
-            run,
-            prepared.book,
-            self._dispatcher,
-            self._desk,
-            seed=_seed_of(run),
-            rank=rank,
-            clock=self._clock,
-            on_end=self._retire,
-            **({} if self._lookout is None else self._lookout.watching(workflow_id)),
-        )
-        self._executions[workflow_id] = execution
-        self._numbers[workflow_id] = rank
-        if key is not None:
-            self._claims[key] = _Claim(workflow_id, content)
-            self._claimed[workflow_id] = key
-        if self._lookout is None:
-            execution.begin()
-        else:
-            self._lookout.enter(execution, prepared, rank, execution.begin)
         return execution.board.record()
+
+    async def _accept(self, submission: Submission, execution: Execution, prepared: Prepared) -> None:
+        """Start it, once it is in the journal. Raises Unavailable."""
+
+        def enter() -> None:
+            self._claim(submission)
+            self._keep(submission, execution)
+            if self._lookout is None:
+                execution.begin()
+            else:
+                self._lookout.enter(execution, prepared, submission.rank, execution.begin)
+            if accepted is not None:
+                accepted.set_result(None)
+
+        def forget() -> None:
+            key = self._claim_key(submission)
+            if key is not None:
+                del self._claims[key]
+            if accepted is not None:
+                accepted.set_result(None)
+
+        accepted: asyncio.Future[None] | None = None
+        if self._journal is None:
+            enter()
+            return
+        accepted = asyncio.get_running_loop().create_future()
+        self._claim(submission, accepted)
+        await self._journal.accept(submission, enter, forget)
+
+    async def restore(self, stored: Iterable[Stored]) -> None:
+        """Go on with what the journal has, once after `start`. Those of another model wait there for it."""
+        num_foreign = 0
+        ended: list[Finished] = []
+        for each in stored:
+            submission = each.submission
+            self._last_number = max(self._last_number, submission.rank)
+            self._claim(submission)
+            if each.archive:
+                finished = Finished(archive_from_json(each.archive))
+                self._keep(submission, finished)
+                ended.append(finished)
+            elif submission.namespace != self.language(submission.tenant).namespace:
+                num_foreign += 1
+            else:
+                await self._restore(each)
+        if num_foreign:
+            logger.warning("%d unfinished workflows of other models wait in the journal", num_foreign)
+        ended.sort(key=lambda finished: finished.board.finished_at or 0.0)
+        self._finished = OrderedDict.fromkeys([*(finished.workflow_id for finished in ended), *self._finished])
+        self.sweep()
+
+    async def _restore(self, stored: Stored) -> None:
+        submission = stored.submission
+        try:
+            asked = await asyncio.to_thread(read_document, submission.document)
+            prepared = await asyncio.to_thread(self._prepare, *asked, submission.tenant, submission.max_context)
+        except (LabanError, ValueError) as error:  # by a version that understands it, it may
+            logger.error("workflow %s cannot be restored: %s", submission.workflow_id, error)
+            return
+        execution = self._execution_of(submission, prepared)
+        self._keep(submission, execution)
+        try:
+            execution.replay(stored.lines)
+        except Exception as error:
+            logger.exception("workflow %s cannot be restored", submission.workflow_id)
+            execution.abandon(FailedPrecondition(f"cannot be restored: {error}"))
+            self._finished[submission.workflow_id] = None
+            return
+        if execution.board.state in TERMINAL_WORKFLOW:
+            self._retire(execution)
+            return
+        go_on = execution.resume if execution.has_begun else execution.start
+        if self._lookout is None:
+            go_on()
+        else:
+            self._lookout.enter(execution, prepared, submission.rank, go_on, go_on)
+
+    def sweep(self) -> None:
+        """Forget those that ended too long ago, or are too many."""
+        before = None if self._limits.max_age_s is None else self._clock() - self._limits.max_age_s
+        while self._finished:
+            oldest = next(iter(self._finished))
+            finished_at = self._executions[oldest].board.finished_at
+            is_old = before is not None and finished_at is not None and finished_at < before
+            if not is_old and len(self._finished) <= self._limits.max_finished:
+                break
+            self._forget(oldest)
+            if self._journal is not None:
+                self._journal.forget(oldest)
 
     async def watch(self, workflow_id: str, after_event: int = 0) -> AsyncGenerator[Event | TokenChunk, None]:
         """Events after number `after_event`, then live ones and token chunks, to the workflow's end.
@@ -209,6 +315,7 @@ class Executor:
         """Stop a workflow; one that has ended stays as it is."""
         execution = self._execution(workflow_id)
         if execution.board.state not in TERMINAL_WORKFLOW:
+            self._check_journal()
             await execution.inbox.deliver(Stopped())
         return execution.board.record()
 
@@ -221,7 +328,11 @@ class Executor:
         """
         if workflow_id and self._execution(workflow_id).board.state in TERMINAL_WORKFLOW:
             raise ended(workflow_id)
-        return await self._desk.lease(tools, workflow_id, handler, wait_s)
+        self._check_journal()
+        lease = await self._desk.lease(tools, workflow_id, handler, wait_s)
+        if lease is not None:
+            await self._execution(lease.workflow_id).inbox.settled()
+        return lease if lease is None or self._desk.leases.find(lease.lease_id) is not None else None
 
     async def renew_lease(self, lease_id: str) -> Lease:
         """The lease without its messages, to run for its full time again. Raises FailedPrecondition if it has ended."""
@@ -242,6 +353,7 @@ class Executor:
             await asyncio.to_thread(check_output, schema, text, output)
         move = execution.external.completed(address, text_of(output) if text is None else text, lease_id)
         if move is not None:
+            self._check_journal()
             await execution.inbox.deliver(move)
         return execution.board.record(with_steps=not lease_id)
 
@@ -252,6 +364,7 @@ class Executor:
         execution = self._execution(workflow_id)
         move = execution.external.failed(address, message, lease_id, final=final)
         if move is not None:
+            self._check_journal()
             await execution.inbox.deliver(move)
         return execution.board.record(with_steps=not lease_id)
 
@@ -280,19 +393,55 @@ class Executor:
         self._last_number += 1
         return self._last_number
 
-    def _prepare(self, workflow: Workflow, inputs: Mapping[str, object], overrides: Overrides, tenant: str) -> Prepared:
+    def _prepare(
+        self,
+        workflow: Workflow,
+        inputs: Mapping[str, object],
+        overrides: Overrides,
+        tenant: str,
+        max_context: int | None = None,
+    ) -> Prepared:
+        """`max_context` is the one that the workflow was accepted with, where that was before."""
         run = Run(workflow, inputs, overrides)
-        book = MessageBook(self.language(tenant))
+        language = self.language(tenant)
+        book = MessageBook(language if max_context is None else replace(language, max_context=max_context))
         for key, message in run.messages.items():
             path = f"agents.{key[6:]}.prompt" if key.startswith("agent:") else f"messages.{key}"
             book.add_text(key, message.role, message.text, message.name, path=path)
         return Prepared(run, book) if self._lookout is None else self._lookout.prepare(run, book)
 
-    def _execution(self, workflow_id: str) -> Execution:
+    def _execution(self, workflow_id: str) -> Execution | Finished:
         execution = self._executions.get(workflow_id)
         if execution is None:
             raise NotFound("no such workflow", field="workflow_id", value=workflow_id)
         return execution
+
+    def _execution_of(self, submission: Submission, prepared: Prepared) -> Execution:
+        return Execution(
+            submission.workflow_id,
+            prepared.run.graph.workflow.name,
+            prepared.run,
+            prepared.book,
+            self._dispatcher,
+            self._desk,
+            seed=submission.seed,
+            rank=submission.rank,
+            clock=self._clock,
+            created_at=submission.created_at,
+            log=self._journal,
+            on_end=self._retire,
+            **({} if self._lookout is None else self._lookout.watching(submission.workflow_id)),
+        )
+
+    def _keep(self, submission: Submission, execution: Execution | Finished) -> None:
+        self._executions[submission.workflow_id] = execution
+        self._numbers[submission.workflow_id] = submission.rank
+
+    def _check_journal(self) -> None:
+        if self._journal is not None:
+            self._journal.check()
+
+    # Idempotency keys
 
     def _checked_key(self, key: str | None, tenant: str) -> tuple[str, str] | None:
         if not key:
@@ -301,13 +450,28 @@ class Executor:
             raise InvalidInput(f"expected at most {MAX_KEY} characters", field="idempotency_key", value=key)
         return (tenant, key)
 
-    def _claimed_before(self, key: tuple[str, str] | None, content: str) -> Execution | None:
-        claim = None if key is None else self._claims.get(key)
-        if claim is None or key is None:
-            return None
-        if claim.content != content:
-            raise Conflict("was used before, with other content", field="idempotency_key", value=key[1])
-        return self._executions[claim.workflow_id]
+    def _claim_key(self, submission: Submission) -> tuple[str, str] | None:
+        return None if submission.idempotency_key is None else (submission.tenant, submission.idempotency_key)
+
+    def _claim(self, submission: Submission, accepted: asyncio.Future[None] | None = None) -> None:
+        key = self._claim_key(submission)
+        if key is not None:
+            self._claims[key] = _Claim(submission.workflow_id, submission.content, accepted)
+            self._claimed[submission.workflow_id] = key
+
+    async def _claimed_before(self, key: tuple[str, str] | None, content: str) -> Execution | Finished | None:
+        while key is not None and (claim := self._claims.get(key)) is not None:
+            if claim.content != content:
+                raise Conflict("was used before, with other content", field="idempotency_key", value=key[1])
+            if claim.accepted is not None and not claim.accepted.done():
+                await asyncio.wait([claim.accepted])
+                continue
+            if claim.workflow_id not in self._executions:
+                raise FailedPrecondition(
+                    "is of a workflow that this server cannot go on with", field="idempotency_key", value=key[1]
+                )
+            return self._executions[claim.workflow_id]
+        return None
 
     def _retire(self, execution: Execution) -> None:
         """Keep what has ended, up to the limit, and what there is to learn from it."""
@@ -316,12 +480,16 @@ class Executor:
         if self._lookout is not None:
             self._lookout.leave(execution)
         self._finished[execution.workflow_id] = None
-        while len(self._finished) > self._limits.max_finished:
-            oldest, _ = self._finished.popitem(last=False)
-            del self._executions[oldest], self._numbers[oldest]
-            key = self._claimed.pop(oldest, None)
-            if key is not None:
-                del self._claims[key]
+        if self._journal is not None:
+            self._journal.end(Archive.of(execution.board, execution.external.answers))
+        self.sweep()
+
+    def _forget(self, workflow_id: str) -> None:
+        del self._executions[workflow_id], self._numbers[workflow_id]
+        self._finished.pop(workflow_id, None)
+        key = self._claimed.pop(workflow_id, None)
+        if key is not None:
+            del self._claims[key]
 
 
 def _digest(workflow: Workflow, inputs: Mapping[str, object], overrides: Overrides) -> str:

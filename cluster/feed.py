@@ -35,11 +35,15 @@ class _Sent:
 class Feed:
     """The last event is the one that says how the workflow ended; every watch ends after it."""
 
-    def __init__(self, workflow_id: str) -> None:
+    def __init__(self, workflow_id: str, events: Sequence[Event] = ()) -> None:
         self._workflow_id = workflow_id
-        self._events: list[Event] = []
+        self._events = list(events)
         self._live: dict[str, _LiveText] = {}
         self._wakes: set[asyncio.Event] = set()
+
+    @property
+    def events(self) -> Sequence[Event]:
+        return self._events
 
     @property
     def last_event(self) -> int:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from laban.actors.errors import LabanError
-from laban.cluster.moves import Move
+from laban.actors.errors import FailedPrecondition, LabanError
+from laban.cluster.journal_records import Line
+from laban.cluster.moves import Move, move_from_json, move_to_json
 
 
 class MoveLog(Protocol):
-    """Where a workflow's moves are written; `cluster.journal.Journal`."""
+    """Where moves are written; `cluster.journal.Journal`."""
 
-    def append(
-        self, workflow_id: str, number: int, at: float, event: int, move: Move, then: Callable[[], None]
-    ) -> None:
-        """Call `then` in the event loop once the move is written, in the order of the calls. `number` counts the
-        workflow's moves from 1; `event` is the number of its last event when the move came."""
+    def append(self, line: Line, then: Callable[[], None]) -> None:
+        """Call `then` in the event loop once the line is written, in the order of the calls."""
 
 
 @dataclass(slots=True)
@@ -50,18 +48,39 @@ class Inbox:
         self._log = log
         self._clock = clock
         self._last_event = last_event
-        self.num_moves = 0  # written, or about to be
+        self._num_written = 0  # or about to be
+        self._num_applied = 0
         self._waiting: deque[_Entry] = deque()
 
     def put(self, move: Move, done: Callable[[LabanError | None], None] = lambda error: None) -> None:
-        """`done` is told once the move has been applied, and what it raised; without it nobody hears of that."""
+        """`done` is told once the move has been applied, and what it raised; without it nobody hears of that.
+
+        Raises ValueError for a move with text that is not valid Unicode, where there is a log.
+        """
         at = self._clock()
         if self._log is None:
             self._do(_Entry(move, at, done))
             return
-        self.num_moves += 1
+        number = self._num_written + 1
+        line = Line(self._workflow_id, number, at, self._num_applied, self._last_event(), move_to_json(move))
+        self._num_written = number
         self._waiting.append(_Entry(move, at, done))
-        self._log.append(self._workflow_id, self.num_moves, at, self._last_event(), move, self._written)
+        self._log.append(line, self._written)
+
+    def replay(self, lines: Iterable[Line]) -> None:
+        """Apply what was written before. Raises FailedPrecondition if it does not give what it gave then, ValueError
+        for a line that cannot be read."""
+        then: dict[int, int] = {}  # events, by how many moves had been applied
+        for line in lines:
+            then[line.applied] = line.event
+            expected, found = then.get(self._num_applied), self._last_event()
+            if expected is not None and expected != found:
+                raise FailedPrecondition(
+                    f"its journal does not give what it gave before: after {self._num_applied} moves there are {found} "
+                    f"events, expected {expected}"
+                )
+            self._num_written = line.number
+            self._do(_Entry(move_from_json(line.move), line.at, lambda error: None))
 
     async def deliver(self, move: Move) -> None:
         """Put a move in and wait until it is applied. Raises what it raises.
@@ -104,8 +123,12 @@ class Inbox:
     def _do(self, entry: _Entry) -> None:
         error: LabanError | None = None
         if entry.move is not None:
+            self._num_applied += 1
             try:
                 self._apply(entry.move, entry.at)
             except LabanError as raised:
                 error = raised
+            except Exception:
+                entry.done(LabanError("an internal error; the server's log says more"))
+                raise
         entry.done(error)

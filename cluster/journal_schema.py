@@ -1,0 +1,77 @@
+"""The journal's tables, and how a database comes to have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+from laban.actors.errors import FailedPrecondition
+
+METADATA = MetaData()
+
+WORKFLOWS = Table(
+    "laban_workflows",
+    METADATA,
+    Column("workflow_id", String(64), primary_key=True),
+    Column("rank", BigInteger, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("idempotency_key", Text),
+    Column("content", Text, nullable=False),
+    Column("namespace", Text, nullable=False),
+    Column("max_context", Integer, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("created_at", Float(53), nullable=False),
+    Column("document", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("finished_at", Float(53)),
+    Column("archive", Text),
+    UniqueConstraint("tenant", "idempotency_key", name="laban_workflows_key"),
+    Index("laban_workflows_finished", "finished_at"),
+)
+
+MOVES = Table(
+    "laban_moves",
+    METADATA,
+    Column("workflow_id", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("at", Float(53), nullable=False),
+    Column("applied", Integer, nullable=False),
+    Column("event", Integer, nullable=False),
+    Column("move", Text, nullable=False),
+)
+
+
+def migrate(connection: Connection) -> None:
+    """Bring a database to this version's schema. Raises FailedPrecondition for one that a newer version has written."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "journal_migrations").replace("%", "%%"))
+    config.attributes["connection"] = connection
+    scripts = ScriptDirectory.from_config(config)
+    known = {script.revision for script in scripts.walk_revisions()}
+    there = MigrationContext.configure(connection).get_current_heads()
+    newer = [revision for revision in there if revision not in known]
+    if newer:
+        raise FailedPrecondition(
+            f"the database was written by a newer Laban: its schema is {newer[0]}, expected at most "
+            f"{scripts.get_current_head()}. Run that version, or name another database",
+            field="journal.url",
+        )
+    if there != (scripts.get_current_head(),):
+        command.upgrade(config, "head")
