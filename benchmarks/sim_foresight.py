@@ -48,6 +48,7 @@ class Told:
     use: Use | None = None  # the nearest, dated
     version: int = 0
     num_returns: int = 0  # uses announced after there was none any more
+    since_s: float = 0.0  # when that was so first
 
 
 NOTHING = Told()
@@ -82,6 +83,8 @@ class Foresight:
                 told = self._told[name] = Told()
             elif told.use is None and use is not None:
                 told.num_returns += 1
+            elif use is None and not told.since_s:
+                told.since_s = now_s
             told.use = use
             told.version += 1
 

@@ -260,12 +260,12 @@ class Store:
             next_use_s=None if use is None else use.in_s,
             steps=None if use is None else use.steps,
             likelihood=0.0 if use is None else use.likelihood,
-            fixed=entry.message.fixed,
+            fixed=use is not None and use.fixed,
             bring_back_s=self._bring_back_s(entry, now_s, tier),
             true_next_use_s=self._oracle.true_use_of(name) if self._knows else None,
             withdrawn=use is None and told.version > entry.told_before,
             num_returns=max(0, told.num_returns - entry.returns_before),
-            since_s=max(entry.since_s, 0.0),
+            since_s=max(told.since_s, entry.since_s, 0.0),
         )
 
     def _changed(self, entry: Entry) -> None:

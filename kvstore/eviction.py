@@ -30,7 +30,7 @@ class Evictable:
     true_next_use_s: float | None = None  # simulation only
     withdrawn: bool = False  # a use was expected, and is no more: without a `next_use_s`, by no one
     num_returns: int = 0  # how often one was expected again after that
-    since_s: float = 0.0  # first seen
+    since_s: float = 0.0  # when it was withdrawn first
 
 
 class EvictionPolicy(Protocol):

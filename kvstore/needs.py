@@ -26,6 +26,7 @@ class Needs:
         self.now_s = 0.0
         self._uses: dict[EncodingId, Use] = {}  # `in_s` on our clock
         self._withdrawn: dict[EncodingId, None] = {}  # of which a use was announced, and then that there is none
+        self._returns: dict[EncodingId, tuple[int, float]] = {}  # uses after that, and when it first was so
         self._pinned_until_s: dict[EncodingId, float] = {}
 
     def take_uses(self, uses: Iterable[tuple[EncodingId, Use | None]]) -> None:
@@ -34,10 +35,14 @@ class Needs:
             if use is None:
                 if before is not None:
                     self._withdrawn[encoding_id] = None
+                    self._returns.setdefault(encoding_id, (0, self.now_s))
             else:
-                self._withdrawn.pop(encoding_id, None)
+                if encoding_id in self._withdrawn:
+                    del self._withdrawn[encoding_id]
+                    num_returns, since_s = self._returns.pop(encoding_id, (0, self.now_s))
+                    self._returns[encoding_id] = num_returns + 1, since_s
                 self._uses[encoding_id] = replace(use, in_s=self.now_s + use.in_s)
-        for known in (self._uses, self._withdrawn):
+        for known in (self._uses, self._withdrawn, self._returns):
             while len(known) > MAX_USES:
                 del known[next(iter(known))]
 
@@ -69,6 +74,7 @@ class Needs:
     ) -> tuple[float, ...]:
         """The sort key by which it leaves its tier: what is pinned after all else, then as the policy has it."""
         use = self.use(encoding_id)
+        num_returns, since_s = self._returns.get(encoding_id, (0, 0.0))
         item = Evictable(
             encoding_id=encoding_id,
             num_tokens=num_tokens,
@@ -80,6 +86,8 @@ class Needs:
             fixed=use is not None and use.fixed,
             bring_back_s=bring_back_s,
             withdrawn=use is None and encoding_id in self._withdrawn,
+            num_returns=num_returns,
+            since_s=since_s,
         )
         return (float(self.is_pinned(encoding_id)), *self.policy.key(item, self.now_s))
 

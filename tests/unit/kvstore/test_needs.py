@@ -40,3 +40,15 @@ def test_what_is_taken_back_is_told_from_what_nobody_spoke_of() -> None:
     assert not heard(needs, policy, "b").withdrawn
     needs.take_uses([("a", Use(1, 1.0))])
     assert not heard(needs, policy, "a").withdrawn
+
+
+def test_what_comes_back_after_it_was_taken_back_is_counted() -> None:
+    policy = Listening()
+    needs = Needs(policy, 100)
+    use = Use(1, 1.0)
+    for now_s, told in ((5.0, use), (7.0, None), (8.0, use), (9.0, use), (10.0, None), (12.0, use)):
+        needs.now_s = now_s
+        needs.take_uses([("a", told)])
+    item = heard(needs, policy, "a")
+    assert (item.num_returns, item.since_s, item.withdrawn) == (2, 7.0, False)
+    assert heard(needs, policy, "b").num_returns == 0
