@@ -257,7 +257,7 @@ def simulate_all(args: argparse.Namespace, costs: Costs, clock: Clock) -> Report
 def main(argv: Sequence[str] | None = None) -> int:
     made = parser()
     args = made.parse_args(argv)
-    sys.path.insert(0, os.getcwd())  # for policies of one's own
+    sys.path.append(os.getcwd())  # for policies of one's own
     clock = Clock()
     one = [name for name in ONE if getattr(args, name) not in (None, False)]
     try:
