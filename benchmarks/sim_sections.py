@@ -31,22 +31,23 @@ NEAR_LRU = 1.02
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    scale: float = 1.0  # of the workloads on one worker
+    scale: float = 1.0  # of the workloads on one worker whose steps are declared
+    scale_others: float = 0.5
     fleet_workers: int = 16
     live_each: int = 100  # flows, for each worker
-    rounds: float = 1.5  # flows in all, for each that lives
+    rounds: float = 1.0  # flows in all, for each that lives
     fleets: tuple[int, ...] = (16, 64, 256, 1024)  # the more of them live flows, to `max_live`
     max_live: int = 100_000
-    until_s: float = 60.0
+    until_s: float = 45.0
 
 
-QUICK = Sizes(scale=0.1, fleet_workers=4, live_each=20, fleets=(2, 8), until_s=40.0)
+QUICK = Sizes(0.1, 0.05, fleet_workers=4, live_each=20, fleets=(2, 8), until_s=40.0)
 
 
 def eviction(bench: Bench, costs: Costs, sizes: Sizes, *, wrong: float, seed: int) -> None:
     """Every policy on every workload with the same calls at the same times: what its mistakes cost, and no more."""
     for name, make in WORKLOADS.items():
-        workload = make(random.Random(seed), sizes.scale)
+        workload = make(random.Random(seed), sizes.scale if name in DECLARED else sizes.scale_others)
         for tiers in ("device", "host"):
             device_gb, host_gb = ROOM_GB.get(name, OTHERS_GB)
             here = replace(costs, device_bytes=device_gb * GB, host_bytes=host_gb * GB * (tiers == "host"))
@@ -80,7 +81,7 @@ def policies(bench: Bench, costs: Costs, sizes: Sizes, *, seed: int) -> None:
     """A fleet in which everything takes its time: every eviction under routing `cost`, every routing under `cost`."""
     live = sizes.live_each * sizes.fleet_workers
     workload = fleet(random.Random(seed), round(live * sizes.rounds), live)
-    here = replace(costs, device_bytes=10 * GB, host_bytes=20 * GB)
+    here = replace(costs, device_bytes=6 * GB, host_bytes=12 * GB)
     setup = Setup(routing="cost", num_workers=sizes.fleet_workers, sample=16, seed=seed)
     for policy in EVICTIONS:
         bench.add(f"eviction.fleet.{policy}", bench.simulate(workload, here, replace(setup, eviction=policy)))
@@ -94,7 +95,7 @@ def faults(bench: Bench, costs: Costs, sizes: Sizes, *, seed: int) -> None:
     """The same fleet while workers die and join and messages of the directory are lost, late and repeated."""
     live = sizes.live_each * sizes.fleet_workers
     workload = fleet(random.Random(seed), round(live * sizes.rounds), live)
-    here = replace(costs, device_bytes=10 * GB, host_bytes=20 * GB)
+    here = replace(costs, device_bytes=6 * GB, host_bytes=12 * GB)
     calm = Setup(routing="cost", num_workers=sizes.fleet_workers, sample=16, seed=seed)
     post = Post(lost=0.05, late=0.05, repeated=0.05)
     deaths, joins = disturbances(sizes.fleet_workers, every_s=5.0, until_s=sizes.until_s, num_joining=2, seed=seed)
