@@ -106,6 +106,18 @@ class ServerSection(_Section):
     max_concurrent_calls: int = Field(default=1024, gt=0, description="gRPC calls at once, streams included")
 
 
+class MetricsSection(_Section):
+    """Metrics and health, over plain HTTP."""
+
+    host: str = Field(default="127.0.0.1", description="the address to listen on")
+    port: int | None = Field(
+        default=9464,
+        ge=0,
+        le=65_535,
+        description="of /metrics, /healthz, /readyz; 0: a free one; null: none; unless it is set, a free one if taken",
+    )
+
+
 class LimitsSection(_Section):
     """How much is kept and allowed."""
 
@@ -138,6 +150,7 @@ class LabanConfig(_Section):
         default=RoutingSection(), description="where calls go, and what is brought there before they come"
     )
     server: ServerSection = Field(default=ServerSection(), description="the gRPC gateway")
+    metrics: MetricsSection = Field(default=MetricsSection(), description="metrics and health, over plain HTTP")
     limits: LimitsSection = Field(default=LimitsSection(), description="how much is kept and allowed")
     ray: RaySection = Field(default=RaySection(), description="the Ray cluster underneath")
 

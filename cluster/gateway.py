@@ -13,10 +13,12 @@ from grpc_reflection.v1alpha import reflection
 
 from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError
 from laban.cluster.gateway_cluster import ClusterService
+from laban.cluster.gateway_meter import MeteredRequests
 from laban.cluster.gateway_ports import ExecutorPort, FleetPort, SessionsPort, StatusPort
 from laban.cluster.gateway_service import Gate
 from laban.cluster.gateway_sessions import SessionService
 from laban.cluster.gateway_workflows import WorkflowService
+from laban.cluster.meter import NO_METER, Meter
 from laban.proto import laban_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class Gateway:
         limits: GatewayLimits | None = None,
         *,
         fleet: FleetPort | None = None,
+        meter: Meter = NO_METER,
     ) -> None:
         """Without a fleet no worker can be added or drained."""
         self._limits = limits or GatewayLimits()
@@ -56,6 +59,7 @@ class Gateway:
             "Cluster": ClusterService(status, fleet),
         }
         self._gate = Gate()
+        self._meter = meter
         self._health = health.aio.HealthServicer()
         self._server: aio.Server | None = None
 
@@ -69,6 +73,7 @@ class Gateway:
         check_address(host, port)
         limits = self._limits
         server = aio.server(
+            interceptors=[MeteredRequests(self._meter)],
             maximum_concurrent_rpcs=limits.max_concurrent_calls,
             options=[
                 ("grpc.max_receive_message_length", limits.max_message_bytes),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,14 @@ from laban.cluster.config import LabanConfig
 from laban.cluster.dispatch import Dispatcher, DispatchLimits
 from laban.cluster.executor import Executor, ExecutorLimits
 from laban.cluster.gateway import Gateway, GatewayLimits, check_address
+from laban.cluster.instruments import Instruments
 from laban.cluster.lookout import Lookout
+from laban.cluster.metrics_server import MetricsServer
+from laban.cluster.records import ClusterStatus
 from laban.cluster.routing.recorder import Recorder
 from laban.cluster.sessions import SessionLimits, Sessions
 from laban.cluster.start_checks import worker_folder
+from laban.cluster.survey import Survey
 
 if TYPE_CHECKING:
     from laban.actors.remote import WorkerPlan
@@ -53,6 +58,7 @@ class ControlPlane:
         self._plan = plan
         self._gateway: Gateway | None = None
         self._executor: Executor | None = None
+        self._metrics = MetricsServer(self._why_not_ready)
         self._ticker: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
@@ -64,10 +70,24 @@ class ControlPlane:
 
         config, folder = self._plan.config, self._plan.model_folder
         check_address(config.server.host, config.server.port)  # before the model takes its time
+        if config.metrics.port is not None:
+            await self._metrics.start(config.metrics.host, config.metrics.port)
         supervisor = RemoteSupervisor(self._plan.workers, self._plan.worker_handles, self._plan.another)
         tokenizer = await asyncio.to_thread(Tokenizer.from_folder, folder)
         framing = await asyncio.to_thread(derive_framing, folder, tokenizer)
         workers = await supervisor.start_all()
+
+        def status() -> ClusterStatus:
+            return replace(
+                executor.status(sessions_open=sessions.num_open),
+                routing_policy=config.routing.policy,
+                eviction_policy=config.cache.eviction,
+            )
+
+        def survey() -> Survey:
+            return Survey(status(), dispatcher.survey(), lookout.count_steps())
+
+        meter = Instruments(workers[0].info.model_name, survey)
         dispatcher = Dispatcher(
             workers,
             supervisor=supervisor,
@@ -76,8 +96,9 @@ class ControlPlane:
             policy=config.routing.policy,
             replicate=config.routing.replicate,
             recorder=None if config.routing.record is None else Recorder(config.routing.record),
+            meter=meter,
         )
-        lookout = Lookout(dispatcher, prefetch=config.routing.prefetch, admission=config.routing.admission)
+        lookout = Lookout(dispatcher, prefetch=config.routing.prefetch, admission=config.routing.admission, meter=meter)
         executor = Executor(
             dispatcher,
             framing,
@@ -92,17 +113,15 @@ class ControlPlane:
             hint_taker=lookout.foresight,
             onlooker=lookout.foresight,
             next_rank=executor.next_rank,
+            meter=meter,
         )
         gateway = Gateway(
             executor,
             sessions,
-            lambda: replace(
-                executor.status(sessions_open=sessions.num_open),
-                routing_policy=config.routing.policy,
-                eviction_policy=config.cache.eviction,
-            ),
+            status,
             GatewayLimits(config.server.max_message_bytes, config.server.max_concurrent_calls),
             fleet=dispatcher.fleet,
+            meter=meter,
         )
         executor.start()
         try:
@@ -112,7 +131,8 @@ class ControlPlane:
             raise
         await gateway.set_ready(True)
         self._gateway, self._executor = gateway, executor
-        self._ticker = asyncio.get_running_loop().create_task(self._tick(gateway, executor, sessions))
+        self._metrics.show(meter)
+        self._ticker = asyncio.get_running_loop().create_task(self._tick(gateway, executor, sessions, meter))
         host = "127.0.0.1" if config.server.host in EVERYWHERE else config.server.host
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -122,12 +142,21 @@ class ControlPlane:
             self._ticker.cancel()
         if self._gateway is not None:
             await self._gateway.stop(grace_s=0.5)
-        if self._executor is not None:
-            await self._executor.stop()
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            await executor.stop()
+        await self._metrics.stop()
 
-    async def _tick(self, gateway: Gateway, executor: Executor, sessions: Sessions) -> None:
+    def _why_not_ready(self) -> str:
+        if self._gateway is None or self._executor is None:
+            return "the workers are loading the model, or the control plane is stopping"
+        return "" if self._executor.status().ready else "no worker is up"
+
+    async def _tick(self, gateway: Gateway, executor: Executor, sessions: Sessions, meter: Instruments) -> None:
         """Keep health true and forget sessions that have expired."""
         while True:
+            began_s = time.monotonic()
             await asyncio.sleep(READY_EVERY_S)
+            meter.loop_lagged(time.monotonic() - began_s - READY_EVERY_S)
             sessions.sweep()
             await gateway.set_ready(executor.status().ready)

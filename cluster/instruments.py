@@ -15,7 +15,7 @@ from laban.cluster.survey import Survey
 
 OUTCOMES = ("succeeded", "failed", "cancelled")
 
-disable_created_metrics()  # each would double a metric's series, for a time that nobody asks for
+disable_created_metrics()  # type: ignore[no-untyped-call]  # each would double a metric's series, for a time that nobody asks for
 
 
 class Bounded:

@@ -19,7 +19,8 @@ from laban.actors.models import ModelFacts, check_model_folder, prepare_default_
 from laban.actors.shards import heads_per_shard
 from laban.cluster.config import LabanConfig
 from laban.cluster.gateway import check_address
-from laban.cluster.host import FACTORY, HostPlan
+from laban.cluster.host import EVERYWHERE, FACTORY, HostPlan
+from laban.cluster.metrics_server import settled
 from laban.cluster.start_checks import checked, worker_folder
 
 if TYPE_CHECKING:
@@ -44,8 +45,10 @@ QUIET_RAY = {
 class ClusterHandle:
     """A running cluster. `stop`, or the end of a `with`, ends it and every process that it started."""
 
-    def __init__(self, address: str, model: ModelFacts, host: RemoteHost, *, owns_ray: bool) -> None:
-        self.address = address
+    def __init__(
+        self, address: str, model: ModelFacts, host: RemoteHost, *, owns_ray: bool, metrics_address: str = ""
+    ) -> None:
+        self.address, self.metrics_address = address, metrics_address
         self.model = model
         self._host: RemoteHost | None = host
         self._owns_ray = owns_ray
@@ -74,6 +77,7 @@ def start_cluster(config: LabanConfig, progress: Progress = lambda doing, share:
     config = checked(config)
     if config.ray.address is None:
         check_address(config.server.host, config.server.port)
+        config = config.model_copy(update={"metrics": settled(config.metrics)})
     folder = model_folder(config, progress)
     progress("checking the model", None)
     facts = check_model_folder(folder)
@@ -176,7 +180,13 @@ def _start_services(config: LabanConfig, facts: ModelFacts, progress: Progress, 
         host.stop(timeout_s=1.0)
         raise
     progress(f"serving {facts.name} on {address}", 1.0)
-    return ClusterHandle(address, facts, host, owns_ray=owns_ray)
+    return ClusterHandle(address, facts, host, owns_ray=owns_ray, metrics_address=_metrics_address(config))
+
+
+def _metrics_address(config: LabanConfig) -> str:
+    """Of a cluster on this machine; "" if there are no metrics."""
+    host, port = config.metrics.host, config.metrics.port
+    return f"{'127.0.0.1' if host in EVERYWHERE else host}:{port}" if port else ""
 
 
 def gpus_each(config: LabanConfig, available: float) -> float:

@@ -58,6 +58,8 @@ def serve(arguments: Namespace) -> int:
         cluster = start_cluster(config, screen.phase)
     with cluster, Client(cluster.address) as client:
         print(f"serving {cluster.model.name} on {cluster.address}", flush=True)
+        if cluster.metrics_address:
+            print(f"metrics: http://{cluster.metrics_address}/metrics", file=sys.stderr, flush=True)
         print(f"try: laban run FILE --address {cluster.address}  (Ctrl-C ends the server)", file=sys.stderr, flush=True)
         try:
             _stay_while_serving(client)
@@ -81,7 +83,8 @@ def run(arguments: Namespace) -> int:
 
     from laban.cluster.launch import start_cluster
 
-    config = _configuration(arguments).config
+    found = _configuration(arguments).config
+    config = found.model_copy(update={"metrics": found.metrics.model_copy(update={"port": None})})
     _check_locally(request)
     # A cluster of its own listens where nobody else does.
     private = config.model_copy(update={"server": config.server.model_copy(update={"host": "127.0.0.1", "port": 0})})

@@ -37,6 +37,7 @@ from laban.actors.calls import (
 )
 from laban.actors.errors import InvalidInput
 from laban.actors.ports import WorkerLost, WorkerPort
+from laban.actors.tallies import WorkerTallies
 from laban.actors.transfers import ExportRequest, FindPeer, Refused
 from laban.cluster.routing.policy import missing_encodings
 from laban.kvstore.encodings import flatten, make_spec
@@ -132,6 +133,7 @@ class ScriptedEngine:
         self.running: dict[str, _Running] = {}
         self.advice: list[Advice] = []
         self.sequence = 0
+        self.tallies: WorkerTallies | None = None
         self._failed: list[CallEvent] = []
 
     def submit(self, call: Call) -> None:
@@ -169,7 +171,8 @@ class ScriptedEngine:
         self.sequence += 1
         load = WorkerLoad(len(self.running), num_free_pages=1000, num_pages=1000, num_encodings=len(self.held))
         changes = tuple(PlacementChange(i, Tier.DEVICE, PlacementState.READY, n) for i, n in added.items())
-        return WorkerReport(self.worker_id, self.epoch, self.sequence, tuple(events), changes, load)
+        report = WorkerReport(self.worker_id, self.epoch, self.sequence, tuple(events), changes, load)
+        return replace(report, tallies=self.tallies)
 
     def _output(self, call: Call, specs: dict) -> tuple[tuple[int, ...], FinishReason]:
         if call.sampling is None:
