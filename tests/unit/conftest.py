@@ -10,9 +10,11 @@ from typing import NoReturn
 import pytest
 from hypothesis import settings
 
-# Fresh examples on each run; the same each time where a change is judged: HYPOTHESIS_PROFILE=same.
-settings.register_profile("same", derandomize=True)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+# Fresh examples on each run; the same each time where a change is judged: HYPOTHESIS_PROFILE=same. How long one takes
+# says more of the machine than of the code.
+settings.register_profile("fresh", deadline=None)
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fresh"))
 
 # One thread a process, set before torch is imported: the tests run in as many processes as there are cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -22,6 +22,8 @@ from laban.cluster.gateway import Gateway
 from laban.cluster.records import Lease, StepResult, WorkflowRecord
 from laban.cluster.sessions import Sessions
 
+pytestmark = pytest.mark.slow
+
 RETRIED = "retries: {max: 2}"
 SCHEMA = ", output_schema: {type: object, required: [n]}"
 
@@ -236,8 +238,6 @@ def test_a_handler_that_dies_is_followed_by_another() -> None:
 KILLED = """
 import sys, time
 from laban.cluster.client import Client
-
-pytestmark = pytest.mark.slow
 
 def endless(n):
     print("began", flush=True)
