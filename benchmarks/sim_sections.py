@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -38,7 +39,7 @@ class Sizes:
     rounds: float = 1.0  # flows in all, for each that lives
     fleets: tuple[int, ...] = (16, 64, 256, 1024)  # the more of them live flows, to `max_live`
     max_live: int = 100_000
-    until_s: float = 45.0
+    until_s: float = 40.0
 
 
 QUICK = Sizes(0.1, 0.05, fleet_workers=4, live_each=20, fleets=(2, 8), until_s=40.0)
@@ -152,11 +153,14 @@ def scale(bench: Bench, costs: Costs, sizes: Sizes, *, seed: int) -> None:
         live = min(sizes.live_each * num_workers, sizes.max_live)
         workload = fleet(random.Random(seed), 3 * live, live)
         setup = Setup(routing="cost", num_workers=num_workers, sample=16, until_s=sizes.until_s, seed=seed)
+        began = time.thread_time()
         outcome = bench.simulate(workload, here, setup)
+        took_s = time.thread_time() - began
         at = f"scale.{num_workers}"
         decisions_us = sorted(1e6 * each for each in outcome.decisions_s)
         bench.report.rows += [
             Row(f"{at}.live", live, "flows"),
+            Row(f"{at}.simulating", took_s, "s", better="lower"),
             Row(f"{at}.calls", outcome.calls / outcome.makespan_s, "calls/s"),
             Row(f"{at}.ttft_p50", 1000 * outcome.ttft_s(0.5), "ms", better="lower"),
             Row(f"{at}.ttft_p99", 1000 * outcome.ttft_s(0.99), "ms", better="lower"),
