@@ -50,6 +50,14 @@ class Told:
     num_returns: int = 0  # uses announced after there was none any more
     since_s: float = 0.0  # when that was so first
 
+    def hear(self, use: Use | None, now_s: float) -> None:
+        if self.version and self.use is None and use is not None:
+            self.num_returns += 1
+        elif use is None and not self.since_s:
+            self.since_s = now_s
+        self.use = use
+        self.version += 1
+
 
 NOTHING = Told()
 
@@ -81,12 +89,7 @@ class Foresight:
             told = self._told.get(name)
             if told is None:
                 told = self._told[name] = Told()
-            elif told.use is None and use is not None:
-                told.num_returns += 1
-            elif use is None and not told.since_s:
-                told.since_s = now_s
-            told.use = use
-            told.version += 1
+            told.hear(use, now_s)
 
     def read(self, number: int, messages: Iterable[Message]) -> None:
         if self._wrong:

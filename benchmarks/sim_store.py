@@ -325,3 +325,21 @@ class Store:
         self._disk_free -= entry.num_bytes
         self._disked[entry.message.name] = entry
         entry.disk_ready_s = self.disk_writes.copy(entry.num_bytes, now_s)
+
+    def check_integrity(self, reserved: float = 0.0) -> None:
+        """`reserved`: bytes of the device that running calls keep for what they write.
+
+        Raises AssertionError if a tier holds more than its budget, or another amount than it counts.
+        """
+        costs = self._costs
+        on_device = sum(entry.num_bytes for entry in self.entries.values() if entry.device != ABSENT)
+        assert abs(costs.device_bytes - self.device_free - on_device - reserved) < 1
+        assert self._idle_bytes == sum(entry.num_bytes for entry in self._idle.values())
+        assert all(entry.device == READY and not entry.pins for entry in self._idle.values())
+        for among, free, budget in (
+            (self._hosted, self._host_free, costs.host_bytes),
+            (self._disked, self._disk_free, costs.disk_bytes),
+        ):
+            assert abs(budget - free - sum(entry.num_bytes for entry in among.values())) < 1
+        assert min(self.device_free, self._host_free, self._disk_free) >= 0
+        assert all(entry.pins >= 0 for entry in self.entries.values())
