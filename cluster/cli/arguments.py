@@ -80,6 +80,9 @@ EXAMPLES = {
     laban workers add                         one more, like the others
     laban workers drain worker-1              take one out, once it has done what it has
     laban workers drain worker-1 --no-wait""",
+    "dashboards": """\
+    laban dashboards                          into the folder dashboards, to import into Grafana
+    laban dashboards --out /var/lib/grafana/dashboards""",
     "version": "    laban version",
 }
 
@@ -200,6 +203,8 @@ def _parser() -> argparse.ArgumentParser:
     drain.add_argument("--no-wait", action="store_true", help="do not wait until it is gone")
     for action in (add, drain):
         _client_flags(action, below=True)
+    dashboards = command("dashboards", "write the Grafana dashboards")
+    dashboards.add_argument("--out", default="dashboards", metavar="DIR", help="the folder (default: dashboards)")
     command("version", "print Laban's version")
     return parser
 

@@ -229,6 +229,17 @@ def explain(arguments: Namespace) -> int:
         return explain_step(client, arguments)
 
 
+def dashboards(arguments: Namespace) -> int:
+    from laban.cluster.monitoring.dashboards import write
+
+    try:
+        paths = write(Path(arguments.out))
+    except OSError as error:
+        raise InvalidInput(f"cannot be written ({error.strerror})", field="--out", value=arguments.out) from None
+    print("\n".join(map(str, paths)))
+    return 0
+
+
 def version(arguments: Namespace) -> int:
     try:
         print(f"laban {package_version('laban')}")

@@ -35,6 +35,7 @@ COMMANDS = [
     "tools",
     "complete",
     "fail",
+    "dashboards",
 ]
 
 

@@ -1,0 +1,132 @@
+"""Routing and fidelity: where calls go, how right that was, and what reuse saves."""
+
+from __future__ import annotations
+
+from laban.cluster.monitoring.panels import Dashboard, Panel, Query, Row, buckets, now, quantiles, rate, share
+
+_TOKENS, _LAG = "laban_routing_tokens_total", "laban_directory_lag_seconds"
+
+ROUTING = Dashboard(
+    "routing-and-fidelity",
+    "Laban / Routing and fidelity",
+    "Where calls go, how stale what routing knows is, and what reuse saves.",
+    rows=(
+        Row(
+            "Decisions",
+            (
+                Panel(
+                    "Calls by worker",
+                    (Query(rate("laban_routing_decisions_total", "worker"), "{{worker}}"),),
+                    "Sent a second.",
+                    "ops",
+                    stacked=True,
+                ),
+                Panel(
+                    "Decisions by policy",
+                    (Query(rate("laban_routing_decisions_total", "policy"), "{{policy}}"),),
+                    "A second.",
+                    "ops",
+                ),
+                Panel("Time to decide", quantiles("laban_routing_seconds"), "Of the control plane's event loop.", "s"),
+                Panel(
+                    "Predicted and actual hits",
+                    (Query(rate(_TOKENS, "outcome"), "{{outcome}}"),),
+                    "Tokens a second: predicted to be there, missed of these, found in all.",
+                ),
+                Panel(
+                    "Predictions that were wrong",
+                    (
+                        Query(
+                            share(rate(_TOKENS, where='outcome="missed"'), rate(_TOKENS, where='outcome="predicted"')),
+                            "tokens",
+                        ),
+                        Query(
+                            share(rate("laban_routing_wrong_calls_total"), rate("laban_routing_decisions_total")),
+                            "calls",
+                        ),
+                    ),
+                    "Share of what was predicted that was not there.",
+                    "percentunit",
+                ),
+            ),
+        ),
+        Row(
+            "Staleness",
+            (
+                Panel("Directory lag", quantiles(_LAG), "Until the directory says what a call left at a worker.", "s"),
+                Panel(
+                    "Directory lag heatmap",
+                    buckets(_LAG),
+                    "Until the directory says what a call left at a worker.",
+                    "s",
+                    "heatmap",
+                ),
+                Panel(
+                    "Never confirmed",
+                    (Query(rate("laban_directory_unconfirmed_total")),),
+                    "Encodings expected at a worker, a second.",
+                    "ops",
+                ),
+                Panel(
+                    "Shards",
+                    (Query(now("laban_directory_shards", "state"), "{{state}}"),),
+                    "Of the directory; silent: their news do not come.",
+                ),
+                Panel(
+                    "Encodings watched",
+                    (Query(now("laban_directory_encodings")),),
+                    "Of runs and sessions, and former ones.",
+                ),
+            ),
+        ),
+        Row(
+            "Reuse",
+            (
+                Panel(
+                    "Reuse by fidelity",
+                    (
+                        Query(
+                            share(
+                                rate("laban_reused_tokens_total", "fidelity"),
+                                rate("laban_read_tokens_total", "fidelity"),
+                            ),
+                            "{{fidelity}}",
+                        ),
+                    ),
+                    "Of the tokens read, those found encoded.",
+                    "percentunit",
+                ),
+                Panel(
+                    "Tokens read",
+                    (Query(rate("laban_read_tokens_total", "fidelity"), "{{fidelity}}"),),
+                    "A second.",
+                    stacked=True,
+                ),
+                Panel(
+                    "Tokens reused",
+                    (Query(rate("laban_reused_tokens_total", "fidelity"), "{{fidelity}}"),),
+                    "A second.",
+                    stacked=True,
+                ),
+                Panel(
+                    "Tokens loaded",
+                    (Query(rate("laban_loaded_tokens_total", "fidelity"), "{{fidelity}}"),),
+                    "Of those reused: from below, or a peer.",
+                    stacked=True,
+                ),
+                Panel(
+                    "Tokens encoded",
+                    (Query(rate("laban_encoded_tokens_total", "fidelity"), "{{fidelity}}"),),
+                    "A second.",
+                    stacked=True,
+                ),
+                Panel(
+                    "Tokens generated",
+                    (Query(rate("laban_generated_tokens_total", "fidelity"), "{{fidelity}}"),),
+                    "A second.",
+                    stacked=True,
+                ),
+            ),
+        ),
+    ),
+)
