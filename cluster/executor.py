@@ -386,6 +386,7 @@ class Executor:
             sessions_open=sessions_open,
             uptime_s=self._clock() - self._started_at,
         )
+        status = replace(status, journal="" if self._journal is None else self._journal.status)
         return status if self._lookout is None else replace(status, workflows_held=self._lookout.num_held)
 
     def next_rank(self) -> int:

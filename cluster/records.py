@@ -376,3 +376,4 @@ class ClusterStatus:
     routing_policy: str = ""
     eviction_policy: str = ""
     directory: DirectoryStatus = field(default_factory=DirectoryStatus)
+    journal: str = ""  # whether its database is there, or since when not; "" if there is no journal

@@ -1,0 +1,193 @@
+"""What a journal means to those who submit, watch and answer: before, during and after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from executor_rig import until
+from executor_workflows import CHAIN, DEBATE, asynchronous, tool_step
+from journal_rig import MemoryStore, server
+
+from laban.actors.errors import Conflict, FailedPrecondition, NotFound, Unavailable
+from laban.cluster.journal_records import Ending, Submission
+from laban.cluster.workflow.parse import parse_yaml
+
+CHAIN_OF = CHAIN.replace("question: {type: string}", "question: {default: why}")
+SLOW = """
+version: 1
+name: slow
+sampling: {seed: 5}
+messages: {task: "What?"}
+steps:
+  - {step: a, read: [task]}
+  - {step: b, read: [task, a], prefill: SLOW}
+  - {step: c, read: [task, a, b]}
+outputs: {o: c}
+"""
+
+
+@asynchronous
+async def test_what_has_ended_is_shown_as_before_after_a_restart():
+    async with server(MemoryStore()) as first:
+        ids = [(await first.submit(text)).workflow_id for text in (DEBATE, CHAIN_OF)]
+        items = [await first.events(workflow_id) for workflow_id in ids]
+        before = [first.executor.get(workflow_id) for workflow_id in ids]
+        page = first.executor.list()
+        await until(lambda: sum(isinstance(write, Ending) for write in first.store.writes) == 2)
+    async with server(first.store) as again:
+        assert [again.executor.get(workflow_id) for workflow_id in ids] == before
+        assert [await again.events(workflow_id) for workflow_id in ids] == items
+        assert await again.events(ids[0], after=7) == items[0][7:]
+        assert again.executor.list() == page
+        third = await again.submit(CHAIN_OF)
+        assert [record.workflow_id for record in again.executor.list()[0]] == [third.workflow_id, ids[1], ids[0]]
+        await again.events(third.workflow_id)
+        assert again.worker.engine.calls[0].call_id.startswith(third.workflow_id)  # nothing ran again
+
+
+@asynchronous
+async def test_a_step_that_was_cut_off_runs_again_as_a_new_attempt_and_watchers_are_told():
+    async with server(MemoryStore()) as calm:
+        expected = await calm.events((await calm.submit(SLOW)).workflow_id)
+    async with server(MemoryStore()) as first:
+        workflow_id = (await first.submit(SLOW)).workflow_id
+        await until(lambda: first.executor.get(workflow_id).steps[1].state == "running")
+        known = first.shown(workflow_id)
+    async with server(first.store) as again:
+        events = await again.events(workflow_id, after=len(known))
+        ready = events[0]
+        assert (ready.number, ready.address, ready.step_state, ready.attempt) == (len(known) + 1, "b", "ready", 2)
+        assert [event.number for event in events] == list(range(len(known) + 1, len(known) + 1 + len(events)))
+        results = {event.result.address: event.result.text for event in (*known, *events) if event.result}
+        assert results == {event.result.address: event.result.text for event in expected if event.result}
+        assert [call.call_id.split("/")[1] for call in again.worker.engine.calls] == ["b#2", "c#1"]
+
+
+@asynchronous
+async def test_an_idempotency_key_outlives_the_process():
+    async with server(MemoryStore()) as first:
+        workflow_id = (await first.submit(DEBATE, idempotency_key="k")).workflow_id
+        twice = await asyncio.gather(*(first.submit(CHAIN_OF, idempotency_key="l") for _ in range(3)))
+        assert len({record.workflow_id for record in twice}) == 1
+        await first.events(workflow_id)
+    async with server(first.store) as again:
+        assert (await again.submit(DEBATE, idempotency_key="k")).workflow_id == workflow_id
+        with pytest.raises(Conflict, match="used before, with other content"):
+            await again.submit(CHAIN_OF, idempotency_key="k")
+        assert sum(isinstance(write, Submission) for write in again.store.writes) == 2
+
+
+@asynchronous
+async def test_while_the_database_is_away_submits_are_refused_and_workflows_wait():
+    away = False
+    async with server(MemoryStore(fault=lambda: "before" if away else "")) as run:
+        assert run.journal.status == "available"
+        workflow_id = (await run.submit(DEBATE)).workflow_id
+        away = True
+        with pytest.raises(Unavailable, match="the journal's database is"):
+            await run.submit(CHAIN_OF, idempotency_key="k")
+        assert run.journal.status.startswith("unavailable since 20")
+        assert run.executor.status().journal.startswith("unavailable since 20")
+        for change in (
+            run.submit(CHAIN_OF),
+            run.executor.cancel(workflow_id),
+            run.executor.lease_step(["t"], wait_s=0),
+        ):
+            with pytest.raises(Unavailable, match="try again later"):
+                await change
+        seen = len(run.shown(workflow_id))
+        await asyncio.sleep(0.05)
+        assert len(run.shown(workflow_id)) == seen
+        away = False
+        assert (await run.events(workflow_id))[-1].workflow_state == "succeeded"
+        await until(lambda: run.journal.unavailable_since is None)
+        assert run.executor.status().journal == "available"
+        record = await run.submit(CHAIN_OF, idempotency_key="k")  # what was refused has left nothing behind
+        assert [each.workflow_id for each in run.executor.list()[0]] == [record.workflow_id, workflow_id]
+    async with server(run.store) as again:
+        assert [each.workflow_id for each in again.executor.list()[0]] == [record.workflow_id, workflow_id]
+
+
+@asynchronous
+async def test_a_leased_step_is_offered_again_and_its_answers_count_once():
+    async with server(MemoryStore()) as first:
+        workflow_id = (await first.submit(tool_step(more="retries: 1"))).workflow_id
+        lease = await first.executor.lease_step(["run_tests"], handler="hal")
+        await first.executor.fail_step(workflow_id, "tests", "broken", lease_id=lease.lease_id)
+        second = await first.executor.lease_step(["run_tests"], handler="hal")
+    async with server(first.store) as again:
+        with pytest.raises(FailedPrecondition):
+            await again.executor.renew_lease(second.lease_id)
+        with pytest.raises(FailedPrecondition):
+            await again.executor.complete_step(workflow_id, "tests", "late", lease_id=second.lease_id)
+        third = await again.executor.lease_step(["run_tests"], handler="ida")
+        assert (third.attempt, third.messages) == (second.attempt + 1, second.messages)
+        await again.executor.fail_step(workflow_id, "tests", "broken", lease_id=lease.lease_id)  # known already
+        await again.executor.complete_step(workflow_id, "tests", "fine", lease_id=third.lease_id)
+        assert (await again.events(workflow_id))[-1].workflow_state == "succeeded"
+        await until(lambda: isinstance(again.store.writes[-1], Ending))
+    async with server(again.store) as last:
+        await last.executor.complete_step(workflow_id, "tests", "fine", lease_id=third.lease_id)
+        with pytest.raises(Conflict):
+            await last.executor.complete_step(workflow_id, "tests", "other", lease_id=third.lease_id)
+        step = last.executor.get(workflow_id).steps[0]
+        assert (step.text, step.worker, step.attempt) == ("fine", "ida", 3)
+
+
+@asynchronous
+async def test_an_unanswered_step_waits_on_and_a_cancelled_workflow_stays_cancelled():
+    async with server(MemoryStore()) as first:
+        waits, cancelled = [(await first.submit(tool_step())).workflow_id for _ in range(2)]
+        await first.executor.cancel(cancelled)
+    async with server(first.store) as again:
+        assert again.executor.get(cancelled).state == "cancelled"
+        assert again.executor.get(waits).steps[0].state == "ready"
+        await again.executor.complete_step(waits, "tests", "by hand")
+        assert (await again.events(waits))[-1].workflow_state == "succeeded"
+
+
+@asynchronous
+async def test_workflows_of_another_model_wait_for_it():
+    async with server(MemoryStore()) as first:
+        workflow_id = (await first.submit(tool_step(), idempotency_key="k")).workflow_id
+    async with server(first.store, namespace="other") as other:
+        with pytest.raises(NotFound):
+            other.executor.get(workflow_id)
+        with pytest.raises(FailedPrecondition, match="cannot go on with"):
+            await other.submit(tool_step(), idempotency_key="k")
+        assert other.executor.list()[0] == []
+    async with server(other.store) as again:
+        assert again.executor.get(workflow_id).state == "running"
+
+
+@asynchronous
+async def test_what_a_limit_forgets_leaves_the_journal_too():
+    async with server(MemoryStore(), max_finished=2) as run:
+        ids = [(await run.submit(CHAIN_OF)).workflow_id for _ in range(4)]
+        for workflow_id in ids[2:]:
+            await run.events(workflow_id)
+        await until(lambda: len(run.executor._finished) == 2)
+    assert {each.submission.workflow_id for each in run.store.load()} == set(run.executor._executions)
+    async with server(run.store, max_age_s=0.0) as again:
+        assert again.executor.list()[0] == []
+    assert list(run.store.load()) == []
+
+
+@asynchronous
+async def test_a_workflow_that_is_looked_ahead_goes_on():
+    async with server(MemoryStore(), ahead=True) as first:
+        workflow_id = (await first.submit(SLOW)).workflow_id
+        await until(lambda: first.executor.get(workflow_id).steps[1].state == "running")
+    async with server(first.store, ahead=True) as again:
+        assert (await again.events(workflow_id))[-1].workflow_state == "succeeded"
+
+
+@asynchronous
+async def test_who_leaves_while_it_is_written_leaves_a_workflow_that_runs():
+    async with server(MemoryStore()) as run:
+        submitting = asyncio.create_task(run.executor.submit(parse_yaml(CHAIN_OF), {}))
+        await until(lambda: (run.executor._admitting and not run.journal._queue.empty()) or run.store.writes)
+        submitting.cancel()
+        await until(lambda: run.executor.list()[0])
+        assert (await run.events(run.executor.list()[0][0].workflow_id))[-1].workflow_state == "succeeded"
