@@ -87,7 +87,11 @@ class Journal:
 
         If it cannot be written calls `otherwise` and raises Unavailable; it will never be, then.
         """
-        self.check()
+        try:
+            self.check()
+        except Unavailable:
+            otherwise()
+            raise
         outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def written() -> None:
