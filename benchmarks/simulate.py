@@ -28,6 +28,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from traceback import extract_tb
 from typing import NoReturn
 
 from report import ROOT, SCRATCH, Clock, Report, Row, add_arguments, finish, new_report
@@ -51,7 +52,7 @@ from sim_sections import (
     scale,
 )
 from sim_workloads import WORKLOADS, fleet
-from sim_world import Setup
+from sim_world import Outcome, Setup
 
 from laban.actors.errors import LabanError
 from laban.cluster.routing.policies import load_routing
@@ -201,6 +202,21 @@ def one_workload(args: argparse.Namespace, num_workers: int) -> Workload:
     return fleet(rng, max(live, round(2 * live * much)), live)
 
 
+def simulated(bench: Bench, workload: Workload, costs: Costs, setup: Setup) -> Outcome:
+    """Raises ValueError for a policy of one's own that raises anything: what, and where."""
+    try:
+        return bench.simulate(workload, costs, setup)
+    except MemoryError:
+        raise
+    except Exception as error:
+        own = [name for name in (setup.eviction, setup.routing) if name is not None and ":" in name]
+        if not own:
+            raise
+        at = extract_tb(error.__traceback__)[-1]
+        where = f"{Path(at.filename).name}, line {at.lineno}"
+        raise ValueError(f"policy {' or '.join(own)}: {type(error).__name__}: {error} ({where})") from error
+
+
 def simulate_one(args: argparse.Namespace, costs: Costs, clock: Clock) -> Report:
     setup, evictions, routings = one_setup(args)
     workload = one_workload(args, setup.num_workers)
@@ -215,7 +231,7 @@ def simulate_one(args: argparse.Namespace, costs: Costs, clock: Clock) -> Report
     bench = Bench(report, progress)
     for routing in routings:
         for policy in evictions:
-            outcome = bench.simulate(workload, costs, replace(setup, eviction=policy, routing=routing))
+            outcome = simulated(bench, workload, costs, replace(setup, eviction=policy, routing=routing))
             at = f"{workload.name}.{policy}" + ("" if routing is None else f".{routing}")
             bench.add(at, outcome)
             report.rows.append(Row(f"{at}.flows_ended", 100 * outcome.flows / len(workload.flows), "%"))

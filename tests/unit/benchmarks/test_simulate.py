@@ -104,6 +104,21 @@ def test_the_examples_policies_serve_and_simulate(
     assert told[f"fleet.{EVICTION}.cost.stall"] != told["fleet.lru.cost.stall"]
 
 
+def test_what_a_policy_of_ones_own_raises_is_said_in_one_line(
+    simulate: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "raising_under_test.py").write_text(
+        "class Mine:\n    def key(self, item, now_s):\n        return 1 / 0\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        simulate.main(["--workload", "cyclic", "--scale", "0.1", "--device-bytes", "5GB", "--eviction",
+                       "raising_under_test:Mine"])  # fmt: skip
+    assert ended.value.code == 2
+    said = "policy raising_under_test:Mine: ZeroDivisionError: division by zero (raising_under_test.py, line 3)"
+    assert capsys.readouterr().err.splitlines()[-1] == f"simulate.py: {said}"
+
+
 def test_faults_end_no_flow(simulate: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = [
         "--workers",
