@@ -34,7 +34,7 @@ def test_every_alert_has_a_section_that_names_it() -> None:
     page = (ROOT / "docs" / "runbooks.md").read_text()
     sections = {
         re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-"): text
-        for title, text in re.findall(r"^## (.*)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+        for title, text in re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
     }
     for rule in ALERTS:
         file, _, anchor = rule["annotations"]["runbook_url"].partition("#")
