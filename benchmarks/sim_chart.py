@@ -61,7 +61,7 @@ def _stalls(report: Report, fleets: Sequence[int]) -> Any:
         axis.margins(x=0.12)
         axis.spines[["top", "right", "bottom"]].set_visible(False)
     axes[0].invert_yaxis()
-    axes[1].legend(fontsize=7, frameon=False, loc="lower right")
+    figure.legend(*axes[1].get_legend_handles_labels(), fontsize=8, frameon=False, loc="upper right", ncols=4)
     figure.suptitle("stall as against lru (shorter is better; * all steps declared)", fontsize=9, x=0.01, ha="left")
     return figure
 
@@ -71,7 +71,7 @@ def _policies(report: Report, fleets: Sequence[int]) -> Any:
     groups = {"eviction": EVICTIONS, "routing": ROUTINGS}
     if report.value("routing.fleet.cost.stall") is None:
         return None
-    figure, axes = plt.subplots(2, 4, figsize=(11, 3.4))
+    figure, axes = plt.subplots(2, 4, figsize=(11, 3.4), sharex="col")
     for row, (group, names) in enumerate(groups.items()):
         for column, (quantity, title) in enumerate(QUANTITIES.items()):
             axis = axes[row][column]
@@ -113,7 +113,8 @@ def _scale(report: Report, fleets: Sequence[int]) -> Any:
     busy.axhline(100, color="#cc3333", linewidth=0.8)
     busy.set_yscale("log")
     busy.set_title("busy (% of its time; dashed: each worker's own)", loc="left", fontsize=8)
-    busy.legend(fontsize=7, frameon=False)
+    busy.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0, 0.93), ncols=2)
+    busy.set_ylim(top=1000)
     for quantity, colour in (("ttft_p50", "#6fb98f"), ("ttft_p99", "#0b6e4f")):
         values = [report.value(f"scale.{number}.{quantity}") or 0.0 for number in shown]
         first.plot(shown, values, marker="o", markersize=3, color=colour, label=quantity.removeprefix("ttft_"))
