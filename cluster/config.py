@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -19,6 +20,8 @@ from laban.cluster.sizes import MAX_BYTES, Bytes, BytesPerSecond
 FILE_NAME = "laban.yaml"
 # Read by the command line itself: no fields of the configuration.
 OTHER_VARIABLES = ("LABAN_CONFIG", "LABAN_ADDRESS", "LABAN_DEBUG")
+PASSWORD = re.compile(r"(?<=://)([^/@]*?:)[^/]*(?=@)")
+"""Of a URL; what stands before it is its group."""
 
 
 class _Section(BaseModel):
@@ -118,6 +121,20 @@ class MetricsSection(_Section):
     )
 
 
+class JournalSection(_Section):
+    """What outlives the process."""
+
+    url: str | None = Field(
+        default=None,
+        min_length=1,
+        description="database, such as sqlite:////var/lib/laban.db or postgresql://user@host/laban; none: workflows end "
+        "with the process; null: a file of this user's, by the port",
+    )
+    max_age_s: float | None = Field(
+        default=None, gt=0, description="of workflows that have ended; null: as limits.max_finished_workflows says"
+    )
+
+
 class LimitsSection(_Section):
     """How much is kept and allowed."""
 
@@ -151,6 +168,7 @@ class LabanConfig(_Section):
     )
     server: ServerSection = Field(default=ServerSection(), description="the gRPC gateway")
     metrics: MetricsSection = Field(default=MetricsSection(), description="metrics and health, over plain HTTP")
+    journal: JournalSection = Field(default=JournalSection(), description="what outlives the process")
     limits: LimitsSection = Field(default=LimitsSection(), description="how much is kept and allowed")
     ray: RaySection = Field(default=RaySection(), description="the Ray cluster underneath")
 
@@ -216,6 +234,8 @@ def describe(resolved: Resolved) -> str:
         if isinstance(value, BaseModel):
             lines += ["", f"# {field.description}", f"{name}:"]
             continue
+        if key == "journal.url" and isinstance(value, str):
+            value = PASSWORD.sub(r"\1***", value)
         shown = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1000).split("\n")[0]
         source = f" (set by {resolved.sources[key]})" if key in resolved.sources else ""
         lines.append(f"{'  ' * depth}{name}: {shown}  # {field.description}{source}")

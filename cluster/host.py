@@ -16,6 +16,8 @@ from laban.cluster.dispatch import Dispatcher, DispatchLimits
 from laban.cluster.executor import Executor, ExecutorLimits
 from laban.cluster.gateway import Gateway, GatewayLimits, check_address
 from laban.cluster.instruments import Instruments
+from laban.cluster.journal import Journal
+from laban.cluster.journal_place import open_store
 from laban.cluster.lookout import Lookout
 from laban.cluster.metrics_server import MetricsServer
 from laban.cluster.records import ClusterStatus
@@ -72,6 +74,7 @@ class ControlPlane:
         check_address(config.server.host, config.server.port)  # before the model takes its time
         if config.metrics.port is not None:
             await self._metrics.start(config.metrics.host, config.metrics.port)
+        store = await asyncio.to_thread(open_store, config.journal.url)
         supervisor = RemoteSupervisor(self._plan.workers, self._plan.worker_handles, self._plan.another)
         tokenizer = await asyncio.to_thread(Tokenizer.from_folder, folder)
         framing = await asyncio.to_thread(derive_framing, folder, tokenizer)
@@ -103,8 +106,11 @@ class ControlPlane:
             dispatcher,
             framing,
             tokenizer,
-            limits=ExecutorLimits(config.limits.max_active_workflows, config.limits.max_finished_workflows),
+            limits=ExecutorLimits(
+                config.limits.max_active_workflows, config.limits.max_finished_workflows, config.journal.max_age_s
+            ),
             lookout=lookout,
+            journal=None if store is None else Journal(store),
         )
         sessions = Sessions(
             dispatcher,
@@ -125,6 +131,8 @@ class ControlPlane:
         )
         executor.start()
         try:
+            if store is not None:
+                await executor.restore(await asyncio.to_thread(list, store.load()))
             port = await gateway.start(config.server.host, config.server.port)
         except BaseException:
             await executor.stop()
@@ -137,9 +145,12 @@ class ControlPlane:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def stop(self) -> None:
-        """End the workflows, their watches, the gateway and the workers."""
+        """End the workflows, their watches, the gateway and the workers. Workflows in a journal go on when it is
+        served again."""
         if self._ticker is not None:
             self._ticker.cancel()
+        if self._executor is not None:
+            self._executor.refuse()
         if self._gateway is not None:
             await self._gateway.stop(grace_s=0.5)
         executor, self._executor = self._executor, None
@@ -159,4 +170,5 @@ class ControlPlane:
             await asyncio.sleep(READY_EVERY_S)
             meter.loop_lagged(time.monotonic() - began_s - READY_EVERY_S)
             sessions.sweep()
+            executor.sweep()
             await gateway.set_ready(executor.status().ready)

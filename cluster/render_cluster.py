@@ -34,6 +34,8 @@ def print_status(status: ClusterStatus) -> None:
         f"routing {status.routing_policy}, eviction {status.eviction_policy}, "
         f"directory of {shards}: {directory.num_encodings} encodings watched{predicted}"
     )
+    if status.journal:
+        print(f"journal: {status.journal}")
     print_workers(status.workers)
     print_table(TIER_COLUMNS, map(_tiers, status.workers), title="cache: tiers, and tokens that calls read")
     print_table(USE_COLUMNS, map(_uses, status.workers), title="cache: prefetches and evictions")

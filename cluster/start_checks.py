@@ -10,6 +10,7 @@ from pathlib import Path
 from laban.actors.disk_folder import prepare_disk_folder
 from laban.actors.errors import InvalidInput
 from laban.cluster.config import LabanConfig
+from laban.cluster.journal_place import checked_url
 from laban.cluster.routing.policies import load_routing
 from laban.kvstore.eviction import load_policy
 
@@ -41,6 +42,7 @@ def checked(config: LabanConfig) -> LabanConfig:
         update={
             "cache": config.cache.model_copy(update={"disk_folder": folder}),
             "routing": config.routing.model_copy(update={"record": record}),
+            "journal": config.journal.model_copy(update={"url": checked_url(config.journal.url)}),
         }
     )
 

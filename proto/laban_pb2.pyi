@@ -849,7 +849,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ClusterStatus(_message.Message):
-    __slots__ = ("version", "ready", "model", "max_context", "workers", "workflows_running", "sessions_open", "uptime_s", "workflows_held", "routing_policy", "eviction_policy", "directory")
+    __slots__ = ("version", "ready", "model", "max_context", "workers", "workflows_running", "sessions_open", "uptime_s", "workflows_held", "routing_policy", "eviction_policy", "directory", "journal")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -862,6 +862,7 @@ class ClusterStatus(_message.Message):
     ROUTING_POLICY_FIELD_NUMBER: _ClassVar[int]
     EVICTION_POLICY_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_FIELD_NUMBER: _ClassVar[int]
     version: str
     ready: bool
     model: str
@@ -874,7 +875,8 @@ class ClusterStatus(_message.Message):
     routing_policy: str
     eviction_policy: str
     directory: DirectoryStatus
-    def __init__(self, version: _Optional[str] = ..., ready: bool = ..., model: _Optional[str] = ..., max_context: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., workflows_running: _Optional[int] = ..., sessions_open: _Optional[int] = ..., uptime_s: _Optional[float] = ..., workflows_held: _Optional[int] = ..., routing_policy: _Optional[str] = ..., eviction_policy: _Optional[str] = ..., directory: _Optional[_Union[DirectoryStatus, _Mapping]] = ...) -> None: ...
+    journal: str
+    def __init__(self, version: _Optional[str] = ..., ready: bool = ..., model: _Optional[str] = ..., max_context: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., workflows_running: _Optional[int] = ..., sessions_open: _Optional[int] = ..., uptime_s: _Optional[float] = ..., workflows_held: _Optional[int] = ..., routing_policy: _Optional[str] = ..., eviction_policy: _Optional[str] = ..., directory: _Optional[_Union[DirectoryStatus, _Mapping]] = ..., journal: _Optional[str] = ...) -> None: ...
 
 class DirectoryStatus(_message.Message):
     __slots__ = ("num_shards", "num_encodings", "tokens_predicted", "tokens_missed", "tokens_found", "num_calls", "num_wrong")

@@ -26,7 +26,7 @@ from laban.cluster.client_files import files_named_in
 
 if TYPE_CHECKING:
     from laban.cluster.client import Client
-    from laban.cluster.config import Resolved
+    from laban.cluster.config import LabanConfig, Resolved
     from laban.cluster.records import WorkflowRecord
     from laban.cluster.render import Screen
 
@@ -52,7 +52,7 @@ def serve(arguments: Namespace) -> int:
     from laban.cluster.launch import start_cluster
     from laban.cluster.render import screen_for
 
-    config = _configuration(arguments).config
+    config = _journaled(_configuration(arguments).config)
     screen = screen_for()
     with screen:
         cluster = start_cluster(config, screen.phase)
@@ -68,6 +68,16 @@ def serve(arguments: Namespace) -> int:
     return 0
 
 
+def _journaled(config: LabanConfig) -> LabanConfig:
+    """With a journal, unless it says otherwise: workflows outlive the server."""
+    from laban.cluster.journal_place import default_url
+
+    if config.journal.url is not None:
+        return config
+    journal = config.journal.model_copy(update={"url": default_url(config.server.port)})
+    return config.model_copy(update={"journal": journal})
+
+
 def run(arguments: Namespace) -> int:
     from laban.cluster.client import Client
     from laban.cluster.render import screen_for
@@ -81,6 +91,7 @@ def run(arguments: Namespace) -> int:
         with _client(arguments) as client:
             return _run(client, request, tools, screen, arguments)
 
+    from laban.cluster.config import JournalSection
     from laban.cluster.launch import start_cluster
 
     found = _configuration(arguments).config
@@ -89,7 +100,7 @@ def run(arguments: Namespace) -> int:
     # A cluster of its own listens where nobody else does.
     private = config.model_copy(update={"server": config.server.model_copy(update={"host": "127.0.0.1", "port": 0})})
     with screen:
-        cluster = start_cluster(private, screen.phase)
+        cluster = start_cluster(private.model_copy(update={"journal": JournalSection()}), screen.phase)
     arguments.address = cluster.address
     with cluster, Client(cluster.address) as client:
         return _run(client, request, tools, screen, arguments)
