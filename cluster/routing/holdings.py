@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from laban.actors.calls import Source
 from laban.cluster.routing.accounts import Account
-from laban.cluster.routing.call_view import CallView, bits
+from laban.cluster.routing.call_view import CallView, Need, bits
 from laban.cluster.routing.estimate import Estimate
 from laban.cluster.routing.ledger import Ledger
 from laban.kvstore.encodings import EncodingId
@@ -38,6 +39,34 @@ the device, on disk; and of all these, those that others can fetch it from."""
 
 Group = tuple[int, int, int, int]
 """A set of workers, and the needs that each of them holds on its device, in host memory and on disk."""
+
+
+@dataclass(slots=True)
+class Survey:
+    """Where some of a call's needs lie: the workers that hold each on the device, in host memory and on disk, by its
+    place in the call. Those that all open workers hold on the device are `everywhere` and not among the `states`; what
+    the call can count on besides is as in Question."""
+
+    states: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    everywhere: int = 0
+    sendable: int = 0
+    peers: dict[int, tuple[bool, int]] = field(default_factory=dict)
+
+    def peer(self, at: int) -> tuple[bool, int]:
+        """Whether others have it only on disk, and how many encodings the best of them sends; -1 if nobody has it."""
+        return (False, 0) if self.sendable >> at & 1 else self.peers.get(at, (False, -1))
+
+    def group_of(self, number: int) -> Group:
+        """Of the worker with that number alone."""
+        on_device = in_host = on_disk = 0
+        for at, (device, host, disk) in self.states.items():
+            if device >> number & 1:
+                on_device |= 1 << at
+            elif host >> number & 1:
+                in_host |= 1 << at
+            elif disk >> number & 1:
+                on_disk |= 1 << at
+        return 1 << number, on_device, in_host, on_disk
 
 
 class Question(NamedTuple):
@@ -81,67 +110,69 @@ class Holdings:
         self._version = ledger.version
         view.listen(self._forget)
 
-    def ask(self, call: CallView) -> Question:
-        """Where what the call needs lies."""
+    def survey(self, call: CallView, among: int, survey: Survey) -> None:
+        """Find where these of its needs lie."""
         ledger, remembered = self._ledger, self._remembered
         if self._version != ledger.version:  # a number may mean another worker now
             remembered.clear()
             self._version = ledger.version
-        everyone, coming = ledger.open, ledger.coming
-        groups: list[Group] = [(everyone, 0, 0, 0)]
-        everywhere = sendable = 0
-        peers: dict[int, tuple[bool, int]] = {}
-        for at, (encoding_id, num_tokens, _, _) in enumerate(call.needs):
-            holders = remembered.get(encoding_id) or self._find(encoding_id, num_tokens)
-            device, host, disk, ready = holders
+        everyone, coming, idle = ledger.open, ledger.coming, ~ledger.sending
+        while among:
+            bit = among & -among
+            among ^= bit
+            at = bit.bit_length() - 1
+            encoding_id, num_tokens, _, _ = call.needs[at]
+            device, host, disk, ready = remembered.get(encoding_id) or self._find(encoding_id, num_tokens)
+            memory = ready & ~disk
             if encoding_id in coming:
                 device |= coming[encoding_id].mask
                 host &= ~device
                 disk &= ~device
-            device &= everyone
-            bit = 1 << at
-            if device == everyone:
-                everywhere |= bit
+            if device & everyone == everyone:
+                survey.everywhere |= bit
                 continue
-            if ready:
-                fast = ready & ~holders[2]
-                if fast & ~ledger.sending:
-                    sendable |= bit
-                else:
-                    peers[at] = (not fast, self._num_sending(fast or ready))
-            held = (device | host | disk) & everyone
-            if not held:
-                continue
-            split: list[Group] = []
-            for group in groups:
-                inside = group[0] & held
-                if not inside:
-                    split.append(group)
-                    continue
-                members, on_device, in_host, on_disk = group
-                if inside != members:
-                    split.append((members ^ inside, on_device, in_host, on_disk))
-                if inside & device:
-                    split.append((inside & device, on_device | bit, in_host, on_disk))
-                if inside & host:
-                    split.append((inside & host, on_device, in_host | bit, on_disk))
-                if inside & disk:
-                    split.append((inside & disk, on_device, in_host, on_disk | bit))
-            groups = split
-        return Question(everyone, groups, everywhere, sendable, peers)
+            survey.states[at] = (device, host, disk)
+            if memory & idle:
+                survey.sendable |= bit
+            elif ready:
+                survey.peers[at] = (not memory, self._num_sending(memory or ready))
+
+    def on_device(self, need: Need) -> int:
+        """Who holds it there, or will soon. After a survey of the same call."""
+        device = self._holders(need.encoding_id, need.num_tokens)[0]
+        coming = self._ledger.coming.get(need.encoding_id)
+        return device if coming is None else device | coming.mask
+
+    def ask(self, call: CallView) -> Question:
+        """Where all that the call needs lies, and the open workers by what they hold."""
+        survey, everyone = Survey(), self._ledger.open
+        self.survey(call, (1 << len(call.needs)) - 1, survey)
+        groups: list[Group] = [(everyone, 0, 0, 0)]
+        for at, (device, host, disk) in survey.states.items():
+            if (device | host | disk) & everyone:
+                groups = _split(groups, 1 << at, device, host, disk)
+        return Question(everyone, groups, survey.everywhere, survey.sendable, survey.peers)
+
+    def there(self, call: CallView) -> list[int]:
+        """Of each of the call's successors the workers where it lies, in whatever tier, or is being made."""
+        remembered, coming = self._remembered, self._ledger.coming
+        found = []
+        for encoding_id, tokens in call.successors:
+            device, host, disk, _ = remembered.get(encoding_id) or self._find(encoding_id, tokens)
+            there = device | host | disk
+            if encoding_id in coming:
+                there |= coming[encoding_id].mask
+            found.append(there)
+        return found
 
     def left(self, call: CallView) -> Left:
         """What each worker leaves elsewhere of what the call's successors will read, there or being made."""
         ledger = self._ledger
         total = 0
         parts: dict[int, int] = {}
-        remembered, coming, everyone = self._remembered, ledger.coming, ledger.open
-        for encoding_id, tokens in call.successors:
+        everyone = ledger.open
+        for (_, tokens), there in zip(call.successors, self.there(call), strict=True):
             total += tokens
-            device, host, disk, _ = remembered.get(encoding_id) or self._find(encoding_id, tokens)
-            there = device | host | disk
-            if encoding_id in coming:
-                there |= coming[encoding_id].mask
             there &= everyone
             if there:
                 parts = _add(parts, there, tokens) if parts else {tokens: there}
@@ -212,6 +243,27 @@ class Holdings:
 
     def _forget(self, encoding_id: EncodingId) -> None:
         self._remembered.pop(encoding_id, None)
+
+
+def _split(groups: Sequence[Group], bit: int, device: int, host: int, disk: int) -> list[Group]:
+    """By who of them holds one more need, and where."""
+    held = device | host | disk
+    split: list[Group] = []
+    for group in groups:
+        members, on_device, in_host, on_disk = group
+        inside = members & held
+        if not inside:
+            split.append(group)
+            continue
+        if inside != members:
+            split.append((members ^ inside, on_device, in_host, on_disk))
+        if inside & device:
+            split.append((inside & device, on_device | bit, in_host, on_disk))
+        if inside & host:
+            split.append((inside & host, on_device, in_host | bit, on_disk))
+        if inside & disk:
+            split.append((inside & disk, on_device, in_host, on_disk | bit))
+    return split
 
 
 def _add(parts: dict[int, int], members: int, tokens: int) -> dict[int, int]:

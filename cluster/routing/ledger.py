@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from laban.actors.calls import WorkerInfo, WorkerLoad, WorkerRates
 from laban.cluster.routing.accounts import Account, Coming, Sent
 from laban.cluster.routing.call_view import CallView, bits
+from laban.cluster.routing.columns import Columns
 from laban.cluster.routing.estimate import Estimate
 from laban.cluster.routing.rates import Pace, Rates
 from laban.kvstore.encodings import EncodingId
@@ -34,6 +35,7 @@ class Ledger:
         self.coming: dict[EncodingId, Coming] = {}
         self.version = 0  # changes when numbers may mean other workers
         self.sending = 0  # the workers that others fetch from
+        self.columns = Columns()
         self._families: dict[str, dict[int, int]] = {}  # tokens that running calls will make, by worker
         self._order: list[tuple[int, int, str, int]] = []
         self._turns: list[str] = []
@@ -58,6 +60,8 @@ class Ledger:
         self._number_turns()
         account.place = self._place(account)
         insort(self._order, account.place)
+        self.columns.put(account)
+        self.columns.repaced()
         self._refresh()
         return account
 
@@ -84,6 +88,7 @@ class Ledger:
                 del self._families[family]
         self.version += 1
         self.rates.remove(worker_id)
+        self.columns.repaced()
         self._refresh()
 
     def set_open(self, account: Account, is_open: bool) -> None:
@@ -197,6 +202,11 @@ class Ledger:
         """Tokens that the family's running calls are expected to make, by the number of their worker."""
         return self._families.get(family, {})
 
+    def see_columns(self) -> Columns:
+        """What is kept of the workers by their numbers; valid until the ledger next changes."""
+        self.columns.see_paces(self.accounts.values())
+        return self.columns
+
     def turns(self) -> int:
         """The place of the worker whose turn is next, open or not."""
         return bisect_left(self._turns, self._last_turn + "\0") % len(self._turns)
@@ -245,7 +255,12 @@ class Ledger:
         for coming in self.coming.values():
             assert coming.mask == sum(1 << n for n in coming.counts) != 0
             assert all(count > 0 for count in coming.counts.values())
+        columns = self.see_columns()
         for account in self.accounts.values():
+            at = account.number
+            assert (columns.queue_ms[at], columns.num_calls[at]) == account.place[:2]
+            assert columns.link_ns[at] == account.link_ns
+            assert columns.paces[columns.pace_at[at]] == account.pace
             assert 0 <= account.num_started <= account.num_calls
             assert account.queued_tokens >= 0
             assert account.link_ns >= 0
@@ -276,12 +291,14 @@ class Ledger:
             del self._order[bisect_left(self._order, account.place)]
             account.place = place
             insort(self._order, place)
+        self.columns.put(account)
 
     def _repace(self, account: Account) -> None:
         pace = self.rates.pace(account.worker_id)
         if pace != account.pace:
             self._leave_pace(account)
             account.pace = pace
+            self.columns.repaced()
             self.paces[pace] = self.paces.get(pace, 0) | 1 << account.number
 
     def _leave_pace(self, account: Account) -> None:

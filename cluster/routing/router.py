@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
+
+import numpy as np
 
 from laban.actors.calls import Source
 from laban.cluster.routing.accounts import Account, Sent
 from laban.cluster.routing.call_view import CallView, bits
+from laban.cluster.routing.comparison import CLOSED_MS, Comparison, Costs
 from laban.cluster.routing.estimate import Estimate, Estimator
-from laban.cluster.routing.holdings import Group, HolderView, Holdings, Left
+from laban.cluster.routing.holdings import Group, HolderView, Holdings, Left, Survey
 from laban.cluster.routing.ledger import Ledger
 from laban.cluster.routing.policy import RoutingPolicy, WorkerView
+from laban.cluster.routing.rates import Pace
 from laban.cluster.routing.replication import MIN_TOKENS, Replication
+
+NUM_TOLD = 16
+"""Workers that a choice by cost can tell of, the cheapest."""
 
 Candidate = tuple[tuple[float, ...], WorkerView]
 """With its key."""
@@ -32,32 +40,31 @@ class Choice(NamedTuple):
     tokens_found: int  # of the call's view, expected not to be encoded again
     call: CallView
     policy: RoutingPolicy
-    looked: list[_Looked]
+    look: Callable[[], list[_Looked]]
     turns: tuple[int, int]  # the place of the worker whose turn it is, and how many workers there are
 
     def candidates(self) -> list[Candidate]:
         """The workers looked at, as the policy sees them, with the key of each."""
-        views = [_view(each, self.call.own_tokens, self.turns) for each in self.looked]
+        views = [_view(each, self.call.own_tokens, self.turns) for each in self.look()]
         return [(self.policy.key(view, self.call), view) for view in views]
 
 
 class Router:
-    """Looks at few workers and chooses as if it had looked at all.
+    """Chooses as if each worker had been looked at by itself, in one of two ways.
 
-    Workers are grouped: in a group they are as fast as each other (rates.py sees to it that paces are few), hold the
-    same of what the call needs, and as many tokens of what its successors will read. So within a group the estimate
-    without queues and `left_tokens` are one and the same; workers that hold nothing differ by their queues alone.
+    A policy whose key is (cost_ms, left_tokens, num_calls), and so the worker's id, says so with an attribute `by_cost`
+    that is true. For it the costs at all workers are worked out at once, as arrays (comparison.py); where one is but a
+    lower bound the worker is looked at by itself, those with the lowest bounds first, until the bounds are above what
+    was found.
 
-    The policy `cost` has the key (cost_ms, left_tokens, num_calls), then the id, and of two workers of a group:
-    cost_ms = queue_ms + round(max(link + bring, encode) + own + left), all but queue and link theirs in common. If A
-    comes before B in the order (queue_ms, num_calls, id) and its link is no busier, then neither term of its cost_ms is
-    larger. Either the sum is smaller, or both terms are the same, so the queues are equal and (num_calls, id) decides
-    for A. So B is never chosen. `Ledger.front` leaves out none but such a B: the best worker of all is among the fronts
-    of the groups. The same is true of any policy whose key, the rest being equal, grows with the queue and then the
-    calls. For those that take turns, the worker whose turn is next is looked at besides.
-
-    A policy whose key begins with `cost_ms` may say so, with an attribute `by_cost` that is true: then it is asked for
-    the keys of those only whose cost is the least.
+    Any other policy is shown few workers. They are grouped: in a group they are as fast as each other (rates.py sees to
+    it that paces are few), hold the same of what the call needs, and as many tokens of what its successors will read.
+    So within a group the estimate without queues and `left_tokens` are one and the same; workers that hold nothing
+    differ by their queues alone. If A comes before B in the order (queue_ms, num_calls, id) and its link is no busier,
+    then neither term of cost_ms = queue_ms + round(max(link + bring, encode) + own + left) is larger, and B is not
+    chosen by a policy whose key, the rest being equal, grows with the queue and then the calls. `Ledger.front` leaves
+    out none but such a B: the best worker of all is among the fronts of the groups. For policies that take turns, the
+    worker whose turn is next is looked at besides.
     """
 
     def __init__(
@@ -69,57 +76,98 @@ class Router:
         self._holdings = Holdings(view, ledger)
         self._replication = replication
         self._by_cost = bool(getattr(policy, "by_cost", False))
+        self._comparison = Comparison(ledger, self._holdings)
 
     def choose(self, call: CallView, now_s: float = 0.0) -> Choice | None:
         """The best of the open workers; None if there is none. Changes nothing."""
-        ledger = self.ledger
-        if not ledger.open:
+        if not self.ledger.open:
             return None
+        return (self._choose_by_cost if self._by_cost else self._choose_by_key)(call, now_s)
+
+    def _choose_by_cost(self, call: CallView, now_s: float) -> Choice:
+        shares = self._shares(call, now_s)
+        costs, survey = self._comparison.compare(call, shares)
+        looking = _Looking(call, survey, shares)
+        if costs.bounded:
+            self._settle(costs, looking)
+        cost_ms, left_tokens, _ = costs
+        found = np.flatnonzero(cost_ms == cost_ms.min())
+        for tied in (left_tokens, self.ledger.columns.num_calls):
+            if len(found) > 1:
+                values = tied[found]
+                found = found[values == values.min()]
+        numbers: list[int] = found.tolist()
+        account = self._account(numbers[0])
+        for number in numbers[1:]:
+            other = self._account(number)
+            if other.worker_id < account.worker_id:
+                account = other
+        chosen = looking.look(account, int(left_tokens[account.number]))
+        return self._choice(call, chosen, self._snapshot(costs, looking, chosen))
+
+    def _settle(self, costs: Costs, looking: _Looking) -> None:
+        """Replace the bounds that are not above the least cost by what it is."""
+        cost_ms, left_tokens, bounded = costs
+        numbers = np.array(bits(bounded))
+        bounds = cost_ms[numbers]
+        cost_ms[numbers] = CLOSED_MS  # out of the question, unless looked at below
+        least_ms = int(cost_ms.min())
+        for at in np.argsort(bounds, kind="stable").tolist():
+            if bounds[at] > least_ms or bounds[at] == CLOSED_MS:
+                break
+            number = int(numbers[at])
+            found_ms = looking.cost_ms(looking.look(self._account(number), int(left_tokens[number])))
+            cost_ms[number] = found_ms
+            least_ms = min(least_ms, found_ms)
+
+    def _snapshot(self, costs: Costs, looking: _Looking, chosen: _Looked) -> Callable[[], list[_Looked]]:
+        """The chosen one and the cheapest others as they are now, to be looked at closely should anybody ask."""
+        cost_ms, left_tokens, _ = costs
+        numbers = np.argpartition(cost_ms, NUM_TOLD - 1)[:NUM_TOLD]
+        numbers = numbers[cost_ms[numbers] < CLOSED_MS]
+        accounts = [self._account(number) for number in numbers.tolist()]
+        others = [
+            (account, account.place, account.link_ns, account.pace, tokens)
+            for account, tokens in zip(accounts, left_tokens[numbers].tolist(), strict=True)
+            if account is not chosen[0]
+        ]
+        return lambda: [chosen, *[looking.look_again(*other) for other in others]]
+
+    def _account(self, number: int) -> Account:
+        return self.ledger.by_bit[1 << number]
+
+    def _choose_by_key(self, call: CallView, now_s: float) -> Choice:
+        ledger = self.ledger
         question = self._holdings.ask(call)
         shares = self._shares(call, now_s)
         left = self._holdings.left(call)
-        left_tokens, apart, by_bit = left.tokens, left.apart, ledger.by_bit
         looked: list[_Looked] = []
-        best: list[_Looked] = []  # the cheapest of these
-        least_ms = -1
         for pace, as_fast in ledger.paces.items():
             if not question.workers & as_fast:
                 continue
             estimator = Estimator(call, pace, question.everywhere, question.sendable, question.peers, shares)
-            own_ns = call.own_tokens * pace.encode_ns + 500_000  # to be rounded
             later_ns = min(pace.encode_ns, pace.peer_ns) if call.foreseen else 0
             for group in question.groups:
                 members = group[0] & as_fast
                 if not members:
                     continue
-                bring_ns, encode_ns = estimator.times(group)
-                if members & members - 1:
-                    fronts = self._fronts(members, bring_ns > 0, left)
-                else:
-                    fronts = [(by_bit[members], left.at(members) if members & apart else left_tokens)]
-                for account, tokens in fronts:
-                    place, link_ns = account.place, account.link_ns
-                    one = (account, place, link_ns, estimator, group, tokens, tokens * later_ns)
-                    looked.append(one)
-                    busy_ns = bring_ns + link_ns if bring_ns else 0
-                    spent_ns = (busy_ns if busy_ns > encode_ns else encode_ns) + own_ns + tokens * later_ns
-                    cost_ms = place[0] + spent_ns // 1_000_000
-                    if cost_ms < least_ms or least_ms < 0:
-                        least_ms, best = cost_ms, [one]
-                    elif cost_ms == least_ms:
-                        best.append(one)
-        if not self._by_cost:
-            best = looked
+                bring_ns, _ = estimator.times(group)
+                for account, tokens in self._fronts(members, bring_ns > 0, left):
+                    looked.append(
+                        (account, account.place, account.link_ns, estimator, group, tokens, tokens * later_ns)
+                    )
         turns = (ledger.turns(), len(ledger.accounts))
-        chosen = best[0]
-        if len(best) > 1 or not self._by_cost:
-            keyed = [(self.policy.key(_view(each, call.own_tokens, turns), call), each[1][2]) for each in best]
-            chosen = best[keyed.index(min(keyed))]
+        keyed = [(self.policy.key(_view(each, call.own_tokens, turns), call), each[1][2]) for each in looked]
+        return self._choice(call, looked[keyed.index(min(keyed))], lambda: looked)
+
+    def _choice(self, call: CallView, chosen: _Looked, look: Callable[[], list[_Looked]]) -> Choice:
+        ledger = self.ledger
         account, estimate = chosen[0], Estimate._make(chosen[3].estimate(*chosen[4][1:]))
         sources, source_accounts = self._holdings.sources(call, account, estimate) if estimate.fetched else ((), ())
         found = call.tokens_read - sum([call.needs[at].num_read for at in bits(estimate.encoded)])
+        turns = (ledger.turns(), len(ledger.accounts))
         return Choice(
-            account.worker_id, account, estimate, sources, source_accounts, found, call, self.policy, looked, turns
+            account.worker_id, account, estimate, sources, source_accounts, found, call, self.policy, look, turns
         )
 
     def _fronts(self, members: int, loads: bool, left: Left) -> list[tuple[Account, int]]:
@@ -162,6 +210,37 @@ class Router:
                 if share < 1.0:
                     shares[at] = share
         return shares
+
+
+class _Looking:
+    """Looks at single workers, for one call."""
+
+    def __init__(self, call: CallView, survey: Survey, shares: Mapping[int, float]) -> None:
+        self._call, self._survey, self._shares = call, survey, shares
+        self._estimators: dict[Pace, Estimator] = {}
+
+    def look(self, account: Account, left_tokens: int) -> _Looked:
+        return self.look_again(account, account.place, account.link_ns, account.pace, left_tokens)
+
+    def look_again(
+        self, account: Account, place: tuple[int, int, str, int], link_ns: int, pace: Pace, left_tokens: int
+    ) -> _Looked:
+        """As the worker was then."""
+        estimator = self._estimators.get(pace)
+        if estimator is None:
+            survey = self._survey
+            estimator = Estimator(self._call, pace, survey.everywhere, survey.sendable, survey.peers, self._shares)
+            self._estimators[pace] = estimator
+        later_ns = min(pace.encode_ns, pace.peer_ns) if self._call.foreseen else 0
+        group = self._survey.group_of(place[3])
+        return account, place, link_ns, estimator, group, left_tokens, left_tokens * later_ns
+
+    def cost_ms(self, looked: _Looked) -> int:
+        account, place, link_ns, estimator, group, _, left_ns = looked
+        bring_ns, encode_ns = estimator.times(group)
+        own_ns = self._call.own_tokens * account.pace.encode_ns
+        busy_ns = bring_ns + link_ns if bring_ns else 0
+        return place[0] + (max(busy_ns, encode_ns) + own_ns + left_ns + 500_000) // 1_000_000
 
 
 def _view(looked: _Looked, own_tokens: int, turns: tuple[int, int]) -> WorkerView:
