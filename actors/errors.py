@@ -11,6 +11,7 @@ class LabanError(Exception):
     """
 
     status = "INTERNAL"  # the name of a grpc.StatusCode
+    retry_after_s: float | None = None  # where more is known than what goes for the status
 
     def __init__(self, message: str, *, field: str = "", value: object = None) -> None:
         self.message = message
@@ -78,6 +79,18 @@ class Exhausted(LabanError):
     """More than the system, or a limit of it, can hold."""
 
     status = "RESOURCE_EXHAUSTED"
+
+
+class Unauthenticated(LabanError):
+    """Nobody that is known."""
+
+    status = "UNAUTHENTICATED"
+
+
+class Forbidden(LabanError):
+    """Somebody who may not."""
+
+    status = "PERMISSION_DENIED"
 
 
 class Unavailable(LabanError):

@@ -252,6 +252,9 @@ class HostProcess:
         self._service = service
         return address
 
+    async def answer(self) -> None:
+        """Shows that the process lives and its event loop turns."""
+
     async def stop(self) -> None:
         if self._service is not None:
             await self._service.stop()

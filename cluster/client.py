@@ -13,6 +13,7 @@ from laban.cluster import client_requests as requests
 from laban.cluster.client_async import DEFAULT_TIMEOUT_S, AsyncClient
 from laban.cluster.client_async_session import AsyncSession
 from laban.cluster.client_channel import SyncChannel
+from laban.cluster.client_credentials import Credentials, credentials_from
 from laban.cluster.client_requests import SubmitOptions, WorkflowSource
 from laban.cluster.client_session import Session
 from laban.cluster.client_tools import ToolServer
@@ -43,8 +44,12 @@ class Client:
     that do not stream have `timeout_s`, after which they raise a LabanError of status DEADLINE_EXCEEDED.
     """
 
-    def __init__(self, address: str, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> None:
-        self._channel = SyncChannel(address, timeout_s)
+    def __init__(
+        self, address: str, *, timeout_s: float | None = DEFAULT_TIMEOUT_S, credentials: Credentials | None = None
+    ) -> None:
+        """Without `credentials` they are taken from the environment: LABAN_TOKEN, LABAN_TLS, LABAN_TLS_CA,
+        LABAN_TLS_CERT and LABAN_TLS_KEY, where they are set."""
+        self._channel = SyncChannel(address, timeout_s, credentials_from() if credentials is None else credentials)
 
     def __enter__(self) -> Self:
         return self

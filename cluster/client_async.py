@@ -12,6 +12,7 @@ from laban.cluster import client_requests as requests
 from laban.cluster.client_async_session import AsyncSession
 from laban.cluster.client_async_tools import AsyncToolServer
 from laban.cluster.client_channel import AsyncChannel
+from laban.cluster.client_credentials import Credentials, credentials_from
 from laban.cluster.client_requests import SubmitOptions, WorkflowSource
 from laban.cluster.records import (
     ClusterStatus,
@@ -40,8 +41,12 @@ class AsyncClient:
     that do not stream have `timeout_s`, after which they raise a LabanError of status DEADLINE_EXCEEDED.
     """
 
-    def __init__(self, address: str, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> None:
-        self._channel = AsyncChannel(address, timeout_s)
+    def __init__(
+        self, address: str, *, timeout_s: float | None = DEFAULT_TIMEOUT_S, credentials: Credentials | None = None
+    ) -> None:
+        """Without `credentials` they are taken from the environment: LABAN_TOKEN, LABAN_TLS, LABAN_TLS_CA,
+        LABAN_TLS_CERT and LABAN_TLS_KEY, where they are set."""
+        self._channel = AsyncChannel(address, timeout_s, credentials_from() if credentials is None else credentials)
 
     async def __aenter__(self) -> Self:
         return self

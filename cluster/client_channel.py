@@ -11,6 +11,7 @@ import grpc
 from grpc import aio
 
 from laban.actors.errors import LabanError, Unavailable
+from laban.cluster.client_credentials import Credentials, SyncIdentity, aio_identity
 from laban.cluster.client_requests import checked_address
 from laban.cluster.translate_errors import STATUS_KEY, error_from_status
 from laban.proto import laban_pb2_grpc as pb_grpc
@@ -28,10 +29,16 @@ OPTIONS = [
 class SyncChannel:
     """One connection, opened when first needed."""
 
-    def __init__(self, address: str, timeout_s: float | None) -> None:
+    def __init__(self, address: str, timeout_s: float | None, credentials: Credentials) -> None:
         self.address = checked_address(address)
         self.timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(self.address, options=OPTIONS)
+        secret = credentials.of_channel()
+        if secret is None:
+            self._channel = grpc.insecure_channel(self.address, options=OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(self.address, secret, options=OPTIONS)
+        if credentials.metadata:
+            self._channel = grpc.intercept_channel(self._channel, SyncIdentity(credentials.metadata))
         self.workflows: Any = pb_grpc.WorkflowsStub(self._channel)  # type: ignore[no-untyped-call]
         self.choreography: Any = pb_grpc.ChoreographyStub(self._channel)  # type: ignore[no-untyped-call]
         self.cluster: Any = pb_grpc.ClusterStub(self._channel)  # type: ignore[no-untyped-call]
@@ -75,9 +82,11 @@ class SyncChannel:
 class AsyncChannel:
     """One connection, opened when first needed, since it belongs to the event loop it was opened in."""
 
-    def __init__(self, address: str, timeout_s: float | None) -> None:
+    def __init__(self, address: str, timeout_s: float | None, credentials: Credentials) -> None:
         self.address = checked_address(address)
         self.timeout_s = timeout_s
+        self._secret = credentials.of_channel()
+        self._metadata = credentials.metadata
         self._opened: aio.Channel | None = None
 
     async def close(self) -> None:
@@ -120,7 +129,11 @@ class AsyncChannel:
     @property
     def _channel(self) -> aio.Channel:
         if self._opened is None:
-            self._opened = aio.insecure_channel(self.address, options=OPTIONS)
+            named = aio_identity(self._metadata)
+            if self._secret is None:
+                self._opened = aio.insecure_channel(self.address, options=OPTIONS, interceptors=named)
+            else:
+                self._opened = aio.secure_channel(self.address, self._secret, options=OPTIONS, interceptors=named)
         return self._opened
 
 

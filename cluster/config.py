@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from laban.actors.engine.config import EngineConfig
 from laban.actors.errors import InvalidInput, NotFound
 from laban.cluster.sizes import MAX_BYTES, Bytes, BytesPerSecond
+from laban.cluster.tls import ServerTls
 
 FILE_NAME = "laban.yaml"
 # Read by the command line itself: no fields of the configuration.
-OTHER_VARIABLES = ("LABAN_CONFIG", "LABAN_ADDRESS", "LABAN_DEBUG")
+OTHER_VARIABLES = (
+    "LABAN_CONFIG", "LABAN_ADDRESS", "LABAN_DEBUG", "LABAN_TOKEN", "LABAN_TLS", "LABAN_TLS_CA", "LABAN_TLS_CERT",
+    "LABAN_TLS_KEY",
+)  # fmt: skip
 PASSWORD = re.compile(r"(?<=://)([^/@]*?:)[^/]*(?=@)")
 """Of a URL; what stands before it is its group."""
 
@@ -107,6 +111,33 @@ class ServerSection(_Section):
     port: int = Field(default=8470, ge=0, le=65_535, description="0 takes a free port")
     max_message_bytes: int = Field(default=16 << 20, gt=0, description="of one request; larger ones are refused")
     max_concurrent_calls: int = Field(default=1024, gt=0, description="gRPC calls at once, streams included")
+    tls_cert: str | None = Field(default=None, min_length=1, description="PEM certificate; null: no TLS")
+    tls_key: str | None = Field(default=None, min_length=1, description="its PEM key")
+    tls_client_ca: str | None = Field(
+        default=None, min_length=1, description="PEM authorities that clients need a certificate of; null: none needed"
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> ServerSection:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("one of tls_cert and tls_key is missing, expected both or neither")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca without tls_cert and tls_key, expected all three")
+        return self
+
+    @property
+    def tls(self) -> ServerTls | None:
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return ServerTls(self.tls_cert, self.tls_key, self.tls_client_ca)
+
+
+class AuthSection(_Section):
+    """Who may call."""
+
+    tokens_file: str | None = Field(
+        default=None, min_length=1, description="who may call, as `laban token` writes it; null: everybody may"
+    )
 
 
 class MetricsSection(_Section):
@@ -167,6 +198,7 @@ class LabanConfig(_Section):
         default=RoutingSection(), description="where calls go, and what is brought there before they come"
     )
     server: ServerSection = Field(default=ServerSection(), description="the gRPC gateway")
+    auth: AuthSection = Field(default=AuthSection(), description="who may call")
     metrics: MetricsSection = Field(default=MetricsSection(), description="metrics and health, over plain HTTP")
     journal: JournalSection = Field(default=JournalSection(), description="what outlives the process")
     limits: LimitsSection = Field(default=LimitsSection(), description="how much is kept and allowed")

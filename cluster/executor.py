@@ -82,7 +82,7 @@ class Executor:
         """Without a `lookout` workers are told nothing of what is to come, and no workflow is ever held back. Without a
         `journal` workflows end with the process; one that is given has been opened, and is closed with the executor."""
         self._dispatcher = dispatcher
-        self._desk = LeaseDesk(time_of_day=clock)
+        self._desks: dict[str, LeaseDesk] = {}  # by tenant: nobody is handed another's step
         self._framing = framing
         self._tokenizer = tokenizer
         self._limits = limits or ExecutorLimits()
@@ -92,6 +92,7 @@ class Executor:
         self._journal = journal
         self.likelihoods = Likelihoods() if lookout is None else lookout.likelihoods
         self._executions: OrderedDict[str, Execution | Finished] = OrderedDict()  # oldest first
+        self._tenants: dict[str, str] = {}  # whose each workflow is
         self._numbers: dict[str, int] = {}  # workflow id -> its place in the order of submission
         self._last_number = 0
         self._finished: OrderedDict[str, None] = OrderedDict()
@@ -120,7 +121,8 @@ class Executor:
                 execution.cancel()
             else:
                 execution.leave()
-        self._desk.close()
+        for desk in self._desks.values():
+            desk.close()
         if self._lookout is not None:
             await self._lookout.stop()
         await self._dispatcher.stop()
@@ -140,11 +142,13 @@ class Executor:
         *,
         idempotency_key: str | None = None,
         tenant: str = "",
+        max_of_tenant: int | None = None,
     ) -> WorkflowRecord:
-        """Start a workflow, or return the one that the same key and content started before.
+        """Start a workflow, or return the one that the same key and content started before. What else there is to do
+        with one takes a `tenant` too, to whom others' workflows are not there; None may see all.
 
         Raises WorkflowErrors for bad inputs, Conflict for a key that was used with other content, Exhausted
-        for too many active workflows, InvalidInput and OutOfRange for a message that cannot be framed or is
+        for too many active workflows, of all or of the tenant, InvalidInput and OutOfRange for a message that cannot be framed or is
         longer than the context, Unavailable while nothing can be written to the journal.
         """
         overrides = overrides or Overrides()
@@ -158,6 +162,10 @@ class Executor:
         active = len(self._executions) - len(self._finished) + self._admitting
         if active >= self._limits.max_active:
             raise Exhausted(f"{active} workflows are active, expected at most {self._limits.max_active}")
+        if max_of_tenant is not None:
+            active = sum(each == tenant and name not in self._finished for name, each in self._tenants.items())
+            if active >= max_of_tenant:
+                raise Exhausted(f"{active} workflows of this tenant are active, expected at most {max_of_tenant}")
         self._admitting += 1
         try:
             # Rendering and tokenizing may take long: the loop goes on meanwhile.
@@ -273,24 +281,26 @@ class Executor:
             if self._journal is not None:
                 self._journal.forget(oldest)
 
-    async def watch(self, workflow_id: str, after_event: int = 0) -> AsyncGenerator[Event | TokenChunk, None]:
+    async def watch(
+        self, workflow_id: str, after_event: int = 0, *, tenant: str | None = None
+    ) -> AsyncGenerator[Event | TokenChunk, None]:
         """Events after number `after_event`, then live ones and token chunks, to the workflow's end.
 
         A watch that begins while steps run gets their text so far, one chunk for each. One that is slow gets
         fewer and larger chunks, and every event. Raises NotFound, InvalidInput, Exhausted.
         """
-        feed = self._execution(workflow_id).board.feed.watch(after_event)
+        feed = self._execution(workflow_id, tenant).board.feed.watch(after_event)
         try:
             async for item in feed:
                 yield item
         finally:
             await feed.aclose()
 
-    def get(self, workflow_id: str) -> WorkflowRecord:
-        return self._execution(workflow_id).board.record()
+    def get(self, workflow_id: str, *, tenant: str | None = None) -> WorkflowRecord:
+        return self._execution(workflow_id, tenant).board.record()
 
     def list(
-        self, *, page_size: int = 0, page_token: str = "", states: Collection[str] = ()
+        self, *, page_size: int = 0, page_token: str = "", states: Collection[str] = (), tenant: str | None = None
     ) -> tuple[list[WorkflowRecord], str]:
         """A page of workflows, newest first and without their steps, and the token of the next page or ""."""
         if not 0 <= page_size <= MAX_PAGE:
@@ -305,41 +315,57 @@ class Executor:
         found = [
             execution
             for workflow_id, execution in reversed(self._executions.items())
-            if self._numbers[workflow_id] < before and (not states or execution.board.state in states)
+            if self._numbers[workflow_id] < before
+            and (not states or execution.board.state in states)
+            and tenant in (None, self._tenants[workflow_id])
         ]
         page = found[:size]
         more = str(self._numbers[page[-1].workflow_id]) if len(found) > size else ""
         return [execution.board.record(with_steps=False) for execution in page], more
 
-    async def cancel(self, workflow_id: str) -> WorkflowRecord:
+    async def cancel(self, workflow_id: str, *, tenant: str | None = None) -> WorkflowRecord:
         """Stop a workflow; one that has ended stays as it is."""
-        execution = self._execution(workflow_id)
+        execution = self._execution(workflow_id, tenant)
         if execution.board.state not in TERMINAL_WORKFLOW:
             self._check_journal()
             await execution.inbox.deliver(Stopped())
         return execution.board.record()
 
     async def lease_step(
-        self, tools: Collection[str], *, workflow_id: str = "", handler: str = "", wait_s: float = 20.0
+        self,
+        tools: Collection[str],
+        *,
+        workflow_id: str = "",
+        handler: str = "",
+        wait_s: float = 20.0,
+        tenant: str = "",
     ) -> Lease | None:
-        """An external step of these tools, for as long as the lease runs; None if none came in time.
+        """An external step of these tools, of the tenant's workflows, for as long as the lease runs; None if none came in time.
 
         Raises NotFound, and FailedPrecondition if the workflow, where one is named, has ended or ends meanwhile.
         """
-        if workflow_id and self._execution(workflow_id).board.state in TERMINAL_WORKFLOW:
+        if workflow_id and self._execution(workflow_id, tenant).board.state in TERMINAL_WORKFLOW:
             raise ended(workflow_id)
         self._check_journal()
-        lease = await self._desk.lease(tools, workflow_id, handler, wait_s)
+        desk = self._desk(tenant)
+        lease = await desk.lease(tools, workflow_id, handler, wait_s)
         if lease is not None:
             await self._execution(lease.workflow_id).inbox.settled()
-        return lease if lease is None or self._desk.leases.find(lease.lease_id) is not None else None
+        return lease if lease is None or desk.leases.find(lease.lease_id) is not None else None
 
-    async def renew_lease(self, lease_id: str) -> Lease:
+    async def renew_lease(self, lease_id: str, *, tenant: str = "") -> Lease:
         """The lease without its messages, to run for its full time again. Raises FailedPrecondition if it has ended."""
-        return self._desk.renew(lease_id)
+        return self._desk(tenant).renew(lease_id)
 
     async def complete_step(
-        self, workflow_id: str, address: str, text: str | None = None, *, output: object = None, lease_id: str = ""
+        self,
+        workflow_id: str,
+        address: str,
+        text: str | None = None,
+        *,
+        output: object = None,
+        lease_id: str = "",
+        tenant: str | None = None,
     ) -> WorkflowRecord:
         """Answer an external step by its text, or by any JSON value. Idempotent: the same answer again changes nothing.
 
@@ -347,7 +373,7 @@ class Executor:
         another answer than before, InvalidInput for one that its schema does not allow, OutOfRange for a text longer
         than the context. Under a lease the record has no steps: of a large fan-out each answer would bring them all.
         """
-        execution = self._execution(workflow_id)
+        execution = self._execution(workflow_id, tenant)
         schema = execution.external.output_schema(address)
         if schema is not None:
             await asyncio.to_thread(check_output, schema, text, output)
@@ -358,23 +384,30 @@ class Executor:
         return execution.board.record(with_steps=not lease_id)
 
     async def fail_step(
-        self, workflow_id: str, address: str, message: str, *, lease_id: str = "", final: bool = False
+        self,
+        workflow_id: str,
+        address: str,
+        message: str,
+        *,
+        lease_id: str = "",
+        final: bool = False,
+        tenant: str | None = None,
     ) -> WorkflowRecord:
         """Say that an external step failed; `final`: trying again is of no use. Raises as `complete_step` does."""
-        execution = self._execution(workflow_id)
+        execution = self._execution(workflow_id, tenant)
         move = execution.external.failed(address, message, lease_id, final=final)
         if move is not None:
             self._check_journal()
             await execution.inbox.deliver(move)
         return execution.board.record(with_steps=not lease_id)
 
-    def explain(self, workflow_id: str, address: str) -> StepExplanation:
+    def explain(self, workflow_id: str, address: str, *, tenant: str | None = None) -> StepExplanation:
         """Why a step's call went where it went.
 
         Raises NotFound for an unknown workflow or step, and for a step without a decision: one without a call, not
         routed yet, or too long ago.
         """
-        execution = self._execution(workflow_id)
+        execution = self._execution(workflow_id, tenant)
         decision = self._dispatcher.explain(f"{workflow_id}/{address}")
         uses = {} if self._lookout is None else self._lookout.foresight.uses(workflow_id)
         return explained(execution.board, address, decision, execution.next_uses(address, uses))
@@ -411,11 +444,17 @@ class Executor:
             book.add_text(key, message.role, message.text, message.name, path=path)
         return Prepared(run, book) if self._lookout is None else self._lookout.prepare(run, book)
 
-    def _execution(self, workflow_id: str) -> Execution | Finished:
+    def _execution(self, workflow_id: str, tenant: str | None = None) -> Execution | Finished:
         execution = self._executions.get(workflow_id)
-        if execution is None:
+        if execution is None or tenant not in (None, self._tenants[workflow_id]):
             raise NotFound("no such workflow", field="workflow_id", value=workflow_id)
         return execution
+
+    def _desk(self, tenant: str) -> LeaseDesk:
+        desk = self._desks.get(tenant)
+        if desk is None:
+            desk = self._desks[tenant] = LeaseDesk(time_of_day=self._clock)
+        return desk
 
     def _execution_of(self, submission: Submission, prepared: Prepared) -> Execution:
         return Execution(
@@ -424,7 +463,7 @@ class Executor:
             prepared.run,
             prepared.book,
             self._dispatcher,
-            self._desk,
+            self._desk(submission.tenant),
             seed=submission.seed,
             rank=submission.rank,
             clock=self._clock,
@@ -437,6 +476,7 @@ class Executor:
     def _keep(self, submission: Submission, execution: Execution | Finished) -> None:
         self._executions[submission.workflow_id] = execution
         self._numbers[submission.workflow_id] = submission.rank
+        self._tenants[submission.workflow_id] = submission.tenant
 
     def _check_journal(self) -> None:
         if self._journal is not None:
@@ -486,7 +526,7 @@ class Executor:
         self.sweep()
 
     def _forget(self, workflow_id: str) -> None:
-        del self._executions[workflow_id], self._numbers[workflow_id]
+        del self._executions[workflow_id], self._numbers[workflow_id], self._tenants[workflow_id]
         self._finished.pop(workflow_id, None)
         key = self._claimed.pop(workflow_id, None)
         if key is not None:

@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError
+from laban.cluster.door import Door
 from laban.cluster.gateway_cluster import ClusterService
 from laban.cluster.gateway_meter import MeteredRequests
 from laban.cluster.gateway_ports import ExecutorPort, FleetPort, SessionsPort, StatusPort
@@ -19,6 +20,7 @@ from laban.cluster.gateway_service import Gate
 from laban.cluster.gateway_sessions import SessionService
 from laban.cluster.gateway_workflows import WorkflowService
 from laban.cluster.meter import NO_METER, Meter
+from laban.cluster.tls import ServerTls, server_credentials
 from laban.proto import laban_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -50,15 +52,18 @@ class Gateway:
         *,
         fleet: FleetPort | None = None,
         meter: Meter = NO_METER,
+        door: Door | None = None,
+        tls: ServerTls | None = None,
     ) -> None:
-        """Without a fleet no worker can be added or drained."""
+        """Without a fleet no worker can be added or drained, without a door everybody may come in."""
         self._limits = limits or GatewayLimits()
         self._servicers = {
             "Workflows": WorkflowService(executor),
             "Choreography": SessionService(sessions, lambda text: executor.language("").tokenizer.encode(text)),
             "Cluster": ClusterService(status, fleet),
         }
-        self._gate = Gate()
+        self._gate = Gate(door or Door())
+        self._tls = tls
         self._meter = meter
         self._health = health.aio.HealthServicer()
         self._server: aio.Server | None = None
@@ -66,11 +71,13 @@ class Gateway:
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> int:
         """Begin to serve; port 0 takes a free one. Returns the port.
 
-        Raises InvalidInput for a port out of range or a host that is none, FailedPrecondition for a port in use.
+        Raises InvalidInput for a port out of range or a host that is none, FailedPrecondition for a port in use,
+        NotFound or InvalidInput for certificates.
         """
         if self._server is not None:
             raise FailedPrecondition("the gateway has been started before")
         check_address(host, port)
+        credentials = None if self._tls is None else server_credentials(self._tls)
         limits = self._limits
         server = aio.server(
             interceptors=[MeteredRequests(self._meter)],
@@ -91,7 +98,11 @@ class Gateway:
         reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
         await self.set_ready(False)
         try:
-            bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            if credentials is None:
+                bound = server.add_insecure_port(address)
+            else:
+                bound = server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise FailedPrecondition(f"cannot listen on {host}:{port} ({error})", field="port", value=port) from error
         if bound == 0:

@@ -48,33 +48,56 @@ class ExecutorPort(Protocol):
         *,
         idempotency_key: str | None = None,
         tenant: str = "",
+        max_of_tenant: int | None = None,
     ) -> WorkflowRecord: ...
 
-    def watch(self, workflow_id: str, after_event: int = 0) -> AsyncGenerator[Event | TokenChunk, None]: ...
+    def watch(
+        self, workflow_id: str, after_event: int = 0, *, tenant: str | None = None
+    ) -> AsyncGenerator[Event | TokenChunk, None]: ...
 
-    def get(self, workflow_id: str) -> WorkflowRecord: ...
+    def get(self, workflow_id: str, *, tenant: str | None = None) -> WorkflowRecord: ...
 
     def list(
-        self, *, page_size: int = 0, page_token: str = "", states: Collection[str] = ()
+        self, *, page_size: int = 0, page_token: str = "", states: Collection[str] = (), tenant: str | None = None
     ) -> tuple[list[WorkflowRecord], str]: ...
 
-    async def cancel(self, workflow_id: str) -> WorkflowRecord: ...
+    async def cancel(self, workflow_id: str, *, tenant: str | None = None) -> WorkflowRecord: ...
 
     async def lease_step(
-        self, tools: Collection[str], *, workflow_id: str = "", handler: str = "", wait_s: float = 20.0
+        self,
+        tools: Collection[str],
+        *,
+        workflow_id: str = "",
+        handler: str = "",
+        wait_s: float = 20.0,
+        tenant: str = "",
     ) -> Lease | None: ...
 
-    async def renew_lease(self, lease_id: str) -> Lease: ...
+    async def renew_lease(self, lease_id: str, *, tenant: str = "") -> Lease: ...
 
     async def complete_step(
-        self, workflow_id: str, address: str, text: str | None = None, *, output: object = None, lease_id: str = ""
+        self,
+        workflow_id: str,
+        address: str,
+        text: str | None = None,
+        *,
+        output: object = None,
+        lease_id: str = "",
+        tenant: str | None = None,
     ) -> WorkflowRecord: ...
 
     async def fail_step(
-        self, workflow_id: str, address: str, message: str, *, lease_id: str = "", final: bool = False
+        self,
+        workflow_id: str,
+        address: str,
+        message: str,
+        *,
+        lease_id: str = "",
+        final: bool = False,
+        tenant: str | None = None,
     ) -> WorkflowRecord: ...
 
-    def explain(self, workflow_id: str, address: str) -> StepExplanation: ...
+    def explain(self, workflow_id: str, address: str, *, tenant: str | None = None) -> StepExplanation: ...
 
 
 class SessionsPort(Protocol):

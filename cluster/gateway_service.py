@@ -15,6 +15,8 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from laban.actors.errors import InvalidInput, LabanError, Unavailable
+from laban.cluster.callers import set_caller
+from laban.cluster.door import Door
 from laban.cluster.translate_errors import error_to_status, trailing_metadata
 
 logger = logging.getLogger(__name__)
@@ -24,9 +26,11 @@ Streaming = Callable[[Any], AsyncGenerator[Message, None]]
 
 
 class Gate:
-    """Runs the services' methods. Every error leaves through `_abort`, and `close` ends what still runs."""
+    """Runs the services' methods for those whom the door lets in. Every error leaves through `_abort`, and `close` ends
+    what still runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, door: Door) -> None:
+        self._door = door
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
 
@@ -42,7 +46,7 @@ class Gate:
             streaming = method.server_streaming
             make = grpc.unary_stream_rpc_method_handler if streaming else grpc.unary_unary_rpc_method_handler
             handlers[method.name] = make(
-                self._stream(behaviour) if streaming else self._unary(behaviour),
+                self._stream(method.name, behaviour) if streaming else self._unary(method.name, behaviour),
                 request_deserializer=_reader(GetMessageClass(method.input_type)),
                 response_serializer=GetMessageClass(method.output_type).SerializeToString,
             )
@@ -59,14 +63,14 @@ class Gate:
         if tasks:
             await asyncio.wait(tasks, timeout=5)
 
-    def _unary(self, behaviour: Unary) -> Callable[[Any, Any], Awaitable[Message]]:
+    def _unary(self, method: str, behaviour: Unary) -> Callable[[Any, Any], Awaitable[Message]]:
         async def call(request: Message | DecodeError, context: Any) -> Message:
-            response: Message = await self._guard(context, lambda: behaviour(_readable(request)))
+            response: Message = await self._guard(method, context, lambda: behaviour(_readable(request)))
             return response
 
         return call
 
-    def _stream(self, behaviour: Streaming) -> Callable[[Any, Any], Awaitable[None]]:
+    def _stream(self, method: str, behaviour: Streaming) -> Callable[[Any, Any], Awaitable[None]]:
         async def call(request: Message | DecodeError, context: Any) -> None:
             async def send() -> None:
                 # Closed here and now when the client leaves, not when the garbage collector comes by.
@@ -75,17 +79,18 @@ class Gate:
                         # Waits while the client does not read: nothing piles up here.
                         await context.write(response)
 
-            await self._guard(context, send)
+            await self._guard(method, context, send)
 
         return call
 
-    async def _guard(self, context: Any, work: Callable[[], Awaitable[Any]]) -> Any:
+    async def _guard(self, method: str, context: Any, work: Callable[[], Awaitable[Any]]) -> Any:
         task = asyncio.current_task()
         assert task is not None, "gRPC runs each call in a task"
         self._tasks.add(task)
         try:
             if self._closing:
                 raise Unavailable("the server is stopping")
+            set_caller(self._door.enter(method, context.invocation_metadata() or ()))
             return await work()
         except asyncio.CancelledError:
             if not self._closing or context.cancelled():

@@ -8,6 +8,7 @@ from contextlib import aclosing, contextmanager
 from typing import Any
 
 from laban.actors.errors import InvalidInput, LabanError
+from laban.cluster.callers import caller
 from laban.cluster.gateway_hints import read_agents, read_hints
 from laban.cluster.gateway_ports import SessionsPort
 from laban.cluster.gateway_requests import (
@@ -35,10 +36,11 @@ class SessionService:
 
     async def OpenSession(self, request: pb.OpenSessionRequest) -> pb.Session:
         refuse_reserved(request, "model", "adapter")
-        return session_to_pb(self._sessions.open(duration_s(request.ttl) if request.HasField("ttl") else None))
+        ttl_s = duration_s(request.ttl) if request.HasField("ttl") else None
+        return session_to_pb(self._sessions.open(ttl_s, tenant=caller().tenant))
 
     async def GetSession(self, request: pb.GetSessionRequest) -> pb.Session:
-        return session_to_pb(self._sessions.get(read_id(request.session_id, "session_id")))
+        return session_to_pb(self._sessions.get(read_id(request.session_id, "session_id"), tenant=caller().tenant))
 
     async def Prefill(self, request: pb.PrefillRequest) -> pb.MessageRecord:
         content = request.WhichOneof("content")
@@ -73,24 +75,27 @@ class SessionService:
 
     async def Hint(self, request: pb.HintRequest) -> pb.HintResponse:
         hints, ttl_s = read_hints(request)
-        outcomes = self._sessions.hint(read_id(request.session_id, "session_id"), hints, ttl_s)
+        outcomes = self._sessions.hint(read_id(request.session_id, "session_id"), hints, ttl_s, tenant=caller().tenant)
         return pb.HintResponse(outcomes=[outcome_to_pb(outcome) for outcome in outcomes])
 
     async def ReleaseHints(self, request: pb.ReleaseHintsRequest) -> pb.ReleaseHintsResponse:
         session_id, agents = read_id(request.session_id, "session_id"), read_agents(request)
-        count = self._sessions.release_hints(session_id, agents, everything=request.all)
+        count = self._sessions.release_hints(session_id, agents, everything=request.all, tenant=caller().tenant)
         return pb.ReleaseHintsResponse(num_released=count)
 
     async def Release(self, request: pb.ReleaseRequest) -> pb.ReleaseResponse:
         if request.all and request.message_ids:
             raise InvalidInput("given beside `all`, expected one of the two", field="message_ids")
         count = self._sessions.release(
-            read_id(request.session_id, "session_id"), list(request.message_ids), everything=request.all
+            read_id(request.session_id, "session_id"),
+            list(request.message_ids),
+            everything=request.all,
+            tenant=caller().tenant,
         )
         return pb.ReleaseResponse(num_released=count)
 
     async def CloseSession(self, request: pb.CloseSessionRequest) -> pb.CloseSessionResponse:
-        self._sessions.close(read_id(request.session_id, "session_id"))
+        self._sessions.close(read_id(request.session_id, "session_id"), tenant=caller().tenant)
         return pb.CloseSessionResponse()
 
 
@@ -103,6 +108,7 @@ def _placing(request: pb.PrefillRequest | pb.DecodeRequest) -> dict[str, Any]:
         "layout": view.layout,
         "position": read_position(request),
         "fidelity": read_fidelity(request.fidelity, "fidelity") or "exact",
+        "tenant": caller().tenant,
     }
 
 

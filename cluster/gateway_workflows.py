@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from laban.actors.errors import InvalidInput, LabanError
+from laban.cluster.callers import caller
 from laban.cluster.gateway_ports import ExecutorPort
 from laban.cluster.gateway_requests import (
     Submission,
@@ -45,7 +46,7 @@ class WorkflowService:
         try:
             # Shielded: a client that leaves now leaves a workflow whose id we know, to go on or to be cancelled.
             record = await asyncio.shield(starting)
-            async with aclosing(self._executor.watch(record.workflow_id)) as items:
+            async with aclosing(self._executor.watch(record.workflow_id, tenant=caller().tenant)) as items:
                 async for item in items:
                     ended = isinstance(item, Event) and item.workflow_state in TERMINAL_WORKFLOW
                     yield watch_to_pb(item)
@@ -56,34 +57,46 @@ class WorkflowService:
     async def Watch(self, request: pb.WatchRequest) -> AsyncGenerator[pb.WatchResponse, None]:
         if request.after_event < 0:
             raise InvalidInput("expected 0 or more", field="after_event", value=request.after_event)
-        watch = self._executor.watch(read_id(request.workflow_id, "workflow_id"), request.after_event)
+        watch = self._executor.watch(
+            read_id(request.workflow_id, "workflow_id"), request.after_event, tenant=caller().tenant
+        )
         async with aclosing(watch) as items:
             async for item in items:
                 yield watch_to_pb(item)
 
     async def Get(self, request: pb.GetRequest) -> pb.WorkflowRecord:
-        return workflow_to_pb(self._executor.get(read_id(request.workflow_id, "workflow_id")))
+        return workflow_to_pb(self._executor.get(read_id(request.workflow_id, "workflow_id"), tenant=caller().tenant))
 
     async def List(self, request: pb.ListRequest) -> pb.ListResponse:
         records, next_page_token = self._executor.list(
-            page_size=request.page_size, page_token=request.page_token, states=read_states(request.states)
+            page_size=request.page_size,
+            page_token=request.page_token,
+            states=read_states(request.states),
+            tenant=caller().tenant,
         )
         return pb.ListResponse(
             workflows=[workflow_to_pb(record) for record in records], next_page_token=next_page_token
         )
 
     async def Cancel(self, request: pb.CancelRequest) -> pb.WorkflowRecord:
-        return workflow_to_pb(await self._executor.cancel(read_id(request.workflow_id, "workflow_id")))
+        workflow_id = read_id(request.workflow_id, "workflow_id")
+        return workflow_to_pb(await self._executor.cancel(workflow_id, tenant=caller().tenant))
 
     async def LeaseStep(self, request: pb.LeaseStepRequest) -> pb.LeaseStepResponse:
         wish = read_lease_wish(request)
         lease = await self._executor.lease_step(
-            wish.tools, workflow_id=wish.workflow_id, handler=wish.handler, wait_s=wish.wait_s
+            wish.tools,
+            workflow_id=wish.workflow_id,
+            handler=wish.handler,
+            wait_s=wish.wait_s,
+            tenant=caller().tenant,
         )
         return pb.LeaseStepResponse(lease=None if lease is None else lease_to_pb(lease))
 
     async def RenewLease(self, request: pb.RenewLeaseRequest) -> pb.Lease:
-        return lease_to_pb(await self._executor.renew_lease(read_id(request.lease_id, "lease_id")))
+        return lease_to_pb(
+            await self._executor.renew_lease(read_id(request.lease_id, "lease_id"), tenant=caller().tenant)
+        )
 
     async def CompleteStep(self, request: pb.CompleteStepRequest) -> pb.WorkflowRecord:
         text, output = read_answer(request)
@@ -93,6 +106,7 @@ class WorkflowService:
             text,
             output=output,
             lease_id=request.lease_id,
+            tenant=caller().tenant,
         )
         return workflow_to_pb(record)
 
@@ -103,12 +117,13 @@ class WorkflowService:
             request.message,
             lease_id=request.lease_id,
             final=request.final,
+            tenant=caller().tenant,
         )
         return workflow_to_pb(record)
 
     async def ExplainStep(self, request: pb.ExplainStepRequest) -> pb.StepExplanation:
         workflow_id, address = read_id(request.workflow_id, "workflow_id"), read_id(request.address, "address")
-        return explanation_to_pb(self._executor.explain(workflow_id, address))
+        return explanation_to_pb(self._executor.explain(workflow_id, address, tenant=caller().tenant))
 
     async def _start(self, submission: Submission) -> WorkflowRecord:
         return await self._executor.submit(
@@ -116,6 +131,8 @@ class WorkflowService:
             submission.inputs,
             submission.overrides,
             idempotency_key=submission.idempotency_key,
+            tenant=caller().tenant,
+            max_of_tenant=caller().max_workflows,
         )
 
     def _cancel_soon(self, starting: asyncio.Future[WorkflowRecord]) -> None:
@@ -123,7 +140,7 @@ class WorkflowService:
 
         async def cancel() -> None:
             try:
-                await self._executor.cancel((await starting).workflow_id)
+                await self._executor.cancel((await starting).workflow_id, tenant=caller().tenant)
             except LabanError as error:
                 logger.info("a workflow whose client left was not cancelled: %s", error)
 

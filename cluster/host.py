@@ -13,6 +13,7 @@ from laban.actors.framing import derive_framing
 from laban.actors.tokenizer import Tokenizer
 from laban.cluster.config import LabanConfig
 from laban.cluster.dispatch import Dispatcher, DispatchLimits
+from laban.cluster.door import Door
 from laban.cluster.executor import Executor, ExecutorLimits
 from laban.cluster.gateway import Gateway, GatewayLimits, check_address
 from laban.cluster.instruments import Instruments
@@ -25,6 +26,7 @@ from laban.cluster.routing.recorder import Recorder
 from laban.cluster.sessions import SessionLimits, Sessions
 from laban.cluster.start_checks import worker_folder
 from laban.cluster.survey import Survey
+from laban.cluster.tokens import TokenBook
 
 if TYPE_CHECKING:
     from laban.actors.remote import WorkerPlan
@@ -128,6 +130,8 @@ class ControlPlane:
             GatewayLimits(config.server.max_message_bytes, config.server.max_concurrent_calls),
             fleet=dispatcher.fleet,
             meter=meter,
+            door=Door(None if config.auth.tokens_file is None else TokenBook(config.auth.tokens_file)),
+            tls=config.server.tls,
         )
         executor.start()
         try:

@@ -53,6 +53,11 @@ class ClusterHandle:
         self._host: RemoteHost | None = host
         self._owns_ray = owns_ray
 
+    def check(self, timeout_s: float = 10.0) -> None:
+        """Raises Unavailable if the control plane does not answer."""
+        if self._host is not None:
+            self._host.check(timeout_s)
+
     def stop(self) -> None:
         """Idempotent."""
         host, self._host = self._host, None

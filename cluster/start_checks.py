@@ -9,22 +9,32 @@ from pathlib import Path
 
 from laban.actors.disk_folder import prepare_disk_folder
 from laban.actors.errors import InvalidInput
-from laban.cluster.config import LabanConfig
+from laban.cluster.config import LabanConfig, ServerSection
 from laban.cluster.journal_place import checked_url
 from laban.cluster.routing.policies import load_routing
+from laban.cluster.tls import check_server_tls
+from laban.cluster.tokens import read_tokens
 from laban.kvstore.eviction import load_policy
 
 
 def checked(config: LabanConfig) -> LabanConfig:
     """The configuration, its paths made absolute, as the processes to be started may have other working folders.
 
-    Raises InvalidInput for a policy that cannot be loaded, and a folder or file that cannot be made here.
+    Raises InvalidInput for a policy that cannot be loaded, a folder or file that cannot be made here, and NotFound or
+    InvalidInput for certificates and tokens.
     """
     # Workers and the control plane have it on their path too: Ray sees to that.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     _check_policy("cache.eviction", config.cache.eviction, load_policy)
     _check_policy("routing.policy", config.routing.policy, load_routing)
+    server = _absolute_tls(config.server)
+    if server.tls is not None:
+        check_server_tls(server.tls)
+    tokens = config.auth.tokens_file
+    if tokens is not None:
+        tokens = _absolute(tokens)
+        read_tokens(tokens)
     folder, record = config.cache.disk_folder, config.routing.record
     if folder is not None:
         if config.engine.shards > 1:
@@ -43,7 +53,16 @@ def checked(config: LabanConfig) -> LabanConfig:
             "cache": config.cache.model_copy(update={"disk_folder": folder}),
             "routing": config.routing.model_copy(update={"record": record}),
             "journal": config.journal.model_copy(update={"url": checked_url(config.journal.url)}),
+            "server": server,
+            "auth": config.auth.model_copy(update={"tokens_file": tokens}),
         }
+    )
+
+
+def _absolute_tls(server: ServerSection) -> ServerSection:
+    names = {name: getattr(server, name) for name in ("tls_cert", "tls_key", "tls_client_ca")}
+    return server.model_copy(
+        update={name: None if value is None else _absolute(value) for name, value in names.items()}
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -56,8 +57,11 @@ def error_to_status(error: LabanError) -> Status:
     details: list[Message] = [
         ErrorInfo(reason=reason, domain=DOMAIN, metadata={key: text for key, text in metadata.items() if text})
     ]
-    if error.status in RETRY_AFTER_S:
-        details.append(RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_S[error.status])))
+    delay_s = error.retry_after_s or RETRY_AFTER_S.get(error.status)
+    if delay_s is not None:
+        delay = Duration()
+        delay.FromMilliseconds(math.ceil(delay_s * 1000))
+        details.append(RetryInfo(retry_delay=delay))
     if isinstance(error, WorkflowErrors):
         details += _diagnostic_details(error.diagnostics)
     elif error.field:

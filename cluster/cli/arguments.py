@@ -80,6 +80,10 @@ EXAMPLES = {
     laban workers add                         one more, like the others
     laban workers drain worker-1              take one out, once it has done what it has
     laban workers drain worker-1 --no-wait""",
+    "token": """\
+    laban token nightly --tenant acme --roles submit --file tokens.yaml
+    laban serve --config laban.yaml           with auth.tokens_file: tokens.yaml
+    LABAN_TOKEN=laban_... laban submit flow.yaml""",
     "dashboards": """\
     laban dashboards                          into the folder dashboards, to import into Grafana
     laban dashboards --out /var/lib/grafana/dashboards""",
@@ -203,6 +207,15 @@ def _parser() -> argparse.ArgumentParser:
     drain.add_argument("--no-wait", action="store_true", help="do not wait until it is gone")
     for action in (add, drain):
         _client_flags(action, below=True)
+    token = command("token", "make a token that lets somebody call; it is shown once, and kept as a hash")
+    token.add_argument("name", metavar="NAME", help="whose it is: shown in logs")
+    token.add_argument("--tenant", default="default", help="whose workflows and encodings it sees (default: default)")
+    token.add_argument(
+        "--roles", default="submit", metavar="A,B",
+        help="read: see workflows and status; submit: also start and end them; admin: also change the cluster",
+    )  # fmt: skip
+    token.add_argument("--days", type=float, metavar="N", help="it expires after so many; default: never")
+    token.add_argument("--file", metavar="FILE", help="the tokens file to add it to; default: print the entry")
     dashboards = command("dashboards", "write the Grafana dashboards")
     dashboards.add_argument("--out", default="dashboards", metavar="DIR", help="the folder (default: dashboards)")
     command("version", "print Laban's version")

@@ -27,6 +27,7 @@ from laban.cluster.client_files import files_named_in
 if TYPE_CHECKING:
     from laban.cluster.client import Client
     from laban.cluster.config import LabanConfig, Resolved
+    from laban.cluster.launch import ClusterHandle
     from laban.cluster.records import WorkflowRecord
     from laban.cluster.render import Screen
 
@@ -48,7 +49,6 @@ MAX_SILENCES = 3
 
 
 def serve(arguments: Namespace) -> int:
-    from laban.cluster.client import Client
     from laban.cluster.launch import start_cluster
     from laban.cluster.render import screen_for
 
@@ -56,13 +56,13 @@ def serve(arguments: Namespace) -> int:
     screen = screen_for()
     with screen:
         cluster = start_cluster(config, screen.phase)
-    with cluster, Client(cluster.address) as client:
+    with cluster:
         print(f"serving {cluster.model.name} on {cluster.address}", flush=True)
         if cluster.metrics_address:
             print(f"metrics: http://{cluster.metrics_address}/metrics", file=sys.stderr, flush=True)
         print(f"try: laban run FILE --address {cluster.address}  (Ctrl-C ends the server)", file=sys.stderr, flush=True)
         try:
-            _stay_while_serving(client)
+            _stay_while_serving(cluster)
         except KeyboardInterrupt:
             print("stopping", file=sys.stderr)
     return 0
@@ -91,18 +91,20 @@ def run(arguments: Namespace) -> int:
         with _client(arguments) as client:
             return _run(client, request, tools, screen, arguments)
 
-    from laban.cluster.config import JournalSection
+    from laban.cluster.client_credentials import Credentials
+    from laban.cluster.config import AuthSection, JournalSection
     from laban.cluster.launch import start_cluster
 
     found = _configuration(arguments).config
     config = found.model_copy(update={"metrics": found.metrics.model_copy(update={"port": None})})
     _check_locally(request)
     # A cluster of its own listens where nobody else does.
-    private = config.model_copy(update={"server": config.server.model_copy(update={"host": "127.0.0.1", "port": 0})})
+    alone = {"host": "127.0.0.1", "port": 0, "tls_cert": None, "tls_key": None, "tls_client_ca": None}
+    private = config.model_copy(update={"server": config.server.model_copy(update=alone), "auth": AuthSection()})
     with screen:
         cluster = start_cluster(private.model_copy(update={"journal": JournalSection()}), screen.phase)
     arguments.address = cluster.address
-    with cluster, Client(cluster.address) as client:
+    with cluster, Client(cluster.address, credentials=Credentials()) as client:
         return _run(client, request, tools, screen, arguments)
 
 
@@ -240,6 +242,12 @@ def explain(arguments: Namespace) -> int:
         return explain_step(client, arguments)
 
 
+def token(arguments: Namespace) -> int:
+    from laban.cluster.cli.token import new_token
+
+    return new_token(arguments)
+
+
 def dashboards(arguments: Namespace) -> int:
     from laban.cluster.monitoring.dashboards import write
 
@@ -294,13 +302,13 @@ def _check_locally(request: dict[str, Any]) -> None:
     Run(workflow, request["inputs"], Overrides(request["fidelity"], request["seed"], changes))
 
 
-def _stay_while_serving(client: Client) -> None:
+def _stay_while_serving(cluster: ClusterHandle) -> None:
     """Until interrupted. Raises Unavailable if the control plane is gone."""
     failures = 0
     while failures < MAX_SILENCES:
         time.sleep(CHECK_EVERY_S)
         try:
-            client.status()
+            cluster.check()
             failures = 0
         except Unavailable:
             failures += 1

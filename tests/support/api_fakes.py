@@ -143,6 +143,7 @@ class FakeExecutor:
     submitted: list[Any] = field(default_factory=list)
     calls: list[Any] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    tenants: list[str | None] = field(default_factory=list)  # as whom it was asked
     keys: dict[str, str] = field(default_factory=dict)
     watches_open: int = 0
     produced: int = 0
@@ -153,6 +154,8 @@ class FakeExecutor:
         return SimpleNamespace(tokenizer=SimpleNamespace(encode=lambda text: [ord(char) for char in text]))
 
     async def submit(self, workflow: Any, inputs: Any, overrides: Any = None, **options: Any) -> WorkflowRecord:
+        self.tenants.append(options.pop("tenant"))
+        options.pop("max_of_tenant")
         if self.error is not None:
             raise self.error
         if self.submit_gate is not None:
@@ -164,7 +167,10 @@ class FakeExecutor:
             raise Conflict("was used before, with other content", field="idempotency_key", value=key)
         return RECORD
 
-    async def watch(self, workflow_id: str, after_event: int = 0) -> AsyncGenerator[Event | TokenChunk, None]:
+    async def watch(
+        self, workflow_id: str, after_event: int = 0, *, tenant: str | None
+    ) -> AsyncGenerator[Event | TokenChunk, None]:
+        self.tenants.append(tenant)
         self._find(workflow_id)
         self.calls.append(("watch", workflow_id, after_event))
         self.watches_open += 1
@@ -181,38 +187,48 @@ class FakeExecutor:
         finally:
             self.watches_open -= 1
 
-    def get(self, workflow_id: str) -> WorkflowRecord:
+    def get(self, workflow_id: str, *, tenant: str | None) -> WorkflowRecord:
+        self.tenants.append(tenant)
         if self.error is not None:
             raise self.error
         return self._find(workflow_id)
 
-    def list(self, **options: Any) -> tuple[list[WorkflowRecord], str]:
+    def list(self, *, tenant: str | None, **options: Any) -> tuple[list[WorkflowRecord], str]:
+        self.tenants.append(tenant)
         self.calls.append(("list", options))
         return [RECORD], "7"
 
-    async def cancel(self, workflow_id: str) -> WorkflowRecord:
+    async def cancel(self, workflow_id: str, *, tenant: str | None) -> WorkflowRecord:
+        self.tenants.append(tenant)
         self.cancelled.append(workflow_id)
         return self._find(workflow_id)
 
-    async def lease_step(self, tools: Any, **options: Any) -> Lease | None:
+    async def lease_step(self, tools: Any, *, tenant: str, **options: Any) -> Lease | None:
+        self.tenants.append(tenant)
         self.calls.append(("lease", tuple(tools), options))
         return None if options["wait_s"] == 0 else LEASE
 
-    async def renew_lease(self, lease_id: str) -> Lease:
+    async def renew_lease(self, lease_id: str, *, tenant: str) -> Lease:
+        self.tenants.append(tenant)
         self.calls.append(("renew", lease_id))
         return LEASE
 
     async def complete_step(
-        self, workflow_id: str, address: str, text: str | None = None, **options: Any
+        self, workflow_id: str, address: str, text: str | None = None, *, tenant: str | None, **options: Any
     ) -> WorkflowRecord:
+        self.tenants.append(tenant)
         self.calls.append(("complete", workflow_id, address, text, options))
         return RECORD
 
-    async def fail_step(self, workflow_id: str, address: str, message: str, **options: Any) -> WorkflowRecord:
+    async def fail_step(
+        self, workflow_id: str, address: str, message: str, *, tenant: str | None, **options: Any
+    ) -> WorkflowRecord:
+        self.tenants.append(tenant)
         self.calls.append(("fail", workflow_id, address, message, options))
         return RECORD
 
-    def explain(self, workflow_id: str, address: str) -> StepExplanation:
+    def explain(self, workflow_id: str, address: str, *, tenant: str | None) -> StepExplanation:
+        self.tenants.append(tenant)
         self._find(workflow_id)
         if address != "answer[bob,2]":
             raise NotFound("was not routed yet", field="address", value=address)
@@ -266,7 +282,7 @@ class FakeSessions:
         self.calls.append(("release_hints", tuple(agents), everything))
         return 99 if everything else len(agents)
 
-    async def prefill(self, session_id: str, role: str, **options: Any) -> MessageRecord:
+    async def prefill(self, session_id: str, role: str, *, tenant: str, **options: Any) -> MessageRecord:
         self._find(session_id)
         self.calls.append(("prefill", role, options))
         for place, item in enumerate(options["view"]):
@@ -274,7 +290,9 @@ class FakeSessions:
                 raise OutOfRange("expected 0 to 2047", field=f"view[{place}].position", value=item.position)
         return MESSAGE
 
-    async def decode(self, session_id: str, **options: Any) -> AsyncGenerator[TokenChunk | MessageRecord, None]:
+    async def decode(
+        self, session_id: str, *, tenant: str, **options: Any
+    ) -> AsyncGenerator[TokenChunk | MessageRecord, None]:
         self._find(session_id)
         self.calls.append(("decode", options))
         ended = False

@@ -107,7 +107,7 @@ def test_a_client_that_leaves_while_it_waits_leaves_nothing_behind() -> None:
     async def main() -> None:
         async with serving() as served:
             waiting = asyncio.create_task(served.client.lease_step(["run_tests"]))
-            desk = served.executor._desk
+            desk = served.executor._desk("")
             await eventually(lambda: desk.num_waiters == 1, "it waits")
             waiting.cancel()
             await eventually(lambda: desk.num_waiters == 0, "nobody waits")
@@ -303,10 +303,10 @@ def test_the_loop_survives_a_server_that_is_away() -> None:
             loop = Loop(served.address, {"run_tests": lambda n: "done"})
             client = AsyncClient(served.address)
             serve = asyncio.create_task(client.serve_tools({"other": lambda: "x"}))
-            await eventually(lambda: served.executor._desk.num_waiters == 2, "both wait")
+            await eventually(lambda: served.executor._desk("").num_waiters == 2, "both wait")
         await asyncio.sleep(0.3)
         async with serving(port) as served:
-            await eventually(lambda: served.executor._desk.num_waiters == 2, "both wait again")
+            await eventually(lambda: served.executor._desk("").num_waiters == 2, "both wait again")
             _, step = await served.end(await served.start())
             assert step.text == "done"
             assert not serve.done()

@@ -22,7 +22,7 @@ def states(r, workflow_id: str, address: str = "tests") -> list[tuple]:
 
 
 def assert_nothing_left(r, workflow_id: str) -> None:
-    execution, desk = r.executor._executions[workflow_id], r.executor._desk
+    execution, desk = r.executor._executions[workflow_id], r.executor._desk("")
     assert (len(desk.leases), execution._open, execution._run) == (0, {}, None)
 
 
@@ -240,7 +240,7 @@ async def test_a_cancelled_workflow_takes_its_leases_along_and_frees_who_waits()
         with pytest.raises(NotFound):
             await r.executor.lease_step(TOOLS, workflow_id="wf-none")
         assert_nothing_left(r, workflow_id)
-        assert r.executor._desk.num_waiters == 0
+        assert r.executor._desk("").num_waiters == 0
 
 
 @asynchronous
@@ -300,5 +300,5 @@ outputs: {all: tests}
         await asyncio.gather(*handlers)
         assert final.state == "succeeded"
         assert sorted(done) == sorted(step.address for step in final.steps)
-        await until(lambda: r.executor._desk.num_waiters == 0)
+        await until(lambda: r.executor._desk("").num_waiters == 0)
         assert_nothing_left(r, workflow_id)

@@ -142,7 +142,7 @@ def test_an_external_step_times_out_in_a_handlers_hands_and_out_of_them(leased):
                 assert await r.executor.lease_step(["run_tests"]) is not None
             final = await r.end(workflow_id)
             assert final.error.status == "DEADLINE_EXCEEDED"
-            assert len(r.executor._desk.leases) == 0
+            assert len(r.executor._desk("").leases) == 0
 
     scenario()
 
@@ -178,7 +178,7 @@ async def test_a_crash_takes_timers_and_errands_along(monkeypatch):
         assert final.error.status == "INTERNAL"
         assert len(timers) == 2
         assert all(timer.cancelled() for timer in timers)
-        assert len(r.executor._desk.leases) == 0
+        assert len(r.executor._desk("").leases) == 0
 
 
 @asynchronous

@@ -1,0 +1,121 @@
+"""Who is let in: tokens, roles, and how often."""
+
+from __future__ import annotations
+
+import pytest
+
+from laban.actors.errors import Exhausted, Forbidden, InvalidInput, Unauthenticated
+from laban.cluster.callers import ANYONE, Caller
+from laban.cluster.door import NEEDS, Door
+from laban.cluster.tokens import Quota
+from laban.proto import laban_pb2 as pb
+
+
+class Book:
+    """Tokens are names here."""
+
+    def __init__(self, quota: Quota | None = None) -> None:
+        self.callers = {
+            "reader": Caller("reader", "acme", frozenset(["read"])),
+            "writer": Caller("writer", "acme", frozenset(["submit"])),
+            "boss": Caller("boss", "other", frozenset(["admin"])),
+        }
+        self.quotas = {} if quota is None else {"acme": quota}
+        self.num_looks = 0
+        self.broken = False
+
+    def refresh(self) -> bool:
+        self.num_looks += 1
+        if self.broken:
+            raise InvalidInput("is not valid YAML")
+        return False
+
+    def find(self, token: str) -> Caller | None:
+        return self.callers.get(token)
+
+    def quota(self, tenant: str) -> Quota:
+        return self.quotas.get(tenant, Quota())
+
+
+def bearer(token: str) -> list[tuple[str, str | bytes]]:
+    return [("user-agent", "x"), ("authorization", f"Bearer {token}")]
+
+
+def test_without_a_book_everybody_may_do_everything() -> None:
+    assert Door().enter("DrainWorker", ()) is ANYONE
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        (),
+        [("authorization", "")],
+        [("authorization", "Bearer")],
+        [("authorization", "Bearer  ")],
+        [("authorization", "Basic writer")],
+        [("authorization", "writer")],
+        [("authorization", "Bearer stranger")],
+        [("authorization", b"Bearer \xff")],
+        [*bearer("writer"), *bearer("writer")],
+        [("x-authorization", "Bearer writer")],
+    ],
+)
+def test_nobody_else_comes_in(metadata: list[tuple[str, str | bytes]]) -> None:
+    with pytest.raises(Unauthenticated) as raised:
+        Door(Book()).enter("Get", metadata)
+    assert "writer" not in str(raised.value)
+    assert "stranger" not in str(raised.value)
+
+
+def test_a_role_allows_what_it_says_and_no_more() -> None:
+    door = Door(Book())
+    allowed = {
+        token: {method for method in METHODS if _let_in(door, method, token)} for token in ("reader", "writer", "boss")
+    }
+    assert allowed["reader"] == {"Get", "List", "Watch", "ExplainStep", "GetSession", "GetStatus"}
+    assert allowed["writer"] == METHODS - {"AddWorker", "DrainWorker"}
+    assert allowed["boss"] == METHODS
+    assert NEEDS.keys() <= METHODS
+
+
+METHODS = {method.name for service in pb.DESCRIPTOR.services_by_name.values() for method in service.methods}
+
+
+def _let_in(door: Door, method: str, token: str) -> bool:
+    try:
+        return door.enter(method, bearer(token)).name == token
+    except Forbidden:
+        return False
+
+
+def test_a_tenant_that_calls_too_often_waits_as_long_as_it_is_told_and_others_do_not() -> None:
+    now_s = 100.0
+    door = Door(Book(Quota(requests_per_s=5, max_workflows=3)), clock=lambda: now_s)
+    for _ in range(10):  # two seconds' worth at once
+        assert door.enter("Get", bearer("reader")).max_workflows == 3
+    with pytest.raises(Exhausted) as raised:
+        door.enter("Get", bearer("writer"))  # of the same tenant
+    assert door.enter("Get", bearer("boss")).max_workflows is None
+    wait_s = raised.value.retry_after_s
+    assert wait_s == pytest.approx(0.2)
+    now_s += wait_s + 1e-9
+    door.enter("Get", bearer("writer"))
+    with pytest.raises(Exhausted):
+        door.enter("Get", bearer("writer"))
+    now_s += 3600
+    for _ in range(10):
+        door.enter("Get", bearer("reader"))
+    with pytest.raises(Exhausted):
+        door.enter("Get", bearer("reader"))
+
+
+def test_the_file_is_looked_at_again_but_not_at_every_call_and_a_broken_one_changes_nothing() -> None:
+    now_s, book = 0.0, Book()
+    door = Door(book, clock=lambda: now_s)
+    for _ in range(100):
+        door.enter("Get", bearer("reader"))
+    assert book.num_looks == 0
+    now_s, book.broken = 1.0, True
+    door.enter("Get", bearer("reader"))
+    door.enter("Get", bearer("reader"))
+    assert book.num_looks == 1
