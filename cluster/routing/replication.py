@@ -61,7 +61,7 @@ class Replication:
     def share(self, encoding_id: EncodingId, copy_ms: float, now_s: float) -> float:
         """The part of `copy_ms` that a call is charged for a copy: 1, or less where it pays."""
         reads = self._reads.get(encoding_id)
-        if reads is None:
+        if reads is None or reads.waited_ms <= copy_ms:  # it only fades
             return 1.0
         faded = self._faded(reads, now_s)
         if reads.waited_ms * faded <= copy_ms:
