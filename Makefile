@@ -17,7 +17,7 @@ STAMP := .venv/.laban-set-up
 LINKS := build/links/laban
 FOLDERS := proto cluster actors kvstore kernels
 
-.PHONY: help setup demo test check unit lint types bench bench-gpu bench-cache bench-sim sanitize monitor peer-vllm proto proto-check clean
+.PHONY: help setup demo test check unit lint types bench bench-gpu bench-cache bench-router bench-sim sanitize monitor peer-vllm proto proto-check clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
