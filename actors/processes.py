@@ -14,6 +14,7 @@ from laban.actors.calls import Advice, Call, WorkerInfo, WorkerReport
 from laban.actors.directory import DirectoryService
 from laban.actors.errors import FailedPrecondition
 from laban.actors.exporting import Exporting
+from laban.actors.logs import LogSettings, set_up_logs
 from laban.actors.models import Progress, say_nothing
 from laban.actors.ports import HostedService
 from laban.actors.publishing import Publishing
@@ -55,6 +56,7 @@ class WorkerPlan:
     num_gpus: float = 0.0
     env: Mapping[str, str] = field(default_factory=dict)
     directory: Any = None  # the handle of `spawn_directory`; None: the worker tells nobody what it holds
+    log: LogSettings = field(default_factory=LogSettings)
 
 
 def import_path(path: str) -> Callable[..., Any]:
@@ -93,17 +95,11 @@ def _load_shard(plan: WorkerPlan, rank: int, rendezvous: str, progress: Progress
     return factory(plan.model_folder, plan.config, plan.worker_id, group, progress=progress), group
 
 
-def _log_to_stderr() -> None:
-    """What this package says, to the file that Ray keeps of a process's stderr."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("laban").setLevel(logging.INFO)
-
-
 class WorkerProcess:
     """A worker's process, or that of its first shard. Constructed at once; `load` takes as long as the model does."""
 
     def __init__(self, plan: WorkerPlan) -> None:
-        _log_to_stderr()
+        set_up_logs(plan.log, worker=plan.worker_id)
         self._plan = plan
         self._progress: tuple[str, float | None] | None = None
         self._rendezvous: tuple[object, str] | None = None
@@ -221,7 +217,7 @@ class ShardProcess:
     """A process of a worker's other shards."""
 
     def __init__(self, plan: WorkerPlan, rank: int) -> None:
-        _log_to_stderr()
+        set_up_logs(plan.log, worker=plan.worker_id)
         self._plan, self._rank = plan, rank
 
     def run(self, rendezvous: str) -> None:
@@ -232,8 +228,8 @@ class ShardProcess:
 class DirectoryProcess(DirectoryService):
     """A shard of the directory. Ray brings it back, empty, whenever it dies."""
 
-    def __init__(self) -> None:
-        _log_to_stderr()
+    def __init__(self, log: LogSettings) -> None:
+        set_up_logs(log)
         restarted: bool = ray.get_runtime_context().was_current_actor_reconstructed
         super().__init__(restarted=restarted)
 

@@ -17,10 +17,11 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from laban.actors.calls import Advice, Call, WorkerInfo, WorkerReport
 from laban.actors.errors import Exhausted, FailedPrecondition, LabanError, Unavailable
+from laban.actors.logs import LogSettings
 from laban.actors.ports import WorkerLost
 from laban.actors.processes import (
     CONCURRENCY_GROUPS,
@@ -368,10 +369,10 @@ class DirectoryHandle:
             _kill(shard)
 
 
-def spawn_directory(num_shards: int = 1) -> DirectoryHandle:
+def spawn_directory(num_shards: int = 1, log: LogSettings | None = None) -> DirectoryHandle:
     """Start the directory's processes. Ray brings each back, empty, whenever it dies."""
     shard: Any = ray.remote(DirectoryProcess).options(num_cpus=0, max_restarts=-1, max_task_retries=0)
-    return DirectoryHandle(tuple(shard.remote() for _ in range(num_shards)))
+    return DirectoryHandle(tuple(shard.remote(log or LogSettings()) for _ in range(num_shards)))
 
 
 class RemoteDirectory:
@@ -428,12 +429,17 @@ async def _ask(method: Any, *arguments: object) -> Any:
 
 
 class RemoteHost:
-    """A service in a process of its own; used from the driver, outside of any event loop."""
+    """A service in a process of its own, on the driver's node; used from the driver, outside of any event loop."""
 
     def __init__(self, factory: str, *arguments: object, num_cpus: float = 0.0, env: Mapping[str, str] | None = None):
         """`factory` is "module:name" of a callable that takes `arguments` and makes a HostedService."""
+        # Whoever started the service expects its port, and looks for its files, on this machine.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(HostProcess).options(
-            num_cpus=num_cpus, max_restarts=0, runtime_env={"env_vars": dict(env)} if env else None
+            num_cpus=num_cpus,
+            max_restarts=0,
+            scheduling_strategy=here,
+            runtime_env={"env_vars": dict(env)} if env else None,
         )
         self._handle: Any = actor.remote(factory, arguments)
         self._starting = self._handle.start.remote()

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from laban.actors.engine.config import EngineConfig
 from laban.actors.errors import InvalidInput, NotFound
+from laban.actors.logs import Level, LogSettings
 from laban.cluster.sizes import MAX_BYTES, Bytes, BytesPerSecond
 from laban.cluster.tls import ServerTls
 
@@ -166,6 +167,17 @@ class JournalSection(_Section):
     )
 
 
+class LogSection(_Section):
+    """What every process logs, to its stderr. No text of a message is ever logged."""
+
+    format: Literal["text", "json"] = Field(default="text", description="text, or json: an object a line")
+    level: Level = Field(default="info", description="debug, info, warning, error; debug has every step")
+
+    @property
+    def settings(self) -> LogSettings:
+        return LogSettings(self.format, self.level)
+
+
 class LimitsSection(_Section):
     """How much is kept and allowed."""
 
@@ -201,6 +213,7 @@ class LabanConfig(_Section):
     auth: AuthSection = Field(default=AuthSection(), description="who may call")
     metrics: MetricsSection = Field(default=MetricsSection(), description="metrics and health, over plain HTTP")
     journal: JournalSection = Field(default=JournalSection(), description="what outlives the process")
+    log: LogSection = Field(default=LogSection(), description="what every process logs, to its stderr")
     limits: LimitsSection = Field(default=LimitsSection(), description="how much is kept and allowed")
     ray: RaySection = Field(default=RaySection(), description="the Ray cluster underneath")
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from laban.actors.calls import CallFinished, CallTokens
 from laban.actors.errors import LabanError
+from laban.actors.logs import about
 from laban.cluster import moves as to
 from laban.cluster.attempts import Attempt, sampling_of
 from laban.cluster.board import Board, generated
@@ -492,7 +493,7 @@ class Execution:
         try:
             action()
         except Exception as error:
-            logger.exception("workflow %s failed inside", self.workflow_id)
+            logger.exception("the workflow failed inside", extra=about(workflow=self.workflow_id))
             if self._run is not None:
                 self._crash(error)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from laban.actors.framing import derive_framing
+from laban.actors.logs import set_up_logs
 from laban.actors.tokenizer import Tokenizer
 from laban.cluster.config import LabanConfig
 from laban.cluster.dispatch import Dispatcher, DispatchLimits
@@ -23,6 +24,7 @@ from laban.cluster.lookout import Lookout
 from laban.cluster.metrics_server import MetricsServer
 from laban.cluster.records import ClusterStatus
 from laban.cluster.routing.recorder import Recorder
+from laban.cluster.run_log import RunLog
 from laban.cluster.sessions import SessionLimits, Sessions
 from laban.cluster.start_checks import worker_folder
 from laban.cluster.survey import Survey
@@ -73,6 +75,7 @@ class ControlPlane:
         from laban.actors.remote import RemoteDirectory, RemoteSupervisor
 
         config, folder = self._plan.config, self._plan.model_folder
+        set_up_logs(config.log.settings)
         check_address(config.server.host, config.server.port)  # before the model takes its time
         if config.metrics.port is not None:
             await self._metrics.start(config.metrics.host, config.metrics.port)
@@ -103,7 +106,9 @@ class ControlPlane:
             recorder=None if config.routing.record is None else Recorder(config.routing.record),
             meter=meter,
         )
-        lookout = Lookout(dispatcher, prefetch=config.routing.prefetch, admission=config.routing.admission, meter=meter)
+        lookout = Lookout(
+            dispatcher, prefetch=config.routing.prefetch, admission=config.routing.admission, meter=RunLog(meter)
+        )
         executor = Executor(
             dispatcher,
             framing,

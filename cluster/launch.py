@@ -152,7 +152,7 @@ def _start_services(config: LabanConfig, facts: ModelFacts, progress: Progress, 
     if 0 < num_gpus < 1:  # workers of one card share its memory
         engine_config = replace(engine_config, memory_share=engine_config.memory_share * num_gpus)
     names = [f"worker-{number}" for number in range(config.workers)]
-    directory = spawn_directory(config.routing.directory_shards)
+    directory = spawn_directory(config.routing.directory_shards, config.log.settings)
     plans = [
         WorkerPlan(
             worker_id=name,
@@ -162,6 +162,7 @@ def _start_services(config: LabanConfig, facts: ModelFacts, progress: Progress, 
             num_cpus=num_cpus,
             num_gpus=num_gpus,
             directory=directory,
+            log=config.log.settings,
         )
         for name in names
     ]

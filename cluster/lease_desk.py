@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from laban.actors.errors import FailedPrecondition
+from laban.actors.logs import about
 from laban.cluster.leases import Errand, Held, Leases
 from laban.cluster.records import Lease, LeaseMessage
 
@@ -133,7 +134,8 @@ class LeaseDesk:
         self._timer = None
         for held in self.leases.expired():
             errand = held.errand
-            logger.info("the lease of %s of %s ran out, handler %r", errand.address, errand.workflow_id, held.handler)
+            where = about(workflow=errand.workflow_id, step=errand.address)
+            logger.info("the lease ran out, handler %r", held.handler, extra=where)
             try:
                 errand.sink.lease_lost(errand.address)
             except Exception:  # one workflow's mistake must not keep the leases of others from running out

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from laban.actors.calls import WorkerReport
 from laban.actors.errors import Conflict, Exhausted, FailedPrecondition, Unavailable
+from laban.actors.logs import about
 from laban.actors.ports import WorkerLost, WorkerPort, WorkerSupervisor
 from laban.cluster.slots import Slot
 
@@ -130,9 +131,9 @@ class Lives:
         if slot.draining:
             self.gone.add(worker_id)
         if worker_id in self.gone:
-            logger.info("worker %s is gone: %s", worker_id, reason)
+            logger.info("the worker is gone: %s", reason, extra=about(worker=worker_id))
         else:
-            logger.warning("worker %s is lost: %s", worker_id, reason)
+            logger.warning("the worker is lost: %s", reason, extra=about(worker=worker_id))
             self.lost[worker_id] = slot
             if self._supervisor is not None:
                 self.returning.add(worker_id)
@@ -150,7 +151,7 @@ class Lives:
         except WorkerLost as error:
             reason = str(error)
         except Exception as error:
-            logger.exception("reading the reports of worker %s failed", worker_id)
+            logger.exception("reading the worker's reports failed", extra=about(worker=worker_id))
             reason = repr(error)
         self._end(slot, reason)
         await slot.port.close()
@@ -166,14 +167,15 @@ class Lives:
                 try:
                     port = await self._start(supervisor, worker_id)
                 except Exception as error:
-                    logger.warning("worker %s did not come back: %s", worker_id, error)
+                    logger.warning("the worker did not come back: %s", error, extra=about(worker=worker_id))
                     continue
                 if worker_id in self.gone:
                     await port.close()
                 else:
                     self._begin(port)
                 return
-            logger.error("worker %s stays lost after %d tries", worker_id, len(self._restart_delays_s))
+            num_tries = len(self._restart_delays_s)
+            logger.error("the worker stays lost after %d tries", num_tries, extra=about(worker=worker_id))
         finally:
             self.returning.discard(worker_id)
             self._owner.settled()
