@@ -24,16 +24,24 @@ RAY = {
 
 
 def test_workflows_end_undisturbed_whatever_is_killed(tmp_path: Path) -> None:
+    done = run_on_nodes("node_faults.py", save_small_model(tmp_path))
+    assert "node killed, another worker drained" in done
+
+
+def test_a_host_runs_where_the_driver_does() -> None:
+    assert "all here" in run_on_nodes("host_place.py")
+
+
+def run_on_nodes(script: str, *arguments: str) -> str:
     """In a process of its own: the settings have to be there before Ray is imported, and here it may run already."""
-    folder = save_small_model(tmp_path)
     scratch = tempfile.mkdtemp(prefix="lbn")  # short, since sockets' paths are limited; and no other Ray's
     path = os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | RAY | {"RAY_TMPDIR": scratch, "PYTHONPATH": path}
     environment.pop("RAY_ADDRESS", None)
-    command = [sys.executable, str(SUPPORT / "node_faults.py"), folder]
+    command = [sys.executable, str(SUPPORT / script), *arguments]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     assert done.returncode == 0, done.stdout + done.stderr[-20_000:]
-    assert "node killed, another worker drained" in done.stdout
+    return done.stdout
