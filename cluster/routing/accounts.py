@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from laban.actors.calls import WorkerLoad
@@ -70,3 +71,31 @@ class Coming:
         else:
             self.counts.pop(number, None)
             self.mask &= ~(1 << number)
+
+
+class Making:
+    """Tokens that the running calls of each family are expected to make, by the number of their worker."""
+
+    def __init__(self) -> None:
+        self._families: dict[str, dict[int, int]] = {}
+
+    def of(self, family: str) -> Mapping[int, int]:
+        return self._families.get(family, {})
+
+    def add(self, family: str, number: int, tokens: int) -> None:
+        """So many more, or fewer."""
+        if not tokens:
+            return
+        made = self._families.setdefault(family, {})
+        made[number] = made.get(number, 0) + tokens
+        if not made[number]:
+            del made[number]
+            if not made:
+                del self._families[family]
+
+    def drop(self, number: int) -> None:
+        """The worker of that number makes none any more."""
+        for family, made in list(self._families.items()):
+            made.pop(number, None)
+            if not made:
+                del self._families[family]

@@ -9,7 +9,7 @@ from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 
 from laban.actors.calls import WorkerInfo, WorkerLoad, WorkerRates
-from laban.cluster.routing.accounts import Account, Coming, Sent
+from laban.cluster.routing.accounts import Account, Coming, Making, Sent
 from laban.cluster.routing.call_view import CallView, bits
 from laban.cluster.routing.columns import Columns
 from laban.cluster.routing.estimate import Estimate
@@ -36,7 +36,7 @@ class Ledger:
         self.version = 0  # changes when numbers may mean other workers
         self.sending = 0  # the workers that others fetch from
         self.columns = Columns()
-        self._families: dict[str, dict[int, int]] = {}  # tokens that running calls will make, by worker
+        self._making = Making()
         self._order: list[tuple[int, int, str, int]] = []
         self._turns: list[str] = []
         self._last_turn = ""
@@ -82,10 +82,7 @@ class Ledger:
             coming.mask &= gone
             if not coming.mask:
                 del self.coming[encoding_id]
-        for family, made in list(self._families.items()):
-            made.pop(account.number, None)
-            if not made:
-                del self._families[family]
+        self._making.drop(account.number)
         self.version += 1
         self.rates.remove(worker_id)
         self.columns.repaced()
@@ -131,9 +128,7 @@ class Ledger:
             source.num_fetching += 1
             if source.alive:
                 self.sending |= source.bit
-        if sent.output_tokens:
-            made = self._families.setdefault(sent.family, {})
-            made[number] = made.get(number, 0) + sent.output_tokens
+        self._making.add(sent.family, number, sent.output_tokens)
         self._last_turn = account.worker_id
         self._move(account)
         return sent
@@ -171,13 +166,7 @@ class Ledger:
                 coming.remove(account.number)
                 if not coming.mask:
                     del self.coming[encoding_id]
-        if sent.output_tokens:
-            made = self._families[sent.family]
-            made[account.number] -= sent.output_tokens
-            if not made[account.number]:
-                del made[account.number]
-                if not made:
-                    del self._families[sent.family]
+        self._making.add(sent.family, account.number, -sent.output_tokens)
         self._move(account)
 
     def observe(
@@ -200,7 +189,7 @@ class Ledger:
 
     def being_made(self, family: str) -> Mapping[int, int]:
         """Tokens that the family's running calls are expected to make, by the number of their worker."""
-        return self._families.get(family, {})
+        return self._making.of(family)
 
     def see_columns(self) -> Columns:
         """What is kept of the workers by their numbers; valid until the ledger next changes."""
