@@ -25,6 +25,7 @@ from sqlalchemy import (
 from laban.actors.errors import FailedPrecondition
 
 METADATA = MetaData()
+VERSION_TABLE = "laban_schema"
 
 WORKFLOWS = Table(
     "laban_workflows",
@@ -65,7 +66,7 @@ def migrate(connection: Connection) -> None:
     config.attributes["connection"] = connection
     scripts = ScriptDirectory.from_config(config)
     known = {script.revision for script in scripts.walk_revisions()}
-    there = MigrationContext.configure(connection).get_current_heads()
+    there = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_heads()
     newer = [revision for revision in there if revision not in known]
     if newer:
         raise FailedPrecondition(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, bindparam, create_engine, delete, event, func, select, update
+from sqlalchemy import Connection, Engine, Executable, bindparam, create_engine, delete, event, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
@@ -23,6 +23,11 @@ DIALECTS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 BUSY_S = 5.0  # to wait for a lock of SQLite's, and for a connection to PostgreSQL
 STATEMENT_MS = 30_000
 LOCK_KEY = 0x6C6162616E  # of the advisory lock that keeps a second Laban out of a PostgreSQL database
+
+COLUMNS = {kind: tuple(field.name for field in fields(kind)) for kind in (Submission, Line, Ending)}
+END_WORKFLOW = update(WORKFLOWS).where(WORKFLOWS.c.workflow_id == bindparam("of"))  # and what else a row names
+DELETE_MOVES = delete(MOVES).where(MOVES.c.workflow_id == bindparam("of"))
+DELETE_WORKFLOW = delete(WORKFLOWS).where(WORKFLOWS.c.workflow_id == bindparam("of"))
 
 
 class JournalAway(Exception):
@@ -38,7 +43,7 @@ class Store(Protocol):
     def write(self, writes: Sequence[Write]) -> None:
         """All of it in one transaction. What is there already is not written twice. Raises JournalAway."""
 
-    def load(self) -> Iterator[Stored]:
+    def load(self) -> list[Stored]:
         """Every workflow, in the order of submission. Raises Unavailable."""
 
     def close(self) -> None: ...
@@ -51,7 +56,9 @@ class SqlStore:
         """Raises InvalidInput for a URL that is none, or of a database that is not supported."""
         self._url = _checked(url)
         self._engine: Engine = _engine(self._url)
-        self._dialect: Any = sqlite if self._is_sqlite else postgresql
+        dialect: Any = sqlite if self._is_sqlite else postgresql
+        self._insert_workflow: Executable = dialect.insert(WORKFLOWS).on_conflict_do_nothing()
+        self._insert_move: Executable = dialect.insert(MOVES).on_conflict_do_nothing()
         self._connection: Connection | None = None
         self._lock_file: int | None = None
 
@@ -90,13 +97,12 @@ class SqlStore:
             self._disconnect()
             raise JournalAway(_reason(error)) from error
 
-    def load(self) -> Iterator[Stored]:
+    def load(self) -> list[Stored]:
         try:
             connection = self._connected()
             with connection.begin():
                 rows = connection.execute(select(WORKFLOWS).order_by(WORKFLOWS.c.rank)).mappings().all()
-                for row in rows:
-                    yield self._stored(connection, dict(row))
+                return [self._stored(connection, dict(row)) for row in rows]
         except (SQLAlchemyError, JournalAway) as error:
             self._disconnect()
             raise Unavailable(f"the journal's database {self} cannot be read: {_reason(error)}") from None
@@ -119,26 +125,24 @@ class SqlStore:
 
     def _write(self, connection: Connection, writes: Sequence[Write]) -> None:
         """Those of a kind together: of one workflow they come in this order."""
-        submissions = [asdict(each) | {"state": "running"} for each in writes if isinstance(each, Submission)]
-        lines = [asdict(each) for each in writes if isinstance(each, Line)]
         endings = [each for each in writes if isinstance(each, Ending)]
         deletions = [each.workflow_id for each in writes if isinstance(each, Deletion)]
-        for table, rows in ((WORKFLOWS, submissions), (MOVES, lines)):
+        gone: list[dict[str, object]] = [
+            {"of": workflow_id} for workflow_id in (*(each.workflow_id for each in endings), *deletions)
+        ]
+        parts: tuple[tuple[Executable, list[dict[str, object]]], ...] = (
+            (
+                self._insert_workflow,
+                [_row(each) | {"state": "running"} for each in writes if isinstance(each, Submission)],
+            ),
+            (self._insert_move, [_row(each) for each in writes if isinstance(each, Line)]),
+            (END_WORKFLOW, [_row(each) | {"of": each.workflow_id} for each in endings]),
+            (DELETE_MOVES, gone),
+            (DELETE_WORKFLOW, [{"of": workflow_id} for workflow_id in deletions]),
+        )
+        for statement, rows in parts:
             if rows:
-                connection.execute(self._dialect.insert(table).on_conflict_do_nothing(), rows)
-        if endings:
-            ending = update(WORKFLOWS).where(WORKFLOWS.c.workflow_id == bindparam("of"))
-            values = [
-                {"of": e.workflow_id, "state": e.state, "finished_at": e.finished_at, "archive": e.archive}
-                for e in endings
-            ]
-            connection.execute(ending, values)
-        gone = [{"of": workflow_id} for workflow_id in (*(each.workflow_id for each in endings), *deletions)]
-        if gone:
-            connection.execute(delete(MOVES).where(MOVES.c.workflow_id == bindparam("of")), gone)
-        if deletions:
-            chosen = [{"of": workflow_id} for workflow_id in deletions]
-            connection.execute(delete(WORKFLOWS).where(WORKFLOWS.c.workflow_id == bindparam("of")), chosen)
+                connection.execute(statement, rows)
 
     def _connected(self) -> Connection:
         """Raises SQLAlchemyError, and JournalAway if another Laban has the database."""
@@ -161,6 +165,10 @@ class SqlStore:
                 connection.close()
             except SQLAlchemyError:
                 pass  # it was broken anyway
+
+
+def _row(write: Submission | Line | Ending) -> dict[str, object]:
+    return {name: getattr(write, name) for name in COLUMNS[type(write)]}
 
 
 def _checked(url: str) -> URL:

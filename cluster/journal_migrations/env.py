@@ -2,13 +2,13 @@
 
 from alembic import context
 
-from laban.cluster.journal_schema import METADATA
+from laban.cluster.journal_schema import METADATA, VERSION_TABLE
 
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=METADATA,
     transactional_ddl=True,
-    version_table="laban_schema",
+    version_table=VERSION_TABLE,
 )
 with context.begin_transaction():
     context.run_migrations()

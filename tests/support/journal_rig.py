@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -46,7 +46,7 @@ class MemoryStore:
         if fault:
             raise JournalAway("the test says so")
 
-    def load(self) -> Iterator[Stored]:
+    def load(self) -> list[Stored]:
         stored: dict[str, Stored] = {}
         lines: dict[str, list[Line]] = {}
         for write in self.writes:
@@ -59,8 +59,10 @@ class MemoryStore:
                 stored[write.workflow_id] = Stored(found.submission, archive=write.archive)
             else:
                 stored.pop(write.workflow_id, None)
-        for workflow_id, found in stored.items():
-            yield found if found.archive else Stored(found.submission, tuple(lines.get(workflow_id, ())))
+        return [
+            found if found.archive else Stored(found.submission, tuple(lines.get(workflow_id, ())))
+            for workflow_id, found in stored.items()
+        ]
 
     def _add(self, writes: Sequence[Write]) -> None:
         for write in writes:

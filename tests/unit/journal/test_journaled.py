@@ -171,7 +171,7 @@ async def test_what_a_limit_forgets_leaves_the_journal_too():
     assert {each.submission.workflow_id for each in run.store.load()} == set(run.executor._executions)
     async with server(run.store, max_age_s=0.0) as again:
         assert again.executor.list()[0] == []
-    assert list(run.store.load()) == []
+    assert run.store.load() == []
 
 
 @asynchronous
