@@ -17,7 +17,7 @@ STAMP := .venv/.laban-set-up
 LINKS := build/links/laban
 FOLDERS := proto cluster actors kvstore kernels
 
-.PHONY: help setup demo test check unit lint types bench bench-gpu bench-cache bench-router bench-sim sanitize monitor monitor peer-vllm proto proto-check clean
+.PHONY: help setup demo test check unit lint types bench bench-gpu bench-cache bench-journal bench-router bench-sim sanitize monitor peer-vllm proto proto-check clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
@@ -70,14 +70,14 @@ bench-gpu: setup  ## measure the engine on this machine's GPU (ARGS= for options
 bench-cache: setup  ## measure tiers, foresight and routing on a CPU (ARGS= for options)
 	$(BIN)/python benchmarks/cache.py $(ARGS)
 
+bench-journal: setup  ## measure what the journal adds to a step, and a restart (ARGS= for options)
+	$(BIN)/python benchmarks/journal.py $(ARGS)
+
 bench-router: setup  ## measure routing decisions and the directory, no models (ARGS= for options)
 	$(BIN)/python benchmarks/router.py $(ARGS)
 
 bench-sim: setup  ## simulate policies on up to 1,024 workers, with faults, or what was recorded (ARGS= for options)
 	$(BIN)/python benchmarks/simulate.py $(ARGS)
-
-monitor: setup  ## a Prometheus beside `laban serve`, with the alert rules (ARGS="--target HOST:PORT --port N")
-	$(BIN)/python -m laban.cluster.monitoring.prometheus $(ARGS)
 
 monitor: setup  ## a Prometheus beside `laban serve`, with the alert rules (ARGS="--target HOST:PORT --port N")
 	$(BIN)/python -m laban.cluster.monitoring.prometheus $(ARGS)

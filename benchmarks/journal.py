@@ -6,7 +6,8 @@ Workflows of steps that take no time run on the executor, without a journal and 
 each step makes a message of so many tokens. `added` is the difference of the medians over all steps: a chain's steps
 come one after the other, so it is what a workflow waits for. `beside` has many chains write at once, together in one
 transaction. `write` is a transaction of one step's result alone. `restore` starts again with so many workflows in the
-journal. With `--postgres URL` the same on PostgreSQL.
+journal. `sqlite` has every transaction on the disk before it goes on, `sqlite_normal` with the system (`journal.sync`).
+With `--postgres URL` the same on PostgreSQL.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from laban.cluster.dispatch import Dispatcher
 from laban.cluster.executor import Executor, ExecutorLimits
 from laban.cluster.journal import Journal
 from laban.cluster.journal_records import Deletion, Line
-from laban.cluster.journal_store import SqlStore
+from laban.cluster.journal_store import SqlStore, Sync
 from laban.cluster.moves import CallEnded, move_to_json
 from laban.cluster.workflow.parse import parse_dict
 from laban.cluster.workflow.schema import Workflow
@@ -111,9 +112,9 @@ class Served:
         assert self.executor.get(record.workflow_id).state == "succeeded"
 
 
-async def step_times_ms(url: str | None, num_steps: int, num_workflows: int) -> list[float]:
+async def step_times_ms(url: str | None, sync: Sync, num_steps: int, num_workflows: int) -> list[float]:
     """Of a chain, from call to call; of several side by side, the time over the number of steps of each."""
-    served = Served(url)
+    served = Served(url, sync)
     await served.start()
     gc.collect()
     begin = time.perf_counter()
@@ -126,13 +127,15 @@ async def step_times_ms(url: str | None, num_steps: int, num_workflows: int) -> 
     return [1000 * (later - earlier) for earlier, later in pairwise(came)]
 
 
-def added_rows(name: str, url: str | None, num_steps: int, num_workflows: int, repetitions: int) -> list[Row]:
+def added_rows(
+    name: str, url: str | None, sync: Sync, num_steps: int, num_workflows: int, repetitions: int
+) -> list[Row]:
     without: list[float] = []
     journaled: list[float] = []
     for repetition in range(repetitions + 1):
-        plain = asyncio.run(step_times_ms(None, num_steps, num_workflows))
+        plain = asyncio.run(step_times_ms(None, sync, num_steps, num_workflows))
         with database(url) as made:
-            written = asyncio.run(step_times_ms(made, num_steps, num_workflows))
+            written = asyncio.run(step_times_ms(made, sync, num_steps, num_workflows))
         if repetition:  # the first warms up
             without += plain
             journaled += written
@@ -145,14 +148,14 @@ def added_rows(name: str, url: str | None, num_steps: int, num_workflows: int, r
     ]
 
 
-def write_rows(name: str, url: str | None, repetitions: int) -> list[Row]:
+def write_rows(name: str, url: str | None, sync: Sync, repetitions: int) -> list[Row]:
     """One transaction of one step's result."""
     spec = make_spec("n", tuple(range(NUM_TOKENS + 8)), 0, EMPTY_VIEW, {})
     ended = CallFinished("c", "stop", spec, tuple(range(NUM_TOKENS)), "x" * NUM_TOKENS, 0, 0, 8, 0.0, 0.0)
     move = CallEnded("turn[1]", 1, "w", ended, 0.0)
     worded, written = [], []
     with database(url) as made:
-        store = SqlStore(made)
+        store = SqlStore(made, sync)
         store.open()
         for number in range(1, repetitions + 1):
             begin = time.perf_counter()
@@ -206,14 +209,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.steps, args.repetitions = 20, 1
     clock = Clock()
     report = new_report("journal", args)
-    databases = {"sqlite": None, **({"postgres": args.postgres} if args.postgres else {})}
-    for name, url in databases.items():
+    databases: dict[str, tuple[str | None, Sync]] = {"sqlite": (None, "full"), "sqlite_normal": (None, "normal")}
+    if args.postgres:
+        databases["postgres"] = (args.postgres, "full")
+    for name, (url, sync) in databases.items():
         clock.say(f"{name}: transactions of one step")
-        report.rows += write_rows(name, url, 20 if args.quick else 500)
+        report.rows += write_rows(name, url, sync, 20 if args.quick else 500)
         clock.say(f"{name}: chains of {args.steps} steps, with and without a journal")
-        report.rows += added_rows(name, url, args.steps, 1, args.repetitions)
+        report.rows += added_rows(name, url, sync, args.steps, 1, args.repetitions)
         clock.say(f"{name}: 50 chains side by side")
-        report.rows += added_rows(name, url, max(4, args.steps // 15), 50, args.repetitions)
+        report.rows += added_rows(name, url, sync, max(4, args.steps // 15), 50, args.repetitions)
         going, over = (2, 2) if args.quick else (100, 100)
         clock.say(f"{name}: starting again with {going} workflows that go on and {over} that have ended")
         with database(url) as made:

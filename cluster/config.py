@@ -25,7 +25,7 @@ OTHER_VARIABLES = (
     "LABAN_CONFIG", "LABAN_ADDRESS", "LABAN_DEBUG", "LABAN_TOKEN", "LABAN_TLS", "LABAN_TLS_CA", "LABAN_TLS_CERT",
     "LABAN_TLS_KEY",
 )  # fmt: skip
-PASSWORD = re.compile(r"(?<=://)([^/@]*?:)[^/]*(?=@)")
+PASSWORD = re.compile(r"(?<=://)([^:/@]*:).*(?=@)")
 """Of a URL; what stands before it is its group."""
 
 
@@ -159,8 +159,11 @@ class JournalSection(_Section):
     url: str | None = Field(
         default=None,
         min_length=1,
-        description="database, such as sqlite:////var/lib/laban.db or postgresql://user@host/laban; none: workflows end "
-        "with the process; null: a file of this user's, by the port",
+        description="database: sqlite:////folder/file.db or postgresql://user@host/laban; none: workflows end with the "
+        "process; null: a file of this user's, by the port",
+    )
+    sync: Literal["full", "normal"] = Field(
+        default="full", description="full: a write is on the disk; normal: lost with the machine, not the process"
     )
     max_age_s: float | None = Field(
         default=None, gt=0, description="of workflows that have ended; null: as limits.max_finished_workflows says"

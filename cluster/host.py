@@ -79,7 +79,7 @@ class ControlPlane:
         check_address(config.server.host, config.server.port)  # before the model takes its time
         if config.metrics.port is not None:
             await self._metrics.start(config.metrics.host, config.metrics.port)
-        store = await asyncio.to_thread(open_store, config.journal.url)
+        store = await asyncio.to_thread(open_store, config.journal.url, config.journal.sync)
         supervisor = RemoteSupervisor(self._plan.workers, self._plan.worker_handles, self._plan.another)
         tokenizer = await asyncio.to_thread(Tokenizer.from_folder, folder)
         framing = await asyncio.to_thread(derive_framing, folder, tokenizer)
@@ -141,7 +141,7 @@ class ControlPlane:
         executor.start()
         try:
             if store is not None:
-                await executor.restore(await asyncio.to_thread(list, store.load()))
+                await executor.restore(await asyncio.to_thread(store.load))
             port = await gateway.start(config.server.host, config.server.port)
         except BaseException:
             await executor.stop()

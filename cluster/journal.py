@@ -22,7 +22,7 @@ from laban.cluster.journal_store import JournalAway, Store
 
 logger = logging.getLogger(__name__)
 
-MAX_BATCH = 1000  # writes in a transaction
+MAX_BATCH = 1000  # writes in a transaction, or a few more
 DELAYS_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # before each try while the database is away; the last one again and again
 STALL_S = 5.0  # a transaction that takes longer counts as the database being away
 CLOSE_S = 10.0  # for what is left to be written
@@ -47,7 +47,8 @@ class Journal:
         self._store = store
         self._clock = clock
         self._delays_s = delays_s
-        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._gathered: list[_Item] = []  # in this turn of the event loop
+        self._queue: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._away_since: float | None = None
@@ -109,17 +110,17 @@ class Journal:
             if not outcome.done():
                 outcome.set_exception(Unavailable(f"the journal's database is away: {reason}"))
 
-        self._queue.put(_Item(lambda: submission, written, refused))
+        self._put(_Item(lambda: submission, written, refused))
         await outcome
 
     def append(self, line: Line, then: Callable[[], None]) -> None:
-        self._queue.put(_Item(lambda: line, then))
+        self._put(_Item(lambda: line, then))
 
     def end(self, archive: Archive) -> None:
         """Keep what a workflow shows in the place of its moves. Until it is written these say the same."""
         record = archive.record
         finished_at = self._clock() if record.finished_at is None else record.finished_at
-        self._queue.put(_Item(lambda: Ending(record.workflow_id, record.state, finished_at, archive_to_json(archive))))
+        self._put(_Item(lambda: Ending(record.workflow_id, record.state, finished_at, archive_to_json(archive))))
 
     async def delete(self, workflow_id: str) -> None:
         """Forget a workflow. Raises Unavailable if the database is away."""
@@ -130,12 +131,12 @@ class Journal:
             if not done.done():
                 done.set_result(None)
 
-        self._queue.put(_Item(lambda: Deletion(workflow_id), written))
+        self._put(_Item(lambda: Deletion(workflow_id), written))
         await done
 
     def forget(self, workflow_id: str) -> None:
         """Delete a workflow, some time."""
-        self._queue.put(_Item(lambda: Deletion(workflow_id)))
+        self._put(_Item(lambda: Deletion(workflow_id)))
 
     def refuse(self) -> None:
         """From now on `check` fails; what is on its way is written."""
@@ -144,10 +145,22 @@ class Journal:
     async def close(self) -> None:
         """Write what is left, if the database is there, and close it."""
         self._closing.set()
+        self._send()
         self._queue.put(None)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, CLOSE_S)
         self._store.close()
+
+    def _put(self, item: _Item) -> None:
+        """What comes in one turn of the loop goes to the thread together: waking it costs more than what it is told."""
+        if not self._gathered:
+            asyncio.get_running_loop().call_soon(self._send)
+        self._gathered.append(item)
+
+    def _send(self) -> None:
+        if self._gathered:
+            self._queue.put(self._gathered)
+            self._gathered = []
 
     # In the writer's thread
 
@@ -158,18 +171,18 @@ class Journal:
     def _take(self) -> list[_Item] | None:
         """Wait for something to write; None: there will be nothing more."""
         first = self._queue.get()
-        return None if first is None else self._gather([first])
+        return None if first is None else self._gather(first)
 
     def _gather(self, batch: list[_Item]) -> list[_Item]:
         while len(batch) < MAX_BATCH:
             try:
-                item = self._queue.get_nowait()
+                more = self._queue.get_nowait()
             except queue.Empty:
                 break
-            if item is None:
+            if more is None:
                 self._queue.put(None)
                 break
-            batch.append(item)
+            batch = batch + more
         return batch
 
     def _commit(self, batch: list[_Item]) -> None:

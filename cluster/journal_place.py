@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from laban.cluster.journal_store import SqlStore
+from laban.cluster.journal_store import SqlStore, Sync
 
 NONE = "none"
 
@@ -31,10 +31,10 @@ def checked_url(url: str | None) -> str | None:
     return url if relative is None else f"sqlite:///{Path(relative.group(2)).absolute()}"
 
 
-def open_store(url: str | None) -> SqlStore | None:
+def open_store(url: str | None, sync: Sync = "full") -> SqlStore | None:
     """The journal's database, open; None for no journal. Blocks. Raises as `SqlStore.open` does."""
     if url is None:
         return None
-    store = SqlStore(url)
+    store = SqlStore(url, sync)
     store.open()
     return store

@@ -6,8 +6,9 @@ import fcntl
 import os
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from sqlalchemy import Connection, Engine, Executable, bindparam, create_engine, delete, event, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -22,6 +23,9 @@ from laban.cluster.journal_schema import MOVES, WORKFLOWS, migrate
 DIALECTS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 BUSY_S = 5.0  # to wait for a lock of SQLite's, and for a connection to PostgreSQL
 STATEMENT_MS = 30_000
+Sync = Literal["full", "normal"]
+"""When a commit returns. `full`: it is on the disk. `normal`: the system has it, so it outlives the process, but may be
+lost with the machine."""
 LOCK_KEY = 0x6C6162616E  # of the advisory lock that keeps a second Laban out of a PostgreSQL database
 
 COLUMNS = {kind: tuple(field.name for field in fields(kind)) for kind in (Submission, Line, Ending)}
@@ -52,10 +56,10 @@ class Store(Protocol):
 class SqlStore:
     """One connection, opened again after a failure. Implements Store."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, sync: Sync = "full") -> None:
         """Raises InvalidInput for a URL that is none, or of a database that is not supported."""
         self._url = _checked(url)
-        self._engine: Engine = _engine(self._url)
+        self._engine: Engine = _engine(self._url, sync)
         dialect: Any = sqlite if self._is_sqlite else postgresql
         self._insert_workflow: Executable = dialect.insert(WORKFLOWS).on_conflict_do_nothing()
         self._insert_move: Executable = dialect.insert(MOVES).on_conflict_do_nothing()
@@ -183,12 +187,16 @@ def _checked(url: str) -> URL:
     return parsed.set(drivername=DIALECTS[backend])
 
 
-def _engine(url: URL) -> Engine:
+def _engine(url: URL, sync: Sync) -> Engine:
+    commit = "on" if sync == "full" else "off"
     is_sqlite = url.get_backend_name() == "sqlite"
     arguments: dict[str, Any] = (
         {"timeout": BUSY_S, "check_same_thread": False}
         if is_sqlite
-        else {"connect_timeout": int(BUSY_S), "options": f"-c statement_timeout={STATEMENT_MS}"}
+        else {
+            "connect_timeout": int(BUSY_S),
+            "options": f"-c statement_timeout={STATEMENT_MS} -c synchronous_commit={commit}",
+        }
     )
     try:
         engine = create_engine(url, connect_args=arguments, poolclass=NullPool)
@@ -197,14 +205,14 @@ def _engine(url: URL) -> Engine:
             "PostgreSQL needs the package psycopg: pip install 'laban[postgres]'", field="journal.url"
         ) from None
     if is_sqlite:
-        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "connect", partial(_prepare_sqlite, sync))
     return engine
 
 
-def _prepare_sqlite(connection: Any, record: object) -> None:
+def _prepare_sqlite(sync: Sync, connection: Any, record: object) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
+    cursor.execute(f"PRAGMA synchronous={sync}")
     cursor.close()
 
 
