@@ -86,6 +86,8 @@ class Comparison:
         left = self._left(call, columns.width, held[num_sums:-1])
         pace_at = columns.pace_at
         spent = np.maximum(bring_ns + columns.link_ns * (bring_ns > 0), encode_ns).astype(np.int64)
+        waiting, num_open = ledger.crowd()
+        spent += encode_ns.astype(np.int64) * waiting // num_open
         spent += table.encode_ns.take(pace_at) * call.own_tokens + 500_000  # to be rounded
         if call.foreseen:
             spent += left * table.later_ns.take(pace_at)

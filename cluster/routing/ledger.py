@@ -35,6 +35,7 @@ class Ledger:
         self.coming: dict[EncodingId, Coming] = {}
         self.version = 0  # changes when numbers may mean other workers
         self.sending = 0  # the workers that others fetch from
+        self.num_calls = 0  # sent to the workers there are, and not ended
         self.columns = Columns()
         self._making = Making()
         self._order: list[tuple[int, int, str, int]] = []
@@ -69,6 +70,7 @@ class Ledger:
         """Its life is over; what it was sent is void."""
         account = self.accounts.pop(worker_id)
         account.alive = False
+        self.num_calls -= account.num_calls
         gone = ~account.bit
         del self.by_bit[account.bit]
         self.open &= gone
@@ -122,6 +124,7 @@ class Ledger:
         account.queued_tokens += sent.queued_tokens
         account.link_ns += link_ns
         account.num_calls += 1
+        self.num_calls += 1
         for encoding_id in sent.brings:
             self.coming.setdefault(encoding_id, Coming()).add(number)
         for source in sent.sources:
@@ -159,6 +162,7 @@ class Ledger:
         if not account.alive:
             return
         account.num_calls -= 1
+        self.num_calls -= 1
         account.num_started -= 1
         for encoding_id in sent.brings:
             coming = self.coming.get(encoding_id)
@@ -182,6 +186,12 @@ class Ledger:
             self._refresh()
 
     # What the router asks
+
+    def crowd(self) -> tuple[int, int]:
+        """How likely it is that somebody waits for what a worker is given to do: calls for each open worker, at most
+        one, as a fraction."""
+        num_open = self.open.bit_count()
+        return (min(self.num_calls, num_open), max(1, num_open))
 
     def shortest_queue_ms(self) -> int:
         """Of the open workers; 0 if none is."""
@@ -239,6 +249,7 @@ class Ledger:
         assert {a.bit: a for a in self.accounts.values()} == self.by_bit
         everyone = sum(1 << a.number for a in self.accounts.values())
         assert self.open & ~everyone == 0
+        assert self.num_calls == sum(a.num_calls for a in self.accounts.values())
         assert sum(self.paces.values()) == everyone
         assert all(self.paces[a.pace] >> a.number & 1 for a in self.accounts.values())
         for coming in self.coming.values():

@@ -13,7 +13,8 @@ from laban.kvstore import plugins
 class CostPolicy:
     """Where the first token comes soonest, this call's and, as far as it is known what they will read, those of the
     workflow's later calls: so fan-outs stay by the messages that they share and joins do not straddle, unless the queue
-    is longer than that is worth. Of places as good, where most of what later calls may read lies; of these, where the
+    is longer than that is worth. Encoding again what another worker has counts once more in a busy fleet, for whoever
+    waits meanwhile. Of places as good, where most of what later calls may read lies; of these, where the
     fewest calls are."""
 
     key_names = ("cost_ms", "tokens_left_elsewhere", "calls")

@@ -15,7 +15,9 @@ class WorkerView(NamedTuple):
     `tokens_host` and `tokens_disk` are loaded from its own lower tiers, `tokens_peer` fetched from other workers,
     `tokens_encode` encoded: what is nowhere, or cheaper to encode than to bring, and the call's own. `cost_ms` is
     `ttft_ms` with the time that bringing `left_tokens` will take later calls, if it is known that they will read them,
-    and less what copying a message that many read will save its next readers (replication.py).
+    less what copying a message that many read will save its next readers (replication.py), and with what encoding the
+    missing once more takes from whoever waits for the worker meanwhile: all of it where there are as many calls as
+    workers, next to nothing in an idle fleet.
     """
 
     worker_id: str

@@ -42,10 +42,11 @@ class Choice(NamedTuple):
     policy: RoutingPolicy
     look: Callable[[], list[_Looked]]
     turns: tuple[int, int]  # the place of the worker whose turn it is, and how many workers there are
+    crowd: tuple[int, int]  # as Ledger.crowd says
 
     def candidates(self) -> list[Candidate]:
         """The workers looked at, as the policy sees them, with the key of each."""
-        views = [_view(each, self.call.own_tokens, self.turns) for each in self.look()]
+        views = [_view(each, self.call.own_tokens, self.turns, self.crowd) for each in self.look()]
         return [(self.policy.key(view, self.call), view) for view in views]
 
 
@@ -61,10 +62,10 @@ class Router:
     it that paces are few), hold the same of what the call needs, and as many tokens of what its successors will read.
     So within a group the estimate without queues and `left_tokens` are one and the same; workers that hold nothing
     differ by their queues alone. If A comes before B in the order (queue_ms, num_calls, id) and its link is no busier,
-    then neither term of cost_ms = queue_ms + round(max(link + bring, encode) + own + left) is larger, and B is not
-    chosen by a policy whose key, the rest being equal, grows with the queue and then the calls. `Ledger.front` leaves
-    out none but such a B: the best worker of all is among the fronts of the groups. For policies that take turns, the
-    worker whose turn is next is looked at besides.
+    then no term of cost_ms = queue_ms + round(max(link + bring, encode) + crowd * encode + own + left) is larger, and
+    B is not chosen by a policy whose key, the rest being equal, grows with the queue and then the calls. `Ledger.front`
+    leaves out none but such a B: the best worker of all is among the fronts of the groups. For policies that take
+    turns, the worker whose turn is next is looked at besides.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Router:
     def _choose_by_cost(self, call: CallView, now_s: float) -> Choice:
         shares = self._shares(call, now_s)
         costs, survey = self._comparison.compare(call, shares)
-        looking = _Looking(call, survey, shares)
+        looking = _Looking(call, survey, shares, self.ledger.crowd())
         if costs.bounded:
             self._settle(costs, looking)
         cost_ms, left_tokens, _ = costs
@@ -112,8 +113,10 @@ class Router:
         bounds = cost_ms[numbers]
         cost_ms[numbers] = CLOSED_MS  # out of the question, unless looked at below
         least_ms = int(cost_ms.min())
-        for at in np.argsort(bounds, kind="stable").tolist():
+        order = np.argsort(bounds, kind="stable")
+        for looked, at in enumerate(order.tolist()):
             if bounds[at] > least_ms or bounds[at] == CLOSED_MS:
+                cost_ms[numbers[order[looked:]]] = bounds[order[looked:]]  # all of them dearer
                 break
             number = int(numbers[at])
             found_ms = looking.cost_ms(looking.look(self._account(number), int(left_tokens[number])))
@@ -156,8 +159,8 @@ class Router:
                     looked.append(
                         (account, account.place, account.link_ns, estimator, group, tokens, tokens * later_ns)
                     )
-        turns = (ledger.turns(), len(ledger.accounts))
-        keyed = [(self.policy.key(_view(each, call.own_tokens, turns), call), each[1][2]) for each in looked]
+        turns, crowd = (ledger.turns(), len(ledger.accounts)), ledger.crowd()
+        keyed = [(self.policy.key(_view(each, call.own_tokens, turns, crowd), call), each[1][2]) for each in looked]
         return self._choice(call, looked[keyed.index(min(keyed))], lambda: looked)
 
     def _choice(self, call: CallView, chosen: _Looked, look: Callable[[], list[_Looked]]) -> Choice:
@@ -167,7 +170,17 @@ class Router:
         found = call.tokens_read - sum([call.needs[at].num_read for at in bits(estimate.encoded)])
         turns = (ledger.turns(), len(ledger.accounts))
         return Choice(
-            account.worker_id, account, estimate, sources, source_accounts, found, call, self.policy, look, turns
+            account.worker_id,
+            account,
+            estimate,
+            sources,
+            source_accounts,
+            found,
+            call,
+            self.policy,
+            look,
+            turns,
+            ledger.crowd(),
         )
 
     def _fronts(self, members: int, loads: bool, left: Left) -> list[tuple[Account, int]]:
@@ -215,8 +228,8 @@ class Router:
 class _Looking:
     """Looks at single workers, for one call."""
 
-    def __init__(self, call: CallView, survey: Survey, shares: Mapping[int, float]) -> None:
-        self._call, self._survey, self._shares = call, survey, shares
+    def __init__(self, call: CallView, survey: Survey, shares: Mapping[int, float], crowd: tuple[int, int]) -> None:
+        self._call, self._survey, self._shares, self._crowd = call, survey, shares, crowd
         self._estimators: dict[Pace, Estimator] = {}
 
     def look(self, account: Account, left_tokens: int) -> _Looked:
@@ -240,17 +253,20 @@ class _Looking:
         bring_ns, encode_ns = estimator.times(group)
         own_ns = self._call.own_tokens * account.pace.encode_ns
         busy_ns = bring_ns + link_ns if bring_ns else 0
-        return place[0] + (max(busy_ns, encode_ns) + own_ns + left_ns + 500_000) // 1_000_000
+        others_ns = encode_ns * self._crowd[0] // self._crowd[1]
+        return place[0] + (max(busy_ns, encode_ns) + others_ns + own_ns + left_ns + 500_000) // 1_000_000
 
 
-def _view(looked: _Looked, own_tokens: int, turns: tuple[int, int]) -> WorkerView:
+def _view(looked: _Looked, own_tokens: int, turns: tuple[int, int], crowd: tuple[int, int]) -> WorkerView:
     account, (queue_ms, num_calls, worker_id, _), link_ns, estimator, group, left_tokens, left_ns = looked
     told = Estimate._make(estimator.estimate(*group[1:]))
     bring_ns = told.load_ns + told.fetch_ns
     if bring_ns:
         bring_ns += link_ns
     slower_ns = max(bring_ns, told.encode_ns) + told.own_ns
-    cheaper_ns = max(bring_ns - told.saved_bring_ns, told.encode_ns - told.saved_encode_ns) + told.own_ns + left_ns
+    encode_ns = told.encode_ns - told.saved_encode_ns
+    others_ns = encode_ns * crowd[0] // crowd[1]
+    cheaper_ns = max(bring_ns - told.saved_bring_ns, encode_ns) + others_ns + told.own_ns + left_ns
     return WorkerView(
         worker_id=worker_id,
         ttft_ms=queue_ms + (slower_ns + 500_000) // 1_000_000,

@@ -199,13 +199,16 @@ def _look(ledger: Ledger, view: PlainView, call: CallView, account: Account, sha
         made for number, made in ledger.being_made(call.family).items() if number != account.number
     )
     ttft = account.queue_ms + (max(brought, sums["encode"]) + own + 500_000) // 1_000_000
-    cheaper = max(brought - sums["saved_bring"], sums["encode"] - sums["saved_encode"])
+    again = sums["encode"] - sums["saved_encode"]
+    cheaper = max(brought - sums["saved_bring"], again)
+    num_open = sum(ledger.open >> each.number & 1 for each in ledger.accounts.values())
+    others = again * min(num_open, sum(each.num_calls for each in ledger.accounts.values())) // num_open
     later = elsewhere * min(pace.encode_ns, pace.peer_ns) if call.foreseen else 0
     ids = sorted(ledger.accounts)
     return WorkerView(
         account.worker_id,
         ttft,
-        account.queue_ms + (cheaper + own + later + 500_000) // 1_000_000,
+        account.queue_ms + (cheaper + others + own + later + 500_000) // 1_000_000,
         elsewhere,
         account.num_calls,
         account.queue_ms,
