@@ -85,9 +85,9 @@ def database(url: str | None) -> Iterator[str]:
 class Served:
     """An executor over instant steps, with a journal if there is a URL."""
 
-    def __init__(self, url: str | None) -> None:
+    def __init__(self, url: str | None, sync: Sync = "full") -> None:
         self.worker = TalkativeWorker()
-        self.store = None if url is None else SqlStore(url)
+        self.store = None if url is None else SqlStore(url, sync)
         letters = Letters()
         journal = None
         if self.store is not None:
