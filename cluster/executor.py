@@ -229,7 +229,11 @@ class Executor:
             self._last_number = max(self._last_number, submission.rank)
             self._claim(submission)
             if each.archive:
-                finished = Finished(archive_from_json(each.archive))
+                try:
+                    finished = Finished(archive_from_json(each.archive))
+                except ValueError as error:
+                    logger.error("workflow %s cannot be shown: %s", submission.workflow_id, error)
+                    continue
                 self._keep(submission, finished)
                 ended.append(finished)
             elif submission.namespace != self.language(submission.tenant).namespace:

@@ -97,7 +97,9 @@ class SqlStore:
             connection = self._connected()
             with connection.begin():
                 self._write(connection, writes)
-        except SQLAlchemyError as error:
+        except JournalAway:
+            raise
+        except Exception as error:  # whatever it is, the thread that writes goes on
             self._disconnect()
             raise JournalAway(_reason(error)) from error
 
