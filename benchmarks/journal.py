@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -171,6 +172,19 @@ def write_rows(name: str, url: str | None, sync: Sync, repetitions: int) -> list
     ]
 
 
+def disk_rows(repetitions: int) -> list[Row]:
+    """What a page takes to reach this disk, whoever writes it: the floor of `full`."""
+    times = []
+    with tempfile.NamedTemporaryFile() as file:
+        for _ in range(repetitions):
+            file.write(bytes(4096))
+            file.flush()
+            begin = time.perf_counter()
+            os.fdatasync(file.fileno())
+            times.append(1000 * (time.perf_counter() - begin))
+    return [Row("disk.fdatasync", median(times), "ms", better="lower")]
+
+
 async def restore_s(url: str, num_unfinished: int, num_finished: int, num_steps: int) -> float:
     first = Served(url)
     await first.start()
@@ -212,6 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     databases: dict[str, tuple[str | None, Sync]] = {"sqlite": (None, "full"), "sqlite_normal": (None, "normal")}
     if args.postgres:
         databases["postgres"] = (args.postgres, "full")
+    report.rows += disk_rows(20 if args.quick else 500)
     for name, (url, sync) in databases.items():
         clock.say(f"{name}: transactions of one step")
         report.rows += write_rows(name, url, sync, 20 if args.quick else 500)
