@@ -56,6 +56,9 @@ class Instruments(Meter):
         self._collector = SurveyCollector(model)
         self._registry.register(self._collector)
         self._workflow, self._worker = Bounded(), Bounded()
+        for metric in events:
+            if metric.kind == "counter" and not metric.labels:  # so that the first one is a rise from 0
+                self._count(metric.name, amount=0)
 
     def look(self) -> None:
         """Take the survey that the next `render` shows. In the event loop."""
