@@ -111,6 +111,11 @@ class Client:
         request = requests.filled(pb.CancelRequest, workflow_id=workflow_id)
         return workflow_from_pb(self._channel.call(self._channel.workflows.Cancel, request))
 
+    def delete(self, workflow_id: str) -> None:
+        """Stop a workflow, and have the server forget its texts, results and events, and its idempotency key."""
+        request = requests.filled(pb.DeleteWorkflowRequest, workflow_id=workflow_id)
+        self._channel.call(self._channel.workflows.DeleteWorkflow, request)
+
     def explain(self, workflow_id: str, address: str) -> StepExplanation:
         """Why a step's call went to the worker it went to, with every candidate's sort key.
 

@@ -108,6 +108,11 @@ class AsyncClient:
         request = requests.filled(pb.CancelRequest, workflow_id=workflow_id)
         return workflow_from_pb(await self._channel.call(self._channel.workflows.Cancel, request))
 
+    async def delete(self, workflow_id: str) -> None:
+        """Stop a workflow, and have the server forget its texts, results and events, and its idempotency key."""
+        request = requests.filled(pb.DeleteWorkflowRequest, workflow_id=workflow_id)
+        await self._channel.call(self._channel.workflows.DeleteWorkflow, request)
+
     async def explain(self, workflow_id: str, address: str) -> StepExplanation:
         """Why a step's call went to the worker it went to, with every candidate's sort key.
 

@@ -148,8 +148,8 @@ class Executor:
         with one takes a `tenant` too, to whom others' workflows are not there; None may see all.
 
         Raises WorkflowErrors for bad inputs, Conflict for a key that was used with other content, Exhausted
-        for too many active workflows, of all or of the tenant, InvalidInput and OutOfRange for a message that cannot be framed or is
-        longer than the context, Unavailable while nothing can be written to the journal.
+        for too many active workflows, of all or of the tenant, InvalidInput and OutOfRange for a message that cannot be
+        framed or is longer than the context, Unavailable while nothing can be written to the journal.
         """
         overrides = overrides or Overrides()
         given = workflow, inputs, overrides
@@ -335,6 +335,14 @@ class Executor:
             await execution.inbox.deliver(Stopped())
         return execution.board.record()
 
+    async def delete(self, workflow_id: str, *, tenant: str | None = None) -> None:
+        """Stop a workflow, and forget it and its idempotency key, in the journal too."""
+        await self.cancel(workflow_id, tenant=tenant)
+        if self._journal is not None:
+            await self._journal.delete(workflow_id)
+        if workflow_id in self._executions:  # nobody else has deleted it meanwhile
+            self._forget(workflow_id)
+
     async def lease_step(
         self,
         tools: Collection[str],
@@ -344,7 +352,8 @@ class Executor:
         wait_s: float = 20.0,
         tenant: str = "",
     ) -> Lease | None:
-        """An external step of these tools, of the tenant's workflows, for as long as the lease runs; None if none came in time.
+        """An external step of these tools, of the tenant's workflows, for as long as the lease runs; None if none came
+        in time.
 
         Raises NotFound, and FailedPrecondition if the workflow, where one is named, has ended or ends meanwhile.
         """

@@ -63,6 +63,8 @@ class ExecutorPort(Protocol):
 
     async def cancel(self, workflow_id: str, *, tenant: str | None = None) -> WorkflowRecord: ...
 
+    async def delete(self, workflow_id: str, *, tenant: str | None = None) -> None: ...
+
     async def lease_step(
         self,
         tools: Collection[str],

@@ -82,6 +82,10 @@ class WorkflowService:
         workflow_id = read_id(request.workflow_id, "workflow_id")
         return workflow_to_pb(await self._executor.cancel(workflow_id, tenant=caller().tenant))
 
+    async def DeleteWorkflow(self, request: pb.DeleteWorkflowRequest) -> pb.DeleteWorkflowResponse:
+        await self._executor.delete(read_id(request.workflow_id, "workflow_id"), tenant=caller().tenant)
+        return pb.DeleteWorkflowResponse()
+
     async def LeaseStep(self, request: pb.LeaseStepRequest) -> pb.LeaseStepResponse:
         wish = read_lease_wish(request)
         lease = await self._executor.lease_step(

@@ -420,6 +420,16 @@ class CancelRequest(_message.Message):
     workflow_id: str
     def __init__(self, workflow_id: _Optional[str] = ...) -> None: ...
 
+class DeleteWorkflowRequest(_message.Message):
+    __slots__ = ("workflow_id",)
+    WORKFLOW_ID_FIELD_NUMBER: _ClassVar[int]
+    workflow_id: str
+    def __init__(self, workflow_id: _Optional[str] = ...) -> None: ...
+
+class DeleteWorkflowResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class ExplainStepRequest(_message.Message):
     __slots__ = ("workflow_id", "address")
     WORKFLOW_ID_FIELD_NUMBER: _ClassVar[int]

@@ -65,6 +65,11 @@ class WorkflowsStub(object):
                 request_serializer=laban_dot_proto_dot_laban__pb2.CancelRequest.SerializeToString,
                 response_deserializer=laban_dot_proto_dot_laban__pb2.WorkflowRecord.FromString,
                 _registered_method=True)
+        self.DeleteWorkflow = channel.unary_unary(
+                '/laban.v1.Workflows/DeleteWorkflow',
+                request_serializer=laban_dot_proto_dot_laban__pb2.DeleteWorkflowRequest.SerializeToString,
+                response_deserializer=laban_dot_proto_dot_laban__pb2.DeleteWorkflowResponse.FromString,
+                _registered_method=True)
         self.LeaseStep = channel.unary_unary(
                 '/laban.v1.Workflows/LeaseStep',
                 request_serializer=laban_dot_proto_dot_laban__pb2.LeaseStepRequest.SerializeToString,
@@ -144,6 +149,14 @@ class WorkflowsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteWorkflow(self, request, context):
+        """Forgets a workflow: its document, texts, results and events, here and in the journal, and its idempotency key. One
+        that runs is stopped first. NOT_FOUND: no such workflow. UNAVAILABLE: the journal's database is away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LeaseStep(self, request, context):
         """Hands an external step that waits to a handler, for as long as the lease runs. Waits for one if there is none; a
         response without a lease means that none came in time, so ask again. A lease that runs out before the step is
@@ -218,6 +231,11 @@ def add_WorkflowsServicer_to_server(servicer, server):
                     servicer.Cancel,
                     request_deserializer=laban_dot_proto_dot_laban__pb2.CancelRequest.FromString,
                     response_serializer=laban_dot_proto_dot_laban__pb2.WorkflowRecord.SerializeToString,
+            ),
+            'DeleteWorkflow': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteWorkflow,
+                    request_deserializer=laban_dot_proto_dot_laban__pb2.DeleteWorkflowRequest.FromString,
+                    response_serializer=laban_dot_proto_dot_laban__pb2.DeleteWorkflowResponse.SerializeToString,
             ),
             'LeaseStep': grpc.unary_unary_rpc_method_handler(
                     servicer.LeaseStep,
@@ -408,6 +426,33 @@ class Workflows(object):
             '/laban.v1.Workflows/Cancel',
             laban_dot_proto_dot_laban__pb2.CancelRequest.SerializeToString,
             laban_dot_proto_dot_laban__pb2.WorkflowRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteWorkflow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/laban.v1.Workflows/DeleteWorkflow',
+            laban_dot_proto_dot_laban__pb2.DeleteWorkflowRequest.SerializeToString,
+            laban_dot_proto_dot_laban__pb2.DeleteWorkflowResponse.FromString,
             options,
             channel_credentials,
             insecure,

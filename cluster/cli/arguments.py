@@ -47,6 +47,8 @@ EXAMPLES = {
     laban list --state running --state failed""",
     "cancel": """\
     laban cancel wf-0123456789abcdef""",
+    "delete": """\
+    laban delete wf-0123456789abcdef""",
     "tools": """\
     laban tools --tool tests='cd /src && pytest -q' --tool search=./search.sh
     laban tools --tool tests='make test' --workflow wf-0123456789abcdef --concurrency 1""",
@@ -84,6 +86,8 @@ EXAMPLES = {
     laban token nightly --tenant acme --roles submit --file tokens.yaml
     laban serve --config laban.yaml           with auth.tokens_file: tokens.yaml
     LABAN_TOKEN=laban_... laban submit flow.yaml""",
+    "trace": """\
+    laban trace wf-0123456789abcdef --out trace.json      then open it at ui.perfetto.dev""",
     "dashboards": """\
     laban dashboards                          into the folder dashboards, to import into Grafana
     laban dashboards --out /var/lib/grafana/dashboards""",
@@ -154,6 +158,9 @@ def _parser() -> argparse.ArgumentParser:
     cancel = command("cancel", "stop a workflow")
     cancel.add_argument("workflow_id", metavar="ID")
     _client_flags(cancel)
+    delete = command("delete", "stop a workflow, and forget its texts and events")
+    delete.add_argument("workflow_id", metavar="ID")
+    _client_flags(delete)
 
     tools = command("tools", "do the external steps of a cluster's workflows with shell commands, until interrupted")
     _tool_flag(tools)
@@ -216,6 +223,11 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     token.add_argument("--days", type=float, metavar="N", help="it expires after so many; default: never")
     token.add_argument("--file", metavar="FILE", help="the tokens file to add it to; default: print the entry")
+    trace = command("trace", "write a workflow's timeline, for Perfetto or Chrome's tracing")
+    trace.add_argument("workflow_id", metavar="ID")
+    trace.add_argument("--out", default="trace.json", metavar="FILE", help="the file (default: trace.json)")
+    _client_flags(trace, json=False)
+
     dashboards = command("dashboards", "write the Grafana dashboards")
     dashboards.add_argument("--out", default="dashboards", metavar="DIR", help="the folder (default: dashboards)")
     command("version", "print Laban's version")

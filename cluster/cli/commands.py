@@ -176,6 +176,13 @@ def cancel(arguments: Namespace) -> int:
     return 0
 
 
+def delete(arguments: Namespace) -> int:
+    with _client(arguments) as client:
+        client.delete(arguments.workflow_id)
+    print(json.dumps({"deleted": arguments.workflow_id}) if arguments.json else f"{arguments.workflow_id}: deleted")
+    return 0
+
+
 def tools(arguments: Namespace) -> int:
     commands = parse_tools(arguments.tools)
     with _client(arguments) as client:
@@ -246,6 +253,13 @@ def token(arguments: Namespace) -> int:
     from laban.cluster.cli.token import new_token
 
     return new_token(arguments)
+
+
+def trace(arguments: Namespace) -> int:
+    from laban.cluster.cli.trace import trace
+
+    with _client(arguments) as client:
+        return trace(client, arguments)
 
 
 def dashboards(arguments: Namespace) -> int:

@@ -143,6 +143,7 @@ class FakeExecutor:
     submitted: list[Any] = field(default_factory=list)
     calls: list[Any] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    deleted: list[str] = field(default_factory=list)
     tenants: list[str | None] = field(default_factory=list)  # as whom it was asked
     keys: dict[str, str] = field(default_factory=dict)
     watches_open: int = 0
@@ -202,6 +203,11 @@ class FakeExecutor:
         self.tenants.append(tenant)
         self.cancelled.append(workflow_id)
         return self._find(workflow_id)
+
+    async def delete(self, workflow_id: str, *, tenant: str | None) -> None:
+        self.tenants.append(tenant)
+        self._find(workflow_id)
+        self.deleted.append(workflow_id)
 
     async def lease_step(self, tools: Any, *, tenant: str, **options: Any) -> Lease | None:
         self.tenants.append(tenant)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 from executor_rig import FAST
 from scripted_engine import CharFraming, CharTokenizer, LoopSupervisor, LoopWorker, ScriptedEngine
 
-from laban.actors.errors import LabanError
+from laban.actors.errors import LabanError, Unavailable
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.executor import Executor, ExecutorLimits
 from laban.cluster.journal import Journal
 from laban.cluster.journal_records import Deletion, Ending, Line, Stored, Submission, Write
 from laban.cluster.journal_store import JournalAway
 from laban.cluster.lookout import Lookout
-from laban.cluster.records import Event, TokenChunk, WorkflowRecord
+from laban.cluster.records import Event, Lease, TokenChunk, WorkflowRecord
 from laban.cluster.workflow.parse import parse_dict, parse_yaml
 
 
@@ -105,12 +105,18 @@ class Server:
         self._handling = asyncio.get_running_loop().create_task(self._handle(tools))
 
     async def _handle(self, tools: Sequence[str]) -> None:
+        lease: Lease | None = None
         while True:
-            with suppress(LabanError):
-                lease = await self.executor.lease_step(tools, handler="hal", wait_s=5)
+            try:
+                lease = lease or await self.executor.lease_step(tools, handler="hal", wait_s=5)
                 if lease is not None:
                     text = f"word: ok score: {len(lease.address)} {lease.address}"
                     await self.executor.complete_step(lease.workflow_id, lease.address, text, lease_id=lease.lease_id)
+                lease = None
+            except Unavailable:  # the lease is still good for the same again
+                await asyncio.sleep(0.001)
+            except LabanError:
+                lease = None
             await asyncio.sleep(0)
 
     async def submit(self, workflow: str | dict[str, Any], **options: Any) -> WorkflowRecord:

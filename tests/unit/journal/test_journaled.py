@@ -175,6 +175,20 @@ async def test_what_a_limit_forgets_leaves_the_journal_too():
 
 
 @asynchronous
+async def test_what_is_deleted_is_nowhere():
+    async with server(MemoryStore()) as run:
+        waits = (await run.submit(tool_step(), idempotency_key="k")).workflow_id
+        done = (await run.submit(CHAIN_OF)).workflow_id
+        await run.events(done)
+        for workflow_id in (waits, done):
+            await run.executor.delete(workflow_id)
+            with pytest.raises(NotFound):
+                run.executor.get(workflow_id)
+        assert run.store.load() == []
+        assert (await run.submit(tool_step(), idempotency_key="k")).workflow_id != waits
+
+
+@asynchronous
 async def test_a_workflow_that_is_looked_ahead_goes_on():
     async with server(MemoryStore(), ahead=True) as first:
         workflow_id = (await first.submit(SLOW)).workflow_id

@@ -25,6 +25,7 @@ COMMANDS = [
     "get",
     "list",
     "cancel",
+    "delete",
     "lint",
     "graph",
     "new",
@@ -36,6 +37,7 @@ COMMANDS = [
     "complete",
     "fail",
     "dashboards",
+    "trace",
 ]
 
 
