@@ -30,7 +30,8 @@ class MeteredRig:
     workers: list[LoopWorker]
     client: AsyncClient
     instruments: Instruments
-    port: int
+    port: int  # of metrics and health
+    client_address: str
     not_ready: str = ""
 
     def samples(self) -> Samples:
@@ -74,8 +75,9 @@ async def metered_rig(num_workers: int = 1) -> AsyncIterator[MeteredRig]:
     gateway = Gateway(executor, sessions, lambda: executor.status(), fleet=dispatcher.fleet, meter=meter)
     server = MetricsServer(lambda: made.not_ready)
     executor.start()
-    client = AsyncClient(f"127.0.0.1:{await gateway.start()}", timeout_s=20)
-    made = MeteredRig(workers, client, meter, await server.start("127.0.0.1", 0))
+    address = f"127.0.0.1:{await gateway.start()}"
+    client = AsyncClient(address, timeout_s=20)
+    made = MeteredRig(workers, client, meter, await server.start("127.0.0.1", 0), address)
     server.show(meter)
     try:
         yield made
