@@ -197,6 +197,11 @@ class Ledger:
         """Of the open workers; 0 if none is."""
         return next((place[0] for place in self._order if self.open >> place[3] & 1), 0)
 
+    def is_coming(self, encoding_id: EncodingId, account: Account) -> bool:
+        """Whether a call that was sent there, and has not ended, brings or encodes it."""
+        coming = self.coming.get(encoding_id)
+        return coming is not None and bool(coming.mask & account.bit)
+
     def being_made(self, family: str) -> Mapping[int, int]:
         """Tokens that the family's running calls are expected to make, by the number of their worker."""
         return self._making.of(family)

@@ -202,11 +202,15 @@ class Router:
         if self._replication is not None:
             waited_ms = choice.account.queue_ms - self.ledger.shortest_queue_ms()
             if waited_ms > 0:
+                # Who waits for a message that is being made there would wait for it anywhere.
                 missing = choice.estimate.missing
                 hot = [
                     need.encoding_id
                     for at, need in enumerate(call.needs)
-                    if need.num_tokens >= MIN_TOKENS and call.wanted >> at & 1 and not missing >> at & 1
+                    if need.num_tokens >= MIN_TOKENS
+                    and call.wanted >> at & 1
+                    and not missing >> at & 1
+                    and not self.ledger.is_coming(need.encoding_id, choice.account)
                 ]
                 self._replication.read(hot, waited_ms, now_s)
         return self.ledger.sent(choice.account, call, choice.estimate, choice.source_accounts)
