@@ -19,7 +19,7 @@ from workloads import Writer
 from laban.actors.models import prepare_default_model
 from laban.actors.tokenizer import Tokenizer
 from laban.cluster.client import Client
-from laban.cluster.config import EngineSection, LabanConfig, RaySection, RoutingSection, ServerSection
+from laban.cluster.config import EngineSection, LabanConfig, MetricsSection, RaySection, RoutingSection, ServerSection
 from laban.cluster.launch import QUIET_RAY, start_cluster
 from laban.cluster.workflow.builder import Workflow
 
@@ -122,6 +122,7 @@ def measure_policy(documents: list[dict[str, object]], policy: str, nodes: int, 
             routing=RoutingSection(policy=policy, prefetch=False),
             ray=RaySection(address=address),
             server=ServerSection(port=0),
+            metrics=MetricsSection(port=None),
         )
         with start_cluster(config) as served, Client(served.address) as client:
             return run_all(client, documents)
