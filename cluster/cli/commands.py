@@ -346,5 +346,6 @@ def _hinted(address: str) -> Iterator[None]:
         if "cannot reach" not in error.message:
             raise
         raise Unavailable(
-            f"no Laban answers at {address}; start one with `laban serve`, or give --address or LABAN_ADDRESS"
+            f"no Laban answers at {address}; start one with `laban serve`, or give --address or LABAN_ADDRESS, and for "
+            "one with TLS LABAN_TLS=1 or LABAN_TLS_CA"
         ) from error
