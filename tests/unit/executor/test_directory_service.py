@@ -78,7 +78,8 @@ def test_time_passes_by_itself_once_somebody_spoke():
         await service.publish(Batch("w", epoch, 1, "changes", (("a", READY, ""),)))
         await service.watch(ANEW)
         news = await service.poll("s", 0, 5.0)
-        news = await service.poll("s", news.number, 5.0)
+        if not news.gone:  # else the machine was slow, and it is late already
+            news = await service.poll("s", news.number, 5.0)
         assert news.gone == (("w", epoch),), "it was late, and the subscriber hears"
         await until(lambda: not service._shard._records)
         await until(lambda: not len(service._shard._subscriptions))
