@@ -14,6 +14,16 @@ from laban.cluster.journal_records import Ending, Submission
 from laban.cluster.workflow.parse import parse_yaml
 
 CHAIN_OF = CHAIN.replace("question: {type: string}", "question: {default: why}")
+# A worker's pool has 16,000 bytes, a token one; each of these calls may make 1,500.
+WIDE = """
+version: 1
+name: wide
+messages: {task: "What?"}
+sampling: {max_tokens: 1500}
+steps:
+  - {step: part, for_each: 6, read: [task]}
+  - {step: wrap, read: [{read: part, end: 3}]}
+"""
 SLOW = """
 version: 1
 name: slow
@@ -195,6 +205,24 @@ async def test_a_workflow_that_is_looked_ahead_goes_on():
         await until(lambda: first.executor.get(workflow_id).steps[1].state == "running")
     async with server(first.store, ahead=True) as again:
         assert (await again.events(workflow_id))[-1].workflow_state == "succeeded"
+
+
+@asynchronous
+async def test_a_workflow_that_is_held_back_is_held_back_again():
+    async with server(MemoryStore(), ahead=True) as first:
+        first.worker.paused = True
+        runs, held = [(await first.submit(WIDE)).workflow_id for _ in range(2)]
+        await until(lambda: first.executor.get(held).held)
+        known = first.shown(held)
+    async with server(first.store, ahead=True) as again:
+        assert again.shown(held)[: len(known)] == known
+        assert again.executor.get(held).held
+        events = await again.events(held)
+        states = [(each.workflow_state, bool(each.held)) for each in events if each.kind == "workflow_state"]
+        assert states == [("running", True), ("running", False), ("succeeded", False)]
+        assert (await again.events(runs))[-1].workflow_state == "succeeded"
+        calls = [call.call_id.partition("/")[0] for call in again.worker.engine.calls]
+        assert calls == sorted(calls, key=[runs, held].index)
 
 
 @asynchronous
