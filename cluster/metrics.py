@@ -136,7 +136,11 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
             "fidelity",
         ),
         _timed("laban_call_seconds", CALL_S, "Of calls that succeeded, from ready to the last token.", "fidelity"),
-        _timed("laban_call_queue_seconds", QUEUE_S, "From when a call was ready until its worker admitted it."),
+        _timed(
+            "laban_call_queue_seconds",
+            QUEUE_S,
+            "From ready until the worker tells, an iteration later, that it admitted the call.",
+        ),
         _counted(
             "laban_calls_ended_total", "Calls that a worker ended, by the status they ended with.", "worker", "code"
         ),

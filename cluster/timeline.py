@@ -89,17 +89,22 @@ def _of_step(span: _Span, pid: int, lane: int) -> Iterator[dict[str, Any]]:
         about |= {name: getattr(result, name) for name in names}
     yield _complete(span.address, pid, lane, span.ready_s, span.end_s, about)
     running_s = span.end_s if span.running_s is None else min(span.running_s, span.end_s)
-    yield _complete("queued", pid, lane, span.ready_s, running_s, {})
     for at in span.attempts:
         yield {"name": "next attempt", "ph": "i", "s": "t", "ts": round(at * 1e6), "pid": pid, "tid": lane}
     if span.external or span.running_s is None:
+        yield _complete("queued", pid, lane, span.ready_s, running_s, {})
         return
     if result is None or result.state != "succeeded":
+        yield _complete("queued", pid, lane, span.ready_s, running_s, {})
         yield _complete("running", pid, lane, running_s, span.end_s, {})
         return
     first_s = span.end_s - (result.wall_ms - result.ttft_ms) / 1000.0  # both count from when it was ready
-    first_s = min(max(first_s, running_s), span.end_s)
-    yield _complete("prefill", pid, lane, running_s, first_s, {"tokens": result.tokens_encoded})
+    first_s = min(max(first_s, span.ready_s), span.end_s)
+    if running_s < first_s:
+        yield _complete("queued", pid, lane, span.ready_s, running_s, {})
+        yield _complete("prefill", pid, lane, running_s, first_s, {"tokens": result.tokens_encoded})
+    else:  # that it had been admitted was told with its first token
+        yield _complete("queue and prefill", pid, lane, span.ready_s, first_s, {"tokens": result.tokens_encoded})
     yield _complete("decode", pid, lane, first_s, span.end_s, {"tokens": result.tokens_generated})
 
 

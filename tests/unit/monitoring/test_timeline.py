@@ -34,12 +34,14 @@ async def test_steps_lie_side_by_side_at_their_workers() -> None:
     whole = spans(drawn, events[0].workflow_id)[0]
     assert whole["dur"] == pytest.approx((events[-1].at - events[0].at) * 1e6, abs=2)
     steps = [each for each in drawn["traceEvents"] if each["ph"] == "X" and each["name"].startswith("answer")]
-    assert len(steps) == len(spans(drawn, "queued")) == len(spans(drawn, "prefill")) == len(spans(drawn, "decode")) == 6
+    whole_waits, parts = spans(drawn, "queue and prefill"), (spans(drawn, "queued"), spans(drawn, "prefill"))
+    assert len(steps) == len(spans(drawn, "decode")) == len(whole_waits) + len(parts[0]) == 6
+    assert len(parts[0]) == len(parts[1])
     for step in steps:
         assert step["args"]["state"] == "succeeded"
         inside = [
             each
-            for name in ("queued", "prefill", "decode")
+            for name in ("queued", "prefill", "queue and prefill", "decode")
             for each in spans(drawn, name)
             if (each["pid"], each["tid"]) == (step["pid"], step["tid"])
             and step["ts"] <= each["ts"] <= each["ts"] + each["dur"] <= step["ts"] + step["dur"] + 1
