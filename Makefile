@@ -17,7 +17,7 @@ STAMP := .venv/.laban-set-up
 LINKS := build/links/laban
 FOLDERS := proto cluster actors kvstore kernels
 
-.PHONY: help setup demo test check unit lint types bench bench-gpu bench-cache bench-journal bench-router bench-sim sanitize monitor peer-vllm proto proto-check clean
+.PHONY: help setup demo test check unit lint types bench bench-gpu bench-cache bench-journal bench-router bench-sim sanitize monitor helm-test peer-vllm proto proto-check clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
@@ -81,6 +81,11 @@ bench-sim: setup  ## simulate policies on up to 1,024 workers, with faults, or w
 
 monitor: setup  ## a Prometheus beside `laban serve`, with the alert rules (ARGS="--target HOST:PORT --port N")
 	$(BIN)/python -m laban.cluster.monitoring.prometheus $(ARGS)
+
+helm-test: setup  ## lint, render and validate the chart (fetches helm into build/tools, and kubernetes-validate)
+	$(BIN)/python helm/fetch_tools.py
+	$(BIN)/python -m pip install --quiet kubernetes-validate==1.37.0
+	$(BIN)/pytest tests/unit/helm
 
 sanitize: setup  ## run the GPU's kernels under compute-sanitizer, on a machine that has both
 	@for part in norms rotations products_and_noise attention; do PYTHONPATH=tests/support PYTORCH_NO_CUDA_MEMORY_CACHING=1 \

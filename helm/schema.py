@@ -35,6 +35,14 @@ NARROWER: dict[str, dict[str, Any]] = {
         "description": "a URL with a password belongs into a Secret: secrets.journal",
     },
 }
+REQUIRED = {
+    "": ["model", "workers", "engine", "server", "metrics", "ray"],
+    "engine.": ["shards", "device"],
+    "server.": ["host", "port"],
+    "metrics.": ["host", "port"],
+    "ray.": ["address"],
+}
+"""What templates read. A null of the user's takes a default away."""
 
 
 def schema() -> dict[str, Any]:
@@ -59,6 +67,7 @@ def _section(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
         "type": "object",
         "description": (model.__doc__ or "").strip(),
         "additionalProperties": False,
+        **({"required": REQUIRED[prefix]} if prefix in REQUIRED else {}),
         "properties": properties,
     }
 
