@@ -40,7 +40,7 @@ max-worker-port: {{ int .processes.last | quote }}
 {{- end -}}
 {{- $_ := set $ray "workerGroups" $groups -}}
 {{- $_ := set $ray "autoscaling" (pick $ray.autoscaling "enabled") -}}
-{{- list $ray (include "laban.image" .) .Values.model .Values.secrets .Values.extraEnv .Values.runAs .Values.podLabels .Values.podAnnotations .Values.topologySpread .Values.config.model | toJson | sha256sum | trunc 8 -}}
+{{- list $ray (include "laban.image" .) .Values.model .Values.secrets .Values.extraEnv .Values.runAs .Values.podLabels .Values.podAnnotations .Values.topologySpread .Values.config.model .Values.config.engine.device | toJson | sha256sum | trunc 8 -}}
 {{- end -}}
 
 {{/* KubeRay leaves the pods of a cluster as they are when its templates change: what changes them makes a new cluster. */}}

@@ -180,6 +180,13 @@ def test_models_are_read_only_but_for_the_download(name):
         assert all(mount.get("readOnly", False) is (component != "download") for mount in mounts)
 
 
+def test_a_fleet_on_cpus_asks_for_no_gpu():
+    done = helm("template", "test", str(CHART), "-f", str(VALUES / "minimal.yaml"), "--set", "config.engine.device=cpu")
+    assert done.returncode == 0, done.stderr
+    assert "nvidia.com/gpu:" not in done.stdout
+    assert "--of CPU" in done.stdout
+
+
 def test_secrets_are_named_and_never_made():
     assert not of_kind("sharded", "Secret")
     assert env(pods("sharded")["gateway"], "LABAN_JOURNAL_URL") == {"name": "laban-journal", "key": "url"}
