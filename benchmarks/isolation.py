@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/isolation.py [--quick] [--json]      about 3 minutes (make bench-isolation)
 
 Over a served cluster: a victim encodes one of two fresh texts, the other is never sent. Then somebody else sends both,
-in random order, and times each call. The area under the ROC curve says how well "the faster one was there already" tells
+in random order, and times each call. The area under the ROC curve says how well "the faster one was there" tells
 the two apart: 0.5 is guessing. As a control the same is done with another token of the victim's own tenant, who does
 share its encodings and should see it plainly: else the measurement could not tell anything.
 """
