@@ -7,6 +7,7 @@ python -m laban.cluster.nodes --wait-for 8 --of GPU      until nodes with so man
 from __future__ import annotations
 
 import argparse
+import logging
 import socket
 import sys
 import time
@@ -54,7 +55,7 @@ def _wait_for(number: int, resource: str, timeout_s: float) -> None:
     import ray
     from ray.autoscaler.sdk import request_resources
 
-    ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
+    ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
     # One bundle for each process: how large a node is, is the autoscaler's business. Without one nobody reads this.
     request_resources(bundles=[{resource: 1}] * number)
     until(lambda: too_few(number, resource, ray.cluster_resources()), timeout_s=timeout_s)  # type: ignore[no-untyped-call]
