@@ -3,6 +3,8 @@
     laban run examples/parallel_debate.yaml --eviction examples.policies.frequent:KeepReturning
     python benchmarks/simulate.py --workload mixed --eviction lru,cost,examples.policies.frequent:KeepReturning
     python benchmarks/simulate.py --workers 8 --routing cost,examples.policies.frequent:NearestUnlessBusy
+
+Names are found from the folder that Laban is started in.
 """
 
 from laban.cluster.routing.call_view import CallView
