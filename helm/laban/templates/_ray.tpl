@@ -65,14 +65,14 @@ max-worker-port: {{ int .processes.last | quote }}
   emptyDir: {medium: Memory, sizeLimit: {{ add (include "laban.bytes" .) 1073741824 }}}
 {{- end -}}
 
-{{/* Of the node's own agent, which answers for its raylet. */}}
+{{/* Of the node's own agent, which answers for its raylet; ready is what `path` and `port` say. */}}
 {{- define "laban.rayProbes" -}}
 startupProbe:
   httpGet: {path: /api/local_raylet_healthz, port: agent-http}
   periodSeconds: 5
   failureThreshold: 60
 readinessProbe:
-  httpGet: {path: /api/local_raylet_healthz, port: agent-http}
+  httpGet: {path: {{ .path }}, port: {{ .port }}}
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 3
