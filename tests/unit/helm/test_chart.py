@@ -231,8 +231,14 @@ def test_monitoring_comes_as_it_is_in_the_repository():
         for name, text in each["data"].items()
     }
     assert sorted(dashboards.values()) == sorted(path.read_text() for path in (CHART / "dashboards").glob("*.json"))
+
+
+def test_a_monitor_finds_the_gateway_once():
     monitor = the("sharded", "PodMonitor")["spec"]
     assert monitor["selector"]["matchLabels"].items() <= pods("sharded")["gateway"]["metadata"]["labels"].items()
+    wanted = the("gpu", "ServiceMonitor")["spec"]["selector"]["matchLabels"].items()
+    (service,) = (each for each in of_kind("gpu", "Service") if wanted <= each["metadata"]["labels"].items())
+    assert "metrics" in {port["name"] for port in service["spec"]["ports"]}
 
 
 def test_notes_say_how_to_begin_and_what_an_outage_means():
