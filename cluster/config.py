@@ -112,6 +112,12 @@ class ServerSection(_Section):
     port: int = Field(default=8470, ge=0, le=65_535, description="0 takes a free port")
     max_message_bytes: int = Field(default=16 << 20, gt=0, description="of one request; larger ones are refused")
     max_concurrent_calls: int = Field(default=1024, gt=0, description="gRPC calls at once, streams included")
+    max_connection_age_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="after which clients connect anew, so that gateways share them; streams have as long again; "
+        "null: never",
+    )
     tls_cert: str | None = Field(default=None, min_length=1, description="PEM certificate; null: no TLS")
     tls_key: str | None = Field(default=None, min_length=1, description="its PEM key")
     tls_client_ca: str | None = Field(

@@ -32,6 +32,7 @@ SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name
 class GatewayLimits:
     max_message_bytes: int = 16 * 1024 * 1024  # of one request; larger ones are refused unread
     max_concurrent_calls: int = 1024  # streams included; more are refused
+    max_connection_age_s: float | None = None  # then clients are asked to connect anew; streams may go on as long again
     keepalive_s: float = 30.0  # how often a silent client is asked whether it is still there
     grace_s: float = 5.0  # how long calls may go on once the gateway stops
 
@@ -79,6 +80,8 @@ class Gateway:
         check_address(host, port)
         credentials = None if self._tls is None else server_credentials(self._tls)
         limits = self._limits
+        age = None if limits.max_connection_age_s is None else int(limits.max_connection_age_s * 1000)
+        aging = ("grpc.max_connection_age_ms", "grpc.max_connection_age_grace_ms")
         server = aio.server(
             interceptors=[MeteredRequests(self._meter)],
             maximum_concurrent_rpcs=limits.max_concurrent_calls,
@@ -90,6 +93,7 @@ class Gateway:
                 ("grpc.keepalive_time_ms", int(limits.keepalive_s * 1000)),
                 ("grpc.keepalive_timeout_ms", 10_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                *((name, age) for name in aging if age is not None),
             ],
         )
         for name, servicer in self._servicers.items():

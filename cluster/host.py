@@ -132,7 +132,11 @@ class ControlPlane:
             executor,
             sessions,
             status,
-            GatewayLimits(config.server.max_message_bytes, config.server.max_concurrent_calls),
+            GatewayLimits(
+                config.server.max_message_bytes,
+                config.server.max_concurrent_calls,
+                config.server.max_connection_age_s,
+            ),
             fleet=dispatcher.fleet,
             meter=meter,
             door=Door(None if config.auth.tokens_file is None else TokenBook(config.auth.tokens_file)),

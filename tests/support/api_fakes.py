@@ -116,6 +116,7 @@ STATUS = ClusterStatus(
     "cost",
     "steps",
     DirectoryStatus(2, 40, 12, 3, 1000, 10, 1200),
+    journal="available",
 )
 EXPLANATION = StepExplanation(
     "wf-1",

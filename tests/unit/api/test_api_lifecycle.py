@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 
 import grpc
 import pytest
@@ -228,6 +229,29 @@ def test_calls_beyond_the_limit_are_refused() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.skipif(not Path("/proc/net/tcp6").exists(), reason="connections are listed on Linux alone")
+def test_connections_age_and_calls_do_not_notice() -> None:
+    async def main() -> None:
+        connections: set[str] = set()
+        executor = FakeExecutor()
+        async with serving(executor, limits=GatewayLimits(max_connection_age_s=0.2)) as served:
+            began = asyncio.get_running_loop().time()
+            while asyncio.get_running_loop().time() - began < 1.5:
+                assert await served.client.get("wf-1") == RECORD
+                connections |= _connections_to(served.port)
+                await asyncio.sleep(0.01)
+        assert len(connections) > 1
+
+    asyncio.run(main())
+
+
+def _connections_to(port: int) -> set[str]:
+    """The client's end of each that is established."""
+    tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables for line in table]
+    return {row[1] for row in rows if row[2].endswith(f":{port:04X}") and row[3] == "01"}
+
+
 def test_the_generated_stubs_reach_every_method() -> None:
     async def main() -> None:
         async with serving() as served, grpc.aio.insecure_channel(served.address) as channel:
@@ -236,4 +260,4 @@ def test_the_generated_stubs_reach_every_method() -> None:
 
     asyncio.run(main())
     methods = {method.name for service in pb.DESCRIPTOR.services_by_name.values() for method in service.methods}
-    assert len(methods) == 22
+    assert len(methods) == 23
