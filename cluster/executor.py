@@ -6,17 +6,16 @@ Lives in one event loop. Knows the workers through ports: neither Ray nor protob
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 
-from laban.actors.errors import Conflict, Exhausted, FailedPrecondition, InvalidInput, LabanError, NotFound
+from laban.actors.errors import Exhausted, FailedPrecondition, InvalidInput, LabanError, NotFound
 from laban.cluster.answers import check_output, text_of
+from laban.cluster.claims import Claims, Key, digest, key_of
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.execution import Execution
 from laban.cluster.explaining import explained
@@ -46,7 +45,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_PAGE = 50
 MAX_PAGE = 1000
-MAX_KEY = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +52,6 @@ class ExecutorLimits:
     max_active: int = 256  # workflows running at once; more are refused
     max_finished: int = 1000  # kept for Get, List and Watch; the oldest is forgotten first
     max_age_s: float | None = None  # after their end; None: as long as there is room
-
-
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """An idempotency key's workflow, and a digest of what was submitted."""
-
-    workflow_id: str
-    content: str
-    accepted: asyncio.Future[None] | None = None  # while it is being written to the journal
 
 
 class Executor:
@@ -96,9 +85,8 @@ class Executor:
         self._numbers: dict[str, int] = {}  # workflow id -> its place in the order of submission
         self._last_number = 0
         self._finished: OrderedDict[str, None] = OrderedDict()
-        self._admitting = 0
-        self._claims: dict[tuple[str, str], _Claim] = {}  # (tenant, idempotency key)
-        self._claimed: dict[str, tuple[str, str]] = {}
+        self._admitting: Counter[str] = Counter()  # by tenant
+        self._claims = Claims()
 
     def start(self) -> None:
         """Start the dispatcher, and looking ahead."""
@@ -153,20 +141,21 @@ class Executor:
         """
         overrides = overrides or Overrides()
         given = workflow, inputs, overrides
-        key = self._checked_key(idempotency_key, tenant)
-        content = "" if key is None else _digest(workflow, inputs, overrides)
+        key = key_of(tenant, idempotency_key)
+        content = "" if key is None else digest(workflow, inputs, overrides)
         known = await self._claimed_before(key, content)
         if known is not None:
             return known.board.record()
         self._check_journal()
-        active = len(self._executions) - len(self._finished) + self._admitting
+        active = len(self._executions) - len(self._finished) + self._admitting.total()
         if active >= self._limits.max_active:
             raise Exhausted(f"{active} workflows are active, expected at most {self._limits.max_active}")
         if max_of_tenant is not None:
             active = sum(each == tenant and name not in self._finished for name, each in self._tenants.items())
+            active += self._admitting[tenant]
             if active >= max_of_tenant:
                 raise Exhausted(f"{active} workflows of this tenant are active, expected at most {max_of_tenant}")
-        self._admitting += 1
+        self._admitting[tenant] += 1
         try:
             # Rendering and tokenizing may take long: the loop goes on meanwhile.
             prepared = await asyncio.to_thread(self._prepare, workflow, inputs, overrides, tenant)
@@ -189,7 +178,7 @@ class Executor:
             execution = self._execution_of(submission, prepared)
             await self._accept(submission, execution, prepared)
         finally:
-            self._admitting -= 1
+            self._admitting[tenant] -= 1
         return execution.board.record()
 
     async def _accept(self, submission: Submission, execution: Execution, prepared: Prepared) -> None:
@@ -206,9 +195,7 @@ class Executor:
                 accepted.set_result(None)
 
         def forget() -> None:
-            key = self._claim_key(submission)
-            if key is not None:
-                del self._claims[key]
+            self._claims.drop(submission.workflow_id)
             if accepted is not None:
                 accepted.set_result(None)
 
@@ -497,35 +484,19 @@ class Executor:
 
     # Idempotency keys
 
-    def _checked_key(self, key: str | None, tenant: str) -> tuple[str, str] | None:
-        if not key:
-            return None
-        if len(key) > MAX_KEY:
-            raise InvalidInput(f"expected at most {MAX_KEY} characters", field="idempotency_key", value=key)
-        return (tenant, key)
-
-    def _claim_key(self, submission: Submission) -> tuple[str, str] | None:
-        return None if submission.idempotency_key is None else (submission.tenant, submission.idempotency_key)
-
     def _claim(self, submission: Submission, accepted: asyncio.Future[None] | None = None) -> None:
-        key = self._claim_key(submission)
-        if key is not None:
-            self._claims[key] = _Claim(submission.workflow_id, submission.content, accepted)
-            self._claimed[submission.workflow_id] = key
+        key = key_of(submission.tenant, submission.idempotency_key)
+        self._claims.put(key, submission.workflow_id, submission.content, accepted)
 
-    async def _claimed_before(self, key: tuple[str, str] | None, content: str) -> Execution | Finished | None:
-        while key is not None and (claim := self._claims.get(key)) is not None:
-            if claim.content != content:
-                raise Conflict("was used before, with other content", field="idempotency_key", value=key[1])
-            if claim.accepted is not None and not claim.accepted.done():
-                await asyncio.wait([claim.accepted])
-                continue
-            if claim.workflow_id not in self._executions:
-                raise FailedPrecondition(
-                    "is of a workflow that this server cannot go on with", field="idempotency_key", value=key[1]
-                )
-            return self._executions[claim.workflow_id]
-        return None
+    async def _claimed_before(self, key: Key | None, content: str) -> Execution | Finished | None:
+        workflow_id = await self._claims.find(key, content)
+        if workflow_id is None or key is None:
+            return None
+        if workflow_id not in self._executions:
+            raise FailedPrecondition(
+                "is of a workflow that this server cannot go on with", field="idempotency_key", value=key[1]
+            )
+        return self._executions[workflow_id]
 
     def _retire(self, execution: Execution) -> None:
         """Keep what has ended, up to the limit, and what there is to learn from it."""
@@ -541,15 +512,7 @@ class Executor:
     def _forget(self, workflow_id: str) -> None:
         del self._executions[workflow_id], self._numbers[workflow_id], self._tenants[workflow_id]
         self._finished.pop(workflow_id, None)
-        key = self._claimed.pop(workflow_id, None)
-        if key is not None:
-            del self._claims[key]
-
-
-def _digest(workflow: Workflow, inputs: Mapping[str, object], overrides: Overrides) -> str:
-    changes = sorted((address, name, repr(value)) for (address, name), value in overrides.set.items())
-    content = [workflow.model_dump(mode="json"), dict(inputs), overrides.fidelity, overrides.seed, changes]
-    return blake2b(json.dumps(content, sort_keys=True, default=repr).encode(), digest_size=16).hexdigest()
+        self._claims.drop(workflow_id)
 
 
 def _seed_of(run: Run) -> int:
