@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from laban.actors.errors import Unavailable
 from laban.cluster.journal_records import Archive, Deletion, Ending, Line, Submission, Write, archive_to_json
 from laban.cluster.journal_store import JournalAway, Store
+from laban.cluster.records import JOURNAL_AVAILABLE
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class Journal:
         """For people."""
         since = self.unavailable_since
         if since is None:
-            return "available"
+            return JOURNAL_AVAILABLE
         return f"unavailable since {datetime.fromtimestamp(since, UTC).isoformat(timespec='seconds')}"
 
     def check(self) -> None:

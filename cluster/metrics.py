@@ -246,6 +246,10 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
     "Cluster": (
         _now("laban_info", "1; its labels say what runs.", "version", "routing", "eviction"),
         _now("laban_ready", "1 if a model is loaded and a worker is up and registered, else 0."),
+        _now(
+            "laban_journal_available",
+            "1 if the journal's database is there, else 0; nothing where there is no journal.",
+        ),
         _now("laban_uptime_seconds", "Since the control plane started."),
         _now("laban_workers", "Workers; `state` is up, draining, lost, returning or starting.", "state"),
         _counted("laban_worker_losses_total", "Workers that died."),

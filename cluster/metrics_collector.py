@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from laban.actors.tallies import Spread
 from laban.cluster.metrics import MAX_VALUES, METRICS, OTHER
+from laban.cluster.records import JOURNAL_AVAILABLE
 from laban.cluster.survey import Survey, WorkerSurvey
 
 Sample = tuple[str, tuple[str, ...], float]
@@ -70,6 +71,8 @@ def _samples(survey: Survey, workers: list[tuple[str, WorkerSurvey]]) -> Iterato
     yield "laban_info", (status.version, status.routing_policy, status.eviction_policy), 1
     yield "laban_ready", (), float(status.ready)
     yield "laban_uptime_seconds", (), status.uptime_s
+    if status.journal:
+        yield "laban_journal_available", (), float(status.journal == JOURNAL_AVAILABLE)
     yield "laban_workflows", ("running",), status.workflows_running - status.workflows_held
     yield "laban_workflows", ("held",), status.workflows_held
     yield "laban_sessions", (), status.sessions_open

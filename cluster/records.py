@@ -362,6 +362,9 @@ class DirectoryStatus:
     tokens_found: int = 0
 
 
+JOURNAL_AVAILABLE = "available"
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
     version: str
@@ -376,4 +379,4 @@ class ClusterStatus:
     routing_policy: str = ""
     eviction_policy: str = ""
     directory: DirectoryStatus = field(default_factory=DirectoryStatus)
-    journal: str = ""  # whether its database is there, or since when not; "" if there is no journal
+    journal: str = ""  # JOURNAL_AVAILABLE, or since when not; "" if there is no journal

@@ -36,6 +36,13 @@ CLUSTER = Dashboard(
                     width=4,
                 ),
                 Panel(
+                    "Journal",
+                    (Query(f"min(laban_journal_available{{{OURS}}})"),),
+                    "1: its database is there. 0: submits are refused and steps wait.",
+                    kind="stat",
+                    width=4,
+                ),
+                Panel(
                     "Open watches",
                     (Query(now("laban_grpc_open_requests", where='method=~"Workflows/(Watch|Run)"')),),
                     "Streams of events.",

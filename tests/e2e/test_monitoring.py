@@ -86,7 +86,8 @@ def observed(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     """A Prometheus that has seen a run, and the address of the metrics."""
     cli = Cli(tmp_path_factory.mktemp("observed"))
     metrics, port = f"127.0.0.1:{free_port()}", free_port()
-    settings = SETTINGS + f"metrics: {{port: {metrics.rpartition(':')[2]}}}\n"
+    settings = SETTINGS + f"journal: {{url: sqlite:///{cli.folder / 'journal.db'}}}\n"
+    settings += f"metrics: {{port: {metrics.rpartition(':')[2]}}}\n"
     (cli.folder / "laban.yaml").write_text(settings)
     (cli.folder / "fails.yaml").write_text(FAILS)
     (cli.folder / "flow.yaml").write_text(FLOW)

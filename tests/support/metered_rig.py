@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from executor_rig import FAST
 from prometheus_client.parser import text_string_to_metric_families
@@ -18,6 +18,7 @@ from laban.cluster.gateway import Gateway
 from laban.cluster.instruments import Instruments
 from laban.cluster.lookout import Lookout
 from laban.cluster.metrics_server import MetricsServer
+from laban.cluster.records import JOURNAL_AVAILABLE
 from laban.cluster.sessions import Sessions
 from laban.cluster.survey import Survey
 
@@ -65,7 +66,8 @@ async def metered_rig(num_workers: int = 1) -> AsyncIterator[MeteredRig]:
     workers = [LoopWorker(ScriptedEngine(worker_id=f"w{n}")) for n in range(num_workers)]
 
     def survey() -> Survey:
-        return Survey(executor.status(sessions_open=sessions.num_open), dispatcher.survey(), lookout.count_steps())
+        status = replace(executor.status(sessions_open=sessions.num_open), journal=JOURNAL_AVAILABLE)
+        return Survey(status, dispatcher.survey(), lookout.count_steps())
 
     meter = Instruments("scripted", survey)
     dispatcher = Dispatcher(workers, supervisor=LoopSupervisor(), limits=FAST, meter=meter)
