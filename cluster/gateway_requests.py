@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 from laban.actors.calls import Sampling
 from laban.actors.errors import InvalidInput, NotBuilt, OutOfRange
+from laban.cluster.claims import MAX_KEY
 from laban.cluster.records import Layout, SessionPlacement, WorkflowState
 from laban.cluster.translate import fidelity_word, workflow_state_word
 from laban.cluster.translate_sessions import duration_s
@@ -19,7 +20,6 @@ from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
 from laban.proto import laban_pb2 as pb
 
-MAX_KEY = 128
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_LOGPROBS = 20

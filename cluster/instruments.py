@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
@@ -13,6 +14,7 @@ from laban.cluster.metrics_collector import SurveyCollector
 from laban.cluster.records import MessageRecord, StepResult, WorkflowRecord
 from laban.cluster.survey import Survey
 
+Kind = TypeVar("Kind", Counter, Gauge, Histogram)
 OUTCOMES = ("succeeded", "failed", "cancelled")
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # each would double a metric's series, for a time that nobody asks for
@@ -38,27 +40,26 @@ class Instruments(Meter):
     def __init__(self, model: str, survey: Callable[[], Survey]) -> None:
         """`survey` is called in the event loop."""
         self._model, self._survey = model, survey
-        self._registry = CollectorRegistry()
+        self._families = CollectorRegistry()
         events = [metric for metric in METRICS.values() if metric.told == "events"]
-        self._counters = {
-            metric.name: Counter(metric.name, metric.meaning, metric.label_names, registry=self._registry)
-            for metric in events
-            if metric.kind == "counter"
-        }
+        self._counters = {each.name: self._declared(Counter, each.name) for each in events if each.kind == "counter"}
         self._histograms = {
-            metric.name: Histogram(
-                metric.name, metric.meaning, metric.label_names, buckets=metric.bounds, registry=self._registry
-            )
-            for metric in events
-            if metric.kind == "histogram"
+            each.name: self._declared(Histogram, each.name, buckets=each.bounds)
+            for each in events
+            if each.kind == "histogram"
         }
-        self._open = Gauge(*_declared("laban_grpc_open_requests"), registry=self._registry)
+        self._open = self._declared(Gauge, "laban_grpc_open_requests")
         self._collector = SurveyCollector(model)
-        self._registry.register(self._collector)
+        self._families.register(self._collector)
         self._workflow, self._worker = Bounded(), Bounded()
         for metric in events:
             if metric.kind == "counter" and not metric.labels:  # so that the first one is a rise from 0
                 self._count(metric.name, amount=0)
+
+    def _declared(self, kind: type[Kind], name: str, **options: Any) -> Kind:
+        """As it is declared; between its labels and its families are parts of a name, which we write out."""
+        metric = METRICS[name]
+        return kind(metric.name, metric.meaning, metric.label_names, "", "", "", self._families, **options)
 
     def look(self) -> None:
         """Take the survey that the next `render` shows. In the event loop."""
@@ -67,7 +68,7 @@ class Instruments(Meter):
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition, and its content type, for an Accept header. In any thread."""
         encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+        return encode(self._families), content_type
 
     # Workflows and sessions
 
@@ -152,8 +153,3 @@ class Instruments(Meter):
 
     def _observe(self, name: str, value: float, *labels: str) -> None:
         self._histograms[name].labels(self._model, *labels).observe(value)
-
-
-def _declared(name: str) -> tuple[str, str, tuple[str, ...]]:
-    metric = METRICS[name]
-    return metric.name, metric.meaning, metric.label_names
