@@ -7,6 +7,7 @@ and tells every subscriber to watch anew.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -75,12 +76,10 @@ class DirectoryService:
             self._polls[subscriber][1].set()
         self._polls[subscriber] = mine
         self._wake()
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await mine[1].wait()
             await asyncio.sleep(self._gather_s)
-        except TimeoutError:
-            pass
         if self._polls.get(subscriber) is not mine:
             return News(taken)
         del self._polls[subscriber]

@@ -80,8 +80,7 @@ def _check_policy(field: str, name: str, load: Callable[[str], object]) -> None:
 
 def _check_file(field: str, name: str) -> None:
     try:
-        with open(name, "a"):
-            pass
+        open(name, "a").close()
     except OSError as error:
         raise InvalidInput(
             f"cannot be written ({error.strerror}), expected a file in a folder that is there", field=field, value=name

