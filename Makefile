@@ -48,7 +48,7 @@ test: setup  ## all tests: units, Ray, end to end
 	@if [ -d tests/ray ]; then $(BIN)/pytest tests/ray; fi
 	@if [ -d tests/e2e ]; then $(BIN)/pytest tests/e2e; fi
 
-check: lint types unit  ## what to run before a commit, under a minute: lint, types, imports, units
+check: lint types unit  ## what to run before a commit, some two minutes: lint, types, imports, units
 
 lint: setup $(LINKS)
 	$(BIN)/ruff check .
