@@ -23,6 +23,7 @@ def local_ray() -> Iterator[None]:
 
     path = os.pathsep.join(filter(None, [SUPPORT, os.environ.get("PYTHONPATH")]))
     ray.init(
+        address="local",  # never a cluster that happens to run on this machine
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,

@@ -193,9 +193,7 @@ class ScriptedEngine:
         if "BOOM" in header:
             raise RuntimeError("the script says so")
         if once := re.search(r"DIE-ONCE:([^|]*)", header):
-            marker = Path(once.group(1))
-            if running.done >= 3 and not marker.exists():
-                marker.touch()
+            if running.done >= 3 and _is_first(Path(once.group(1))):
                 time.sleep(0.2)  # what was generated reaches the reader first
                 os._exit(1)
         elif "DIE" in header:
@@ -238,6 +236,15 @@ class ScriptedEngine:
                 )
             )
         return events
+
+
+def _is_first(marker: Path) -> bool:
+    """Of all processes that ask, one."""
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def logprobs_of(output: tuple[int, ...], sampling: Sampling | None) -> tuple[TokenLogprob, ...]:

@@ -235,12 +235,19 @@ def test_paced_copies_take_as_long_as_the_link_would(rate: float) -> None:
 def test_each_direction_has_the_whole_rate() -> None:
     k, v = torch.randn(2, 1, 64, 1, 64)
     host = HostPool(4, 16, 1, 1, 64, torch.float32, pinned=False)
-    copier = Copier(k, v, host, limit_bytes_per_s=1e6)
+    slept = threading.local()  # each direction has a thread, which is to sleep for its own bytes alone
+
+    def clock() -> float:
+        return getattr(slept, "total_s", 0.0)
+
+    def sleep(seconds: float) -> None:
+        slept.total_s = clock() + seconds
+
+    copier = Copier(k, v, host, limit_bytes_per_s=1e6, clock=clock, sleep=sleep)
     copies = [copier.start("load", [(0, 32)], [(0, 32)]), copier.start("save", [(32, 32)], [(32, 32)])]
     for copy in copies:
         copy.wait()
-        assert copy.seconds is not None
-        assert copy.seconds >= copy.num_bytes / 1e6
+        assert copy.seconds == pytest.approx(copy.num_bytes / 1e6)
     copier.close()
 
 
