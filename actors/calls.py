@@ -52,6 +52,32 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Scoring:
+    """Measures a forced call, all of whose tokens are then encoded as a prompt is: its log-probabilities over the whole
+    vocabulary are kept on the worker under `keep`, or compared with those kept there under `against`.
+
+    With `release` these are forgotten after that.
+    """
+
+    keep: str = ""
+    against: str = ""
+    release: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a call of the same forced tokens gave, against what was kept: an item a token, in nats.
+
+    `kl` is KL(kept || this) over the whole vocabulary, `agrees` whether both like the same token best.
+    """
+
+    kl: tuple[float, ...]
+    agrees: tuple[bool, ...]
+    logprobs: tuple[float, ...]  # of the forced token
+    kept_logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One prefill (`sampling` None: encode `tokens`) or decode (`tokens` is the header) of a message whose
     first token is at `start` under `view`.
@@ -72,6 +98,7 @@ class Call:
     terminator: tuple[int, ...] = ()
     rank: int = 0
     sources: tuple[Source, ...] = ()
+    scoring: Scoring | None = None
 
 
 @dataclass(frozen=True, slots=True)

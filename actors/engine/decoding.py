@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from laban.actors.calls import Call, CallTokens, FinishReason, Sampling, TokenLogprob
+from laban.actors.engine.scoring import Scorer
 from laban.actors.tokenizer import Detokenizer, Tokenizer
 
 
@@ -28,6 +29,14 @@ class Decode:
     num_sent_tokens: int = 0
     num_sent_chars: int = 0
     finish_reason: FinishReason | None = None
+    scorer: Scorer | None = None  # of a call whose forced tokens are encoded all at once
+
+    def force(self, scorer: Scorer) -> None:
+        """Takes all the forced tokens as generated: what is left is to encode and to score them."""
+        self.scorer = scorer
+        for token_id in self.sampling.forced[: self.sampling.most_tokens]:
+            self.push(token_id, None)
+        self.num_launched = self.num_sampled
 
     def push(self, token_id: int, logprob: TokenLogprob | None) -> None:
         """Takes the next sampled token and decides whether it was the last."""

@@ -40,6 +40,7 @@ from laban.actors.engine.launched import BatchTooLarge, Launched
 from laban.actors.engine.loads import Loads
 from laban.actors.engine.runner import AnyRunner, bytes_per_token
 from laban.actors.engine.scheduler import Scheduler
+from laban.actors.engine.scoring import KeptScores
 from laban.actors.engine.sequence import UNKNOWN, Chunk, RunningCall, Sequence
 from laban.actors.engine.tick import Tick
 from laban.actors.engine.tiers import Tiers
@@ -132,6 +133,7 @@ class Engine:
             runner.vocab_size,
             free_tokens=FREE_TOKENS_ON_CARD if runner.device.type == "cuda" else 0,
         )
+        self._scores = KeptScores(runner.vocab_size)
         self._clock = clock
         self._events: list[CallEvent] = []
         self._advice: list[Advice] = []
@@ -147,6 +149,7 @@ class Engine:
     def submit(self, call: Call) -> None:
         """Queues a call. One that can never run is answered with CallFailed."""
         try:
+            self._scores.check(call)
             self.scheduler.enqueue(call, self._clock())
         except LabanError as error:
             self._events.append(CallFailed(call.call_id, error.status, str(error)))
@@ -323,8 +326,27 @@ class Engine:
                 message = "the model gave logits that are not finite numbers"
                 self._events.append(CallFailed(decode.call.call_id, "INTERNAL", message))
         self._publish_whole([chunk.sequence for chunk in iteration.chunks])
+        self._score(iteration)
 
     def _measure(self, iteration: _Iteration) -> None:
+    def _score(self, iteration: _Iteration) -> None:
+        """Hands the logits of forced calls to those who compare them."""
+        scored, first = iteration.launched.scored, 0
+        for chunk in iteration.chunks:
+            decode, num_rows = chunk.sequence.decode, len(chunk.scored)
+            if not num_rows or decode is None or decode.scorer is None:
+                continue
+            assert scored is not None
+            rows, first = scored[first : first + num_rows], first + num_rows
+            running = self.scheduler.running.get(decode.call.call_id)
+            if running is None or running.sequence is not chunk.sequence:
+                continue
+            try:
+                decode.scorer.take(rows)
+            except LabanError as error:
+                self.scheduler.abort(decode.call.call_id)
+                self._events.append(CallFailed(decode.call.call_id, error.status, str(error)))
+
         """It ran from when it was launched, or the one before it had ended."""
         now_s = time.perf_counter()
         num_tokens = sum(chunk.count for chunk in iteration.chunks)
@@ -379,7 +401,7 @@ class Engine:
 
     def _publish_whole(self, sequences: list[Sequence]) -> None:
         # Those aborted since they were launched are in nobody's hands any more.
-        whole = [s for s in sequences if s.is_whole and s in self.scheduler.sequences]
+        whole = [s for s in sequences if s.is_whole and s.is_scored and s in self.scheduler.sequences]
         if not whole:
             return
         for sequence in whole:
@@ -413,7 +435,10 @@ class Engine:
 
     def _make_decode(self, call: Call) -> Decode:
         assert call.sampling is not None
-        return Decode(call, call.sampling, self.tokenizer, self.tokenizer.detokenizer())
+        decode = Decode(call, call.sampling, self.tokenizer, self.tokenizer.detokenizer())
+        if call.scoring is not None:
+            decode.force(self._scores.begin(call, self._clock()))
+        return decode
 
     def _load(self) -> WorkerLoad:
         scheduler, allocator = self.scheduler, self.store.allocator

@@ -27,7 +27,7 @@ from laban.actors.engine.layers import layer_kinds
 from laban.actors.engine.plan_buffers import PlanBuffers, TileChoice
 from laban.actors.engine.runner import head_dim, logits_of
 from laban.actors.engine.sampler import sampling_params
-from laban.actors.engine.sequence import Chunk
+from laban.actors.engine.sequence import Chunk, scored_rows
 from laban.actors.engine.shard_group import ShardGroup
 from laban.actors.engine.sharding import local_num_heads, local_num_kv_heads
 from laban.actors.engine.steps import ATTENTION, FlashStep, FusedStep
@@ -175,19 +175,29 @@ class FusedRunner:
         if batch.logit_rows != list(range(num_rows)):
             rows = hidden.index_select(0, self.inputs.logit_rows(size, num_rows))
         logits = logits_of(self.model, rows)
+        scored = self._scored(hidden, chunks)
         tokens, sound = sample_rows(logits, sampling_params(samplings, indices, self.device))
         samples = torch.stack((tokens, sound.to(tokens.dtype)))
         if self.group is not None and num_rows:  # all shards go on with the first one's
             self.group.broadcast_(samples)
         self._samples[:num_rows] = samples[0]
         if not self.on_card:
-            return Launched(samples, logits)
+            return Launched(samples, logits, scored=scored)
         self._turn = 1 - self._turn
         told = self._told[self._turn][: 2 * num_rows].view(2, num_rows)  # in one piece, or the copy would wait
         told.copy_(samples, non_blocking=True)
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record()
-        return Launched(told, logits, ready)
+        return Launched(told, logits, ready, scored)
+
+    def _scored(self, hidden: Tensor, chunks: Seq[Chunk]) -> Tensor | None:
+        """Logits of what is to be scored, taken before the next forward writes over `hidden`."""
+        rows = scored_rows(chunks)
+        if not rows:
+            return None
+        index = torch.tensor(rows)
+        index = index.pin_memory().to(self.device, non_blocking=True) if self.on_card else index
+        return logits_of(self.model, hidden.index_select(0, index))
 
     def _forward(self, batch: FlatBatch, chunks: Seq[Chunk]) -> Tensor:
         """The last layer's [padded size, hidden_size]."""

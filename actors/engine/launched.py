@@ -18,10 +18,13 @@ class BatchTooLarge(Exception):
 class Launched:
     """The next tokens of an iteration's sampled rows, on their way to the host."""
 
-    def __init__(self, samples: Tensor, logits: Tensor, ready: Event | None = None) -> None:
+    def __init__(
+        self, samples: Tensor, logits: Tensor, ready: Event | None = None, scored: Tensor | None = None
+    ) -> None:
         """`samples` [2, num_rows] int64 on the host, whole once `ready`: tokens, and whether each is sound, which is to
-        say that the row's logits are finite numbers. `logits` [num_rows, vocab_size] on the device."""
-        self._samples, self._logits, self.ready = samples, logits, ready
+        say that the row's logits are finite numbers. `logits` [num_rows, vocab_size] on the device, as are those of the
+        tokens that are `scored`, in order."""
+        self._samples, self._logits, self.ready, self.scored = samples, logits, ready, scored
 
     def wait(self) -> tuple[list[int], list[bool]]:
         """The tokens, and whether each is sound. Raises what the device failed with."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +17,7 @@ from laban.actors.engine.launched import Launched
 from laban.actors.engine.layer_gates import LayerGates
 from laban.actors.engine.layers import layer_kinds
 from laban.actors.engine.sampler import sampling_params
-from laban.actors.engine.sequence import Chunk
+from laban.actors.engine.sequence import Chunk, scored_rows
 from laban.actors.engine.shard_group import ShardGroup
 from laban.actors.engine.sharding import local_num_heads, local_num_kv_heads
 from laban.kernels.compiled_ops import compile_norms, compile_rotary
@@ -83,12 +84,16 @@ class Runner:
 
         Row i is token `indices[i]` of a call that samples by `samplings[i]`.
         """
-        logits = self.forward(build_batch(chunks, self.kinds, self.dtype, self.device))
+        batch = build_batch(chunks, self.kinds, self.dtype, self.device)
+        num_sampled, rows = len(batch.logit_rows), scored_rows(chunks)
+        if rows:
+            batch = replace(batch, logit_rows=torch.cat((batch.logit_rows, batch.logit_rows.new_tensor(rows))))
+        logits, scored = self.forward(batch).split((num_sampled, len(rows)))
         tokens, sound = sample_rows(logits, sampling_params(samplings, indices, self.device))
         samples = torch.stack((tokens, sound.to(tokens.dtype)))
         if self.group is not None and samples.numel():  # all shards go on with the first one's
             self.group.broadcast_(samples)
-        return Launched(samples, logits)
+        return Launched(samples, logits, scored=scored)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:

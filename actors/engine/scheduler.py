@@ -22,7 +22,7 @@ from laban.actors.engine.sequence import Chunk, Read, RunningCall, Sequence
 from laban.actors.engine.tiers import Tiers, Way
 from laban.actors.engine.waiting import Waiting, WaitingQueue
 from laban.actors.errors import Exhausted, InvalidInput, LabanError
-from laban.kvstore.encodings import EncodingSpec, Placement, dependencies, flatten
+from laban.kvstore.encodings import EncodingSpec, Placement, dependencies, flatten, make_spec
 from laban.kvstore.store import EncodingStore, Entry
 
 # As large as the last one that fitted, after one that did not.
@@ -33,6 +33,8 @@ STOP_SLACK_TOKENS = 16
 MIX_TOKENS = 512
 # Of encodings that nobody asked for yet, while there is nothing else to do: a call that comes then waits for no more.
 PREFETCH_TOKENS = 512
+# Of forced calls that are scored, in one iteration: each token takes a row of the whole vocabulary, several times over.
+SCORED_TOKENS = 128
 
 
 class Scheduler:
@@ -171,6 +173,9 @@ class Scheduler:
             tokens = [*call.tokens, *decode.generated]
             sequence = self._add(entry, call.start, tokens, plan.view, plan.specs, None, decode)
         else:
+            if decode.scorer is not None:
+                tokens = [*tokens, *call.terminator]
+                sequence.close(tokens, make_spec(call.namespace, tokens, call.start, call.view, plan.specs))
             found = self.store.get(plan.target.encoding_id)
             assert found is not None
             self.store.pin(found)  # the call's own pin, so that another's abort does not take it away
@@ -365,6 +370,10 @@ class Scheduler:
             completed.add(sequence)
         return taken
 
+        if sequence.decode is not None and sequence.decode.scorer is not None:
+            taken = min(taken, SCORED_TOKENS - sum(len(chunk.scored) for chunk in chunks))
+            if taken <= 0:
+                return 0
     def shrink(self, num_tokens: int) -> None:
         """The last iteration, of `num_tokens`, was too large for the device: the next one takes half of that."""
         self._batch_tokens = max(1, num_tokens // 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,11 @@ class Sequence:
         return self.finished or self.is_whole or (self.load is not None and self.load.is_gated)
 
     @property
+    @property
+    def is_scored(self) -> bool:
+        """Whether no logits are awaited: those of the last iteration may still be on the device."""
+        return self.decode is None or self.decode.scorer is None or self.decode.scorer.is_done
+
     def wants_token(self) -> bool:
         """Whether the next token is to be sampled once all known ones are computed."""
         return self.decode is not None and self.decode.finish_reason is None
@@ -102,7 +108,28 @@ class Chunk:
     def is_decode(self) -> bool:
         """Whether it is what was generated, and what closes it."""
         decode = self.sequence.decode
-        return decode is not None and self.begin >= len(decode.call.tokens)
+        return decode is not None and decode.scorer is None and self.begin >= len(decode.call.tokens)
+
+    @property
+    def scored(self) -> range:
+        """Those of its tokens, counted from its own first, that a forced token to be scored comes after."""
+        decode = self.sequence.decode
+        if decode is None or decode.scorer is None:
+            return range(0)
+        before_first = len(decode.call.tokens) - 1
+        begin = max(self.begin, before_first)
+        end = min(self.begin + self.count, before_first + decode.num_sampled)
+        return range(begin - self.begin, max(begin, end) - self.begin)
+
+
+def scored_rows(chunks: Iterable[Chunk]) -> list[int]:
+    """The tokens of a batch of `chunks` whose logits are to be scored, in order."""
+    rows: list[int] = []
+    first = 0
+    for chunk in chunks:
+        rows += (first + at for at in chunk.scored)
+        first += chunk.count
+    return rows
 
 
 @dataclass(slots=True, eq=False)
