@@ -149,6 +149,7 @@ class CallFinished:
     logprobs: tuple[TokenLogprob, ...] = ()
     tokens_generated: int = 0  # every token sampled, kept or cut off
     tokens_loaded: int = 0  # of those reused, what had to be brought: from host memory, disk or another worker
+    comparison: Comparison | None = None  # with what was kept of another call
 
 
 @dataclass(frozen=True, slots=True)

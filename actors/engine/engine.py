@@ -430,6 +430,7 @@ class Engine:
                 logprobs=tuple(own.logprobs) if own else (),
                 tokens_generated=own.num_sampled if own else 0,
                 tokens_loaded=running.tokens_loaded,
+                comparison=own.scorer.end() if own and own.scorer else None,
             )
         )
 
