@@ -133,6 +133,16 @@ class CallTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class CallPhases:
+    """What a call spent its time on at the worker: milliseconds since it came there."""
+
+    admitted_ms: float = 0.0
+    load_began_ms: float = 0.0
+    load_ended_ms: float = 0.0  # 0: it waited for no load
+    num_iterations: int = 0  # in which tokens of its message were computed
+
+
+@dataclass(frozen=True, slots=True)
 class CallFinished:
     """The message is closed and its encoding stands in the store under `encoding`."""
 
@@ -149,6 +159,7 @@ class CallFinished:
     logprobs: tuple[TokenLogprob, ...] = ()
     tokens_generated: int = 0  # every token sampled, kept or cut off
     tokens_loaded: int = 0  # of those reused, what had to be brought: from host memory, disk or another worker
+    phases: CallPhases = field(default_factory=CallPhases)
     comparison: Comparison | None = None  # with what was kept of another call
 
 

@@ -1,4 +1,5 @@
-"""Logs of a process: lines of text or of JSON, with the ids of workflow, step and worker where they are known.
+"""Logs of a process: lines of text or of JSON, with the ids of workflow, step, worker and trace where
+they are known.
 
 Who logs says them by `extra=about(workflow=...)`. No text of a message is ever logged.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -30,28 +31,32 @@ def about(*, workflow: str = "", step: str = "", worker: str = "") -> Mapping[st
     return {_KEY: {name: value for name, value in given.items() if value}}
 
 
-def set_up_logs(settings: LogSettings, *, worker: str = "") -> None:
-    """Of this process, to stderr. `worker` goes with every line that names none."""
+TraceOf = Callable[[str], str]
+
+
+def set_up_logs(settings: LogSettings, *, worker: str = "", trace_of: TraceOf = lambda workflow: "") -> None:
+    """Of this process, to stderr. `worker` goes with every line that names none. `trace_of` gives the id of a
+    workflow's trace, or for "" of what is being done; "" where there is none."""
     handler = logging.StreamHandler()
-    handler.setFormatter((_Json if settings.format == "json" else _Text)(worker))
+    handler.setFormatter((_Json if settings.format == "json" else _Text)(worker, trace_of))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("laban").setLevel(settings.level.upper())
 
 
 class _Text(logging.Formatter):
-    def __init__(self, worker: str) -> None:
+    def __init__(self, worker: str, trace_of: TraceOf) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
-        self._worker = worker
+        self._worker, self._trace_of = worker, trace_of
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        fields = _fields(record, self._worker)
+        fields = _fields(record, self._worker, self._trace_of)
         return super().formatMessage(record) + "".join(f" {name}={value}" for name, value in fields.items())
 
 
 class _Json(logging.Formatter):
-    def __init__(self, worker: str) -> None:
+    def __init__(self, worker: str, trace_of: TraceOf) -> None:
         super().__init__()
-        self._worker = worker
+        self._worker, self._trace_of = worker, trace_of
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -59,13 +64,14 @@ class _Json(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **_fields(record, self._worker),
+            **_fields(record, self._worker, self._trace_of),
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def _fields(record: logging.LogRecord, worker: str) -> dict[str, str]:
+def _fields(record: logging.LogRecord, worker: str, trace_of: TraceOf) -> dict[str, str]:
     found: dict[str, str] = getattr(record, _KEY, {})
-    return {"worker": worker, **found} if worker else found
+    trace = trace_of(found.get("workflow", ""))
+    return {**({"worker": worker} if worker else {}), **found, **({"trace": trace} if trace else {})}

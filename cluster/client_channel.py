@@ -13,6 +13,7 @@ from grpc import aio
 from laban.actors.errors import LabanError, Unavailable
 from laban.cluster.client_credentials import Credentials, SyncIdentity, aio_identity
 from laban.cluster.client_requests import checked_address
+from laban.cluster.client_trace import MAY_TRACE
 from laban.cluster.translate_errors import STATUS_KEY, error_from_status
 from laban.proto import laban_pb2_grpc as pb_grpc
 
@@ -37,7 +38,7 @@ class SyncChannel:
             self._channel = grpc.insecure_channel(self.address, options=OPTIONS)
         else:
             self._channel = grpc.secure_channel(self.address, secret, options=OPTIONS)
-        if credentials.metadata:
+        if credentials.metadata or MAY_TRACE:
             self._channel = grpc.intercept_channel(self._channel, SyncIdentity(credentials.metadata))
         self.workflows: Any = pb_grpc.WorkflowsStub(self._channel)  # type: ignore[no-untyped-call]
         self.choreography: Any = pb_grpc.ChoreographyStub(self._channel)  # type: ignore[no-untyped-call]

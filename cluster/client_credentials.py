@@ -12,6 +12,7 @@ import grpc
 from grpc import aio
 
 from laban.actors.errors import InvalidInput, NotFound
+from laban.cluster.client_trace import MAY_TRACE, trace_metadata
 
 Metadata = Sequence[tuple[str, str]]
 
@@ -83,7 +84,7 @@ class _AioDetails(NamedTuple):
 
 
 class SyncIdentity(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):  # type: ignore[misc]
-    """Says with every call who calls."""
+    """Says with every call who calls, and in which span."""
 
     def __init__(self, metadata: Metadata) -> None:
         self._metadata = tuple(metadata)
@@ -95,7 +96,7 @@ class SyncIdentity(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInter
         return continuation(self._named(details), request)
 
     def _named(self, details: Any) -> _Details:
-        metadata = (*(details.metadata or ()), *self._metadata)
+        metadata = (*(details.metadata or ()), *self._metadata, *trace_metadata())
         return _Details(
             details.method, details.timeout, metadata, details.credentials, details.wait_for_ready, details.compression
         )
@@ -119,9 +120,9 @@ class _AioStream(aio.UnaryStreamClientInterceptor):  # type: ignore[misc]
 
 def aio_identity(metadata: Metadata) -> list[aio.ClientInterceptor]:
     """gRPC takes one interceptor for one kind of call."""
-    return [_AioUnary(metadata), _AioStream(metadata)] if metadata else []
+    return [_AioUnary(metadata), _AioStream(metadata)] if metadata or MAY_TRACE else []
 
 
 def _aio_named(details: Any, metadata: Metadata) -> _AioDetails:
-    joined = aio.Metadata(*(details.metadata or ()), *metadata)
+    joined = aio.Metadata(*(details.metadata or ()), *metadata, *trace_metadata())
     return _AioDetails(details.method, details.timeout, joined, details.credentials, details.wait_for_ready)

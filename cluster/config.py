@@ -159,6 +159,12 @@ class MetricsSection(_Section):
     )
 
 
+class TracingSection(_Section):
+    """OpenTelemetry traces, over OTLP's gRPC; the standard OTEL_ variables say the rest."""
+
+    endpoint: str | None = Field(default=None, pattern="^https?://[^/]", description="null: as OTEL_ variables say")
+
+
 class JournalSection(_Section):
     """What outlives the process."""
 
@@ -221,6 +227,7 @@ class LabanConfig(_Section):
     server: ServerSection = Field(default=ServerSection(), description="the gRPC gateway")
     auth: AuthSection = Field(default=AuthSection(), description="who may call")
     metrics: MetricsSection = Field(default=MetricsSection(), description="metrics and health, over plain HTTP")
+    tracing: TracingSection = Field(default=TracingSection(), description="traces, over OTLP")
     journal: JournalSection = Field(default=JournalSection(), description="what outlives the process")
     log: LogSection = Field(default=LogSection(), description="what every process logs, to its stderr")
     limits: LimitsSection = Field(default=LimitsSection(), description="how much is kept and allowed")

@@ -32,6 +32,7 @@ from laban.cluster.routing.replication import Replication
 from laban.cluster.routing.router import Router
 from laban.cluster.slots import Order, Slot, Ticket
 from laban.cluster.survey import FleetSurvey, Queue
+from laban.cluster.traces import NO_TRACES, Traces
 from laban.cluster.waiting_orders import WaitingOrders
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Dispatcher:
         replicate: bool = True,
         recorder: Recorder | None = None,
         meter: Meter = NO_METER,
+        traces: Traces = NO_TRACES,
         clock: Callable[[], float] = time.monotonic,
         time_of_day: Callable[[], float] = time.time,
     ) -> None:
@@ -88,7 +90,7 @@ class Dispatcher:
         self.router = Router(load_routing(policy), self.directory, Ledger(), Replication() if replicate else None)
         self._ledger = self.router.ledger
         self._decisions = Decisions(self.router.policy, policy)
-        self._recorder, self._meter = recorder, meter
+        self._recorder, self._meter, self._traces = recorder, meter, traces
         self.directory.on_confirmed = meter.directory_confirmed
         self._foreseen: Foreseen | None = None
         self._ports = list(workers)
@@ -129,7 +131,8 @@ class Dispatcher:
         for order in orders:
             self.directory.watch_also(order.source, (spec.encoding_id for spec in order.call.specs))
             self._num_ordered += 1
-            self._waiting.add(Ticket(order, self._num_ordered, self._clock(), order.attempt))
+            ticket = Ticket(order, self._num_ordered, self._clock(), order.attempt, origin=self._traces.here())
+            self._waiting.add(ticket)
         self._schedule_flush()
 
     def abort(self, keys: Iterable[str]) -> None:
@@ -139,7 +142,7 @@ class Dispatcher:
             self._waiting.discard(key)
             if key in self._sent:
                 slot, ticket = self._sent[key]
-                self._forget(slot, ticket)
+                self._forget(slot, ticket, "CANCELLED")
                 aborted.setdefault(slot.info.worker_id, (slot, []))[1].append(ticket.call_id)
         for slot, call_ids in aborted.values():
             slot.port.abort(call_ids)
@@ -219,6 +222,10 @@ class Dispatcher:
                 self._waiting.discard(key)
                 self._tell(ticket, ErrorInfo("INTERNAL", f"routing failed: {error!r}"))
                 continue
+            if call is None and ticket.order.worker_id is not None:
+                self._waiting.discard(key)
+                self._tell(ticket, ErrorInfo("UNAVAILABLE", f"worker {ticket.order.worker_id} takes no more calls"))
+                continue
             if call is None:  # every worker is full: the rest waits until calls end
                 break
             batches.setdefault(self._sent[key][0].info.worker_id, []).append(call)
@@ -230,10 +237,11 @@ class Dispatcher:
         order, now_s = ticket.order, self._clock()
         if ticket.view is None:
             ticket.view = view_call(order.call, order.successors, order.family)
-        choice = self.router.choose(ticket.view, now_s)
+        choice = self.router.choose(ticket.view, now_s, order.worker_id)
         if choice is None:
             return None
-        self._meter.call_routed(self.policy, choice.worker_id, self._clock() - now_s)
+        ticket.decided_s = self._clock() - now_s
+        self._meter.call_routed(self.policy, choice.worker_id, ticket.decided_s)
         slot = self._slots[choice.worker_id]
         ticket.sent = self.router.send(ticket.view, choice, now_s)
         ticket.tokens_predicted = choice.tokens_found
@@ -270,7 +278,7 @@ class Dispatcher:
             except Exception as error:
                 logger.exception("handling %s of call %s failed", type(event).__name__, event.call_id)
                 if ticket.call_id in slot.tickets:
-                    self._forget(slot, ticket)
+                    self._forget(slot, ticket, "INTERNAL")
                     slot.port.abort([ticket.call_id])
                 self._tell(ticket, ErrorInfo("INTERNAL", f"handling a report failed: {error!r}"))
         self._schedule_flush()
@@ -278,7 +286,7 @@ class Dispatcher:
     def _hand_over(self, slot: Slot, ticket: Ticket, event: CallEvent) -> None:
         sink, key, worker_id = ticket.order.sink, ticket.order.key, slot.info.worker_id
         if isinstance(event, CallFailed):
-            self._forget(slot, ticket)
+            self._forget(slot, ticket, event.status)
             self._meter.call_ended(worker_id, event.status)
             self._record(slot, ticket, event.status)
             self._tell(ticket, ErrorInfo(event.status, event.message))
@@ -298,7 +306,7 @@ class Dispatcher:
             encoded, generated = event.tokens_encoded, event.tokens_generated
             self._ledger.observe(ticket.sent, encoded, event.ttft_ms, event.wall_ms, generated)
             self._expect(slot, ticket, event)
-            self._forget(slot, ticket)
+            self._forget(slot, ticket, event)
             self._meter.call_ended(worker_id, "OK")
             self._record(slot, ticket, event)
             sink.call_finished(key, ticket.attempt, worker_id, event, ticket.waited_ms)
@@ -319,7 +327,9 @@ class Dispatcher:
             call = ticket.order.call
             self._recorder.put(EndedCall(call, ordered_at, ticket.attempt, worker_id, ticket.waited_ms, uses, end))
 
-    def _forget(self, slot: Slot, ticket: Ticket) -> None:
+    def _forget(self, slot: Slot, ticket: Ticket, end: CallFinished | str) -> None:
+        """It has ended there: how, or the name of the status that it failed with."""
+        self._traces.call_ended(ticket, slot.info.worker_id, self._clock(), end)
         assert ticket.sent is not None
         self._ledger.ended(ticket.sent)
         del slot.tickets[ticket.call_id]
@@ -350,13 +360,15 @@ class Dispatcher:
             self._lives.spawn(self._feed.drop(info.worker_id, info.epoch), f"death of {info.worker_id}")
         while slot.tickets:  # a sink that is told of one call's failure may abort others of these
             ticket = next(iter(slot.tickets.values()))
-            self._forget(slot, ticket)
+            self._forget(slot, ticket, "UNAVAILABLE")
             order, lives = ticket.order, ticket.attempt - ticket.order.attempt + 1
             if lives >= self._limits.max_attempts:
                 why = f"the worker died in each of {lives} attempts; the last time: {reason}"
                 self._tell(ticket, ErrorInfo("UNAVAILABLE", why))
                 continue
-            again = Ticket(order, ticket.number, ticket.ordered_at, ticket.attempt + 1, ticket.view)
+            again = Ticket(
+                order, ticket.number, ticket.ordered_at, ticket.attempt + 1, ticket.view, origin=ticket.origin
+            )
             self._waiting.add(again)
             self._meter.call_requeued()
             try:

@@ -21,7 +21,15 @@ from laban.cluster.execution import Execution
 from laban.cluster.explaining import explained
 from laban.cluster.finished import Finished
 from laban.cluster.journal import Journal
-from laban.cluster.journal_records import Archive, Stored, Submission, archive_from_json, read_document, write_document
+from laban.cluster.journal_records import (
+    Archive,
+    Stored,
+    Submission,
+    archive_from_json,
+    origin_of,
+    read_document,
+    write_document,
+)
 from laban.cluster.lease_desk import LeaseDesk, ended
 from laban.cluster.lookout import Lookout, Prepared
 from laban.cluster.messages import FramingPort, Language, MessageBook, TokenizerPort
@@ -36,6 +44,7 @@ from laban.cluster.records import (
     WorkflowRecord,
 )
 from laban.cluster.status import cluster_status
+from laban.cluster.traces import NO_TRACES, Traces
 from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.schema import Workflow
@@ -66,6 +75,7 @@ class Executor:
         limits: ExecutorLimits | None = None,
         lookout: Lookout | None = None,
         journal: Journal | None = None,
+        traces: Traces = NO_TRACES,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Without a `lookout` workers are told nothing of what is to come, and no workflow is ever held back. Without a
@@ -79,6 +89,7 @@ class Executor:
         self._started_at = clock()
         self._lookout = lookout
         self._journal = journal
+        self._traces = traces
         self.likelihoods = Likelihoods() if lookout is None else lookout.likelihoods
         self._executions: OrderedDict[str, Execution | Finished] = OrderedDict()  # oldest first
         self._tenants: dict[str, str] = {}  # whose each workflow is
@@ -140,7 +151,8 @@ class Executor:
         framed or is longer than the context, Unavailable while nothing can be written to the journal.
         """
         overrides = overrides or Overrides()
-        given = workflow, inputs, overrides
+        origin = self._traces.here()
+        given = workflow, inputs, overrides, origin
         key = key_of(tenant, idempotency_key)
         content = "" if key is None else digest(workflow, inputs, overrides)
         known = await self._claimed_before(key, content)
@@ -176,17 +188,18 @@ class Executor:
                 document=document,
             )
             execution = self._execution_of(submission, prepared)
-            await self._accept(submission, execution, prepared)
+            await self._accept(submission, execution, prepared, origin)
         finally:
             self._admitting[tenant] -= 1
         return execution.board.record()
 
-    async def _accept(self, submission: Submission, execution: Execution, prepared: Prepared) -> None:
+    async def _accept(self, submission: Submission, execution: Execution, prepared: Prepared, origin: str) -> None:
         """Start it, once it is in the journal. Raises Unavailable."""
 
         def enter() -> None:
             self._claim(submission)
             self._keep(submission, execution)
+            self._traces.follow(execution.board, origin)
             if self._lookout is None:
                 execution.begin()
             else:
@@ -253,6 +266,7 @@ class Executor:
         if execution.board.state in TERMINAL_WORKFLOW:
             self._retire(execution)
             return
+        self._traces.follow(execution.board, origin_of(submission.document), restored=True)
         go_on = execution.resume if execution.has_begun else execution.start
         if self._lookout is None:
             go_on()
@@ -439,9 +453,7 @@ class Executor:
         run = Run(workflow, inputs, overrides)
         language = self.language(tenant)
         book = MessageBook(language if max_context is None else replace(language, max_context=max_context))
-        for key, message in run.messages.items():
-            path = f"agents.{key[6:]}.prompt" if key.startswith("agent:") else f"messages.{key}"
-            book.add_text(key, message.role, message.text, message.name, path=path)
+        book.add_fixed(run.messages.values())
         return Prepared(run, book) if self._lookout is None else self._lookout.prepare(run, book)
 
     def _execution(self, workflow_id: str, tenant: str | None = None) -> Execution | Finished:

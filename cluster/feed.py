@@ -7,10 +7,10 @@ it missed as one chunk; it never misses an event, and never holds anything up.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from laban.actors.errors import Exhausted, InvalidInput
+from laban.actors.errors import Exhausted, InvalidInput, LabanError
 from laban.cluster.records import TERMINAL_WORKFLOW, Event, StepResult, TokenChunk
 
 MAX_WATCHERS = 64
@@ -37,9 +37,11 @@ class Feed:
 
     def __init__(self, workflow_id: str, events: Sequence[Event] = ()) -> None:
         self._workflow_id = workflow_id
+        self.on_event: Callable[[Event], None] | None = None  # told of each as it is appended
         self._events = list(events)
         self._live: dict[str, _LiveText] = {}
         self._wakes: set[asyncio.Event] = set()
+        self._broken: LabanError | None = None
 
     @property
     def events(self) -> Sequence[Event]:
@@ -51,6 +53,8 @@ class Feed:
 
     def append(self, event: Event) -> None:
         """Numbers the event and keeps it. Whatever ends an attempt takes its live text away."""
+        if self.on_event is not None:
+            self.on_event(event)
         self._events.append(replace(event, number=len(self._events) + 1, workflow_id=self._workflow_id))
         live = self._live.get(event.address)
         if event.result is not None or (live is not None and event.attempt > live.attempt):
@@ -63,6 +67,11 @@ class Feed:
             live = self._live[address] = _LiveText(attempt)
         live.token_ids.extend(token_ids)
         live.text += text
+        self._wake()
+
+    def break_off(self, why: LabanError) -> None:
+        """It goes on elsewhere: watches that have come to the last event end with an error."""
+        self._broken = why
         self._wake()
 
     async def watch(self, after_event: int) -> AsyncGenerator[Event | TokenChunk, None]:
@@ -90,6 +99,8 @@ class Feed:
                     yield event
                 if self._events and self._events[-1].workflow_state in TERMINAL_WORKFLOW:
                     return
+                if self._broken is not None:
+                    raise self._broken
                 for address in list(self._live):
                     chunk = self._next_chunk(address, sent)
                     if chunk is not None:

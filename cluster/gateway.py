@@ -21,6 +21,7 @@ from laban.cluster.gateway_sessions import SessionService
 from laban.cluster.gateway_workflows import WorkflowService
 from laban.cluster.meter import NO_METER, Meter
 from laban.cluster.tls import ServerTls, server_credentials
+from laban.cluster.traces import NO_TRACES, Traces
 from laban.proto import laban_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Gateway:
         *,
         fleet: FleetPort | None = None,
         meter: Meter = NO_METER,
+        traces: Traces = NO_TRACES,
         door: Door | None = None,
         tls: ServerTls | None = None,
     ) -> None:
@@ -65,7 +67,7 @@ class Gateway:
         }
         self._gate = Gate(door or Door())
         self._tls = tls
-        self._meter = meter
+        self._meter, self._traces = meter, traces
         self._health = health.aio.HealthServicer()
         self._server: aio.Server | None = None
 
@@ -83,7 +85,7 @@ class Gateway:
         age = None if limits.max_connection_age_s is None else int(limits.max_connection_age_s * 1000)
         aging = ("grpc.max_connection_age_ms", "grpc.max_connection_age_grace_ms")
         server = aio.server(
-            interceptors=[MeteredRequests(self._meter)],
+            interceptors=[MeteredRequests(self._meter, self._traces)],
             maximum_concurrent_rpcs=limits.max_concurrent_calls,
             options=[
                 ("grpc.max_receive_message_length", limits.max_message_bytes),

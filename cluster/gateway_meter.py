@@ -1,4 +1,4 @@
-"""Counts the gateway's requests, by method and status."""
+"""Counts the gateway's requests, by method and status, and traces them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import grpc
 from grpc import aio
 
 from laban.cluster.meter import Meter
+from laban.cluster.traces import Traces
 
 PREFIX = "/laban.v1."  # health checks and reflection are nobody's requests
 
@@ -18,8 +19,8 @@ PREFIX = "/laban.v1."  # health checks and reflection are nobody's requests
 class MeteredRequests(aio.ServerInterceptor):  # type: ignore[misc]
     """Tells of every request of our own API, streams included."""
 
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
+    def __init__(self, meter: Meter, traces: Traces) -> None:
+        self._meter, self._traces = meter, traces
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         handler = await continuation(details)
@@ -38,6 +39,7 @@ class MeteredRequests(aio.ServerInterceptor):  # type: ignore[misc]
         async def call(request: Any, context: Any) -> Any:
             began_s, code = time.perf_counter(), "OK"
             self._meter.request_begun(method)
+            traced = self._traces.request_begun(method, context.invocation_metadata() or ())
             try:
                 return await behaviour(request, context)
             except asyncio.CancelledError:
@@ -47,6 +49,7 @@ class MeteredRequests(aio.ServerInterceptor):  # type: ignore[misc]
                 code = _name_of(context.code())
                 raise
             finally:
+                self._traces.request_ended(traced, code)
                 self._meter.request_ended(method, code, None if streaming else time.perf_counter() - began_s)
 
         return call

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from laban.actors.framing import derive_framing
@@ -29,6 +30,7 @@ from laban.cluster.sessions import SessionLimits, Sessions
 from laban.cluster.start_checks import worker_folder
 from laban.cluster.survey import Survey
 from laban.cluster.tokens import TokenBook
+from laban.cluster.traces import NO_TRACES, Traces
 
 if TYPE_CHECKING:
     from laban.actors.remote import WorkerPlan
@@ -49,6 +51,7 @@ class HostPlan:
     workers: Sequence[WorkerPlan]
     worker_handles: Mapping[str, Any]
     directory_handle: Any
+    variables: Mapping[str, str] = field(default_factory=dict)  # OpenTelemetry's, of who started the cluster
 
     def another(self, worker_id: str, num_workers: int) -> WorkerPlan:
         """Of a worker that is added to those planned, one of `num_workers` then."""
@@ -65,6 +68,7 @@ class ControlPlane:
         self._gateway: Gateway | None = None
         self._executor: Executor | None = None
         self._metrics = MetricsServer(self._why_not_ready)
+        self._traces = NO_TRACES
         self._ticker: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
@@ -75,7 +79,9 @@ class ControlPlane:
         from laban.actors.remote import RemoteDirectory, RemoteSupervisor
 
         config, folder = self._plan.config, self._plan.model_folder
-        set_up_logs(config.log.settings)
+        traces = _traces(config.tracing.endpoint, self._plan.variables)
+        self._traces = traces
+        set_up_logs(config.log.settings, trace_of=traces.trace_id)
         check_address(config.server.host, config.server.port)  # before the model takes its time
         if config.metrics.port is not None:
             await self._metrics.start(config.metrics.host, config.metrics.port)
@@ -105,6 +111,7 @@ class ControlPlane:
             replicate=config.routing.replicate,
             recorder=None if config.routing.record is None else Recorder(config.routing.record),
             meter=meter,
+            traces=traces,
         )
         lookout = Lookout(
             dispatcher, prefetch=config.routing.prefetch, admission=config.routing.admission, meter=RunLog(meter)
@@ -118,6 +125,7 @@ class ControlPlane:
             ),
             lookout=lookout,
             journal=None if store is None else Journal(store),
+            traces=traces,
         )
         sessions = Sessions(
             dispatcher,
@@ -139,6 +147,7 @@ class ControlPlane:
             ),
             fleet=dispatcher.fleet,
             meter=meter,
+            traces=traces,
             door=Door(None if config.auth.tokens_file is None else TokenBook(config.auth.tokens_file)),
             tls=config.server.tls,
         )
@@ -169,6 +178,7 @@ class ControlPlane:
         executor, self._executor = self._executor, None
         if executor is not None:
             await executor.stop()
+        await asyncio.to_thread(self._traces.close)
         await self._metrics.stop()
 
     def _why_not_ready(self) -> str:
@@ -185,3 +195,15 @@ class ControlPlane:
             sessions.sweep()
             executor.sweep()
             await gateway.set_ready(executor.status().ready)
+
+
+def _traces(endpoint: str | None, variables: Mapping[str, str]) -> Traces:
+    """`variables` are of who started the cluster: this process may be elsewhere, and what it has itself comes first."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+    named = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if endpoint is None and not (named and os.environ.get("OTEL_TRACES_EXPORTER", "otlp") == "otlp"):
+        return NO_TRACES
+    from laban.cluster.tracing import exporting
+
+    return exporting(endpoint)

@@ -76,13 +76,17 @@ class Stored:
     archive: str = ""
 
 
-def write_document(workflow: Workflow, inputs: Mapping[str, object], overrides: Overrides) -> str:
-    """Slow for large ones: call it off the event loop. Raises InvalidInput for what JSON cannot hold."""
+def write_document(workflow: Workflow, inputs: Mapping[str, object], overrides: Overrides, origin: str = "") -> str:
+    """`origin` is the span that it was submitted in, where that is traced.
+
+    Slow for large ones: call it off the event loop. Raises InvalidInput for what JSON cannot hold.
+    """
     changes = [[address, name, value] for (address, name), value in overrides.set.items()]
     document = {
         "workflow": to_dict(workflow),
         "inputs": dict(inputs),
         "overrides": {"fidelity": overrides.fidelity, "seed": overrides.seed, "set": changes},
+        **({"origin": origin} if origin else {}),
     }
     try:
         return json.dumps(document, separators=(",", ":"))
@@ -97,6 +101,11 @@ def read_document(text: str) -> tuple[Workflow, dict[str, Any], Overrides]:
     changes = {(address, name): value for address, name, value in given["set"]}
     overrides = Overrides(given["fidelity"], given["seed"], changes)
     return parse_dict(document["workflow"]), document["inputs"], overrides
+
+
+def origin_of(document: str) -> str:
+    """The span that a workflow was submitted in; "" if that was not traced."""
+    return str(json.loads(document).get("origin", ""))
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,7 +168,7 @@ def _start_services(config: LabanConfig, facts: ModelFacts, progress: Progress, 
     ]
     # Workers load while the control plane's process starts.
     handles = {plan.worker_id: spawn_worker(plan) for plan in plans}
-    host = RemoteHost(FACTORY, HostPlan(config, str(facts.folder), plans, handles, directory))
+    host = RemoteHost(FACTORY, HostPlan(config, str(facts.folder), plans, handles, directory, _otel_variables()))
     loading = f"loading {facts.name} into {config.workers} worker{'s' if config.workers > 1 else ''}"
     progress(loading, None)
     watch = LoadingWatch(handles[plans[0].worker_id])  # they all do the same; the first one speaks for them
@@ -187,6 +187,11 @@ def _start_services(config: LabanConfig, facts: ModelFacts, progress: Progress, 
         raise
     progress(f"serving {facts.name} on {address}", 1.0)
     return ClusterHandle(address, facts, host, owns_ray=owns_ray, metrics_address=_metrics_address(config))
+
+
+def _otel_variables() -> dict[str, str]:
+    """What OpenTelemetry's SDK goes by."""
+    return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
 
 
 def _metrics_address(config: LabanConfig) -> str:

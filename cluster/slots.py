@@ -40,7 +40,8 @@ class Order:
 
     `family` holds the encodings of the workflow or session, what later calls may need; `successors`, where somebody
     knows, what they will read, with the tokens of each. `attempt` is the number of its first attempt: that of a call
-    tried again goes on counting. `rank` is its workflow's place in the order of admission: the lowest goes first.
+    tried again goes on counting. `rank` is its workflow's place in the order of admission: the lowest goes first. With a
+    `worker_id` it goes there, or fails at once.
     """
 
     call: Call
@@ -49,6 +50,7 @@ class Order:
     attempt: int = 1
     rank: int = 0
     successors: Mapping[EncodingId, int] | None = None
+    worker_id: str | None = None
 
     @property
     def key(self) -> str:
@@ -71,6 +73,8 @@ class Ticket:
     view: CallView | None = None  # once it was routed
     started: bool = False
     waited_ms: float = 0.0
+    decided_s: float = 0.0  # to find the worker
+    origin: str = ""  # the request that ordered it, for traces
     tokens_predicted: int = 0  # of its view, to be found encoded
     sent: Sent | None = None
     uses: Mapping[EncodingId, Use] | None = None  # what was known when it was sent, for the recorder

@@ -300,6 +300,7 @@ class Engine:
         self._num_launched += 1
         for chunk in chunks:
             chunk.sequence.num_computed = chunk.sequence.entry.num_tokens = chunk.begin + chunk.count
+            chunk.sequence.num_iterations += 1
             if chunk.sequence.load is not None:
                 self.scheduler.encoded_instead(chunk)
         for row, (sequence, decode) in enumerate(zip(sampled, decodes, strict=True)):
@@ -325,10 +326,9 @@ class Engine:
                 self.scheduler.abort(decode.call.call_id)
                 message = "the model gave logits that are not finite numbers"
                 self._events.append(CallFailed(decode.call.call_id, "INTERNAL", message))
-        self._publish_whole([chunk.sequence for chunk in iteration.chunks])
         self._score(iteration)
+        self._publish_whole([chunk.sequence for chunk in iteration.chunks])
 
-    def _measure(self, iteration: _Iteration) -> None:
     def _score(self, iteration: _Iteration) -> None:
         """Hands the logits of forced calls to those who compare them."""
         scored, first = iteration.launched.scored, 0
@@ -347,6 +347,7 @@ class Engine:
                 self.scheduler.abort(decode.call.call_id)
                 self._events.append(CallFailed(decode.call.call_id, error.status, str(error)))
 
+    def _measure(self, iteration: _Iteration) -> None:
         """It ran from when it was launched, or the one before it had ended."""
         now_s = time.perf_counter()
         num_tokens = sum(chunk.count for chunk in iteration.chunks)
@@ -430,6 +431,7 @@ class Engine:
                 logprobs=tuple(own.logprobs) if own else (),
                 tokens_generated=own.num_sampled if own else 0,
                 tokens_loaded=running.tokens_loaded,
+                phases=running.phases(),
                 comparison=own.scorer.end() if own and own.scorer else None,
             )
         )

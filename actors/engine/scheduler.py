@@ -143,6 +143,7 @@ class Scheduler:
         plan = plan_call(waiting, self.store, self.tiers)
         if plan.awaits:
             waiting.awaits = plan.awaits
+            waiting.awaited_since = waiting.awaited_since or self.store.now_s
             return None
         tenant = call.namespace
         pages = sum(self.store.pages_for(spec.num_tokens) for spec, _ in plan.missing)
@@ -172,10 +173,10 @@ class Scheduler:
             assert decode is not None
             tokens = [*call.tokens, *decode.generated]
             sequence = self._add(entry, call.start, tokens, plan.view, plan.specs, None, decode)
-        else:
             if decode.scorer is not None:
                 tokens = [*tokens, *call.terminator]
                 sequence.close(tokens, make_spec(call.namespace, tokens, call.start, call.view, plan.specs))
+        else:
             found = self.store.get(plan.target.encoding_id)
             assert found is not None
             self.store.pin(found)  # the call's own pin, so that another's abort does not take it away
@@ -193,6 +194,9 @@ class Scheduler:
             return before
         running = RunningCall(call, sequence, waiting.submitted_at, sum(p.num_tokens for p in plan.view))
         running.serial = waiting.serial
+        running.admitted_at = running.load_began_at = self.store.now_s
+        if waiting.awaited_since is not None:
+            running.load_began_at, running.load_ended_at = waiting.awaited_since, self.store.now_s
         for placed in plan.view:
             there = brought.get(placed.encoding_id)
             loaded = 0 if there is None else max(0, min(placed.end, there) - placed.begin)
@@ -270,6 +274,7 @@ class Scheduler:
         assert decode is not None
         del self.running[running.call.call_id]
         decode.num_launched = decode.num_sampled  # a token under way is sampled again, and is the same
+        running.num_iterations += running.sequence.num_iterations
         self._discard(running.sequence)
         self._discard_orphans()
         self.waiting.put_back(Waiting(running.call, running.submitted_at, running.serial, preempted=running))
@@ -365,15 +370,15 @@ class Scheduler:
         if not all(p.is_computed or p in completed for p in sequence.producers):
             return 0
         taken = min(sequence.num_pending, budget if sequence.load is None else min(budget, MIX_TOKENS))
+        if sequence.decode is not None and sequence.decode.scorer is not None:
+            taken = min(taken, SCORED_TOKENS - sum(len(chunk.scored) for chunk in chunks))
+            if taken <= 0:
+                return 0
         chunks.append(Chunk(sequence, sequence.num_computed, taken))
         if taken == sequence.num_pending and sequence.decode is None and sequence.load is None:
             completed.add(sequence)
         return taken
 
-        if sequence.decode is not None and sequence.decode.scorer is not None:
-            taken = min(taken, SCORED_TOKENS - sum(len(chunk.scored) for chunk in chunks))
-            if taken <= 0:
-                return 0
     def shrink(self, num_tokens: int) -> None:
         """The last iteration, of `num_tokens`, was too large for the device: the next one takes half of that."""
         self._batch_tokens = max(1, num_tokens // 2)
@@ -408,6 +413,9 @@ class Scheduler:
             self.tiers.put_source(load.source)
             if load.wanted:
                 self.tiers.counters.add("wait_load_s", self.store.now_s - load.wanted_at_s)
+                for running in self.running.values():
+                    if sequence in running.sequence.producers or sequence is running.sequence:
+                        running.load_ended_at = self.store.now_s
             if load.cancelled and load.there > sequence.num_computed:
                 self._discard(sequence)
                 continue

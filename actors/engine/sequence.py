@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from laban.actors.calls import Call
+from laban.actors.calls import Call, CallPhases
 from laban.actors.engine.decoding import Decode
 from laban.kvstore.encodings import EncodingSpec
 from laban.kvstore.store import Entry
@@ -58,6 +58,7 @@ class Sequence:
     sample_row: int = 0  # where the last launched iteration sampled its next token, if it did
     load: Load | None = None
     prefetched: bool = False
+    num_iterations: int = 0
 
     @property
     def num_pending(self) -> int:
@@ -77,11 +78,11 @@ class Sequence:
         return self.finished or self.is_whole or (self.load is not None and self.load.is_gated)
 
     @property
-    @property
     def is_scored(self) -> bool:
         """Whether no logits are awaited: those of the last iteration may still be on the device."""
         return self.decode is None or self.decode.scorer is None or self.decode.scorer.is_done
 
+    @property
     def wants_token(self) -> bool:
         """Whether the next token is to be sampled once all known ones are computed."""
         return self.decode is not None and self.decode.finish_reason is None
@@ -147,6 +148,19 @@ class RunningCall:
     last_token_at: float = 0.0
     serial: int = 0
     told: bool = False  # that it has started
+    admitted_at: float = 0.0
+    load_began_at: float = 0.0
+    load_ended_at: float | None = None
+    num_iterations: int = 0  # before it had to make room
+
+    def phases(self) -> CallPhases:
+        began, ended = self.load_began_at, self.load_ended_at
+        return CallPhases(
+            admitted_ms=1000 * (self.admitted_at - self.submitted_at),
+            load_began_ms=0.0 if ended is None else 1000 * (began - self.submitted_at),
+            load_ended_ms=0.0 if ended is None else 1000 * (ended - self.submitted_at),
+            num_iterations=self.num_iterations + self.sequence.num_iterations,
+        )
 
     @property
     def can_be_preempted(self) -> bool:

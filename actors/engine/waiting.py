@@ -13,13 +13,14 @@ from laban.kvstore.encodings import EncodingId
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """`awaits` are encodings on their way to the host, without which it cannot be planned. `refused` are sources that
-    failed it. `preempted` is what it was before it had to make room."""
+    """`awaits` are encodings on their way to the host, without which it cannot be planned, the first of them since
+    `awaited_since`. `refused` are sources that failed it. `preempted` is what it was before it had to make room."""
 
     call: Call
     submitted_at: float
     serial: int
     awaits: set[EncodingId] = field(default_factory=set)
+    awaited_since: float | None = None
     refused: set[object] = field(default_factory=set)
     preempted: RunningCall | None = None
 

@@ -18,6 +18,7 @@ from laban.cluster.journal_records import Deletion, Ending, Line, Stored, Submis
 from laban.cluster.journal_store import JournalAway
 from laban.cluster.lookout import Lookout
 from laban.cluster.records import Event, Lease, TokenChunk, WorkflowRecord
+from laban.cluster.traces import NO_TRACES, Traces
 from laban.cluster.workflow.parse import parse_dict, parse_yaml
 
 
@@ -75,10 +76,12 @@ class MemoryStore:
 class Server:
     """An executor over a scripted worker. `kill` leaves what is not written unwritten."""
 
-    def __init__(self, store: Any, *, namespace: str = "model", ahead: bool = False, **limits: Any) -> None:
+    def __init__(
+        self, store: Any, *, namespace: str = "model", ahead: bool = False, traces: Traces = NO_TRACES, **limits: Any
+    ) -> None:
         self.store = store
         self.worker = LoopWorker(ScriptedEngine(worker_id="w0", namespace=namespace))
-        self.dispatcher = Dispatcher([self.worker], supervisor=LoopSupervisor(), limits=FAST)
+        self.dispatcher = Dispatcher([self.worker], supervisor=LoopSupervisor(), limits=FAST, traces=traces)
         self.journal = Journal(store, delays_s=(0.001, 0.002))
         lookout = Lookout(self.dispatcher) if ahead else None
         self.executor = Executor(
@@ -86,6 +89,7 @@ class Server:
             CharFraming(),
             CharTokenizer(),
             journal=self.journal,
+            traces=traces,
             lookout=lookout,
             limits=ExecutorLimits(**limits),
         )

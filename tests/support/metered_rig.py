@@ -19,8 +19,10 @@ from laban.cluster.instruments import Instruments
 from laban.cluster.lookout import Lookout
 from laban.cluster.metrics_server import MetricsServer
 from laban.cluster.records import JOURNAL_AVAILABLE
+from laban.cluster.run_log import RunLog
 from laban.cluster.sessions import Sessions
 from laban.cluster.survey import Survey
+from laban.cluster.traces import NO_TRACES, Traces
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
 """By the name of the series: labels and value."""
@@ -62,7 +64,7 @@ class MeteredRig:
 
 
 @asynccontextmanager
-async def metered_rig(num_workers: int = 1) -> AsyncIterator[MeteredRig]:
+async def metered_rig(num_workers: int = 1, traces: Traces = NO_TRACES) -> AsyncIterator[MeteredRig]:
     workers = [LoopWorker(ScriptedEngine(worker_id=f"w{n}")) for n in range(num_workers)]
 
     def survey() -> Survey:
@@ -70,11 +72,11 @@ async def metered_rig(num_workers: int = 1) -> AsyncIterator[MeteredRig]:
         return Survey(status, dispatcher.survey(), lookout.count_steps())
 
     meter = Instruments("scripted", survey)
-    dispatcher = Dispatcher(workers, supervisor=LoopSupervisor(), limits=FAST, meter=meter)
-    lookout = Lookout(dispatcher, meter=meter)
-    executor = Executor(dispatcher, CharFraming(), CharTokenizer(), lookout=lookout)
+    dispatcher = Dispatcher(workers, supervisor=LoopSupervisor(), limits=FAST, meter=meter, traces=traces)
+    lookout = Lookout(dispatcher, meter=RunLog(meter))
+    executor = Executor(dispatcher, CharFraming(), CharTokenizer(), lookout=lookout, traces=traces)
     sessions = Sessions(dispatcher, executor.language, meter=meter)
-    gateway = Gateway(executor, sessions, lambda: executor.status(), fleet=dispatcher.fleet, meter=meter)
+    gateway = Gateway(executor, sessions, lambda: executor.status(), fleet=dispatcher.fleet, meter=meter, traces=traces)
     server = MetricsServer(lambda: made.not_ready)
     executor.start()
     address = f"127.0.0.1:{await gateway.start()}"

@@ -36,6 +36,9 @@ def test_an_engine_counts_tokens_iterations_and_the_time_between_tokens() -> Non
     calls = [driver.submit([1, 2, 3], sampling=force([4] * 5), terminator=(9,)) for _ in range(2)]
     driver.run()
     assert all(len(driver.result(call).generated) == 5 for call in calls)
+    # The first token comes of the prefill; the last one and the terminator go into an iteration of their own.
+    assert {driver.result(call).phases.num_iterations for call in calls} == {6}
+    assert all(driver.result(call).phases.load_ended_ms == 0 for call in calls)
     totals = driver.engine.tiers.tallying.totals()
     assert sum(totals.inter_token_s.counts) == 2 * 4
     assert (totals.tokens_prefilled, totals.tokens_decoded) == (6, 12)

@@ -62,6 +62,9 @@ def test_what_was_evicted_comes_back_from_the_host_bit_for_bit() -> None:
     driver.run()
     result = driver.result(call)
     assert (result.tokens_read, result.tokens_reused, result.tokens_loaded, result.tokens_encoded) == (100, 100, 100, 2)
+    phases = result.phases
+    assert 0 <= phases.admitted_ms <= phases.load_began_ms < phases.load_ended_ms <= result.ttft_ms
+    assert phases.num_iterations == 4  # the last one computes what the last token leaves
     for part, was in zip(driver.keys_and_values(spec), before, strict=True):
         assert torch.equal(part, was)
     assert driver.engine.tiers.counters.totals().tokens_loaded_host == 100
