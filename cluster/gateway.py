@@ -15,7 +15,7 @@ from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError
 from laban.cluster.door import Door
 from laban.cluster.gateway_cluster import ClusterService
 from laban.cluster.gateway_meter import MeteredRequests
-from laban.cluster.gateway_ports import ExecutorPort, FleetPort, SessionsPort, StatusPort
+from laban.cluster.gateway_ports import AuditsPort, ExecutorPort, FleetPort, SessionsPort, StatusPort
 from laban.cluster.gateway_service import Gate
 from laban.cluster.gateway_sessions import SessionService
 from laban.cluster.gateway_workflows import WorkflowService
@@ -53,6 +53,7 @@ class Gateway:
         limits: GatewayLimits | None = None,
         *,
         fleet: FleetPort | None = None,
+        audits: AuditsPort | None = None,
         meter: Meter = NO_METER,
         traces: Traces = NO_TRACES,
         door: Door | None = None,
@@ -61,7 +62,7 @@ class Gateway:
         """Without a fleet no worker can be added or drained, without a door everybody may come in."""
         self._limits = limits or GatewayLimits()
         self._servicers = {
-            "Workflows": WorkflowService(executor),
+            "Workflows": WorkflowService(executor, audits),
             "Choreography": SessionService(sessions, lambda text: executor.language("").tokenizer.encode(text)),
             "Cluster": ClusterService(status, fleet),
         }

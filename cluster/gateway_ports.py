@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import Literal, Protocol
 
 from laban.actors.calls import Sampling
+from laban.cluster.audit.auditor import AuditRequest
+from laban.cluster.audit.records import AuditItem
 from laban.cluster.records import (
     ClusterStatus,
     DrainProgress,
@@ -100,6 +102,14 @@ class ExecutorPort(Protocol):
     ) -> WorkflowRecord: ...
 
     def explain(self, workflow_id: str, address: str, *, tenant: str | None = None) -> StepExplanation: ...
+
+
+class AuditsPort(Protocol):
+    """`cluster.audit.audits.Audits`, which says what it does and raises."""
+
+    def run(
+        self, request: AuditRequest, *, tenant: str = "", max_of_tenant: int | None = None
+    ) -> AsyncGenerator[AuditItem, None]: ...
 
 
 class SessionsPort(Protocol):

@@ -7,9 +7,9 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from laban.actors.errors import InvalidInput, LabanError
+from laban.actors.errors import InvalidInput, LabanError, NotBuilt
 from laban.cluster.callers import caller
-from laban.cluster.gateway_ports import ExecutorPort
+from laban.cluster.gateway_ports import AuditsPort, ExecutorPort
 from laban.cluster.gateway_requests import (
     Submission,
     read_answer,
@@ -20,6 +20,7 @@ from laban.cluster.gateway_requests import (
 )
 from laban.cluster.records import TERMINAL_WORKFLOW, Event, WorkflowRecord
 from laban.cluster.translate import watch_to_pb, workflow_to_pb
+from laban.cluster.translate_audit import item_to_pb, read_audit
 from laban.cluster.translate_cluster import explanation_to_pb
 from laban.cluster.translate_leases import lease_to_pb
 from laban.proto import laban_pb2 as pb
@@ -30,8 +31,9 @@ logger = logging.getLogger(__name__)
 class WorkflowService:
     """laban.v1.Workflows over an executor."""
 
-    def __init__(self, executor: ExecutorPort) -> None:
-        self._executor = executor
+    def __init__(self, executor: ExecutorPort, audits: AuditsPort | None = None) -> None:
+        """Without `audits` none can be asked for."""
+        self._executor, self._audits = executor, audits
         self._cancelling: set[asyncio.Task[None]] = set()
 
     async def Submit(self, request: pb.SubmitRequest) -> pb.WorkflowRecord:
@@ -128,6 +130,15 @@ class WorkflowService:
     async def ExplainStep(self, request: pb.ExplainStepRequest) -> pb.StepExplanation:
         workflow_id, address = read_id(request.workflow_id, "workflow_id"), read_id(request.address, "address")
         return explanation_to_pb(self._executor.explain(workflow_id, address, tenant=caller().tenant))
+
+    async def Audit(self, request: pb.AuditRequest) -> AsyncGenerator[pb.AuditResponse, None]:
+        if self._audits is None:
+            raise NotBuilt("this server runs no audits")
+        asked = await asyncio.to_thread(read_audit, request)
+        found = self._audits.run(asked, tenant=caller().tenant, max_of_tenant=caller().max_workflows)
+        async with aclosing(found) as items:
+            async for item in items:
+                yield item_to_pb(item)
 
     async def _start(self, submission: Submission) -> WorkflowRecord:
         return await self._executor.submit(

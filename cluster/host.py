@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from laban.actors.framing import derive_framing
 from laban.actors.logs import set_up_logs
 from laban.actors.tokenizer import Tokenizer
+from laban.cluster.audit.audits import Audits
 from laban.cluster.config import LabanConfig
 from laban.cluster.dispatch import Dispatcher, DispatchLimits
 from laban.cluster.door import Door
@@ -146,6 +147,7 @@ class ControlPlane:
                 config.server.max_connection_age_s,
             ),
             fleet=dispatcher.fleet,
+            audits=Audits(dispatcher, executor.language, executor.next_rank),
             meter=meter,
             traces=traces,
             door=Door(None if config.auth.tokens_file is None else TokenBook(config.auth.tokens_file)),
