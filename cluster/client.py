@@ -10,8 +10,10 @@ from typing import Any, Self, Unpack
 
 from laban.cluster import client_lease_requests as leases
 from laban.cluster import client_requests as requests
+from laban.cluster.audit.records import AuditItem, RecordedStep
 from laban.cluster.client_async import DEFAULT_TIMEOUT_S, AsyncClient
 from laban.cluster.client_async_session import AsyncSession
+from laban.cluster.client_audit import audit_request, item_from_pb
 from laban.cluster.client_channel import SyncChannel
 from laban.cluster.client_credentials import Credentials, credentials_from
 from laban.cluster.client_requests import SubmitOptions, WorkflowSource
@@ -123,6 +125,21 @@ class Client:
         """
         request = requests.filled(pb.ExplainStepRequest, workflow_id=workflow_id, address=address)
         return explanation_from_pb(self._channel.call(self._channel.workflows.ExplainStep, request))
+
+    def audit(
+        self,
+        workflow: WorkflowSource,
+        inputs: Mapping[str, Any] | None,
+        recorded: Iterable[RecordedStep],
+        levels: Iterable[str],
+        *,
+        num_apart: int = 0,
+        **options: Unpack[SubmitOptions],
+    ) -> Generator[AuditItem, None, None]:
+        """Replays a run, recorded under `exact`, under other levels: what each changes and saves, as it is found."""
+        submit = requests.submit_request(workflow, inputs, **options)
+        call = self._channel.workflows.Audit(audit_request(submit, recorded, levels, num_apart))
+        return (item_from_pb(item) for item in self._channel.items(call))
 
     def lease_step(
         self, tools: Iterable[str], *, workflow_id: str = "", handler: str = "", wait_s: float = 20.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from laban.actors.calls import Call, Sampling
 from laban.actors.errors import InvalidInput, UnsupportedModel
 from laban.cluster.records import Layout
 from laban.cluster.views import Composed, Entry, Message, check_fits, compose, home_of
+from laban.cluster.workflow.states import MessageText, ReadRef
 from laban.kvstore.encodings import EncodingId, EncodingSpec, closure, dependencies
 
 
@@ -104,6 +105,17 @@ class MessageBook:
         message = Message(role, home, name, () if first_tokens == tokens else first_tokens)
         self.messages[key] = message
         return message
+
+    def add_fixed(self, messages: Iterable[MessageText]) -> None:
+        """The messages of a workflow that no call makes, agents' prompts among them. Raises as `add_text` does."""
+        for message in messages:
+            key = message.key
+            path = f"agents.{key[6:]}.prompt" if key.startswith("agent:") else f"messages.{key}"
+            self.add_text(key, message.role, message.text, message.name, path=path)
+
+    def entries(self, reads: Iterable[ReadRef]) -> list[Entry]:
+        """A step's reads as a view's entries."""
+        return [Entry(self.messages[read.key], read.fidelity, begin=read.begin, end=read.end) for read in reads]
 
     def add_encoded(self, key: str, role: str, name: str | None, home: EncodingSpec) -> Message:
         """A message that a call made. KeyError unless all that its encoding depends on is here."""

@@ -40,8 +40,8 @@ class Order:
 
     `family` holds the encodings of the workflow or session, what later calls may need; `successors`, where somebody
     knows, what they will read, with the tokens of each. `attempt` is the number of its first attempt: that of a call
-    tried again goes on counting. `rank` is its workflow's place in the order of admission: the lowest goes first. With a
-    `worker_id` it goes there, or fails at once.
+    tried again goes on counting. `rank` is its workflow's place in the order of admission: the lowest goes first.
+    With a `worker_id` it goes there, or fails at once.
     """
 
     call: Call

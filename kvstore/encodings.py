@@ -77,6 +77,15 @@ class EncodingSpec:
 Specs = Mapping[EncodingId, EncodingSpec]
 
 
+def owner_of(namespace: str) -> str:
+    """Whose a namespace is: what is behind a # sets a part of it apart, and counts for the same share.
+
+    >>> owner_of("model/tenant#trial"), owner_of("model/tenant")
+    ('model/tenant', 'model/tenant')
+    """
+    return namespace.partition("#")[0]
+
+
 def make_spec(namespace: str, tokens: Sequence[int], start: int, view: View, specs: Specs) -> EncodingSpec:
     """The spec of a message encoded at `start` under `view`. Equal arguments give equal ids.
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from laban.kvstore.encodings import EncodingId, EncodingSpec
+from laban.kvstore.encodings import EncodingId, EncodingSpec, owner_of
 from laban.kvstore.pages import OutOfPages, PageAllocator
 from laban.kvstore.placements import MergedChanges, PlacementChange, PlacementState, Tier
 
@@ -137,6 +137,7 @@ class EncodingStore:
 
     def num_obtainable(self, keep: Iterable[str] = (), tenant: str = "") -> int:
         """Pages that the tenant can have without evicting anything pinned or in `keep`."""
+        tenant = owner_of(tenant)
         kept = [e for key in set(keep) if (e := self._entries.get(key)) is not None and e.pins == 0]
         everyone = self.allocator.num_free + self._unpinned.total() - sum(len(e.pages) for e in kept)
         own = self.tenant_pages - self._taken[tenant] + self._unpinned[tenant]
@@ -149,6 +150,7 @@ class EncodingStore:
         """
         if key in self._entries:
             raise ValueError(f"encoding {key} is in the store already")
+        tenant = owner_of(tenant)
         count = self.pages_for(num_tokens)
         obtainable = self.num_obtainable(tenant=tenant)
         if count > obtainable:
@@ -164,7 +166,7 @@ class EncodingStore:
         count = self.pages_for(num_tokens)
         if count > self.num_obtainable(tenant=tenant):
             return None
-        for entry in self._victims(count, tenant):
+        for entry in self._victims(count, owner_of(tenant)):
             if self._order(entry) >= worth:
                 return None
         return self.reserve(key, num_tokens, tenant)

@@ -508,6 +508,106 @@ class NextUse(_message.Message):
     likelihood: float
     def __init__(self, message: _Optional[str] = ..., steps: _Optional[int] = ..., in_s: _Optional[float] = ..., likelihood: _Optional[float] = ...) -> None: ...
 
+class AuditRequest(_message.Message):
+    __slots__ = ("submit", "recorded", "levels", "num_apart")
+    SUBMIT_FIELD_NUMBER: _ClassVar[int]
+    RECORDED_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    NUM_APART_FIELD_NUMBER: _ClassVar[int]
+    submit: SubmitRequest
+    recorded: _containers.RepeatedCompositeFieldContainer[RecordedStep]
+    levels: _containers.RepeatedScalarFieldContainer[str]
+    num_apart: int
+    def __init__(self, submit: _Optional[_Union[SubmitRequest, _Mapping]] = ..., recorded: _Optional[_Iterable[_Union[RecordedStep, _Mapping]]] = ..., levels: _Optional[_Iterable[str]] = ..., num_apart: _Optional[int] = ...) -> None: ...
+
+class RecordedStep(_message.Message):
+    __slots__ = ("address", "text", "token_ids", "error")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    text: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    error: str
+    def __init__(self, address: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., error: _Optional[str] = ...) -> None: ...
+
+class AuditResponse(_message.Message):
+    __slots__ = ("step", "decision", "replayed", "refused")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    REPLAYED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    step: StepAudit
+    decision: AuditedDecision
+    replayed: ReplayedRun
+    refused: RefusedLevel
+    def __init__(self, step: _Optional[_Union[StepAudit, _Mapping]] = ..., decision: _Optional[_Union[AuditedDecision, _Mapping]] = ..., replayed: _Optional[_Union[ReplayedRun, _Mapping]] = ..., refused: _Optional[_Union[RefusedLevel, _Mapping]] = ...) -> None: ...
+
+class StepAudit(_message.Message):
+    __slots__ = ("address", "step", "level", "read", "kl", "agrees", "logprob_changes", "num_read", "num_reused", "is_same")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    READ_FIELD_NUMBER: _ClassVar[int]
+    KL_FIELD_NUMBER: _ClassVar[int]
+    AGREES_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_CHANGES_FIELD_NUMBER: _ClassVar[int]
+    NUM_READ_FIELD_NUMBER: _ClassVar[int]
+    NUM_REUSED_FIELD_NUMBER: _ClassVar[int]
+    IS_SAME_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    step: str
+    level: str
+    read: int
+    kl: _containers.RepeatedScalarFieldContainer[float]
+    agrees: _containers.RepeatedScalarFieldContainer[bool]
+    logprob_changes: _containers.RepeatedScalarFieldContainer[float]
+    num_read: int
+    num_reused: int
+    is_same: bool
+    def __init__(self, address: _Optional[str] = ..., step: _Optional[str] = ..., level: _Optional[str] = ..., read: _Optional[int] = ..., kl: _Optional[_Iterable[float]] = ..., agrees: _Optional[_Iterable[bool]] = ..., logprob_changes: _Optional[_Iterable[float]] = ..., num_read: _Optional[int] = ..., num_reused: _Optional[int] = ..., is_same: bool = ...) -> None: ...
+
+class AuditedDecision(_message.Message):
+    __slots__ = ("address", "step", "level", "name", "was", "becomes")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WAS_FIELD_NUMBER: _ClassVar[int]
+    BECOMES_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    step: str
+    level: str
+    name: str
+    was: str
+    becomes: str
+    def __init__(self, address: _Optional[str] = ..., step: _Optional[str] = ..., level: _Optional[str] = ..., name: _Optional[str] = ..., was: _Optional[str] = ..., becomes: _Optional[str] = ...) -> None: ...
+
+class ReplayedRun(_message.Message):
+    __slots__ = ("level", "ttft_ms", "wall_ms", "num_read", "num_encoded")
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    TTFT_MS_FIELD_NUMBER: _ClassVar[int]
+    WALL_MS_FIELD_NUMBER: _ClassVar[int]
+    NUM_READ_FIELD_NUMBER: _ClassVar[int]
+    NUM_ENCODED_FIELD_NUMBER: _ClassVar[int]
+    level: str
+    ttft_ms: float
+    wall_ms: float
+    num_read: int
+    num_encoded: int
+    def __init__(self, level: _Optional[str] = ..., ttft_ms: _Optional[float] = ..., wall_ms: _Optional[float] = ..., num_read: _Optional[int] = ..., num_encoded: _Optional[int] = ...) -> None: ...
+
+class RefusedLevel(_message.Message):
+    __slots__ = ("level", "reason", "address")
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    level: str
+    reason: str
+    address: str
+    def __init__(self, level: _Optional[str] = ..., reason: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
+
 class CompleteStepRequest(_message.Message):
     __slots__ = ("workflow_id", "address", "text", "output", "lease_id")
     WORKFLOW_ID_FIELD_NUMBER: _ClassVar[int]
@@ -859,7 +959,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ClusterStatus(_message.Message):
-    __slots__ = ("version", "ready", "model", "max_context", "workers", "workflows_running", "sessions_open", "uptime_s", "workflows_held", "routing_policy", "eviction_policy", "directory", "journal")
+    __slots__ = ("version", "ready", "model", "max_context", "workers", "workflows_running", "sessions_open", "uptime_s", "workflows_held", "routing_policy", "eviction_policy", "directory", "journal", "members")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -873,6 +973,7 @@ class ClusterStatus(_message.Message):
     EVICTION_POLICY_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
     version: str
     ready: bool
     model: str
@@ -886,7 +987,22 @@ class ClusterStatus(_message.Message):
     eviction_policy: str
     directory: DirectoryStatus
     journal: str
-    def __init__(self, version: _Optional[str] = ..., ready: bool = ..., model: _Optional[str] = ..., max_context: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., workflows_running: _Optional[int] = ..., sessions_open: _Optional[int] = ..., uptime_s: _Optional[float] = ..., workflows_held: _Optional[int] = ..., routing_policy: _Optional[str] = ..., eviction_policy: _Optional[str] = ..., directory: _Optional[_Union[DirectoryStatus, _Mapping]] = ..., journal: _Optional[str] = ...) -> None: ...
+    members: _containers.RepeatedCompositeFieldContainer[MemberStatus]
+    def __init__(self, version: _Optional[str] = ..., ready: bool = ..., model: _Optional[str] = ..., max_context: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., workflows_running: _Optional[int] = ..., sessions_open: _Optional[int] = ..., uptime_s: _Optional[float] = ..., workflows_held: _Optional[int] = ..., routing_policy: _Optional[str] = ..., eviction_policy: _Optional[str] = ..., directory: _Optional[_Union[DirectoryStatus, _Mapping]] = ..., journal: _Optional[str] = ..., members: _Optional[_Iterable[_Union[MemberStatus, _Mapping]]] = ...) -> None: ...
+
+class MemberStatus(_message.Message):
+    __slots__ = ("member_id", "address", "state", "workflows", "here")
+    MEMBER_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    WORKFLOWS_FIELD_NUMBER: _ClassVar[int]
+    HERE_FIELD_NUMBER: _ClassVar[int]
+    member_id: str
+    address: str
+    state: str
+    workflows: int
+    here: bool
+    def __init__(self, member_id: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., workflows: _Optional[int] = ..., here: bool = ...) -> None: ...
 
 class DirectoryStatus(_message.Message):
     __slots__ = ("num_shards", "num_encodings", "tokens_predicted", "tokens_missed", "tokens_found", "num_calls", "num_wrong")

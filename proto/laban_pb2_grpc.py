@@ -95,6 +95,11 @@ class WorkflowsStub(object):
                 request_serializer=laban_dot_proto_dot_laban__pb2.ExplainStepRequest.SerializeToString,
                 response_deserializer=laban_dot_proto_dot_laban__pb2.StepExplanation.FromString,
                 _registered_method=True)
+        self.Audit = channel.unary_stream(
+                '/laban.v1.Workflows/Audit',
+                request_serializer=laban_dot_proto_dot_laban__pb2.AuditRequest.SerializeToString,
+                response_deserializer=laban_dot_proto_dot_laban__pb2.AuditResponse.FromString,
+                _registered_method=True)
 
 
 class WorkflowsServicer(object):
@@ -199,6 +204,15 @@ class WorkflowsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Audit(self, request, context):
+        """Replays a run that was recorded under EXACT under other levels of fidelity, every step forced to the recorded text,
+        and says what each changes and saves, as it is found. Ends if the client goes away. INVALID_ARGUMENT: a level that
+        is not served. FAILED_PRECONDITION: the recording is not of this workflow. RESOURCE_EXHAUSTED: too many at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkflowsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -261,6 +275,11 @@ def add_WorkflowsServicer_to_server(servicer, server):
                     servicer.ExplainStep,
                     request_deserializer=laban_dot_proto_dot_laban__pb2.ExplainStepRequest.FromString,
                     response_serializer=laban_dot_proto_dot_laban__pb2.StepExplanation.SerializeToString,
+            ),
+            'Audit': grpc.unary_stream_rpc_method_handler(
+                    servicer.Audit,
+                    request_deserializer=laban_dot_proto_dot_laban__pb2.AuditRequest.FromString,
+                    response_serializer=laban_dot_proto_dot_laban__pb2.AuditResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -588,6 +607,33 @@ class Workflows(object):
             '/laban.v1.Workflows/ExplainStep',
             laban_dot_proto_dot_laban__pb2.ExplainStepRequest.SerializeToString,
             laban_dot_proto_dot_laban__pb2.StepExplanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Audit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/laban.v1.Workflows/Audit',
+            laban_dot_proto_dot_laban__pb2.AuditRequest.SerializeToString,
+            laban_dot_proto_dot_laban__pb2.AuditResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -79,11 +79,16 @@ class Router:
         self._by_cost = bool(getattr(policy, "by_cost", False))
         self._comparison = Comparison(ledger, self._holdings)
 
-    def choose(self, call: CallView, now_s: float = 0.0) -> Choice | None:
-        """The best of the open workers; None if there is none. Changes nothing."""
+    def choose(self, call: CallView, now_s: float = 0.0, only: str | None = None) -> Choice | None:
+        """The best of the open workers, or the one that it must be; None if there is none. Changes nothing."""
+        if only is not None:
+            account = self.ledger.accounts.get(only)
+            if account is None or not self.ledger.open & account.bit:
+                return None
+            return self._choose_by_key(call, now_s, account.bit)
         if not self.ledger.open:
             return None
-        return (self._choose_by_cost if self._by_cost else self._choose_by_key)(call, now_s)
+        return self._choose_by_cost(call, now_s) if self._by_cost else self._choose_by_key(call, now_s)
 
     def _choose_by_cost(self, call: CallView, now_s: float) -> Choice:
         shares = self._shares(call, now_s)
@@ -139,13 +144,14 @@ class Router:
     def _account(self, number: int) -> Account:
         return self.ledger.by_bit[1 << number]
 
-    def _choose_by_key(self, call: CallView, now_s: float) -> Choice:
+    def _choose_by_key(self, call: CallView, now_s: float, among: int = -1) -> Choice:
         ledger = self.ledger
         question = self._holdings.ask(call)
         shares = self._shares(call, now_s)
         left = self._holdings.left(call)
         looked: list[_Looked] = []
-        for pace, as_fast in ledger.paces.items():
+        for pace, members_of_pace in ledger.paces.items():
+            as_fast = members_of_pace & among
             if not question.workers & as_fast:
                 continue
             estimator = Estimator(call, pace, question.everywhere, question.sendable, question.peers, shares)

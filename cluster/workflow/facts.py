@@ -48,6 +48,13 @@ class Facts:
         if self._graph.nodes[address].step.on_error == "message":
             self.add(address, message)
 
+    def supposing(self, address: str, text: str) -> Facts:
+        """The same, had the instance made `text`."""
+        other = Facts(self._graph, self._inputs, self._messages, self._prefills)
+        other.texts, other.values, other._failed = dict(self.texts), dict(self.values), self._failed - {address}
+        other.add(address, text)
+        return other
+
     def text(self, key: str) -> str:
         """Of a fixed message, or of an instance that is there."""
         return self._messages[key] if key in self._messages else self.texts[key]

@@ -34,7 +34,7 @@ class Reading:
         return [self._ref(key, source) for key in self.keys(source)]
 
     def _ref(self, key: str, source: Source) -> ReadRef:
-        return ReadRef(self._named(key), source.fidelity, source.begin, source.end)
+        return ReadRef(self._named(key), source.fidelity, source.begin, source.end, source.index)
 
     def stand_ins(self, source: Source) -> tuple[Given, ...]:
         """The messages as a run within is given them."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from laban.actors.errors import FailedPrecondition, NotFound
 from laban.cluster.workflow.build import MAX_INSTANCES, build_graph
 from laban.cluster.workflow.children import Children, Given, News, Room, outer_key
+from laban.cluster.workflow.deciding import decisions_of, may_decide
 from laban.cluster.workflow.diagnostics import Problem, WorkflowErrors
 from laban.cluster.workflow.expressions import ExpressionProblem
 from laban.cluster.workflow.facts import Facts, arguments_of, role_of, task_of, tries_of
@@ -220,6 +221,18 @@ class Run:
         """Those that became so since the last call; of runs within they come after the news of these."""
         own, self._progress.given_up = self._progress.given_up, []
         return own + self._children.take_given_up()
+
+    def decides(self, address: str, text: str) -> dict[str, object]:
+        """What an instance of a run that has come past it would decide by `text`: `deciding.py` says what that is."""
+        inner, rest = self._inner(address)
+        if inner is not None:
+            return inner.decides(rest, text)
+        return decisions_of(self.graph, self._facts, self._progress.decisions, address, text)
+
+    def may_decide(self, address: str) -> bool:
+        """Whether an instance's text decides anything."""
+        inner, rest = self._inner(address)
+        return may_decide(self.graph, address) if inner is None else inner.may_decide(rest)
 
     def tallies(self) -> dict[str, Tally]:
         """The votes decided so far, by step."""

@@ -36,6 +36,7 @@ class ReadRef:
     fidelity: Literal["exact", "direct"]
     begin: int | None = None
     end: int | None = None
+    index: int | None = None  # which entry of the step's `read` it is of; None: the agent's prompt, put first
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,133 @@
+"""One recorded run, played again under several levels at once: the same steps, in the same order, on the same text."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from laban.actors.calls import Call, Sampling
+from laban.actors.errors import FailedPrecondition
+from laban.cluster.audit.calling import Forced
+from laban.cluster.audit.records import AS_WRITTEN, RecordedStep
+from laban.cluster.messages import Language, MessageBook, Opening
+from laban.cluster.views import Composed
+from laban.cluster.workflow.children import Began
+from laban.cluster.workflow.run import Run
+from laban.cluster.workflow.schema import Workflow
+from laban.cluster.workflow.states import Overrides, ReadRef, ReadyStep
+
+MAX_AT_ONCE = 4
+"""Instances that are measured at the same time: what is kept of each takes memory."""
+
+
+@dataclass(slots=True)
+class Variant:
+    """The run under one level: its state, its messages as they are encoded under it, and its instances so far."""
+
+    level: str
+    run: Run
+    book: MessageBook
+    steps: dict[str, ReadyStep] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, level: str, workflow: Workflow, inputs: Mapping[str, object], overrides: Overrides, language: Language
+    ) -> Variant:
+        """Raises what a submission raises."""
+        fidelity = None if level == AS_WRITTEN else level
+        run = Run(workflow, inputs, Overrides(fidelity, overrides.seed, overrides.set))
+        book = MessageBook(language)
+        book.add_fixed(run.messages.values())
+        return cls(level, run, book)
+
+    def hand_out(self) -> list[ReadyStep]:
+        """The instances that have become ready."""
+        ready = self.run.ready() if self.run.state == "running" else ()
+        for news in self.run.take_news():
+            if isinstance(news, Began):
+                for message in news.messages:
+                    self.book.add_text(message.key, message.role, message.text, message.name, path=message.key)
+            elif news.message is not None:
+                ended = news.message
+                self.book.add_text(ended.key, ended.role, ended.text, ended.name, path=ended.key)
+        self.steps |= {step.address: step for step in ready}
+        return list(ready)
+
+    def call(
+        self, call_id: str, address: str, sampling: Sampling, reads: Sequence[ReadRef] | None = None
+    ) -> tuple[Call, Composed]:
+        """The instance's call, with other `reads` if some are given."""
+        step = self.steps[address]
+        entries = self.book.entries(step.reads if reads is None else reads)
+        return self.book.decode(
+            call_id, f"step {address}", entries, Opening(step.role, step.name, step.prefill), sampling
+        )
+
+    def forced(self, call_id: str, recorded: RecordedStep, reads: Sequence[ReadRef] | None = None) -> Forced:
+        """The same, forced to the recorded text. One without text only encodes the message that it makes."""
+        address, tokens = recorded.address, recorded.token_ids
+        if tokens:
+            call, _ = self.call(call_id, address, Sampling(max_tokens=len(tokens), forced=tokens), reads)
+            return Forced(call, self.book.specs)
+        step, framing = self.steps[address], self.book.language.framing
+        entries = self.book.entries(step.reads if reads is None else reads)
+        header = framing.header(step.role, step.name, first=not entries, prefill=step.prefill)
+        empty = (*header, *framing.terminator(step.role, after_stop_token=False))
+        call, _ = self.book.prefill(call_id, f"step {address}", entries, step.role, empty)
+        return Forced(call, self.book.specs)
+
+    def end(self, recorded: RecordedStep) -> None:
+        """The instance ended as it was recorded. What a call made of it is in the book."""
+        step = self.steps[recorded.address]
+        failed_as_message = recorded.state == "failed" and step.tries.on_error == "message"
+        if failed_as_message or (step.kind == "external" and recorded.state == "succeeded"):
+            text = step.prefill + (recorded.error if failed_as_message else recorded.text)
+            self.book.add_text(recorded.address, step.role, text, step.name, path="text")
+        if recorded.state == "failed":
+            self.run.fail(recorded.address, recorded.error)
+        else:
+            self.run.finish(recorded.address, recorded.text)
+
+
+async def replay(
+    variants: Sequence[Variant], recorded: Sequence[RecordedStep], measure: Callable[[RecordedStep], Awaitable[None]]
+) -> None:
+    """Plays all `variants` through what was `recorded`, in its order.
+
+    `measure` is awaited for each instance that generated, and has put its message into every book once it returns;
+    several run at a time. Raises FailedPrecondition for a recording that is not one of this workflow.
+    """
+    by_address = {step.address: step for step in recorded}
+    places = asyncio.Semaphore(MAX_AT_ONCE)
+    tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def measured(step: RecordedStep) -> None:
+        async with places:
+            await measure(step)
+
+    def hand_out() -> None:
+        first, *others = [variant.hand_out() for variant in variants]
+        if any([step.address for step in other] != [step.address for step in first] for other in others):
+            raise FailedPrecondition("the levels do not go the same way on the same text", field="recorded")
+        for step in first:
+            told = by_address.get(step.address)
+            if told is not None and told.state == "succeeded" and step.kind == "generate":
+                tasks[step.address] = asyncio.create_task(measured(told))
+
+    try:
+        hand_out()
+        for step in recorded:
+            if any(variant.run.state != "running" for variant in variants):
+                break
+            if any(step.address not in variant.steps for variant in variants):
+                raise FailedPrecondition("the run does not come to this step", field="recorded", value=step.address)
+            if step.address in tasks:
+                await tasks.pop(step.address)
+            for variant in variants:
+                variant.end(step)
+            hand_out()
+    finally:
+        for task in tasks.values():
+            task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
