@@ -39,7 +39,6 @@ from laban.cluster.records import (
 )
 from laban.cluster.replay import Nobody
 from laban.cluster.slots import Order
-from laban.cluster.views import Entry
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.states import ReadyStep
 from laban.kvstore.encodings import EncodingId
@@ -336,11 +335,10 @@ class Execution:
     def _order(self, attempt: Attempt) -> Order:
         book, step = self._book, attempt.step
         assert book is not None
-        entries = [Entry(book.messages[read.key], read.fidelity, begin=read.begin, end=read.end) for read in step.reads]
         sampling = sampling_of(step, self._seed, book.language, attempt.failures)
         opening = Opening(step.role, step.name, step.prefill)
         key, what = f"{self.workflow_id}/{step.address}", f"step {step.address}"
-        call, _ = book.decode(key, what, entries, opening, sampling, rank=self._rank)
+        call, _ = book.decode(key, what, book.entries(step.reads), opening, sampling, rank=self._rank)
         return Order(call, self, book.specs, attempt.number, self._rank, self._successors())
 
     def _finish(self, address: str, worker_id: str, event: CallFinished, waited_ms: float) -> None:
