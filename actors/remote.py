@@ -461,12 +461,15 @@ class RemoteHost:
             raise Unavailable(f"the service's process died: {_first_line(error)}") from None
         return address
 
-    def check(self, timeout_s: float) -> None:
-        """Raises Unavailable if the process is gone, or does not answer in time."""
+    def answers(self, timeout_s: float) -> bool:
+        """Whether the process answers in time. Raises Unavailable if it is gone."""
         try:
             ray.get(self._handle.answer.remote(), timeout=timeout_s)
-        except (RayError, TimeoutError) as error:
-            raise Unavailable(f"the service does not answer ({_first_line(error)})") from None
+        except TimeoutError:
+            return False
+        except RayError as error:
+            raise Unavailable(f"the service's process died: {_first_line(error)}") from None
+        return True
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """End the service, then its process, the latter after `timeout_s` in any case. Idempotent, raises nothing."""

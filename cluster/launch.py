@@ -40,6 +40,12 @@ QUIET_RAY = {
     # Ray would run workers at a lower priority than everything else on the machine.
     "RAY_worker_niceness": "0",
 }
+OWN_RAY = {
+    # Nobody brings back the raylet or the GCS of a Ray on one machine: notice soon, so that all of it is started again.
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+}
 
 
 class ClusterHandle:
@@ -53,10 +59,9 @@ class ClusterHandle:
         self._host: RemoteHost | None = host
         self._owns_ray = owns_ray
 
-    def check(self, timeout_s: float = 10.0) -> None:
-        """Raises Unavailable if the control plane does not answer."""
-        if self._host is not None:
-            self._host.check(timeout_s)
+    def answers(self, timeout_s: float = 10.0) -> bool:
+        """Whether the control plane answers in time. Raises Unavailable if its process is gone."""
+        return self._host is None or self._host.answers(timeout_s)
 
     def stop(self) -> None:
         """Idempotent."""
@@ -109,7 +114,7 @@ def _start_ray(config: LabanConfig, progress: Progress) -> bool:
 
     if ray.is_initialized():
         return False
-    for name, value in QUIET_RAY.items():
+    for name, value in (QUIET_RAY if config.ray.address is not None else QUIET_RAY | OWN_RAY).items():
         os.environ.setdefault(name, value)
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     address = config.ray.address

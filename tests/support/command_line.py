@@ -11,7 +11,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -27,12 +27,12 @@ class Cli:
     folder: Path
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, output: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
         plain = {name: value for name, value in os.environ.items() if not name.startswith("LABAN_")}
         return subprocess.Popen(
             [sys.executable, "-m", "laban.cluster.cli", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
             text=True,
             cwd=self.folder,
             env={**plain, MARK: self.mark},
@@ -57,9 +57,13 @@ class Cli:
             time.sleep(0.2)
         return list(found.values())
 
+    def running(self) -> dict[int, str]:
+        """The processes of its commands: command line by id."""
+        return _marked(self.mark)
+
     def processes(self, title: str) -> list[int]:
         """Ids of the processes of its commands whose command line begins with `title`."""
-        return [number for number, line in _marked(self.mark).items() if line.startswith(title)]
+        return [number for number, line in self.running().items() if line.startswith(title)]
 
 
 def _marked(mark: str) -> dict[int, str]:
