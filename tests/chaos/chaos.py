@@ -5,8 +5,8 @@
 A `laban serve` with two workers and two directory shards runs workflows of seven kinds, greedy and `exact`, some with
 a step that a handler answers. SIGKILL goes to random processes of it, Ray's and the server itself among them; what ends
 is started again, by itself or by the loop that keeps the server, as a supervisor of services would. In between the
-database is locked (SQLite) or stopped (a PostgreSQL of the program's own) for some seconds. Of ten kills
-four do not wait until the one before is overcome. Each workflow has an idempotency key and is watched to its end.
+database is locked (SQLite) or stopped (a PostgreSQL of the program's own) for some seconds. Three of
+four kills do not wait until the one before is overcome. Each workflow has an idempotency key and is watched to its end.
 
 Checked: none is lost or there twice; every durable event comes once, in order, and again when watched again; each step
 has one result; texts, token ids and outputs are those of a run that nobody disturbed (flows with two tokens nearer to
@@ -41,9 +41,9 @@ KILLS = {"worker": 12, "directory": 6, "database": 3, "host": 2, "driver": 1, "r
 """What is killed, and how often: shares. `all` is as if the machine lost its power; the database is only away."""
 STARTS_AGAIN = {"host", "driver", "raylet", "gcs", "all"}
 """Without these it cannot go on for long: the server ends, by itself if need be, and is started again."""
-IMPATIENT = 0.4  # the share of kills that do not wait
+IMPATIENT = 0.75  # the share of kills that do not wait until the one before is overcome
 SETTLING_S = 1.0  # until a loss has been noticed
-PAUSE_S = 4.0  # at most, between all being up and the next kill
+PAUSE_S = 3.0  # at most, before each kill
 AWAY_S = 8.0  # at most, of a database
 RECOVERING_S = 300.0  # at most
 NUM_WORKERS = 2
