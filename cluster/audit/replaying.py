@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from laban.actors.calls import Call, Sampling
-from laban.actors.errors import FailedPrecondition
+from laban.actors.errors import FailedPrecondition, NotFound
 from laban.cluster.audit.calling import Forced
 from laban.cluster.audit.records import AS_WRITTEN, RecordedStep
 from laban.cluster.messages import Language, MessageBook, Opening
@@ -77,6 +77,13 @@ class Variant:
         call, _ = self.book.prefill(call_id, f"step {address}", entries, step.role, empty)
         return Forced(call, self.book.specs)
 
+    def stands_for_a_run(self, address: str) -> bool:
+        """Whether an instance runs a workflow of its own."""
+        try:
+            return self.run.status(address).kind == "workflow"
+        except NotFound:
+            return False
+
     def end(self, recorded: RecordedStep) -> None:
         """The instance ended as it was recorded. What a call made of it is in the book."""
         step = self.steps[recorded.address]
@@ -120,6 +127,8 @@ async def replay(
         for step in recorded:
             if any(variant.run.state != "running" for variant in variants):
                 break
+            if variants[0].stands_for_a_run(step.address):
+                continue  # its own instances are in the recording
             if any(step.address not in variant.steps for variant in variants):
                 raise FailedPrecondition("the run does not come to this step", field="recorded", value=step.address)
             if step.address in tasks:

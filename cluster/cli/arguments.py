@@ -34,6 +34,12 @@ EXAMPLES = {
     laban run flow.yaml --json | jq .outputs
     laban run flow.yaml --tool tests='pytest -q "$LABAN_ARG_PATH"'
     laban run flow.yaml --address 10.0.0.5:8470     on a cluster that `laban serve` keeps up""",
+    "audit": """\
+    laban audit flow.yaml --data inputs.jsonl                each line {"question": "..."}: one run each
+    laban audit flow.yaml --data inputs.jsonl --levels direct --tolerance 0.02 --html report.html
+    laban audit flow.yaml --data inputs.jsonl --write        then check what it chose:
+    laban audit flow.yaml --data held_out.jsonl --levels written
+    laban audit flow.yaml --input question='Why?' --json | jq .wholes""",
     "submit": """\
     laban submit flow.yaml --key nightly-2026-11-22     the same key again gives the same workflow
     laban watch "$(laban submit flow.yaml)\"""",
@@ -94,6 +100,19 @@ EXAMPLES = {
     "version": "    laban version",
 }
 
+AUDIT = """\
+Run a workflow under `exact` on each input, then replay each run under other levels of fidelity, every step forced to
+the recorded text, and compare.
+
+Of each step and level: the KL divergence from exact over the whole vocabulary (nats a token, mean and 95th percentile),
+how often both like the same token best, the change of the text's log-likelihood, and the tokens encoded again. Where a
+step's text decides something (a branch, a vote, a value that is matched) the level also generates by itself in the
+recorded context: a decision that comes out otherwise flips. Of the steps that differ most, each read is also tried
+alone. Last, whole runs are replayed from an empty cache, for time.
+
+It ends with the cheapest level within the tolerance T for each step, or each read: at most T nats a token on average,
+and at most a share T of the decisions flipped. Intervals are over inputs, so give it more than a few.
+"""
 FILE_HELP = "the workflow, a YAML file"
 
 
@@ -132,6 +151,20 @@ def _parser() -> argparse.ArgumentParser:
     _tool_flag(run)
     _json_flag(run)
     _cluster_flags(run)
+
+    audit = command("audit", "measure what reuse changes in a workflow, what it saves, and which level to choose")
+    audit.description = AUDIT
+    audit.add_argument("file", metavar="FILE", help=FILE_HELP)
+    audit.add_argument("--address", metavar="HOST:PORT", help="a cluster to do it on; none: start one here")
+    audit.add_argument("--data", metavar="FILE.jsonl", help="input values, a JSON object a line, over --input")
+    audit.add_argument("--levels", metavar="L,L", help="to compare with exact: direct, ...; written: what FILE says")
+    audit.add_argument("--tolerance", type=float, default=0.05, metavar="T", help="of the recommendation (0.05)")
+    audit.add_argument("--html", metavar="FILE.html", help="write the report as one page, with pictures")
+    audit.add_argument("--write", action="store_true", help="write the recommendation into FILE; comments stay")
+    _run_flags(audit)
+    _tool_flag(audit)
+    _json_flag(audit)
+    _cluster_flags(audit)
 
     submit = command("submit", "start a workflow on a cluster and print its id")
     submit.add_argument("file", metavar="FILE", help=FILE_HELP)

@@ -79,7 +79,6 @@ def _journaled(config: LabanConfig) -> LabanConfig:
 
 
 def run(arguments: Namespace) -> int:
-    from laban.cluster.client import Client
     from laban.cluster.render import screen_for
 
     request = _request(arguments)
@@ -87,17 +86,41 @@ def run(arguments: Namespace) -> int:
     if tools:
         check_names(tools, request["workflow"], request["source_name"], request["files"])
     screen = screen_for()
+    if not arguments.address:
+        _check_locally(request)
+    with _given_or_own(arguments, screen) as client:
+        return _run(client, request, tools, screen, arguments)
+
+
+def audit(arguments: Namespace) -> int:
+    from laban.cluster.cli.audit import Auditing, AuditPlan, finish
+    from laban.cluster.render import screen_for
+
+    request = _request(arguments)
+    tools = parse_tools(arguments.tools)
+    if tools:
+        check_names(tools, request["workflow"], request["source_name"], request["files"])
+    plan = AuditPlan(request, arguments)
+    with _given_or_own(arguments, screen_for()) as client:
+        found = Auditing(client, plan, tools).all()
+    return finish(plan, found, arguments)
+
+
+@contextmanager
+def _given_or_own(arguments: Namespace, screen: Screen) -> Iterator[Client]:
+    """A client of the cluster at --address, or of one that is started for this command and ends with it."""
     if arguments.address:
         with _client(arguments) as client:
-            return _run(client, request, tools, screen, arguments)
+            yield client
+        return
 
+    from laban.cluster.client import Client
     from laban.cluster.client_credentials import Credentials
     from laban.cluster.config import AuthSection, JournalSection
     from laban.cluster.launch import start_cluster
 
     found = _configuration(arguments).config
     config = found.model_copy(update={"metrics": found.metrics.model_copy(update={"port": None})})
-    _check_locally(request)
     # A cluster of its own listens where nobody else does.
     alone = {"host": "127.0.0.1", "port": 0, "tls_cert": None, "tls_key": None, "tls_client_ca": None}
     private = config.model_copy(update={"server": config.server.model_copy(update=alone), "auth": AuthSection()})
@@ -105,7 +128,7 @@ def run(arguments: Namespace) -> int:
         cluster = start_cluster(private.model_copy(update={"journal": JournalSection()}), screen.phase)
     arguments.address = cluster.address
     with cluster, Client(cluster.address, credentials=Credentials()) as client:
-        return _run(client, request, tools, screen, arguments)
+        yield client
 
 
 def _run(

@@ -1,0 +1,235 @@
+"""`laban audit`: what other fidelities change in a workflow's runs, what they save, and which to choose."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError, Unavailable
+from laban.cluster.audit.advice import Advice, advise
+from laban.cluster.audit.data import read_data
+from laban.cluster.audit.page import page
+from laban.cluster.audit.records import AS_WRITTEN, AuditItem, RecordedStep, StepAudit
+from laban.cluster.audit.report import BASELINE, AuditedInput, Report, summarize
+from laban.cluster.audit.table import lines
+from laban.cluster.audit.writing import Path as YamlPath
+from laban.cluster.audit.writing import set_fidelities
+from laban.cluster.cli.files import read_file
+from laban.cluster.cli.tools import serving
+from laban.cluster.records import Event
+from laban.cluster.workflow.build import build_graph
+from laban.cluster.workflow.inputs import check_inputs
+from laban.cluster.workflow.overrides import check_fidelity
+from laban.cluster.workflow.parse import parse_yaml
+from laban.cluster.workflow.run import Run
+from laban.cluster.workflow.states import Overrides
+from laban.cluster.workflow.visibility import Visibility
+
+if TYPE_CHECKING:
+    from laban.cluster.cli.shell import ShellTool
+    from laban.cluster.client import Client
+    from laban.cluster.workflow.schema import Workflow
+
+KNOWN = ("direct", "corrected", "blended")
+"""From the cheapest. What of these this version serves is what is audited unless levels are named."""
+NUM_APART = 4
+MAX_WHY = 8
+
+
+class AuditPlan:
+    """What is to be audited, checked before any cluster is asked. Raises WorkflowErrors, InvalidInput."""
+
+    def __init__(self, request: Mapping[str, Any], arguments: Namespace) -> None:
+        self.request = dict(request)
+        self.workflow: Workflow = parse_yaml(request["workflow"], request["source_name"], request["files"])
+        if request["fidelity"] is not None:
+            raise InvalidInput("says which levels to compare with exact: give --levels", field="--fidelity")
+        self.tolerance = _tolerance(arguments.tolerance)
+        self.levels = _levels(arguments.levels, self.workflow)
+        base = request["inputs"]
+        if arguments.data is None:
+            self.inputs = [(1, dict(base))]
+        else:
+            text = read_file(arguments.data).decode("utf-8", "replace")
+            self.inputs = read_data(text, self.workflow, base, arguments.data)
+        changes = {tuple(key.rpartition(".")[::2]): value for key, value in request["overrides"].items()}
+        for _, inputs in self.inputs:
+            run = Run(self.workflow, inputs, Overrides(BASELINE, request["seed"], changes))
+        self.run = run  # of the last inputs: its graph says where each step stands
+
+    def options(self, **changes: object) -> dict[str, Any]:
+        """For a submission, without the inputs."""
+        return {key: value for key, value in self.request.items() if key != "inputs"} | changes
+
+
+def _tolerance(value: float) -> float:
+    if not 0 <= value <= 100:
+        raise InvalidInput("expected 0 to 100, nats a token and a share of decisions", field="--tolerance", value=value)
+    return value
+
+
+def _levels(given: str | None, workflow: Workflow) -> tuple[str, ...]:
+    if given is None:
+        served = tuple(level for level in KNOWN if not check_fidelity(Overrides(level))[1])
+        return (*served, AS_WRITTEN) if _states_levels(workflow) else served
+    levels = tuple(dict.fromkeys(level.strip() for level in given.split(",") if level.strip()))
+    for level in levels:
+        problems = [] if level == AS_WRITTEN else check_fidelity(Overrides(level))[1]
+        if problems:
+            expected = problems[0].expected or "another"
+            raise InvalidInput(
+                f"{problems[0].message}, expected {expected}, or {AS_WRITTEN}", field="--levels", value=level
+            )
+    levels = tuple(level for level in levels if level != BASELINE)
+    if not levels:
+        raise InvalidInput(f"names no level beside {BASELINE}", field="--levels", value=given)
+    return levels
+
+
+def _states_levels(workflow: Workflow) -> bool:
+    """Whether the workflow states more than one fidelity, so that as written it is none of the levels."""
+    graph, _ = build_graph(workflow)
+    return graph is not None and len({source.fidelity for node in graph.nodes.values() for source in node.sources}) > 1
+
+
+class Auditing:
+    """Runs and audits one set of inputs after the other, and says how far it has come."""
+
+    def __init__(self, client: Client, plan: AuditPlan, tools: dict[str, ShellTool]) -> None:
+        self._client, self._plan, self._tools = client, plan, tools
+        self._is_terminal = sys.stderr.isatty()
+
+    def all(self) -> list[AuditedInput]:
+        found = []
+        for place, (line, inputs) in enumerate(self._plan.inputs, 1):
+            self._say(place, "running under exact")
+            recorded, error = self._record(inputs)
+            if error:
+                found.append(AuditedInput(line, (), error))
+                continue
+            found.append(AuditedInput(line, tuple(self._compare(place, inputs, recorded))))
+        if self._is_terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        return found
+
+    def _record(self, inputs: Mapping[str, object]) -> tuple[list[RecordedStep], str]:
+        """The instances in the order in which they ended, or why the run failed."""
+        options = self._plan.options(fidelity=BASELINE)
+        order: list[RecordedStep] = []
+        workflow_id = ""
+        with serving(self._client, self._tools) as served:
+            for item in self._client.run(inputs=inputs, cancel_on_disconnect=True, **options):
+                if not workflow_id:
+                    workflow_id = item.workflow_id
+                    served.begin(workflow_id)
+                result = item.result if isinstance(item, Event) else None
+                if result is not None and result.state == "succeeded":
+                    order.append(RecordedStep(result.address, result.text, tuple(result.token_ids)))
+                elif result is not None and result.state == "failed":
+                    why = result.error.message if result.error is not None else ""
+                    order.append(RecordedStep(result.address, state="failed", error=why))
+        if not workflow_id:
+            raise Unavailable("the server ended the run before it began; try again")
+        record = self._client.get(workflow_id)
+        if record.state != "succeeded":
+            return [], record.error.message if record.error is not None else record.state
+        return order, ""
+
+    def _compare(
+        self, place: int, inputs: Mapping[str, object], recorded: Sequence[RecordedStep]
+    ) -> Sequence[AuditItem]:
+        plan, items = self._plan, []
+        options = plan.options(fidelity=None)
+        total = len(plan.levels) * sum(bool(step.token_ids) for step in recorded)
+        found = self._client.audit(inputs=inputs, recorded=recorded, levels=plan.levels, num_apart=NUM_APART, **options)
+        for item in found:
+            items.append(item)
+            done = sum(isinstance(each, StepAudit) and each.read is None for each in items)
+            self._say(place, f"compared {done} of {total} steps" if done < total else "replaying whole runs, for time")
+        return items
+
+    def _say(self, place: int, doing: str) -> None:
+        line = f"input {place} of {len(self._plan.inputs)}: {doing}"
+        if self._is_terminal:
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+        elif doing.startswith("running"):
+            print(line, file=sys.stderr, flush=True)
+
+
+def finish(plan: AuditPlan, inputs: Sequence[AuditedInput], arguments: Namespace) -> int:
+    """Shows, and writes, what was found; returns the exit code."""
+    report = summarize(plan.workflow.name, inputs)
+    if not report.num_inputs:
+        raise FailedPrecondition(f"no run under {BASELINE} succeeded: {inputs[0].error}")
+    report = summarize(plan.workflow.name, inputs, _why(plan, report))
+    advice = advise(report, plan.tolerance)
+    if arguments.html:
+        _write(arguments.html, page(report, advice, plan.tolerance), "--html")
+    if arguments.json:
+        document = {**asdict(report), "tolerance": plan.tolerance, "advice": [asdict(one) for one in advice]}
+        print(json.dumps(document, ensure_ascii=False))
+    else:
+        print("\n".join(lines(report, advice, plan.tolerance)))
+    if arguments.write:
+        changed = write_back(plan, advice)
+        if changed is None:
+            print(f"{arguments.file}: says so already", file=sys.stderr)
+        else:
+            _write(arguments.file, changed, "--write")
+            print(f"{arguments.file}: written", file=sys.stderr)
+    return 0
+
+
+def write_back(plan: AuditPlan, advice: Sequence[Advice]) -> str | None:
+    """The file with the fidelities recommended; None if it has them. Steps of other files stay as they are."""
+    text = plan.request["workflow"].decode("utf-8")
+    places = {node.step.step: (node.loc, node.step) for node in plan.run.graph.nodes.values()}
+    levels: dict[YamlPath, str] = {}
+    for one in advice:
+        if one.step not in places:
+            continue
+        loc, step = places[one.step]
+        whole = one.level if not one.reads else BASELINE
+        if (step.fidelity or plan.workflow.fidelity) != whole:
+            levels[tuple(loc)] = whole
+        for index, read in enumerate(step.read):
+            wanted = one.level if not one.reads or index in one.reads else BASELINE
+            if (read.fidelity or whole) != wanted:
+                levels[(*loc, "read", index)] = wanted
+    return set_fidelities(text, levels) if levels else None
+
+
+def _why(plan: AuditPlan, report: Report) -> list[str]:
+    """Leakage and blockage of the steps that diverge most, where every read is direct."""
+    worst = sorted((row for row in report.steps if not row.is_same), key=lambda row: -row.kl_mean)
+    names = list(dict.fromkeys(row.step for row in worst))[:MAX_WHY]
+    if not names:
+        return []
+    values, _ = check_inputs(plan.workflow, plan.inputs[0][1])
+    graph, _ = build_graph(plan.workflow, "direct", values)
+    if graph is None:
+        return []
+    visibility = Visibility(graph)
+    told = [
+        f"leakage: {leak.step} is not given {leak.message}, and learns of it through {leak.through}"
+        for leak in visibility.leaks()
+        if leak.step in names
+    ]
+    for blockage in visibility.blockages():
+        if blockage.step in names:
+            pairs = ", ".join(f"{one} / {other}" for one, other in blockage.pairs[:3])
+            more = f" and {blockage.num_pairs - 3} more pairs" if blockage.num_pairs > 3 else ""
+            told.append(f"blockage: {blockage.address} reads messages encoded unaware of each other: {pairs}{more}")
+    return ["", "why, under `direct`:", *(f"  {line}" for line in told)] if told else []
+
+
+def _write(path: str, text: str, flag: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise LabanError(f"cannot be written ({error.strerror})", field=flag, value=path) from None
