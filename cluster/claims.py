@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from laban.actors.errors import Conflict, InvalidInput
+from laban.actors.errors import Conflict, InvalidInput, Unavailable
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
 
@@ -16,6 +16,15 @@ MAX_KEY = 128
 
 Key = tuple[str, str]
 """A tenant and what it calls its key."""
+
+
+class KeyTaken(Unavailable):
+    """A key is in the journal already, of a workflow that may be another Laban's."""
+
+    def __init__(self, workflow_id: str, content: str) -> None:
+        super().__init__("the workflow of this idempotency key is with another Laban: try again")
+        self.workflow_id = workflow_id
+        self.content = content
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +62,15 @@ class Claims:
         """The workflow that the same content started. Raises Conflict for a key that was used with other content."""
         while key is not None and (claim := self._claims.get(key)) is not None:
             if claim.content != content:
-                raise Conflict("was used before, with other content", field="idempotency_key", value=key[1])
+                raise used_before(key[1])
             if claim.accepted is None or claim.accepted.done():
                 return claim.workflow_id
             await asyncio.wait([claim.accepted])
         return None
+
+
+def used_before(key: str | None) -> Conflict:
+    return Conflict("was used before, with other content", field="idempotency_key", value=key)
 
 
 def key_of(tenant: str, given: str | None) -> Key | None:

@@ -65,6 +65,7 @@ class PlaceOptions(TypedDict, total=False):
     layout: Layout
     position: int | None
     fidelity: str
+    recompute_share: float
 
 
 class DecodeOptions(PlaceOptions, total=False):
@@ -209,6 +210,9 @@ def _put_place(request: pb.PrefillRequest | pb.DecodeRequest, options: PlaceOpti
     put(request, "name", options.get("name") or "")
     request.view.CopyFrom(view_of(options.get("view", ()), options.get("layout", "packed")))
     request.fidelity = fidelity_of(options.get("fidelity", "exact"))
+    share = options.get("recompute_share")
+    if share is not None:
+        put(request, "recompute_share", share)
     position = options.get("position")
     if position is not None:
         put(request, "position", position)

@@ -123,6 +123,21 @@ class ServerSection(_Section):
     tls_client_ca: str | None = Field(
         default=None, min_length=1, description="PEM authorities that clients need a certificate of; null: none needed"
     )
+    peer_address: str | None = Field(
+        default=None,
+        min_length=1,
+        description="host or host:port where other Labans of the same journal reach this one; null: host, or the "
+        "machine's name",
+    )
+    peer_ca: str | None = Field(
+        default=None, min_length=1, description="PEM authorities of the others' certificates; null: the system's"
+    )
+    peer_name: str | None = Field(
+        default=None, min_length=1, description="that the others' certificates are for; null: the host of each"
+    )
+    drain_s: float = Field(
+        default=10.0, ge=0, le=3600, description="that running calls have to end when the server does, with a journal"
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> ServerSection:
@@ -176,6 +191,9 @@ class JournalSection(_Section):
     )
     sync: Literal["full", "normal"] = Field(
         default="full", description="full: a write is on the disk; normal: lost with the machine, not the process"
+    )
+    lease_s: float = Field(
+        default=10.0, gt=0, le=3600, description="after which others take the workflows of a silent Laban over"
     )
     max_age_s: float | None = Field(
         default=None, gt=0, description="of workflows that have ended; null: as limits.max_finished_workflows says"

@@ -17,7 +17,8 @@ from laban.cluster.view_tree import Spot, ViewTree
 from laban.cluster.views import Message
 from laban.cluster.workflow.children import outermost_key
 from laban.cluster.workflow.facts import role_of
-from laban.cluster.workflow.graph import Fidelity, Node, Source, StepGraph
+from laban.cluster.workflow.fidelity import Fidelity
+from laban.cluster.workflow.graph import Node, Source, StepGraph
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.states import ReadRef
 from laban.cluster.workflow.timing import StepHistory
@@ -212,7 +213,7 @@ class _Views:
                 ref = ReadRef(outermost_key(self._path, key), fidelity, begin, end)
                 spot = self._sizes.tree.after(spot, ref, fixed=True) if known else None
             found = self._places[at] = self._new(spot, self._num_tokens(key, begin, end))
-        self._need(self._home(key, level) if fidelity == "direct" else found, level)
+        self._need(self._home(key, level) if fidelity != "exact" else found, level)
         return found
 
     def _home(self, key: str, level: int) -> int:

@@ -136,11 +136,18 @@ class Execution:
         self._is_replaying = True
         self._crash(error)
 
-    def leave(self) -> None:
-        """Let go of the workflow as it stands: another process goes on with it."""
+    def leave(self, why: LabanError) -> None:
+        """Let go of the workflow as it stands: another process goes on with it. Who watches or waits is told why."""
         self._recall(self._open)
         for attempt in self._open.values():
             attempt.stop_timer()
+        self.inbox.close(why)
+        self.board.feed.break_off(why)
+
+    def recall_waiting(self) -> None:
+        """Take back the calls that no worker has begun."""
+        waiting = [address for address in self._open if self.board.steps[address].state == "ready"]
+        self._dispatcher.abort(f"{self.workflow_id}/{address}" for address in waiting)
 
     def replay(self, lines: Sequence[Line]) -> None:
         """Apply what was written down of a workflow that has just been made again. Nobody hears of it; `start` follows

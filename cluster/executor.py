@@ -9,17 +9,18 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from laban.actors.errors import Exhausted, FailedPrecondition, InvalidInput, LabanError, NotFound
+from laban.actors.errors import Exhausted, FailedPrecondition, LabanError, Unavailable
 from laban.cluster.answers import check_output, text_of
-from laban.cluster.claims import Claims, Key, digest, key_of
+from laban.cluster.claims import Claims, Key, KeyTaken, digest, key_of, used_before
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.execution import Execution
 from laban.cluster.explaining import explained
 from laban.cluster.finished import Finished
+from laban.cluster.handover import Valve, run_out
 from laban.cluster.journal import Journal
 from laban.cluster.journal_records import (
     Archive,
@@ -43,6 +44,7 @@ from laban.cluster.records import (
     TokenChunk,
     WorkflowRecord,
 )
+from laban.cluster.shelf import Shelf, clock_place
 from laban.cluster.status import cluster_status
 from laban.cluster.traces import NO_TRACES, Traces
 from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
@@ -51,9 +53,6 @@ from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_PAGE = 50
-MAX_PAGE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +90,13 @@ class Executor:
         self._journal = journal
         self._traces = traces
         self.likelihoods = Likelihoods() if lookout is None else lookout.likelihoods
-        self._executions: OrderedDict[str, Execution | Finished] = OrderedDict()  # oldest first
-        self._tenants: dict[str, str] = {}  # whose each workflow is
-        self._numbers: dict[str, int] = {}  # workflow id -> its place in the order of submission
+        self.shelf = Shelf()
+        self._valve = Valve(dispatcher)
         self._last_number = 0
-        self._finished: OrderedDict[str, None] = OrderedDict()
         self._admitting: Counter[str] = Counter()  # by tenant
         self._claims = Claims()
+        self.life = 0  # how often all was let go of
+        self.unreadable: set[str] = set()  # workflows that this version cannot go on with
 
     def start(self) -> None:
         """Start the dispatcher, and looking ahead."""
@@ -107,6 +106,12 @@ class Executor:
         if self._journal is not None:
             self._journal.start()
 
+    async def drain(self, timeout_s: float) -> None:
+        """Before `refuse`, where workflows are to go on in another process: admit nothing, begin no call, and let those
+        that run end, for so long at most."""
+        if self._journal is not None:
+            await run_out(self._valve, self.shelf.active, timeout_s)
+
     def refuse(self) -> None:
         """Before `stop`, where workflows are to go on in another process: change nothing more about them."""
         if self._journal is not None:
@@ -115,11 +120,11 @@ class Executor:
     async def stop(self) -> None:
         """Cancel what runs, so that every watch ends, and close the workers. What is in a journal is not cancelled: it
         goes on when it is restored."""
-        for execution in list(self._executions.values()):
+        for execution in self.shelf:
             if self._journal is None:
                 execution.cancel()
             else:
-                execution.leave()
+                execution.leave(Unavailable("the server is stopping"))
         for desk in self._desks.values():
             desk.close()
         if self._lookout is not None:
@@ -148,7 +153,8 @@ class Executor:
 
         Raises WorkflowErrors for bad inputs, Conflict for a key that was used with other content, Exhausted
         for too many active workflows, of all or of the tenant, InvalidInput and OutOfRange for a message that cannot be
-        framed or is longer than the context, Unavailable while nothing can be written to the journal.
+        framed or is longer than the context, Unavailable while nothing can be written to the journal, KeyTaken for a
+        key whose workflow, of the same content, is in the journal but not here.
         """
         overrides = overrides or Overrides()
         origin = self._traces.here()
@@ -159,12 +165,11 @@ class Executor:
         if known is not None:
             return known.board.record()
         self._check_journal()
-        active = len(self._executions) - len(self._finished) + self._admitting.total()
+        active = self.shelf.num_active + self._admitting.total()
         if active >= self._limits.max_active:
             raise Exhausted(f"{active} workflows are active, expected at most {self._limits.max_active}")
         if max_of_tenant is not None:
-            active = sum(each == tenant and name not in self._finished for name, each in self._tenants.items())
-            active += self._admitting[tenant]
+            active = self.shelf.num_active_of(tenant) + self._admitting[tenant]
             if active >= max_of_tenant:
                 raise Exhausted(f"{active} workflows of this tenant are active, expected at most {max_of_tenant}")
         self._admitting[tenant] += 1
@@ -189,6 +194,10 @@ class Executor:
             )
             execution = self._execution_of(submission, prepared)
             await self._accept(submission, execution, prepared, origin)
+        except KeyTaken as taken:
+            if taken.content == content:
+                raise
+            raise used_before(idempotency_key) from None
         finally:
             self._admitting[tenant] -= 1
         return execution.board.record()
@@ -198,7 +207,7 @@ class Executor:
 
         def enter() -> None:
             self._claim(submission)
-            self._keep(submission, execution)
+            self.shelf.keep(submission, execution)
             self._traces.follow(execution.board, origin)
             if self._lookout is None:
                 execution.begin()
@@ -221,8 +230,8 @@ class Executor:
         await self._journal.accept(submission, enter, forget)
 
     async def restore(self, stored: Iterable[Stored]) -> None:
-        """Go on with what the journal has, once after `start`. Those of another model wait there for it."""
-        num_foreign = 0
+        """Go on with what the journal has, after `start`. Those of another model wait there for it."""
+        num_foreign, life = 0, self.life
         ended: list[Finished] = []
         for each in stored:
             submission = each.submission
@@ -234,34 +243,36 @@ class Executor:
                 except ValueError as error:
                     logger.error("workflow %s cannot be shown: %s", submission.workflow_id, error)
                     continue
-                self._keep(submission, finished)
+                self.shelf.keep(submission, finished)
                 ended.append(finished)
             elif submission.namespace != self.language(submission.tenant).namespace:
                 num_foreign += 1
             else:
-                await self._restore(each)
+                await self._restore(each, life)
         if num_foreign:
             logger.warning("%d unfinished workflows of other models wait in the journal", num_foreign)
-        ended.sort(key=lambda finished: finished.board.finished_at or 0.0)
-        self._finished = OrderedDict.fromkeys([*(finished.workflow_id for finished in ended), *self._finished])
+        self.shelf.ended_before(ended)
         self.sweep()
 
-    async def _restore(self, stored: Stored) -> None:
+    async def _restore(self, stored: Stored, life: int) -> None:
         submission = stored.submission
         try:
             asked = await asyncio.to_thread(read_document, submission.document)
             prepared = await asyncio.to_thread(self._prepare, *asked, submission.tenant, submission.max_context)
         except (LabanError, ValueError) as error:  # by a version that understands it, it may
             logger.error("workflow %s cannot be restored: %s", submission.workflow_id, error)
+            self.unreadable.add(submission.workflow_id)
+            return
+        if life != self.life:  # others have it by now
             return
         execution = self._execution_of(submission, prepared)
-        self._keep(submission, execution)
+        self.shelf.keep(submission, execution)
         try:
             execution.replay(stored.lines)
         except Exception as error:
             logger.exception("workflow %s cannot be restored", submission.workflow_id)
             execution.abandon(FailedPrecondition(f"cannot be restored: {error}"))
-            self._finished[submission.workflow_id] = None
+            self.shelf.end(submission.workflow_id)
             return
         if execution.board.state in TERMINAL_WORKFLOW:
             self._retire(execution)
@@ -273,18 +284,35 @@ class Executor:
         else:
             self._lookout.enter(execution, prepared, submission.rank, go_on, go_on)
 
+    def let_go(self, why: LabanError) -> None:
+        """Others have all that was here: nothing of it is shown, run or written any more."""
+        self.life += 1
+        self.unreadable.clear()
+        for execution in self.shelf:
+            execution.leave(why)
+            if isinstance(execution, Execution):
+                self._dispatcher.directory.unwatch(execution.workflow_id)
+                if self._lookout is not None:
+                    self._lookout.let_go(execution.workflow_id)
+            self._forget(execution.workflow_id)
+
+    def forget(self, workflow_ids: Iterable[str]) -> None:
+        """These have been deleted by others."""
+        for workflow_id in workflow_ids:
+            if workflow_id in self.shelf.ended:
+                self._forget(workflow_id)
+
     def sweep(self) -> None:
         """Forget those that ended too long ago, or are too many."""
-        before = None if self._limits.max_age_s is None else self._clock() - self._limits.max_age_s
-        while self._finished:
-            oldest = next(iter(self._finished))
-            finished_at = self._executions[oldest].board.finished_at
-            is_old = before is not None and finished_at is not None and finished_at < before
-            if not is_old and len(self._finished) <= self._limits.max_finished:
-                break
+        while (oldest := self.shelf.overdue(self._limits.max_finished, self.forgets_before)) is not None:
             self._forget(oldest)
             if self._journal is not None:
                 self._journal.forget(oldest)
+
+    @property
+    def forgets_before(self) -> float | None:
+        """The time of day before which workflows that ended are forgotten."""
+        return None if self._limits.max_age_s is None else self._clock() - self._limits.max_age_s
 
     async def watch(
         self, workflow_id: str, after_event: int = 0, *, tenant: str | None = None
@@ -294,7 +322,7 @@ class Executor:
         A watch that begins while steps run gets their text so far, one chunk for each. One that is slow gets
         fewer and larger chunks, and every event. Raises NotFound, InvalidInput, Exhausted.
         """
-        feed = self._execution(workflow_id, tenant).board.feed.watch(after_event)
+        feed = self.shelf.find(workflow_id, tenant).board.feed.watch(after_event)
         try:
             async for item in feed:
                 yield item
@@ -302,35 +330,17 @@ class Executor:
             await feed.aclose()
 
     def get(self, workflow_id: str, *, tenant: str | None = None) -> WorkflowRecord:
-        return self._execution(workflow_id, tenant).board.record()
+        return self.shelf.find(workflow_id, tenant).board.record()
 
     def list(
         self, *, page_size: int = 0, page_token: str = "", states: Collection[str] = (), tenant: str | None = None
     ) -> tuple[list[WorkflowRecord], str]:
         """A page of workflows, newest first and without their steps, and the token of the next page or ""."""
-        if not 0 <= page_size <= MAX_PAGE:
-            raise InvalidInput(f"expected 1 to {MAX_PAGE}, or 0 for {DEFAULT_PAGE}", field="page_size", value=page_size)
-        before = self._last_number + 1
-        if page_token:
-            # Its length first: Python refuses to read thousands of digits.
-            if not (page_token.isascii() and page_token.isdigit() and len(page_token) <= len(str(before))):
-                raise InvalidInput("expected a token from an earlier page", field="page_token", value=page_token)
-            before = int(page_token)
-        size = page_size or DEFAULT_PAGE
-        found = [
-            execution
-            for workflow_id, execution in reversed(self._executions.items())
-            if self._numbers[workflow_id] < before
-            and (not states or execution.board.state in states)
-            and tenant in (None, self._tenants[workflow_id])
-        ]
-        page = found[:size]
-        more = str(self._numbers[page[-1].workflow_id]) if len(found) > size else ""
-        return [execution.board.record(with_steps=False) for execution in page], more
+        return self.shelf.page(page_size, page_token, states, tenant)
 
     async def cancel(self, workflow_id: str, *, tenant: str | None = None) -> WorkflowRecord:
         """Stop a workflow; one that has ended stays as it is."""
-        execution = self._execution(workflow_id, tenant)
+        execution = self.shelf.find(workflow_id, tenant)
         if execution.board.state not in TERMINAL_WORKFLOW:
             self._check_journal()
             await execution.inbox.deliver(Stopped())
@@ -341,7 +351,7 @@ class Executor:
         await self.cancel(workflow_id, tenant=tenant)
         if self._journal is not None:
             await self._journal.delete(workflow_id)
-        if workflow_id in self._executions:  # nobody else has deleted it meanwhile
+        if workflow_id in self.shelf:  # nobody else has deleted it meanwhile
             self._forget(workflow_id)
 
     async def lease_step(
@@ -358,13 +368,13 @@ class Executor:
 
         Raises NotFound, and FailedPrecondition if the workflow, where one is named, has ended or ends meanwhile.
         """
-        if workflow_id and self._execution(workflow_id, tenant).board.state in TERMINAL_WORKFLOW:
+        if workflow_id and self.shelf.find(workflow_id, tenant).board.state in TERMINAL_WORKFLOW:
             raise ended(workflow_id)
         self._check_journal()
         desk = self._desk(tenant)
         lease = await desk.lease(tools, workflow_id, handler, wait_s)
         if lease is not None:
-            await self._execution(lease.workflow_id).inbox.settled()
+            await self.shelf.find(lease.workflow_id).inbox.settled()
         return lease if lease is None or desk.leases.find(lease.lease_id) is not None else None
 
     async def renew_lease(self, lease_id: str, *, tenant: str = "") -> Lease:
@@ -387,7 +397,7 @@ class Executor:
         another answer than before, InvalidInput for one that its schema does not allow, OutOfRange for a text longer
         than the context. Under a lease the record has no steps: of a large fan-out each answer would bring them all.
         """
-        execution = self._execution(workflow_id, tenant)
+        execution = self.shelf.find(workflow_id, tenant)
         schema = execution.external.output_schema(address)
         if schema is not None:
             await asyncio.to_thread(check_output, schema, text, output)
@@ -408,7 +418,7 @@ class Executor:
         tenant: str | None = None,
     ) -> WorkflowRecord:
         """Say that an external step failed; `final`: trying again is of no use. Raises as `complete_step` does."""
-        execution = self._execution(workflow_id, tenant)
+        execution = self.shelf.find(workflow_id, tenant)
         move = execution.external.failed(address, message, lease_id, final=final)
         if move is not None:
             self._check_journal()
@@ -421,7 +431,7 @@ class Executor:
         Raises NotFound for an unknown workflow or step, and for a step without a decision: one without a call, not
         routed yet, or too long ago.
         """
-        execution = self._execution(workflow_id, tenant)
+        execution = self.shelf.find(workflow_id, tenant)
         decision = self._dispatcher.explain(f"{workflow_id}/{address}")
         uses = {} if self._lookout is None else self._lookout.foresight.uses(workflow_id)
         return explained(execution.board, address, decision, execution.next_uses(address, uses))
@@ -429,7 +439,7 @@ class Executor:
     def status(self, *, sessions_open: int = 0) -> ClusterStatus:
         status = cluster_status(
             self._dispatcher,
-            workflows_running=len(self._executions) - len(self._finished),
+            workflows_running=self.shelf.num_active,
             sessions_open=sessions_open,
             uptime_s=self._clock() - self._started_at,
         )
@@ -438,7 +448,7 @@ class Executor:
 
     def next_rank(self) -> int:
         """The place in the order of submission of what comes next: when memory is short, who came first goes first."""
-        self._last_number += 1
+        self._last_number = clock_place(self._clock, self._last_number)
         return self._last_number
 
     def _prepare(
@@ -456,16 +466,10 @@ class Executor:
         book.add_fixed(run.messages.values())
         return Prepared(run, book) if self._lookout is None else self._lookout.prepare(run, book)
 
-    def _execution(self, workflow_id: str, tenant: str | None = None) -> Execution | Finished:
-        execution = self._executions.get(workflow_id)
-        if execution is None or tenant not in (None, self._tenants[workflow_id]):
-            raise NotFound("no such workflow", field="workflow_id", value=workflow_id)
-        return execution
-
     def _desk(self, tenant: str) -> LeaseDesk:
         desk = self._desks.get(tenant)
         if desk is None:
-            desk = self._desks[tenant] = LeaseDesk(time_of_day=self._clock)
+            desk = self._desks[tenant] = LeaseDesk(time_of_day=self._clock, origin=self._origin)
         return desk
 
     def _execution_of(self, submission: Submission, prepared: Prepared) -> Execution:
@@ -474,7 +478,7 @@ class Executor:
             prepared.run.graph.workflow.name,
             prepared.run,
             prepared.book,
-            self._dispatcher,
+            self._valve,
             self._desk(submission.tenant),
             seed=submission.seed,
             rank=submission.rank,
@@ -485,14 +489,14 @@ class Executor:
             **({} if self._lookout is None else self._lookout.watching(submission.workflow_id)),
         )
 
-    def _keep(self, submission: Submission, execution: Execution | Finished) -> None:
-        self._executions[submission.workflow_id] = execution
-        self._numbers[submission.workflow_id] = submission.rank
-        self._tenants[submission.workflow_id] = submission.tenant
-
     def _check_journal(self) -> None:
+        if self._valve.is_closed:
+            raise Unavailable("the server is stopping")
         if self._journal is not None:
             self._journal.check()
+
+    def _origin(self) -> str:
+        return "" if self._journal is None else self._journal.member_id
 
     # Idempotency keys
 
@@ -504,11 +508,12 @@ class Executor:
         workflow_id = await self._claims.find(key, content)
         if workflow_id is None or key is None:
             return None
-        if workflow_id not in self._executions:
+        known = self.shelf.known(workflow_id)
+        if known is None:
             raise FailedPrecondition(
                 "is of a workflow that this server cannot go on with", field="idempotency_key", value=key[1]
             )
-        return self._executions[workflow_id]
+        return known
 
     def _retire(self, execution: Execution) -> None:
         """Keep what has ended, up to the limit, and what there is to learn from it."""
@@ -516,14 +521,13 @@ class Executor:
         self._dispatcher.directory.unwatch(execution.workflow_id)
         if self._lookout is not None:
             self._lookout.leave(execution)
-        self._finished[execution.workflow_id] = None
+        self.shelf.end(execution.workflow_id)
         if self._journal is not None:
             self._journal.end(Archive.of(execution.board, execution.external.answers))
         self.sweep()
 
     def _forget(self, workflow_id: str) -> None:
-        del self._executions[workflow_id], self._numbers[workflow_id], self._tenants[workflow_id]
-        self._finished.pop(workflow_id, None)
+        self.shelf.drop(workflow_id)
         self._claims.drop(workflow_id)
 
 

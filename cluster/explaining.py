@@ -8,7 +8,7 @@ from laban.actors.errors import LabanError, NotFound
 from laban.cluster.board import Board
 from laban.cluster.messages import MessageBook
 from laban.cluster.records import NextUse, RoutingDecision, StepExplanation, StepResult
-from laban.cluster.views import Entry, compose
+from laban.cluster.views import compose
 from laban.cluster.workflow.states import ReadRef
 from laban.kvstore.encodings import EncodingId, flatten
 from laban.kvstore.uses import Use
@@ -42,24 +42,23 @@ def next_uses(reads: Sequence[ReadRef], book: MessageBook, uses: Mapping[Encodin
 
     `book` has the messages. A message is what the step reads of it, or else the encoding made when it was.
     """
-    messages = [book.messages.get(read.key) for read in reads]
-    entries = [
-        Entry(message, read.fidelity, begin=read.begin, end=read.end)
-        for read, message in zip(reads, messages, strict=True)
-        if message is not None
-    ]
-    if not entries or len(entries) < len(reads):
+    if not reads or any(read.key not in book.messages for read in reads):
         return ()
+    entries = book.entries(reads)
     language = book.language
     root = language.framing.root(entries[0].message.role)
     try:
         composed = compose(language.namespace, root, entries, book.specs, max_context=language.max_context)
     except LabanError:  # the call said so
         return ()
-    placed = flatten(composed.view, {**book.specs, **composed.added})[int(composed.has_root) :]
+    placed = iter(flatten(composed.view, {**book.specs, **composed.added})[int(composed.has_root) :])
     found: dict[str, NextUse] = {}
-    for read, entry, placement in zip(reads, entries, placed, strict=True):
-        use = uses.get(placement.encoding_id) or uses.get(entry.message.home.encoding_id)
+    for read, entry, (_, stop) in zip(reads, entries, composed.spans[int(composed.has_root) :], strict=True):
+        of_read = [next(placed)]
+        while of_read[-1].stop < stop:  # a blended read has two
+            of_read.append(next(placed))
+        ids = [*(placement.encoding_id for placement in of_read), entry.message.home.encoding_id]
+        use = next((uses[encoding_id] for encoding_id in ids if encoding_id in uses), None)
         if use is not None:
             found[read.key] = NextUse(read.key, use.steps, max(0.0, use.in_s), use.likelihood)
     return tuple(found.values())

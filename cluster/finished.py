@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
+from laban.actors.errors import LabanError
 from laban.cluster.external import ExternalSteps, StepOwner
 from laban.cluster.inbox import Inbox
 from laban.cluster.journal_records import Archive
@@ -31,5 +32,5 @@ class Finished:
     def cancel(self) -> None:
         """It has ended."""
 
-    def leave(self) -> None:
+    def leave(self, why: LabanError) -> None:
         """Nothing of it is anywhere."""

@@ -18,6 +18,7 @@ from laban.cluster.gateway_meter import MeteredRequests
 from laban.cluster.gateway_ports import AuditsPort, ExecutorPort, FleetPort, SessionsPort, StatusPort
 from laban.cluster.gateway_service import Gate
 from laban.cluster.gateway_sessions import SessionService
+from laban.cluster.gateway_sharing import Sharing
 from laban.cluster.gateway_workflows import WorkflowService
 from laban.cluster.meter import NO_METER, Meter
 from laban.cluster.tls import ServerTls, server_credentials
@@ -58,15 +59,18 @@ class Gateway:
         traces: Traces = NO_TRACES,
         door: Door | None = None,
         tls: ServerTls | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
-        """Without a fleet no worker can be added or drained, without a door everybody may come in."""
+        """Without a fleet no worker can be added or drained, without a door everybody may come in. `sharing` is for a
+        journal that others may share."""
         self._limits = limits or GatewayLimits()
         self._servicers = {
-            "Workflows": WorkflowService(executor, audits),
+            "Workflows": WorkflowService(executor, audits, None if sharing is None else sharing.page),
             "Choreography": SessionService(sessions, lambda text: executor.language("").tokenizer.encode(text)),
             "Cluster": ClusterService(status, fleet),
         }
-        self._gate = Gate(door or Door())
+        self._sharing = sharing
+        self._gate = Gate(door or Door(), None if sharing is None else sharing.relay)
         self._tls = tls
         self._meter, self._traces = meter, traces
         self._health = health.aio.HealthServicer()
@@ -133,6 +137,8 @@ class Gateway:
         await self._health.enter_graceful_shutdown()
         await self._gate.close(self._limits.grace_s if grace_s is None else grace_s)
         await server.stop(1.0)
+        if self._sharing is not None:
+            await self._sharing.close()
 
 
 def check_address(host: str, port: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypedDict
 
 from laban.actors.calls import Sampling
 from laban.cluster.audit.auditor import AuditRequest
@@ -110,6 +110,23 @@ class AuditsPort(Protocol):
     def run(
         self, request: AuditRequest, *, tenant: str = "", max_of_tenant: int | None = None
     ) -> AsyncGenerator[AuditItem, None]: ...
+
+
+class PageWish(TypedDict):
+    """`page_size` 0 is the usual one."""
+
+    page_size: int
+    page_token: str
+    states: Collection[str]
+    tenant: str | None
+
+
+class PagesPort(Protocol):
+    """`cluster.switchboard.Switchboard.page`."""
+
+    async def __call__(
+        self, *, page_size: int = 0, page_token: str = "", states: Collection[str] = (), tenant: str | None = None
+    ) -> tuple[list[WorkflowRecord], str]: ...
 
 
 class SessionsPort(Protocol):

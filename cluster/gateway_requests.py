@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any
 
 from laban.actors.calls import Sampling
 from laban.actors.errors import InvalidInput, NotBuilt, OutOfRange
@@ -15,6 +15,7 @@ from laban.cluster.translate import fidelity_word, workflow_state_word
 from laban.cluster.translate_sessions import duration_s
 from laban.cluster.translate_spec import spec_to_dict
 from laban.cluster.translate_values import value_to_python
+from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, RESERVED, Fidelity, expected, is_served
 from laban.cluster.workflow.parse import parse_dict, parse_yaml
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
@@ -110,16 +111,23 @@ def read_id(value: str, path: str) -> str:
     return value
 
 
-def read_fidelity(number: int, path: str) -> Literal["exact", "direct"] | None:
+def read_fidelity(number: int, path: str) -> Fidelity | None:
     """None where the request leaves it open. Raises NotBuilt for the levels that are reserved."""
     word = fidelity_word(number)
     if number == 0:
         return None
-    if word in ("exact", "direct"):
-        return cast(Literal["exact", "direct"], word)
-    if word in ("corrected", "blended", "auto"):
-        raise NotBuilt("reserved in the schema, not served yet; expected EXACT or DIRECT", field=path, value=word)
-    raise InvalidInput("expected EXACT or DIRECT", field=path, value=word or number)
+    if is_served(word):
+        return word
+    if word in RESERVED:
+        raise NotBuilt(f"reserved in the schema, not served yet; expected {expected()}", field=path, value=word)
+    raise InvalidInput(f"expected {expected()}", field=path, value=word or number)
+
+
+def read_recompute_share(request: pb.PrefillRequest | pb.DecodeRequest) -> float:
+    share = request.recompute_share if request.HasField("recompute_share") else RECOMPUTE_SHARE
+    if not 0 < share <= 1:
+        raise InvalidInput("expected more than 0, up to 1", field="recompute_share", value=share)
+    return share
 
 
 def read_states(states: Sequence[int]) -> tuple[WorkflowState, ...]:

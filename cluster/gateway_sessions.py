@@ -15,6 +15,7 @@ from laban.cluster.gateway_requests import (
     read_fidelity,
     read_id,
     read_position,
+    read_recompute_share,
     read_role,
     read_sampling,
     read_view,
@@ -108,6 +109,7 @@ def _placing(request: pb.PrefillRequest | pb.DecodeRequest) -> dict[str, Any]:
         "layout": view.layout,
         "position": read_position(request),
         "fidelity": read_fidelity(request.fidelity, "fidelity") or "exact",
+        "recompute_share": read_recompute_share(request),
         "tenant": caller().tenant,
     }
 

@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 from laban.actors.errors import InvalidInput, LabanError, NotBuilt
 from laban.cluster.callers import caller
-from laban.cluster.gateway_ports import AuditsPort, ExecutorPort
+from laban.cluster.gateway_ports import AuditsPort, ExecutorPort, PagesPort, PageWish
 from laban.cluster.gateway_requests import (
     Submission,
     read_answer,
@@ -31,9 +31,11 @@ logger = logging.getLogger(__name__)
 class WorkflowService:
     """laban.v1.Workflows over an executor."""
 
-    def __init__(self, executor: ExecutorPort, audits: AuditsPort | None = None) -> None:
-        """Without `audits` none can be asked for."""
-        self._executor, self._audits = executor, audits
+    def __init__(
+        self, executor: ExecutorPort, audits: AuditsPort | None = None, pages: PagesPort | None = None
+    ) -> None:
+        """Without `audits` none can be asked for. `pages` lists more workflows than the executor has."""
+        self._executor, self._audits, self._pages = executor, audits, pages
         self._cancelling: set[asyncio.Task[None]] = set()
 
     async def Submit(self, request: pb.SubmitRequest) -> pb.WorkflowRecord:
@@ -70,12 +72,15 @@ class WorkflowService:
         return workflow_to_pb(self._executor.get(read_id(request.workflow_id, "workflow_id"), tenant=caller().tenant))
 
     async def List(self, request: pb.ListRequest) -> pb.ListResponse:
-        records, next_page_token = self._executor.list(
-            page_size=request.page_size,
-            page_token=request.page_token,
-            states=read_states(request.states),
-            tenant=caller().tenant,
-        )
+        page_size, page_token, states = request.page_size, request.page_token, read_states(request.states)
+        asked: PageWish = {
+            "page_size": page_size,
+            "page_token": page_token,
+            "states": states,
+            "tenant": caller().tenant,
+        }
+        found = self._executor.list(**asked) if self._pages is None else await self._pages(**asked)
+        records, next_page_token = found
         return pb.ListResponse(
             workflows=[workflow_to_pb(record) for record in records], next_page_token=next_page_token
         )

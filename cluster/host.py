@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,10 +20,13 @@ from laban.cluster.dispatch import Dispatcher, DispatchLimits
 from laban.cluster.door import Door
 from laban.cluster.executor import Executor, ExecutorLimits
 from laban.cluster.gateway import Gateway, GatewayLimits, check_address
+from laban.cluster.gateway_sharing import Sharing
 from laban.cluster.instruments import Instruments
 from laban.cluster.journal import Journal
-from laban.cluster.journal_place import open_store
+from laban.cluster.journal_members import Presence
+from laban.cluster.journal_place import EVERYWHERE, open_store, peer_address
 from laban.cluster.lookout import Lookout
+from laban.cluster.membership import Membership
 from laban.cluster.metrics_server import MetricsServer
 from laban.cluster.records import ClusterStatus
 from laban.cluster.routing.recorder import Recorder
@@ -40,7 +44,6 @@ logger = logging.getLogger(__name__)
 
 FACTORY = "laban.cluster.host:ControlPlane"
 READY_EVERY_S = 1.0
-EVERYWHERE = ("0.0.0.0", "::", "")
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class ControlPlane:
         self._executor: Executor | None = None
         self._metrics = MetricsServer(self._why_not_ready)
         self._traces = NO_TRACES
-        self._ticker: asyncio.Task[None] | None = None
+        self._membership: Membership | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> str:
         """Wait for the workers, then serve. Returns the address for clients.
@@ -86,7 +90,11 @@ class ControlPlane:
         check_address(config.server.host, config.server.port)  # before the model takes its time
         if config.metrics.port is not None:
             await self._metrics.start(config.metrics.host, config.metrics.port)
-        store = await asyncio.to_thread(open_store, config.journal.url, config.journal.sync)
+        presence = Presence(socket.gethostname())
+        store = await asyncio.to_thread(
+            open_store, config.journal.url, config.journal.sync, presence, config.journal.lease_s
+        )
+        journal = None if store is None else Journal(store)
         supervisor = RemoteSupervisor(self._plan.workers, self._plan.worker_handles, self._plan.another)
         tokenizer = await asyncio.to_thread(Tokenizer.from_folder, folder)
         framing = await asyncio.to_thread(derive_framing, folder, tokenizer)
@@ -97,6 +105,7 @@ class ControlPlane:
                 executor.status(sessions_open=sessions.num_open),
                 routing_policy=config.routing.policy,
                 eviction_policy=config.cache.eviction,
+                members=() if membership is None else membership.status,
             )
 
         def survey() -> Survey:
@@ -125,9 +134,12 @@ class ControlPlane:
                 config.limits.max_active_workflows, config.limits.max_finished_workflows, config.journal.max_age_s
             ),
             lookout=lookout,
-            journal=None if store is None else Journal(store),
+            journal=journal,
             traces=traces,
         )
+        membership = None
+        if store is not None and journal is not None:
+            membership = Membership(store, journal, executor, max_finished=config.limits.max_finished_workflows)
         sessions = Sessions(
             dispatcher,
             executor.language,
@@ -152,32 +164,45 @@ class ControlPlane:
             traces=traces,
             door=Door(None if config.auth.tokens_file is None else TokenBook(config.auth.tokens_file)),
             tls=config.server.tls,
+            sharing=None if membership is None else Sharing(config, executor, membership),
         )
         executor.start()
         try:
-            if store is not None:
-                await executor.restore(await asyncio.to_thread(store.load))
-            port = await gateway.start(config.server.host, config.server.port)
+            server = config.server
+            if membership is not None:
+                here = peer_address(server.peer_address, server.host, server.port)
+                await membership.start(here, dispatcher.info.namespace)
+            port = await gateway.start(server.host, server.port)
         except BaseException:
             await executor.stop()
             raise
+        loop = asyncio.get_running_loop()
+        if membership is not None:
+            membership.show(address=peer_address(server.peer_address, server.host, port))
+            self._tasks.append(loop.create_task(membership.run()))
         await gateway.set_ready(True)
-        self._gateway, self._executor = gateway, executor
+        self._gateway, self._executor, self._membership = gateway, executor, membership
         self._metrics.show(meter)
-        self._ticker = asyncio.get_running_loop().create_task(self._tick(gateway, executor, sessions, meter))
+        self._tasks.append(loop.create_task(self._tick(gateway, executor, sessions, meter)))
         host = "127.0.0.1" if config.server.host in EVERYWHERE else config.server.host
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def stop(self) -> None:
-        """End the workflows, their watches, the gateway and the workers. Workflows in a journal go on when it is
-        served again."""
-        if self._ticker is not None:
-            self._ticker.cancel()
-        if self._executor is not None:
-            self._executor.refuse()
-        if self._gateway is not None:
-            await self._gateway.stop(grace_s=0.5)
+        """End the workflows, their watches, the gateway and the workers. Workflows in a journal go on at others who
+        share it, or when it is served again: calls that run may end before."""
         executor, self._executor = self._executor, None
+        gateway, self._gateway = self._gateway, None
+        if self._membership is not None:
+            self._membership.show(state="ending")
+        if gateway is not None and executor is not None:
+            await gateway.set_ready(False)
+            await executor.drain(self._plan.config.server.drain_s)
+        for task in self._tasks:
+            task.cancel()
+        if executor is not None:
+            executor.refuse()
+        if gateway is not None:
+            await gateway.stop(grace_s=0.5)
         if executor is not None:
             await executor.stop()
         await asyncio.to_thread(self._traces.close)

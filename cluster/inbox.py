@@ -51,12 +51,23 @@ class Inbox:
         self._num_written = 0  # or about to be
         self._num_applied = 0
         self._waiting: deque[_Entry] = deque()
+        self._closed: LabanError | None = None
+
+    def close(self, why: LabanError) -> None:
+        """Apply nothing more, and write nothing: who waits, or comes, is told why."""
+        self._closed = why
+        waiting, self._waiting = self._waiting, deque()
+        for entry in waiting:
+            entry.done(why)
 
     def put(self, move: Move, done: Callable[[LabanError | None], None] = lambda error: None) -> None:
         """`done` is told once the move has been applied, and what it raised; without it nobody hears of that.
 
         Raises ValueError for a move with text that is not valid Unicode, where there is a log.
         """
+        if self._closed is not None:
+            done(self._closed)
+            return
         at = self._clock()
         if self._log is None:
             self._do(_Entry(move, at, done))
@@ -91,6 +102,8 @@ class Inbox:
 
     def behind(self, action: Callable[[], None]) -> None:
         """Have something done once all that is here has been applied: at once, mostly. It is written nowhere."""
+        if self._closed is not None:
+            return
         if self._waiting:
             self._waiting.append(_Entry(None, 0.0, lambda error: action()))
         else:
@@ -116,6 +129,8 @@ class Inbox:
         await outcome
 
     def _written(self) -> None:
+        if self._closed is not None:
+            return
         self._do(self._waiting.popleft())
         while self._waiting and self._waiting[0].move is None:
             self._do(self._waiting.popleft())

@@ -2,7 +2,7 @@
 
 One thread writes. While a transaction is on its way what comes next gathers, and goes together in the following one. If
 the database is away it tries again until it is back: moves wait, and with them the workflows; what is submitted then is
-refused.
+refused. If others took this member for dead, they have its workflows: nothing more of these is written (`on_lost`).
 """
 
 from __future__ import annotations
@@ -13,29 +13,47 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypeVar
 
-from laban.actors.errors import Unavailable
+from laban.actors.errors import LabanError, Unavailable
+from laban.cluster.claims import KeyTaken
+from laban.cluster.journal_engine import Fenced, JournalAway
 from laban.cluster.journal_records import Archive, Deletion, Ending, Line, Submission, Write, archive_to_json
-from laban.cluster.journal_store import JournalAway, Store
+from laban.cluster.journal_store import Store
 from laban.cluster.records import JOURNAL_AVAILABLE
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MAX_BATCH = 1000  # writes in a transaction, or a few more
 DELAYS_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # before each try while the database is away; the last one again and again
 STALL_S = 5.0  # a transaction that takes longer counts as the database being away
 CLOSE_S = 10.0  # for what is left to be written
+LOST = "others took this Laban for dead, and have taken its workflows over: try again"
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """Something to write, and what to do in the event loop then. With `refuse` it may be given up instead."""
+    """Something to write, and what to do in the event loop then. With `refuse` it may be given up instead: somebody
+    waits, and can try again. `life` counts how often this process has been a member before."""
 
+    life: int
     make: Callable[[], Write]
     then: Callable[[], None] | None = None
-    refuse: Callable[[str], None] | None = None
+    refuse: Callable[[LabanError], None] | None = None
+    may_wait: bool = False  # while the database is away
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Something else for the thread that has the connection."""
+
+    work: Callable[[], Any]
+    done: Callable[[Any, Exception | None], None]
 
 
 class Journal:
@@ -49,7 +67,11 @@ class Journal:
         self._clock = clock
         self._delays_s = delays_s
         self._gathered: list[_Item] = []  # in this turn of the event loop
-        self._queue: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[_Item] | _Job | None] = queue.SimpleQueue()
+        self._next: _Job | None = None  # behind what was gathered
+        self._life = 0
+        self._lost_life = -1  # what was put down in it is not written any more
+        self.on_lost: Callable[[], None] = lambda: None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._away_since: float | None = None
@@ -60,6 +82,11 @@ class Journal:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="laban-journal", daemon=True)
         self._thread.start()
+
+    @property
+    def member_id(self) -> str:
+        """Under which it writes."""
+        return self._store.member_id
 
     @property
     def unavailable_since(self) -> float | None:
@@ -81,13 +108,16 @@ class Journal:
         """Raises Unavailable while nothing can be written: refuse what somebody else could try again."""
         if self._closing.is_set():
             raise Unavailable("the server is stopping")
+        if self._lost_life == self._life:
+            raise Unavailable(LOST)
         if self.unavailable_since is not None:
             raise Unavailable(f"the journal's database is {self.status}: try again later")
 
     async def accept(self, submission: Submission, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
         """Write a submission down and call `then`, even if who waits here is cancelled.
 
-        If it cannot be written calls `otherwise` and raises Unavailable; it will never be, then.
+        If it cannot be written calls `otherwise` and raises Unavailable; it will never be, then. Raises KeyTaken if its
+        idempotency key is another workflow's.
         """
         try:
             self.check()
@@ -106,22 +136,24 @@ class Journal:
             if not outcome.done():
                 outcome.set_result(None)
 
-        def refused(reason: str) -> None:
+        def refused(error: LabanError) -> None:
             otherwise()
             if not outcome.done():
-                outcome.set_exception(Unavailable(f"the journal's database is away: {reason}"))
+                outcome.set_exception(error)
 
-        self._put(_Item(lambda: submission, written, refused))
+        self._put(_Item(self._life, lambda: submission, written, refused))
         await outcome
 
     def append(self, line: Line, then: Callable[[], None]) -> None:
-        self._put(_Item(lambda: line, then))
+        self._put(_Item(self._life, lambda: line, then))
 
     def end(self, archive: Archive) -> None:
         """Keep what a workflow shows in the place of its moves. Until it is written these say the same."""
         record = archive.record
         finished_at = self._clock() if record.finished_at is None else record.finished_at
-        self._put(_Item(lambda: Ending(record.workflow_id, record.state, finished_at, archive_to_json(archive))))
+        self._put(
+            _Item(self._life, lambda: Ending(record.workflow_id, record.state, finished_at, archive_to_json(archive)))
+        )
 
     async def delete(self, workflow_id: str) -> None:
         """Forget a workflow. Raises Unavailable if the database is away."""
@@ -132,12 +164,36 @@ class Journal:
             if not done.done():
                 done.set_result(None)
 
-        self._put(_Item(lambda: Deletion(workflow_id), written))
+        def refused(error: LabanError) -> None:
+            if not done.done():
+                done.set_exception(error)
+
+        self._put(_Item(self._life, lambda: Deletion(workflow_id), written, refused, may_wait=True))
         await done
 
     def forget(self, workflow_id: str) -> None:
         """Delete a workflow, some time."""
-        self._put(_Item(lambda: Deletion(workflow_id)))
+        self._put(_Item(self._life, lambda: Deletion(workflow_id)))
+
+    async def do(self, work: Callable[[], T]) -> T:
+        """Have something done by the thread that writes, behind what is to be written. Raises JournalAway, Fenced."""
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def done(result: T, error: Exception | None) -> None:
+            if outcome.done():
+                return
+            if error is None:
+                outcome.set_result(result)
+            else:
+                outcome.set_exception(error)
+
+        self._send()
+        self._queue.put(_Job(work, done))
+        return await outcome
+
+    def live_again(self) -> None:
+        """This process is another member now: what comes from now on is written under its name."""
+        self._life += 1
 
     def refuse(self) -> None:
         """From now on `check` fails; what is on its way is written."""
@@ -166,16 +222,19 @@ class Journal:
     # In the writer's thread
 
     def _run(self) -> None:
-        while (batch := self._take()) is not None:
-            self._commit(batch)
+        while (found := self._take()) is not None:
+            if isinstance(found, _Job):
+                self._do(found)
+            else:
+                self._commit(found)
 
-    def _take(self) -> list[_Item] | None:
-        """Wait for something to write; None: there will be nothing more."""
-        first = self._queue.get()
-        return None if first is None else self._gather(first)
+    def _take(self) -> list[_Item] | _Job | None:
+        """Wait for something to do; None: there will be nothing more."""
+        first, self._next = self._next or self._queue.get(), None
+        return self._gather(first) if isinstance(first, list) else first
 
     def _gather(self, batch: list[_Item]) -> list[_Item]:
-        while len(batch) < MAX_BATCH:
+        while len(batch) < MAX_BATCH and self._next is None:
             try:
                 more = self._queue.get_nowait()
             except queue.Empty:
@@ -183,17 +242,42 @@ class Journal:
             if more is None:
                 self._queue.put(None)
                 break
-            batch = batch + more
+            if isinstance(more, _Job):
+                self._next = more
+            else:
+                batch = batch + more
         return batch
+
+    def _do(self, job: _Job) -> None:
+        """Whether the database is there is known from this too."""
+        result: Any = None
+        failure: Exception | None = None
+        try:
+            result = job.work()
+            self._found()
+        except Fenced as error:
+            failure = error
+            self._lose()
+        except JournalAway as error:
+            failure = error
+            self._fail(str(error))
+        except Exception as error:  # the job's own, told to who asked for it
+            failure = error
+        self._tell([lambda: job.done(result, failure)])
 
     def _commit(self, batch: list[_Item]) -> None:
         self._busy_since = self._clock()
         num_failures = 0
         while True:
-            batch, writes = _made(batch)
+            batch, writes = _made(self._still_ours(batch))
+            if not writes:
+                self._busy_since = None
+                return
             try:
-                self._store.write(writes)
+                taken = self._store.write(writes)
                 break
+            except Fenced:
+                self._lose()
             except JournalAway as error:
                 self._fail(str(error))
                 batch = self._refused(self._gather(batch), str(error))
@@ -202,27 +286,50 @@ class Journal:
                 if self._closing.wait(delay_s) and num_failures > len(self._delays_s):
                     logger.error("the journal is closed with %d writes left; nobody was told of them", len(batch))
                     return
-        if self._away_since is not None:
-            logger.warning("the journal's database is back")
-        self._away_since = self._busy_since = None
-        self._tell([item.then for item in batch if item.then is not None])
+        self._found()
+        told: list[Callable[[], None]] = []
+        for item, write in zip(batch, writes, strict=True):
+            other = taken.get(write.workflow_id) if isinstance(write, Submission) else None
+            if other is not None and item.refuse is not None:
+                told.append(partial(item.refuse, KeyTaken(other.workflow_id, other.content)))
+            elif item.then is not None:
+                told.append(item.then)
+        self._tell(told)
 
     def _fail(self, reason: str) -> None:
         if self._away_since is None:
             self._away_since = self._clock()
             logger.error("the journal's database is away, workflows wait: %s", reason)
 
+    def _found(self) -> None:
+        if self._away_since is not None:
+            logger.warning("the journal's database is back")
+        self._away_since = self._busy_since = None
+
+    def _lose(self) -> None:
+        if self._lost_life < self._life:
+            self._lost_life = self._life
+            logger.error("this Laban was silent for too long: others took its workflows over")
+            self._tell([lambda: self.on_lost()])
+
+    def _still_ours(self, batch: list[_Item]) -> list[_Item]:
+        """Without what was put down before this member was taken for dead: others have it."""
+        left = [item for item in batch if item.life > self._lost_life]
+        if len(left) < len(batch):
+            lost = [item.refuse for item in batch if item.life <= self._lost_life and item.refuse is not None]
+            self._tell([partial(refuse, Unavailable(LOST)) for refuse in lost])
+        return left
+
     def _refused(self, batch: list[_Item], reason: str) -> list[_Item]:
         """Give up what may be. It may be there all the same, if only the answer was lost: so it is deleted later."""
         left: list[_Item] = []
         told: list[Callable[[], None]] = []
         for item in batch:
-            if item.refuse is None:
+            if item.refuse is None or item.may_wait:
                 left.append(item)
                 continue
-            write, refuse = item.make(), item.refuse
-            told.append(lambda refuse=refuse: refuse(reason))  # type: ignore[misc]
-            left.append(_Item(lambda gone=write.workflow_id: Deletion(gone)))  # type: ignore[misc]
+            told.append(partial(item.refuse, Unavailable(f"the journal's database is away: {reason}")))
+            left.append(_Item(item.life, partial(Deletion, item.make().workflow_id)))
         self._tell(told)
         return left
 
@@ -242,9 +349,13 @@ def _made(batch: list[_Item]) -> tuple[list[_Item], list[Write]]:
         except Exception:
             logger.exception("something cannot be written to the journal")
             continue
-        items.append(_Item(lambda write=write: write, item.then, item.refuse))  # type: ignore[misc]
+        items.append(replace(item, make=partial(_same, write)))
         writes.append(write)
     return items, writes
+
+
+def _same(write: Write) -> Write:
+    return write
 
 
 def _do_all(actions: list[Callable[[], None]]) -> None:

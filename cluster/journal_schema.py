@@ -43,8 +43,10 @@ WORKFLOWS = Table(
     Column("state", String(16), nullable=False),
     Column("finished_at", Float(53)),
     Column("archive", Text),
+    Column("owner", String(32)),  # the member that runs it, or did
     UniqueConstraint("tenant", "idempotency_key", name="laban_workflows_key"),
     Index("laban_workflows_finished", "finished_at"),
+    Index("laban_workflows_owner", "state", "owner"),
 )
 
 MOVES = Table(
@@ -56,6 +58,18 @@ MOVES = Table(
     Column("applied", Integer, nullable=False),
     Column("event", Integer, nullable=False),
     Column("move", Text, nullable=False),
+)
+
+MEMBERS = Table(
+    "laban_members",
+    METADATA,
+    Column("member_id", String(32), primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("joined_at", Float(53), nullable=False),
+    Column("expires_at", Float(53), nullable=False),
 )
 
 

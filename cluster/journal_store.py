@@ -1,146 +1,262 @@
-"""The journal's database: SQLite or PostgreSQL, through SQLAlchemy. Used by one thread at a time."""
+"""The journal's database: SQLite or PostgreSQL, through SQLAlchemy, as one of those who share it.
+
+Used by one thread at a time.
+"""
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Sequence
-from dataclasses import fields
-from functools import partial
+import logging
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine, Executable, bindparam, create_engine, delete, event, func, select, update
+from sqlalchemy import Connection, Executable, bindparam, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.exc import SQLAlchemyError
 
-from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError, Unavailable
+from laban.actors.errors import LabanError, Unavailable
+from laban.cluster import journal_members as roll
+from laban.cluster.journal_engine import (
+    Fenced,
+    FileLocks,
+    JournalAway,
+    Sync,
+    checked,
+    engine_of,
+    is_sqlite,
+    reason_of,
+    transaction,
+)
+from laban.cluster.journal_members import Member, Presence
 from laban.cluster.journal_records import Deletion, Ending, Line, Stored, Submission, Write
 from laban.cluster.journal_schema import MOVES, WORKFLOWS, migrate
 
-DIALECTS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
-BUSY_S = 5.0  # to wait for a lock of SQLite's, and for a connection to PostgreSQL
-STATEMENT_MS = 30_000
-Sync = Literal["full", "normal"]
-"""When a commit returns. `full`: it is on the disk. `normal`: the system has it, so it outlives the process, but may be
-lost with the machine."""
-LOCK_KEY = 0x6C6162616E  # of the advisory lock that keeps a second Laban out of a PostgreSQL database
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LEASE_S = 10.0
+LOCK_KEY = 0x6C6162616E  # of the advisory lock that older versions want alone
 
 COLUMNS = {kind: tuple(field.name for field in fields(kind)) for kind in (Submission, Line, Ending)}
 END_WORKFLOW = update(WORKFLOWS).where(WORKFLOWS.c.workflow_id == bindparam("of"))  # and what else a row names
 DELETE_MOVES = delete(MOVES).where(MOVES.c.workflow_id == bindparam("of"))
 DELETE_WORKFLOW = delete(WORKFLOWS).where(WORKFLOWS.c.workflow_id == bindparam("of"))
+OF_KEY = select(WORKFLOWS.c.workflow_id, WORKFLOWS.c.content).where(
+    WORKFLOWS.c.tenant == bindparam("tenant"), WORKFLOWS.c.idempotency_key == bindparam("key")
+)
 
 
-class JournalAway(Exception):
-    """The database cannot be written now; nothing of what was to be written is there, or all of it."""
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An idempotency key was another workflow's already."""
+
+    workflow_id: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What a member finds when it renews its lease: who is there, itself included, and what it takes over. `gone` are
+    workflows, of those it asked about, that have been deleted."""
+
+    members: tuple[Member, ...] = ()
+    taken: tuple[Stored, ...] = ()
+    gone: frozenset[str] = frozenset()
 
 
 class Store(Protocol):
-    """What `Journal` needs of a database. Methods block."""
+    """What `Journal` needs of a database. Methods block. Fenced: others took this member for dead."""
 
-    def open(self) -> None:
-        """Connect, keep others out, bring the schema up to date. Raises Unavailable, FailedPrecondition."""
+    @property
+    def member_id(self) -> str: ...
 
-    def write(self, writes: Sequence[Write]) -> None:
-        """All of it in one transaction. What is there already is not written twice. Raises JournalAway."""
+    def write(self, writes: Sequence[Write]) -> Mapping[str, Taken]:
+        """All of it in one transaction, but the submissions whose keys are others': these come back, by their ids.
+        What is there already is not written twice. Raises JournalAway, Fenced."""
 
-    def load(self) -> list[Stored]:
-        """Every workflow, in the order of submission. Raises Unavailable."""
-
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Leave: what has not ended may be taken over by anybody."""
 
 
+@dataclass
 class SqlStore:
     """One connection, opened again after a failure. Implements Store."""
 
-    def __init__(self, url: str, sync: Sync = "full") -> None:
+    url: str
+    sync: Sync = "full"
+    presence: Presence = field(default_factory=Presence)
+    lease_s: float = LEASE_S
+    clock: Callable[[], float] | None = None  # of leases; None: the database's
+    member_id: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
         """Raises InvalidInput for a URL that is none, or of a database that is not supported."""
-        self._url = _checked(url)
-        self._engine: Engine = _engine(self._url, sync)
-        dialect: Any = sqlite if self._is_sqlite else postgresql
+        self._url = checked(self.url)
+        self._engine = engine_of(self._url, self.sync)
+        dialect: Any = sqlite if is_sqlite(self._url) else postgresql
         self._insert_workflow: Executable = dialect.insert(WORKFLOWS).on_conflict_do_nothing()
         self._insert_move: Executable = dialect.insert(MOVES).on_conflict_do_nothing()
         self._connection: Connection | None = None
-        self._lock_file: int | None = None
+        has_file = is_sqlite(self._url) and self._url.database
+        self._locks = FileLocks(Path(self._url.database or "")) if has_file else None
+        self._trusting_until = 0.0
 
     def __str__(self) -> str:
         return self._url.render_as_string(hide_password=True)
 
-    @property
-    def _is_sqlite(self) -> bool:
-        return self._url.get_backend_name() == "sqlite"
-
     def open(self) -> None:
-        if self._is_sqlite and self._url.database:
-            self._lock_file = _locked(Path(self._url.database))
+        """Connect, bring the schema up to date, become a member. Raises Unavailable, FailedPrecondition."""
+        if self._locks is not None:
+            self._locks.share()
         try:
             connection = self._connected()
-            with connection.begin():
+            with transaction(connection):
+                if not is_sqlite(self._url):
+                    connection.execute(select(func.pg_advisory_xact_lock(LOCK_KEY + 1)))  # one at a time
                 migrate(connection)
-        except JournalAway as error:
-            self.close()
-            raise Unavailable(f"the journal's database {self} cannot be used: {error}", field="journal.url") from None
-        except SQLAlchemyError as error:
-            self.close()
-            raise Unavailable(
-                f"the journal's database {self} cannot be used: {_reason(error)}", field="journal.url"
-            ) from None
+            self.rejoin()
         except LabanError:
-            self.close()
+            self._let_go()
             raise
+        except (JournalAway, SQLAlchemyError) as error:
+            self._let_go()
+            raise Unavailable(
+                f"the journal's database {self} cannot be used: {reason_of(error)}", field="journal.url"
+            ) from None
 
-    def write(self, writes: Sequence[Write]) -> None:
+    def rejoin(self) -> None:
+        """Become a member, under a new name and with no workflows. Raises JournalAway."""
+
+        def join(connection: Connection) -> None:
+            roll.join(connection, name, self.presence, roll.time_of(connection, self.clock), self.lease_s)
+
+        name, before = secrets.token_hex(8), self.member_id
+        if self._locks is not None:
+            if before:
+                self._locks.forget(before)
+            self._locks.hold(name)
+        try:
+            self._do(join, is_member=False)
+        except JournalAway:
+            if self._locks is not None:
+                self._locks.forget(name)
+            raise
+        self.member_id = name
+
+    def write(self, writes: Sequence[Write]) -> Mapping[str, Taken]:
+        return self._do(lambda connection: self._write(connection, writes))
+
+    def attend(
+        self, presence: Presence, keep: int | None = None, before: float | None = None, known: Collection[str] = ()
+    ) -> Round:
+        """Renew the lease, take out who is dead and take over what is this member's part of what they leave.
+
+        Of workflows that have ended the last `keep` stay, none that ended before the time of day `before`. Raises
+        JournalAway, Fenced.
+        """
+        self.presence = presence
+        return self._do(lambda connection: self._attend(connection, keep, before, known))
+
+    def load(self) -> list[Stored]:
+        """Take over what nobody has; every workflow of this member's and all that have ended, in the order of
+        submission. Raises Unavailable."""
+        try:
+            try:
+                self.attend(self.presence)
+            except Fenced:  # whoever started it took its time
+                self.rejoin()
+                self.attend(self.presence)
+            return self._do(self._load)
+        except (JournalAway, Fenced) as error:
+            raise Unavailable(f"the journal's database {self} cannot be read: {reason_of(error)}") from None
+
+    def close(self) -> None:
+        if self.member_id:
+            with suppress(JournalAway, Fenced):  # else others find out when the lease has run out
+                self._do(lambda connection: roll.leave(connection, self.member_id))
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._disconnect()
+        self.member_id = ""
+        if self._locks is not None:
+            self._locks.release()
+
+    def _do(self, work: Callable[[Connection], T], *, is_member: bool = True) -> T:
+        """In a transaction that fails if this member is none any more."""
+        if is_member and not self.member_id:
+            raise JournalAway("it is not open")
         try:
             connection = self._connected()
-            with connection.begin():
-                self._write(connection, writes)
-        except JournalAway:
+            with transaction(connection, self.member_id if is_member else None):
+                return work(connection)
+        except (JournalAway, Fenced):
             raise
         except Exception as error:  # whatever it is, the thread that writes goes on
             self._disconnect()
-            raise JournalAway(_reason(error)) from error
+            raise JournalAway(reason_of(error)) from error
 
-    def load(self) -> list[Stored]:
-        try:
-            connection = self._connected()
-            with connection.begin():
-                rows = connection.execute(select(WORKFLOWS).order_by(WORKFLOWS.c.rank)).mappings().all()
-                return [self._stored(connection, dict(row)) for row in rows]
-        except (SQLAlchemyError, JournalAway) as error:
-            self._disconnect()
-            raise Unavailable(f"the journal's database {self} cannot be read: {_reason(error)}") from None
+    def _attend(self, connection: Connection, keep: int | None, before: float | None, known: Collection[str]) -> Round:
+        now = roll.time_of(connection, self.clock)
+        if roll.renew(connection, self.member_id, self.presence, now, self.lease_s) < now:
+            # The database may have been away for everybody: let the others speak.
+            self._trusting_until = now + self.lease_s
+        there = roll.members(connection)
+        dead = [each for each in there if self._is_dead(each, now) and roll.take_out(connection, each)]
+        for each in dead:
+            logger.warning("member %s at %s is gone; others take its workflows over", each.member_id, each.address)
+            if self._locks is not None:
+                self._locks.forget(each.member_id)
+        living = [each for each in there if each not in dead]
+        is_up = self.presence.state == "up"
+        taken = roll.take_over(connection, self.member_id, self.presence.model, living) if is_up else []
+        if keep is not None:
+            roll.forget_oldest(connection, keep, before)
+        return Round(
+            tuple(living),
+            tuple(self._found(connection, workflow_id) for workflow_id in taken),
+            self._gone(connection, known) if len(living) > 1 else frozenset(),
+        )
 
-    def close(self) -> None:
-        self._disconnect()
-        self._engine.dispose()
-        if self._lock_file is not None:
-            os.close(self._lock_file)
-            self._lock_file = None
+    def _load(self, connection: Connection) -> list[Stored]:
+        mine = (WORKFLOWS.c.owner == self.member_id) | (WORKFLOWS.c.state != roll.RUNNING)
+        rows = connection.execute(select(WORKFLOWS).where(mine).order_by(WORKFLOWS.c.rank)).mappings().all()
+        return [stored(connection, dict(row)) for row in rows]
 
-    def _stored(self, connection: Connection, row: dict[str, Any]) -> Stored:
-        archive = row.pop("archive") or ""
-        del row["state"], row["finished_at"]
-        submission = Submission(**row)
-        if archive:
-            return Stored(submission, archive=archive)
-        chosen = select(MOVES).where(MOVES.c.workflow_id == submission.workflow_id).order_by(MOVES.c.number)
-        return Stored(submission, tuple(Line(**line) for line in connection.execute(chosen).mappings()))
+    def _is_dead(self, member: Member, now: float) -> bool:
+        if member.member_id == self.member_id:
+            return False
+        if self._locks is not None and not self._locks.is_held(member.member_id):
+            return True
+        here = (self.presence.host, self.presence.address)
+        if all(here) and (member.host, member.address) == here:  # whose port is this one's now
+            return True
+        return member.expires_at < now and now >= self._trusting_until
 
-    def _write(self, connection: Connection, writes: Sequence[Write]) -> None:
+    def _found(self, connection: Connection, workflow_id: str) -> Stored:
+        row = connection.execute(select(WORKFLOWS).where(WORKFLOWS.c.workflow_id == workflow_id)).mappings().one()
+        return stored(connection, dict(row))
+
+    def _gone(self, connection: Connection, known: Collection[str]) -> frozenset[str]:
+        if not known:
+            return frozenset()
+        return frozenset(known) - frozenset(connection.execute(select(WORKFLOWS.c.workflow_id)).scalars())
+
+    def _write(self, connection: Connection, writes: Sequence[Write]) -> Mapping[str, Taken]:
         """Those of a kind together: of one workflow they come in this order."""
+        submissions = [each for each in writes if isinstance(each, Submission)]
         endings = [each for each in writes if isinstance(each, Ending)]
         deletions = [each.workflow_id for each in writes if isinstance(each, Deletion)]
         gone: list[dict[str, object]] = [
             {"of": workflow_id} for workflow_id in (*(each.workflow_id for each in endings), *deletions)
         ]
+        given = {"state": roll.RUNNING, "owner": self.member_id}
         parts: tuple[tuple[Executable, list[dict[str, object]]], ...] = (
-            (
-                self._insert_workflow,
-                [_row(each) | {"state": "running"} for each in writes if isinstance(each, Submission)],
-            ),
+            (self._insert_workflow, [_row(each) | given for each in submissions]),
             (self._insert_move, [_row(each) for each in writes if isinstance(each, Line)]),
             (END_WORKFLOW, [_row(each) | {"of": each.workflow_id} for each in endings]),
             (DELETE_MOVES, gone),
@@ -149,96 +265,45 @@ class SqlStore:
         for statement, rows in parts:
             if rows:
                 connection.execute(statement, rows)
+        taken: dict[str, Taken] = {}
+        for each in submissions:
+            if each.idempotency_key is not None and each.workflow_id not in deletions:
+                row = connection.execute(OF_KEY, {"tenant": each.tenant, "key": each.idempotency_key}).one()
+                if row.workflow_id != each.workflow_id:
+                    taken[each.workflow_id] = Taken(row.workflow_id, row.content)
+        return taken
 
     def _connected(self) -> Connection:
-        """Raises SQLAlchemyError, and JournalAway if another Laban has the database."""
+        """Raises SQLAlchemyError, and JournalAway if a Laban has the database that wants it alone."""
         if self._connection is None:
             connection = self._engine.connect()
-            if not self._is_sqlite:
+            if not is_sqlite(self._url):
                 with connection.begin():
-                    is_ours = connection.execute(select(func.pg_try_advisory_lock(LOCK_KEY))).scalar_one()
-                if not is_ours:
+                    shared = connection.execute(select(func.pg_try_advisory_lock_shared(LOCK_KEY))).scalar_one()
+                if not shared:
                     connection.close()
-                    raise JournalAway("another Laban uses it")
+                    raise JournalAway("a Laban of an older version uses it")
             self._connection = connection
         return self._connection
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            try:
+            with suppress(SQLAlchemyError):  # it was broken anyway
                 connection.invalidate()
                 connection.close()
-            except SQLAlchemyError:
-                pass  # it was broken anyway
+
+
+def stored(connection: Connection, row: dict[str, Any]) -> Stored:
+    """A row of WORKFLOWS, and its moves where it has not ended."""
+    archive = row.pop("archive") or ""
+    del row["state"], row["finished_at"], row["owner"]
+    submission = Submission(**row)
+    if archive:
+        return Stored(submission, archive=archive)
+    chosen = select(MOVES).where(MOVES.c.workflow_id == submission.workflow_id).order_by(MOVES.c.number)
+    return Stored(submission, tuple(Line(**line) for line in connection.execute(chosen).mappings()))
 
 
 def _row(write: Submission | Line | Ending) -> dict[str, object]:
     return {name: getattr(write, name) for name in COLUMNS[type(write)]}
-
-
-def _checked(url: str) -> URL:
-    expected = "sqlite:////folder/file.db or postgresql://user@host/database"
-    try:
-        parsed = make_url(url)
-        backend = parsed.get_backend_name()
-    except (ArgumentError, ValueError):
-        raise InvalidInput(f"not a database's URL, expected {expected}", field="journal.url") from None
-    if backend not in DIALECTS:
-        raise InvalidInput(f"{backend} is not supported, expected {expected}", field="journal.url")
-    return parsed.set(drivername=DIALECTS[backend])
-
-
-def _engine(url: URL, sync: Sync) -> Engine:
-    commit = "on" if sync == "full" else "off"
-    is_sqlite = url.get_backend_name() == "sqlite"
-    arguments: dict[str, Any] = (
-        {"timeout": BUSY_S, "check_same_thread": False}
-        if is_sqlite
-        else {
-            "connect_timeout": int(BUSY_S),
-            "options": f"-c statement_timeout={STATEMENT_MS} -c synchronous_commit={commit}",
-        }
-    )
-    try:
-        engine = create_engine(url, connect_args=arguments, poolclass=NullPool)
-    except (NoSuchModuleError, ImportError):
-        raise FailedPrecondition(
-            "PostgreSQL needs the package psycopg: pip install 'laban[postgres]'", field="journal.url"
-        ) from None
-    if is_sqlite:
-        event.listen(engine, "connect", partial(_prepare_sqlite, sync))
-    return engine
-
-
-def _prepare_sqlite(sync: Sync, connection: Any, record: object) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute(f"PRAGMA synchronous={sync}")
-    cursor.close()
-
-
-def _locked(path: Path) -> int:
-    """An open file that is locked for as long as this process lives. Texts are in there: others may not read it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR, 0o600)
-    except OSError as error:
-        raise FailedPrecondition(
-            f"the journal cannot be written there ({error.strerror})", field="journal.url", value=str(path)
-        ) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise FailedPrecondition(
-            "another Laban uses this journal: stop it, or name another", field="journal.url", value=str(path)
-        ) from None
-    return lock
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what the database said, without the statement."""
-    cause = getattr(error, "orig", None) or error
-    return (str(cause).strip() or repr(cause)).splitlines()[0]

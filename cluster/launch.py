@@ -19,7 +19,8 @@ from laban.actors.models import ModelFacts, check_model_folder, prepare_default_
 from laban.actors.shards import heads_per_shard
 from laban.cluster.config import LabanConfig
 from laban.cluster.gateway import check_address
-from laban.cluster.host import EVERYWHERE, FACTORY, HostPlan
+from laban.cluster.host import FACTORY, HostPlan
+from laban.cluster.journal_place import EVERYWHERE
 from laban.cluster.metrics_server import settled
 from laban.cluster.start_checks import checked, worker_folder
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float | None], None]
 
 START_TIMEOUT_S = 600.0
+STOP_S = 15.0  # for what is left to be written, and the workers to end
 OBJECT_STORE_BYTES = 256 << 20  # calls and reports are small
 TRANSFER_BYTES = 64 << 20  # keys and values on their way to a worker: two transfers, a few chunks of each
 MOST_STORE_BYTES = 8 << 30
@@ -52,12 +54,21 @@ class ClusterHandle:
     """A running cluster. `stop`, or the end of a `with`, ends it and every process that it started."""
 
     def __init__(
-        self, address: str, model: ModelFacts, host: RemoteHost, *, owns_ray: bool, metrics_address: str = ""
+        self,
+        address: str,
+        model: ModelFacts,
+        host: RemoteHost,
+        *,
+        owns_ray: bool,
+        metrics_address: str = "",
+        drain_s: float = 0.0,
     ) -> None:
+        """`drain_s` is what the control plane may take to end its calls."""
         self.address, self.metrics_address = address, metrics_address
         self.model = model
         self._host: RemoteHost | None = host
         self._owns_ray = owns_ray
+        self._drain_s = drain_s
 
     def answers(self, timeout_s: float = 10.0) -> bool:
         """Whether the control plane answers in time. Raises Unavailable if its process is gone."""
@@ -67,7 +78,7 @@ class ClusterHandle:
         """Idempotent."""
         host, self._host = self._host, None
         if host is not None:
-            host.stop()
+            host.stop(timeout_s=STOP_S + self._drain_s)
             _end_ray(self._owns_ray)
 
     def __enter__(self) -> ClusterHandle:
@@ -191,7 +202,14 @@ def _start_services(config: LabanConfig, facts: ModelFacts, progress: Progress, 
         host.stop(timeout_s=1.0)
         raise
     progress(f"serving {facts.name} on {address}", 1.0)
-    return ClusterHandle(address, facts, host, owns_ray=owns_ray, metrics_address=_metrics_address(config))
+    return ClusterHandle(
+        address,
+        facts,
+        host,
+        owns_ray=owns_ray,
+        metrics_address=_metrics_address(config),
+        drain_s=config.server.drain_s,
+    )
 
 
 def _otel_variables() -> dict[str, str]:

@@ -38,9 +38,13 @@ class LeaseDesk:
     """Lives in one event loop. No step waits while a handler waits for it."""
 
     def __init__(
-        self, *, clock: Callable[[], float] = time.monotonic, time_of_day: Callable[[], float] = time.time
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        time_of_day: Callable[[], float] = time.time,
+        origin: Callable[[], str] = lambda: "",
     ) -> None:
-        self.leases = Leases(clock)
+        self.leases = Leases(clock, origin)
         self._clock = clock
         self._time_of_day = time_of_day
         self._waiters: dict[int, _Waiter] = {}

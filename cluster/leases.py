@@ -54,8 +54,10 @@ class Held:
 class Leases:
     """Each step is here at most once: it waits, or it is leased."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, origin: Callable[[], str] = lambda: "") -> None:
+        """`origin` says who gives out a lease, where several do: its id then says so too."""
         self._clock = clock
+        self._origin = origin
         self._errands: dict[tuple[str, str], Errand] = {}  # those that wait
         self._queues: dict[tuple[str, str], Queue] = {}  # by (tool, workflow id), and by (tool, "")
         self._leases: dict[str, Held] = {}
@@ -94,7 +96,9 @@ class Leases:
             return None
         errand = self._errands.pop(min(heads)[1])
         self._unqueue(errand)
-        held = Held(secrets.token_hex(12), errand, handler, self._clock() + errand.task.lease_s)
+        origin = self._origin()
+        lease_id = f"{origin}.{secrets.token_hex(12)}" if origin else secrets.token_hex(12)
+        held = Held(lease_id, errand, handler, self._clock() + errand.task.lease_s)
         self._leases[held.lease_id] = held
         self._held[errand.key] = held.lease_id
         return held
@@ -141,3 +145,13 @@ class Leases:
             del queue[errand.key]
             if not queue:
                 del self._queues[name]
+
+
+def origin_of(lease_id: str) -> str:
+    """Who gave it out; "" if it does not say.
+
+    >>> origin_of("4711.abc"), origin_of("abc")
+    ('4711', '')
+    """
+    origin, dot, _ = lease_id.partition(".")
+    return origin if dot else ""

@@ -148,6 +148,13 @@ class Lookout:
         if self._waiting_room is not None:
             self._waiting_room.leave(execution.workflow_id)
 
+    def let_go(self, workflow_id: str) -> None:
+        """The workflow goes on elsewhere."""
+        self._inside.pop(workflow_id, None)
+        self.foresight.end(workflow_id)
+        if self._waiting_room is not None:
+            self._waiting_room.leave(workflow_id)
+
     def _kv_bytes(self) -> int:
         """Memory for keys and values of the workers that are up: their devices' and their hosts'."""
         up = [worker for worker in self._dispatcher.workers() if worker.alive and not worker.draining]

@@ -115,7 +115,16 @@ class MessageBook:
 
     def entries(self, reads: Iterable[ReadRef]) -> list[Entry]:
         """A step's reads as a view's entries."""
-        return [Entry(self.messages[read.key], read.fidelity, begin=read.begin, end=read.end) for read in reads]
+        return [
+            Entry(
+                self.messages[read.key],
+                read.fidelity,
+                begin=read.begin,
+                end=read.end,
+                recompute_share=read.recompute_share,
+            )
+            for read in reads
+        ]
 
     def add_encoded(self, key: str, role: str, name: str | None, home: EncodingSpec) -> Message:
         """A message that a call made. KeyError unless all that its encoding depends on is here."""

@@ -33,7 +33,7 @@ LABELS: Mapping[str, str] = {
     "outcome": "how it ended",
     "state": "what it is doing",
     "kind": "of a step: `generate`, `external`, `workflow`; of an error: `request`, `call`, `step`, `workflow`",
-    "fidelity": "of the step's or the session's reads: `exact`, `direct`, `mixed`",
+    "fidelity": "of the step's or the session's reads: `exact`, `blended`, `direct`, `mixed`",
     "code": "name of the gRPC status; `OK` where nothing went wrong",
     "method": "of the API, as `Service/Method`",
     "policy": "of routing, or of eviction",

@@ -219,7 +219,7 @@ class _Level:
         self, ref: ReadRef, share: float, is_next: bool, spot: Spot | None, found: _Found, tree: ViewTree, uses: _Uses
     ) -> None:
         fixed = ref.key in self._fixed
-        encoding_id = tree.home(ref) if ref.fidelity == "direct" else None
+        encoding_id = tree.home(ref) if ref.fidelity != "exact" else None
         if is_next:
             role = tree.role_of(ref)
             spot = tree.root(role) if spot is None and role is not None else spot

@@ -366,6 +366,18 @@ JOURNAL_AVAILABLE = "available"
 
 
 @dataclass(frozen=True, slots=True)
+class MemberStatus:
+    """A Laban of those that share a journal: where others reach it, `up` or `ending`, and the workflows that it runs.
+    `here` is the one that says so."""
+
+    member_id: str
+    address: str
+    state: str
+    workflows: int
+    here: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterStatus:
     version: str
     ready: bool  # at least one worker is up
@@ -380,3 +392,4 @@ class ClusterStatus:
     eviction_policy: str = ""
     directory: DirectoryStatus = field(default_factory=DirectoryStatus)
     journal: str = ""  # JOURNAL_AVAILABLE, or since when not; "" if there is no journal
+    members: tuple[MemberStatus, ...] = ()  # those that share it

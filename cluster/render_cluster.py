@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from laban.cluster.records import ClusterStatus, DrainProgress, RoutingCandidate, StepExplanation, WorkerStatus
+from laban.cluster.records import (
+    ClusterStatus,
+    DrainProgress,
+    MemberStatus,
+    RoutingCandidate,
+    StepExplanation,
+    WorkerStatus,
+)
 from laban.cluster.render import print_table, shown_clock, shown_ms
 from laban.cluster.sizes import shown_bytes
 
 WORKER_COLUMNS = ("worker", "state", "device", "attention", "running", "waiting", "tokens queued", "pool", "encodings")
 TIER_COLUMNS = ("worker", "host", "disk", "read on device", "loaded: host", "disk", "peer", "encoded again", "waited")
 USE_COLUMNS = ("worker", "prefetches: useful", "late", "wasted", "evicted: device", "host", "disk", "preempted")
+MEMBER_COLUMNS = ("member", "", "address", "state", "workflows")
 RATE_COLUMNS = ("worker", "encode", "decode", "host to device", "disk to host", "peer to host")
 
 
@@ -36,6 +44,8 @@ def print_status(status: ClusterStatus) -> None:
     )
     if status.journal:
         print(f"journal: {status.journal}")
+    if len(status.members) > 1:
+        print_table(MEMBER_COLUMNS, map(_member, status.members), title="Labans that share the journal")
     print_workers(status.workers)
     print_table(TIER_COLUMNS, map(_tiers, status.workers), title="cache: tiers, and tokens that calls read")
     print_table(USE_COLUMNS, map(_uses, status.workers), title="cache: prefetches and evictions")
@@ -114,6 +124,10 @@ def state_of(worker: WorkerStatus) -> str:
     if not worker.alive:
         return "lost"
     return "draining" if worker.draining else "up"
+
+
+def _member(member: MemberStatus) -> tuple[str, ...]:
+    return (member.member_id, "this one" if member.here else "", member.address, member.state, str(member.workflows))
 
 
 def _tiers(worker: WorkerStatus) -> tuple[str, ...]:

@@ -25,8 +25,9 @@ from laban.cluster.records import (
 )
 from laban.cluster.session_hints import HintTaker, SessionHints
 from laban.cluster.slots import Order
-from laban.cluster.views import Composed, Entry, ReadFidelity
+from laban.cluster.views import Composed, Entry
 from laban.cluster.waiter import Finish, Waiter
+from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, Fidelity
 from laban.kvstore.encodings import EncodingId, EncodingSpec
 
 
@@ -189,14 +190,15 @@ class Sessions:
         view: Sequence[SessionPlacement] = (),
         layout: Layout = "packed",
         position: int | None = None,
-        fidelity: ReadFidelity = "exact",
+        fidelity: Fidelity = "exact",
+        recompute_share: float = RECOMPUTE_SHARE,
         tenant: str = "",
     ) -> MessageRecord:
         """Encode a message under a view: `text` in its role's frame, or exactly `token_ids`."""
         session = self._find(session_id, tenant)
         message_id = self._new_id(session)
         tokens = tokens_of(session.book.language, role, name, text, token_ids, first=not view)
-        entries = self._entries(session, view, fidelity)
+        entries = self._entries(session, view, fidelity, recompute_share)
         key = f"{session_id}/{message_id}"
         call, composed = session.book.prefill(
             key,
@@ -229,13 +231,14 @@ class Sessions:
         view: Sequence[SessionPlacement] = (),
         layout: Layout = "packed",
         position: int | None = None,
-        fidelity: ReadFidelity = "exact",
+        fidelity: Fidelity = "exact",
+        recompute_share: float = RECOMPUTE_SHARE,
         tenant: str = "",
     ) -> AsyncGenerator[TokenChunk | MessageRecord, None]:
         """Generate a message under a view: chunks, then the message. Closing the generator aborts the call."""
         session = self._find(session_id, tenant)
         message_id = self._new_id(session)
-        entries = self._entries(session, view, fidelity)
+        entries = self._entries(session, view, fidelity, recompute_share)
         key = f"{session_id}/{message_id}"
         opening = Opening(role, name, prefill)
         call, composed = session.book.decode(
@@ -285,7 +288,9 @@ class Sessions:
         session.last_number += 1
         return f"m{session.last_number}"
 
-    def _entries(self, session: _Session, view: Sequence[SessionPlacement], fidelity: ReadFidelity) -> list[Entry]:
+    def _entries(
+        self, session: _Session, view: Sequence[SessionPlacement], fidelity: Fidelity, recompute_share: float
+    ) -> list[Entry]:
         if len(view) > self._limits.max_view:
             raise InvalidInput(f"expected at most {self._limits.max_view} placements", field="view", value=len(view))
         entries = []
@@ -293,7 +298,7 @@ class Sessions:
             message = session.book.messages.get(placed.message_id)
             if message is None:
                 raise NotFound("no such message", field=f"view[{index}].message_id", value=placed.message_id)
-            entries.append(Entry(message, fidelity, placed.position, placed.begin, placed.end))
+            entries.append(Entry(message, fidelity, placed.position, placed.begin, placed.end, recompute_share))
         return entries
 
     def _order(self, session: _Session, call: Call, waiter: Waiter) -> None:

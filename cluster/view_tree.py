@@ -12,7 +12,7 @@ from laban.actors.errors import LabanError
 from laban.cluster.messages import MessageBook
 from laban.cluster.views import Entry, place
 from laban.cluster.workflow.states import ReadRef
-from laban.kvstore.encodings import EMPTY_VIEW, EncodingId, EncodingSpec, View, extend, make_spec
+from laban.kvstore.encodings import EMPTY_VIEW, EncodingId, EncodingSpec, View, dependencies, make_spec
 
 
 @dataclass(slots=True, eq=False)
@@ -82,16 +82,18 @@ class ViewTree:
         if message is None:
             return None
         specs = self.specs
+        # Which tokens of a blended read are encoded again depends on all that follows: it is taken for a direct one.
         entry = Entry(message, ref.fidelity, begin=ref.begin, end=ref.end)
         found: Spot | None = None
+        language, number = self._book.language, spot.num_reads
         try:
-            placement = place(self._book.language.namespace, entry, spot.num_reads, spot.stop, spot.view, specs)
+            view, stop = place(language.namespace, entry, number, spot.stop, spot.view, specs)
         except LabanError:  # the call will say so
-            placement = None
-        if placement is not None and placement.stop <= self._book.language.max_context:
-            view = extend(spot.view, placement, specs)
-            own = fixed and (spot.fixed or placement.encoding_id == message.home.encoding_id)
-            found = Spot(view, placement.stop, placement.encoding_id, own, spot, spot.num_reads + 1)
+            stop = language.max_context + 1
+        if stop <= language.max_context:
+            encoding_id = dependencies(view)[-1]
+            own = fixed and (spot.fixed or encoding_id == message.home.encoding_id)
+            found = Spot(view, stop, encoding_id, own, spot, number + 1)
         spot.after[ref] = found
         return found
 

@@ -2,7 +2,11 @@
 
 Pure. A message has a *home*: the encoding made when the message was. A `direct` read places the home; an
 `exact` read places the encoding of the message's tokens under the view so far, which is the home itself
-wherever the home was made under that same view, by construction of the ids.
+wherever the home was made under that same view, by construction of the ids. A `blended` read is a direct one whose
+last tokens may be exact: of all that a view reads so, a share of the tokens is encoded under the view so far, those
+nearest to the new message. It attends to them most, and they to all before them, so they do more for a share than those
+whose keys and values deviate most (CacheBlend, arXiv 2405.16444) or the first of each message (EPIC, arXiv 2410.15332):
+docs/fidelity.md has the numbers.
 """
 
 from __future__ import annotations
@@ -10,13 +14,15 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from fractions import Fraction
+from math import ceil
+from typing import cast
 
 from laban.actors.errors import InvalidInput, OutOfRange
 from laban.cluster.records import Layout
+from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, Fidelity
 from laban.kvstore.encodings import EMPTY_VIEW, EncodingId, EncodingSpec, Placement, View, extend, make_spec
 
-ReadFidelity = Literal["exact", "direct"]
 MAX_OVERLAPS = 100
 """Overlaps reported for one view; a view in which everything overlaps has quadratically many."""
 
@@ -39,14 +45,16 @@ class Message:
 class Entry:
     """One entry of a view, as its author wrote it: tokens `[begin, end)` of a message.
 
-    `position` is that of the first placed token; None puts it where the layout says.
+    `position` is that of the first placed token; None puts it where the layout says. `recompute_share` is above 0, up
+    to 1, and counts for a blended read.
     """
 
     message: Message
-    fidelity: ReadFidelity = "exact"
+    fidelity: Fidelity = "exact"
     position: int | None = None
     begin: int | None = None
     end: int | None = None
+    recompute_share: float = RECOMPUTE_SHARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,22 +135,21 @@ def compose(
         view = View(root_spec.encoding_id)
         cursor = len(root)
         spans.append((0, cursor))
-    for index, entry in enumerate(entries):
-        begin, _ = _token_range(entry, index)
+    ranges = [_token_range(entry, index) for index, entry in enumerate(entries)]
+    tails = _tails(entries, ranges, view, cursor)
+    for index, (entry, (begin, _)) in enumerate(zip(entries, ranges, strict=True)):
         if entry.position is not None:
             at = _checked_position(entry.position, f"view[{index}].position", max_context)
         elif layout == "as_encoded":
             at = entry.message.home.start + begin
         else:
             at = cursor
-        placement = place(namespace, entry, index, at, view, known)
-        cursor = placement.stop
+        view, cursor = place(namespace, entry, index, at, view, known, tails[index])
         if cursor > max_context:
             raise OutOfRange(
                 f"tokens placed at {at} end at {cursor}, expected at most the model's context of {max_context}",
                 field=f"view[{index}]",
             )
-        view = extend(view, placement, known)
         spans.append((at, cursor))
     stop = max((end for _, end in spans), default=0)
     start = stop if position is None else _checked_position(position, "position", max_context)
@@ -151,18 +158,59 @@ def compose(
 
 
 def place(
-    namespace: str, entry: Entry, index: int, at: int, view: View, known: MutableMapping[EncodingId, EncodingSpec]
-) -> Placement:
-    """The entry `index` of a view, its first token at `at` under `view`, the entries before it. An encoding that is not
-    `known` is added there. Raises InvalidInput as `compose` does."""
+    namespace: str,
+    entry: Entry,
+    index: int,
+    at: int,
+    view: View,
+    known: MutableMapping[EncodingId, EncodingSpec],
+    tail: int = 0,
+) -> tuple[View, int]:
+    """`view`, the entries before it, with the entry `index`, whose first token is at `at`; and the position after it.
+
+    Encodings that are not `known` are added there. Of a blended entry the last `tail` tokens are encoded under the
+    view, unless its home was. Raises InvalidInput as `compose` does.
+    """
     home = entry.message.home
     begin, end = _token_range(entry, index)
-    reframed = entry.message.first_tokens if index == 0 and (begin, end) == (0, home.num_tokens) else ()
-    if entry.fidelity == "direct" and not reframed:
-        return Placement(home.encoding_id, at, begin, end)
-    spec = make_spec(namespace, reframed or home.tokens[begin:end], at, view, known)
-    known.setdefault(spec.encoding_id, spec)
-    return Placement(spec.encoding_id, at, 0, spec.num_tokens)
+    whole = (begin, end) == (0, home.num_tokens)
+    reframed = entry.message.first_tokens if index == 0 and whole else ()
+    if entry.fidelity == "exact" or reframed:
+        tail = end - begin
+    elif entry.fidelity == "direct" or (whole and (home.view, home.start) == (view, at)):
+        tail = 0
+    middle = end - tail
+    if begin < middle:
+        view = extend(view, Placement(home.encoding_id, at, begin, middle), known)
+        at += middle - begin
+    if tail:
+        spec = make_spec(namespace, reframed or home.tokens[middle:end], at, view, known)
+        known.setdefault(spec.encoding_id, spec)
+        view = extend(view, Placement(spec.encoding_id, at, 0, spec.num_tokens), known)
+        at = spec.stop
+    return view, at
+
+
+def _tails(entries: Sequence[Entry], ranges: Sequence[tuple[int, int]], view: View, stop: int) -> list[int]:
+    """Of each blended entry how many of its last tokens are to be encoded again, after a root that ends at `stop`.
+
+    Entries at the front that stand where they were made have nothing to encode, and count for nothing.
+    """
+    open_at, sizes, due = 0, [end - begin for begin, end in ranges], Fraction(0)
+    for entry, size in zip(entries, sizes, strict=True):
+        home = entry.message.home
+        if entry.message.first_tokens or (home.view, home.start, home.num_tokens) != (view, stop, size):
+            break
+        view, stop, open_at = View(home.encoding_id), home.stop, open_at + 1
+    tails = [0] * len(entries)
+    blended = [number for number in range(open_at, len(entries)) if entries[number].fidelity == "blended"]
+    for number in blended:
+        due += sizes[number] * Fraction(str(entries[number].recompute_share))  # 0.2 of 10 is 2, not a little more
+    left = ceil(due)
+    for number in reversed(blended):
+        tails[number] = min(sizes[number], left)
+        left -= tails[number]
+    return tails
 
 
 def home_of(

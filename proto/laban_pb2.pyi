@@ -755,7 +755,7 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PrefillRequest(_message.Message):
-    __slots__ = ("session_id", "role", "name", "text", "token_ids", "view", "position", "fidelity")
+    __slots__ = ("session_id", "role", "name", "text", "token_ids", "view", "position", "fidelity", "recompute_share")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -764,6 +764,7 @@ class PrefillRequest(_message.Message):
     VIEW_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     FIDELITY_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTE_SHARE_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     role: str
     name: str
@@ -772,10 +773,11 @@ class PrefillRequest(_message.Message):
     view: View
     position: int
     fidelity: Fidelity
-    def __init__(self, session_id: _Optional[str] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., view: _Optional[_Union[View, _Mapping]] = ..., position: _Optional[int] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ...) -> None: ...
+    recompute_share: float
+    def __init__(self, session_id: _Optional[str] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., view: _Optional[_Union[View, _Mapping]] = ..., position: _Optional[int] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., recompute_share: _Optional[float] = ...) -> None: ...
 
 class DecodeRequest(_message.Message):
-    __slots__ = ("session_id", "role", "name", "prefill", "view", "position", "fidelity", "sampling", "tools", "response_schema")
+    __slots__ = ("session_id", "role", "name", "prefill", "view", "position", "fidelity", "sampling", "tools", "response_schema", "recompute_share")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -786,6 +788,7 @@ class DecodeRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     TOOLS_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTE_SHARE_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     role: str
     name: str
@@ -796,7 +799,8 @@ class DecodeRequest(_message.Message):
     sampling: Sampling
     tools: _containers.RepeatedCompositeFieldContainer[Tool]
     response_schema: _struct_pb2.Struct
-    def __init__(self, session_id: _Optional[str] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., prefill: _Optional[str] = ..., view: _Optional[_Union[View, _Mapping]] = ..., position: _Optional[int] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., response_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    recompute_share: float
+    def __init__(self, session_id: _Optional[str] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., prefill: _Optional[str] = ..., view: _Optional[_Union[View, _Mapping]] = ..., position: _Optional[int] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., response_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., recompute_share: _Optional[float] = ...) -> None: ...
 
 class Tool(_message.Message):
     __slots__ = ("name", "description", "parameters")
@@ -1139,7 +1143,7 @@ class DrainProgress(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., calls_left: _Optional[int] = ..., encodings_left: _Optional[int] = ..., done: bool = ...) -> None: ...
 
 class WorkflowSpec(_message.Message):
-    __slots__ = ("version", "name", "description", "inputs", "fidelity", "sampling", "messages", "agents", "steps", "outputs", "workflows", "key")
+    __slots__ = ("version", "name", "description", "inputs", "fidelity", "sampling", "messages", "agents", "steps", "outputs", "workflows", "key", "recompute_share")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -1152,6 +1156,7 @@ class WorkflowSpec(_message.Message):
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     WORKFLOWS_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTE_SHARE_FIELD_NUMBER: _ClassVar[int]
     version: int
     name: str
     description: str
@@ -1164,7 +1169,8 @@ class WorkflowSpec(_message.Message):
     outputs: _containers.RepeatedCompositeFieldContainer[OutputSpec]
     workflows: _containers.RepeatedCompositeFieldContainer[WorkflowSpec]
     key: str
-    def __init__(self, version: _Optional[int] = ..., name: _Optional[str] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[InputSpec, _Mapping]]] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[MessageSpec, _Mapping]]] = ..., agents: _Optional[_Iterable[_Union[AgentSpec, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[OutputSpec, _Mapping]]] = ..., workflows: _Optional[_Iterable[_Union[WorkflowSpec, _Mapping]]] = ..., key: _Optional[str] = ...) -> None: ...
+    recompute_share: float
+    def __init__(self, version: _Optional[int] = ..., name: _Optional[str] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[InputSpec, _Mapping]]] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[MessageSpec, _Mapping]]] = ..., agents: _Optional[_Iterable[_Union[AgentSpec, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[OutputSpec, _Mapping]]] = ..., workflows: _Optional[_Iterable[_Union[WorkflowSpec, _Mapping]]] = ..., key: _Optional[str] = ..., recompute_share: _Optional[float] = ...) -> None: ...
 
 class InputSpec(_message.Message):
     __slots__ = ("key", "type", "default", "description")
@@ -1215,7 +1221,7 @@ class AgentSpec(_message.Message):
     def __init__(self, key: _Optional[str] = ..., prompt: _Optional[str] = ..., role: _Optional[str] = ..., private: bool = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ...) -> None: ...
 
 class StepSpec(_message.Message):
-    __slots__ = ("step", "agent", "for_each", "rounds", "read", "join", "external", "vote", "role", "name", "prefill", "fidelity", "sampling", "private", "tools", "response_schema", "max_parallel", "on_error", "values", "when", "timeout_s", "retries", "loop", "steps", "otherwise", "workflow", "inputs", "messages", "output")
+    __slots__ = ("step", "agent", "for_each", "rounds", "read", "join", "external", "vote", "role", "name", "prefill", "fidelity", "sampling", "private", "tools", "response_schema", "max_parallel", "on_error", "values", "when", "timeout_s", "retries", "loop", "steps", "otherwise", "workflow", "inputs", "messages", "output", "recompute_share")
     STEP_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
     FOR_EACH_FIELD_NUMBER: _ClassVar[int]
@@ -1245,6 +1251,7 @@ class StepSpec(_message.Message):
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTE_SHARE_FIELD_NUMBER: _ClassVar[int]
     step: str
     agent: str
     for_each: ForEachSpec
@@ -1274,7 +1281,8 @@ class StepSpec(_message.Message):
     inputs: _struct_pb2.Struct
     messages: _containers.RepeatedCompositeFieldContainer[BoundMessage]
     output: str
-    def __init__(self, step: _Optional[str] = ..., agent: _Optional[str] = ..., for_each: _Optional[_Union[ForEachSpec, _Mapping]] = ..., rounds: _Optional[int] = ..., read: _Optional[_Iterable[_Union[ReadSpec, _Mapping]]] = ..., join: _Optional[_Union[JoinSpec, _Mapping]] = ..., external: _Optional[_Union[ExternalSpec, _Mapping]] = ..., vote: _Optional[_Union[VoteSpec, _Mapping]] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., prefill: _Optional[str] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., private: bool = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., response_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., max_parallel: _Optional[int] = ..., on_error: _Optional[str] = ..., values: _Optional[_Iterable[_Union[ValueSpec, _Mapping]]] = ..., when: _Optional[str] = ..., timeout_s: _Optional[float] = ..., retries: _Optional[_Union[RetriesSpec, _Mapping]] = ..., loop: _Optional[_Union[LoopSpec, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., otherwise: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., workflow: _Optional[str] = ..., inputs: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[BoundMessage, _Mapping]]] = ..., output: _Optional[str] = ...) -> None: ...
+    recompute_share: float
+    def __init__(self, step: _Optional[str] = ..., agent: _Optional[str] = ..., for_each: _Optional[_Union[ForEachSpec, _Mapping]] = ..., rounds: _Optional[int] = ..., read: _Optional[_Iterable[_Union[ReadSpec, _Mapping]]] = ..., join: _Optional[_Union[JoinSpec, _Mapping]] = ..., external: _Optional[_Union[ExternalSpec, _Mapping]] = ..., vote: _Optional[_Union[VoteSpec, _Mapping]] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., prefill: _Optional[str] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., private: bool = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., response_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., max_parallel: _Optional[int] = ..., on_error: _Optional[str] = ..., values: _Optional[_Iterable[_Union[ValueSpec, _Mapping]]] = ..., when: _Optional[str] = ..., timeout_s: _Optional[float] = ..., retries: _Optional[_Union[RetriesSpec, _Mapping]] = ..., loop: _Optional[_Union[LoopSpec, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., otherwise: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., workflow: _Optional[str] = ..., inputs: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[BoundMessage, _Mapping]]] = ..., output: _Optional[str] = ..., recompute_share: _Optional[float] = ...) -> None: ...
 
 class BoundMessage(_message.Message):
     __slots__ = ("key", "read")
@@ -1341,18 +1349,20 @@ class ForEachSpec(_message.Message):
     def __init__(self, agents: _Optional[_Iterable[str]] = ..., count: _Optional[int] = ..., input: _Optional[str] = ..., batch: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class ReadSpec(_message.Message):
-    __slots__ = ("read", "fidelity", "begin", "end", "order")
+    __slots__ = ("read", "fidelity", "begin", "end", "order", "recompute_share")
     READ_FIELD_NUMBER: _ClassVar[int]
     FIDELITY_FIELD_NUMBER: _ClassVar[int]
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTE_SHARE_FIELD_NUMBER: _ClassVar[int]
     read: str
     fidelity: Fidelity
     begin: int
     end: int
     order: str
-    def __init__(self, read: _Optional[str] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ..., order: _Optional[str] = ...) -> None: ...
+    recompute_share: float
+    def __init__(self, read: _Optional[str] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ..., order: _Optional[str] = ..., recompute_share: _Optional[float] = ...) -> None: ...
 
 class JoinSpec(_message.Message):
     __slots__ = ("at_least", "rest")

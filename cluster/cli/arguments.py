@@ -218,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     lint = command("lint", "check a workflow without running it; needs neither a cluster nor a GPU")
     lint.add_argument("file", metavar="FILE", help=FILE_HELP)
     lint.add_argument("--input", dest="inputs", action="append", default=[], metavar="K=V", help="an input's value")
-    lint.add_argument("--fidelity", help="as if every read had this fidelity: exact or direct")
+    lint.add_argument("--fidelity", help="as if every read had this fidelity: exact, blended or direct")
     _cluster_flags(lint, only_model=True)
     _json_flag(lint)
 
@@ -291,7 +291,7 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
         help="an input's value; K=@FILE is a file's text, K='@DIR/*.txt' a list of texts, K:=JSON and K:=@FILE.json a "
         "list or number, K:=@FILE.csv:COLUMN a column; repeatable",
     )  # fmt: skip
-    parser.add_argument("--fidelity", help="for every read: exact or direct; default: as the workflow says")
+    parser.add_argument("--fidelity", help="for every read: exact, blended or direct; default: as the workflow says")
     parser.add_argument("--seed", type=int, help="of all sampling noise; default: as the workflow says, else any")
     parser.add_argument(
         "--set", dest="settings", action="append", default=[], metavar="ADDRESS.FIELD=V",

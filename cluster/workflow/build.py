@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from laban.cluster.workflow.blocks import Condition, Layout, LoopPlace, Placed, lay_out
 from laban.cluster.workflow.close import close_graph
 from laban.cluster.workflow.diagnostics import Problem
-from laban.cluster.workflow.graph import Fidelity, Gate, Node, OutputNode, Source, StepGraph, VoteNode, vote_unit
+from laban.cluster.workflow.fidelity import Fidelity
+from laban.cluster.workflow.graph import Gate, Node, OutputNode, Source, StepGraph, VoteNode, vote_unit
 from laban.cluster.workflow.inputs import known_values, num_items
 from laban.cluster.workflow.instances import Builder, Understood, understand_step
 from laban.cluster.workflow.resolve import Ballot, Member, Selection, Shape

@@ -27,12 +27,14 @@ def read(
     selector: str,
     *,
     fidelity: str | None = None,
+    recompute_share: float | None = None,
     order: str | None = None,
     begin: int | None = None,
     end: int | None = None,
 ) -> dict[str, Any]:
     """One entry of a step's reads with more than its selector."""
-    return _given(read=selector, fidelity=fidelity, order=order, begin=begin, end=end)
+    given = _given(read=selector, fidelity=fidelity, recompute_share=recompute_share)
+    return given | _given(order=order, begin=begin, end=end)
 
 
 class Steps:
@@ -66,6 +68,7 @@ class Steps:
         name: str | None = None,
         prefill: str | None = None,
         fidelity: str | None = None,
+        recompute_share: float | None = None,
         sampling: Mapping[str, Any] | None = None,
         private: bool | None = None,
     ) -> Self:
@@ -74,7 +77,7 @@ class Steps:
         fields |= {"rounds": rounds, "timeout_s": timeout_s, "retries": retries, "on_error": on_error, "join": join}
         fields |= {"external": external, "workflow": workflow, "inputs": inputs, "messages": messages}
         fields |= {"output": output, "values": values, "vote": vote, "role": role, "name": name, "prefill": prefill}
-        fields |= {"fidelity": fidelity, "sampling": sampling, "private": private}
+        fields |= {"fidelity": fidelity, "recompute_share": recompute_share, "sampling": sampling, "private": private}
         self._steps.append(_plain({"step": step, "read": list(read), **_given(**fields)}))
         return self
 
@@ -105,10 +108,18 @@ class Steps:
 class Workflow(Steps):
     """Collects a workflow; each method adds a part and returns the same object. `to_dict` gives the dict form."""
 
-    def __init__(self, name: str, *, description: str = "", fidelity: str | None = None, version: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        description: str = "",
+        fidelity: str | None = None,
+        recompute_share: float | None = None,
+        version: int = 1,
+    ) -> None:
         super().__init__()
         self._data: dict[str, Any] = {"version": version, "name": name}
-        self._data |= _given(description=description or None, fidelity=fidelity)
+        self._data |= _given(description=description or None, fidelity=fidelity, recompute_share=recompute_share)
 
     def sampling(self, **values: Any) -> Self:
         """Sampling defaults of the whole workflow."""

@@ -13,10 +13,10 @@ from typing import Literal
 
 from laban.cluster.workflow.diagnostics import Loc
 from laban.cluster.workflow.expressions import Expression
+from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, Fidelity
 from laban.cluster.workflow.resolve import Member
 from laban.cluster.workflow.schema import Step, Workflow
 
-Fidelity = Literal["exact", "direct"]
 Kind = Literal["generate", "external", "workflow"]
 
 
@@ -72,6 +72,7 @@ class Source:
     num_rounds: int = 0
     order: Bound | None = None
     members: tuple[Member | None, ...] = ()  # with `order`: of each key
+    recompute_share: float = RECOMPUTE_SHARE  # if it is blended
 
 
 @dataclass(frozen=True, slots=True)

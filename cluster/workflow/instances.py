@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from laban.cluster.workflow.blocks import Condition, Guard, Layout, LoopPlace, Placed, condition_unit
+from laban.cluster.workflow.fidelity import Fidelity
 from laban.cluster.workflow.graph import (
     Bound,
-    Fidelity,
     Gate,
     GateUse,
     LoopNode,

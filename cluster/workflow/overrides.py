@@ -9,10 +9,10 @@ from pydantic import ValidationError
 
 from laban.cluster.workflow.diagnostics import Problem, suggest
 from laban.cluster.workflow.explain import explain
-from laban.cluster.workflow.graph import Fidelity, Node, StepGraph
+from laban.cluster.workflow.fidelity import RESERVED, Fidelity, expected, is_served
+from laban.cluster.workflow.graph import Node, StepGraph
 from laban.cluster.workflow.sampling import SamplingSpec, instance_seed, merge
 from laban.cluster.workflow.schema import Sampling, Step
-from laban.cluster.workflow.schema_types import RESERVED_FIDELITY
 from laban.cluster.workflow.states import Overrides
 
 _WHOLE = {"max_tokens", "top_k", "seed", "logprobs"}
@@ -22,12 +22,12 @@ _REAL = {"temperature", "top_p"}
 def check_fidelity(overrides: Overrides) -> tuple[Fidelity | None, list[Problem]]:
     """The fidelity that replaces all others, if one does."""
     level = overrides.fidelity
-    if level is None or level == "exact" or level == "direct":
-        return level, []  # type: ignore[return-value]
-    if level in RESERVED_FIDELITY:
+    if level is None or is_served(level):
+        return level, []
+    if level in RESERVED:
         message = f"fidelity '{level}' is reserved, not served yet"
         return None, [Problem(("fidelity",), message, code="not_built", in_file=False)]
-    return None, [Problem(("fidelity",), "not a fidelity", level, "exact or direct", in_file=False)]
+    return None, [Problem(("fidelity",), "not a fidelity", level, expected(), in_file=False)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,8 @@ class Reading:
         return [self._ref(key, source) for key in self.keys(source)]
 
     def _ref(self, key: str, source: Source) -> ReadRef:
-        return ReadRef(self._named(key), source.fidelity, source.begin, source.end, source.index)
+        name, part = self._named(key), (source.begin, source.end)
+        return ReadRef(name, source.fidelity, *part, source.index, source.recompute_share)
 
     def stand_ins(self, source: Source) -> tuple[Given, ...]:
         """The messages as a run within is given them."""
@@ -112,7 +113,7 @@ class Expectation:
         for number in range(self._source, len(self._sources)):
             source = self._sources[number]
             is_next = number == self._source and not _is_list(source)
-            if source.fidelity == "direct" or is_next:
+            if source.fidelity != "exact" or is_next:
                 yield from self._possible_of(source, begin, is_next)
             begin = 0
 

@@ -37,6 +37,7 @@ TEXTS: Mapping[type[Model], Mapping[str, str]] = {
         "description": "what it is for",
         "inputs": "name -> a value given when it is run",
         "fidelity": "for every read that does not say otherwise",
+        "recompute_share": "of the tokens of `blended` reads, those that are encoded again",
         "sampling": "defaults for every step",
         "messages": "name -> a fixed message",
         "agents": "name -> a role",
@@ -95,6 +96,7 @@ TEXTS: Mapping[type[Model], Mapping[str, str]] = {
         "name": "a template: the message's name line",
         "prefill": "a template: the start of the generated message; no space at its end",
         "fidelity": "of its reads",
+        "recompute_share": "of its `blended` reads; default: the workflow's",
         "sampling": "of this step",
         "private": "what it makes must not leak",
     },
@@ -108,6 +110,7 @@ TEXTS: Mapping[type[Model], Mapping[str, str]] = {
     schema.Read: {
         "read": "which messages",
         "fidelity": "how their encodings may be reused",
+        "recompute_share": "if they are `blended`: how many of their tokens count; default: the step's",
         "order": "gives members by name or number: only these are read, in this order",
         "begin": "the first token read of each message",
         "end": "the token before which reading ends",

@@ -13,6 +13,7 @@ from laban.cluster.workflow.deciding import decisions_of, may_decide
 from laban.cluster.workflow.diagnostics import Problem, WorkflowErrors
 from laban.cluster.workflow.expressions import ExpressionProblem
 from laban.cluster.workflow.facts import Facts, arguments_of, role_of, task_of, tries_of
+from laban.cluster.workflow.fidelity import Fidelity
 from laban.cluster.workflow.graph import Node, StepGraph
 from laban.cluster.workflow.inputs import as_declared, check_inputs
 from laban.cluster.workflow.overrides import check_fidelity, plan_sampling
@@ -386,7 +387,7 @@ class Run:
             problem = str(error)
         step = node.step
         prefill, name = self._texts_of[node.address]
-        levels: set[Literal["exact", "direct", "mixed"]] = {ref.fidelity for ref in reads} or {"exact"}
+        levels: set[Fidelity | Literal["mixed"]] = {ref.fidelity for ref in reads} or {"exact"}
         return ReadyStep(
             address=node.address,
             step=step.step,

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from laban.cluster.workflow import shorthands
 from laban.cluster.workflow.diagnostics import Marks
+from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE
 from laban.cluster.workflow.schema_types import (
     MAX_FAN_OUT,
     MAX_ROUNDS,
@@ -27,6 +28,7 @@ from laban.cluster.workflow.schema_types import (
     Name,
     Pattern,
     Pointer,
+    RecomputeShare,
     Role,
     SelectorText,
     StopString,
@@ -85,6 +87,7 @@ class Read(Model):
 
     read: SelectorText
     fidelity: Fidelity | None = None
+    recompute_share: RecomputeShare | None = None  # of `blended` reads' tokens
     order: ExpressionText | None = None  # gives members, or one: only these, in its order
     begin: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
     end: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
@@ -249,6 +252,7 @@ class Step(Model):
     name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     prefill: Annotated[str, Field(max_length=100_000)] = ""
     fidelity: Fidelity | None = None
+    recompute_share: RecomputeShare | None = None  # of `blended` reads' tokens
     sampling: Sampling = Sampling()
     private: bool = False
 
@@ -307,6 +311,7 @@ class Workflow(Model):
     description: str = Field(default="", max_length=10_000)
     inputs: dict[Label, Input] = {}
     fidelity: Fidelity = "exact"
+    recompute_share: RecomputeShare = RECOMPUTE_SHARE
     sampling: Sampling = Sampling()
     messages: dict[Name, Annotated[Message, spelled(shorthands.bare("text"))]] = {}
     agents: dict[Name, Annotated[Agent, spelled(shorthands.bare("prompt"))]] = {}

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from laban.cluster.workflow import shorthands
+from laban.cluster.workflow import fidelity, shorthands
 from laban.cluster.workflow.expressions import ExpressionProblem, parse_expression
 from laban.cluster.workflow.names import NAME, NAME_RULE, name_problem
 from laban.cluster.workflow.patterns import pattern_problem
@@ -19,7 +19,6 @@ MAX_TEXT = 4_000_000  # characters of one text
 MAX_STEPS = 1_000
 MAX_FAN_OUT = 10_000
 MAX_ROUNDS = 1_000
-RESERVED_FIDELITY = ("corrected", "blended", "auto")
 
 Role = Literal["system", "user", "assistant"]
 
@@ -32,7 +31,7 @@ def _name(value: str) -> str:
 
 
 def _fidelity(value: Any) -> Any:
-    if value in RESERVED_FIDELITY:
+    if value in fidelity.RESERVED:
         raise PydanticCustomError("not_built", "fidelity '{level}' is reserved, not served yet", {"level": value})
     return value
 
@@ -95,7 +94,8 @@ def _label(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(_name)]  # of what reads may name
 Label = Annotated[str, AfterValidator(_label)]  # of what they may not
-Fidelity = Annotated[Literal["exact", "direct"], BeforeValidator(_fidelity)]
+Fidelity = Annotated[fidelity.Fidelity, BeforeValidator(_fidelity)]
+RecomputeShare = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 SelectorText = Annotated[str, Field(max_length=MAX_CHARS), AfterValidator(_selector)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 WorkflowName = Annotated[str, Field(min_length=1, max_length=1_000)]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from laban.cluster.workflow.blocks import Layout, Placed
 from laban.cluster.workflow.diagnostics import MAX_PROBLEMS, Loc, Problem, suggest
 from laban.cluster.workflow.expressions import BUILT_IN_VALUES, Expression, Reference, parse_expression
-from laban.cluster.workflow.graph import Bound, Fidelity, Source, Use, end_unit, prompt_key, vote_unit
+from laban.cluster.workflow.fidelity import Fidelity
+from laban.cluster.workflow.graph import Bound, Source, Use, end_unit, prompt_key, vote_unit
 from laban.cluster.workflow.resolve import SEVERAL, Ballot, Member, ReadProblem, Selection, Shape, resolve
 from laban.cluster.workflow.schema import Read, Step, Workflow
 from laban.cluster.workflow.selectors import Winner, parse_selector
@@ -173,11 +174,12 @@ def sources_of(
 ) -> Iterator[Source]:
     """The view of one instance: the agent's prompt first unless it is placed, then the reads."""
     stated = fidelity or step.fidelity or workflow.fidelity
+    usual_share = step.recompute_share or workflow.recompute_share
     agent = reader.agent
     prompt = agent is not None and workflow.agents[agent].prompt is not None
     placed = any(_is_prompt(entry.read) for entry in entries)
     if agent is not None and prompt and not placed and step.external is None and step.workflow is None:
-        yield Source((prompt_key(agent),), stated, fixed=True)
+        yield _blended(Source((prompt_key(agent),), stated, fixed=True), usual_share)
     for index, entry in enumerate(entries):
         read = entry.read
         level = fidelity or read.fidelity or stated
@@ -185,11 +187,21 @@ def sources_of(
             source = chosen_source(entry.chosen, reader, level)
             if entry.order is not None:
                 source = _ordered(source, entry.chosen, bound_to(entry.order, reader))
-            yield replace(source, begin=read.begin, end=read.end, index=index)
         elif not _is_prompt(read):
-            yield Source((parse_selector(read.read).name,), level, True, None, read.begin, read.end, index)
+            source = Source((parse_selector(read.read).name,), level, fixed=True)
         elif agent is not None and prompt:
-            yield Source((prompt_key(agent),), level, True, None, read.begin, read.end, index)
+            source = Source((prompt_key(agent),), level, fixed=True)
+        else:
+            continue
+        source = replace(source, begin=read.begin, end=read.end, index=index)
+        yield _blended(source, read.recompute_share or usual_share)
+
+
+def _blended(source: Source, share: float) -> Source:
+    """A blended source knows its share; where all is encoded again nothing is left to blend."""
+    if source.fidelity != "blended":
+        return source
+    return replace(source, fidelity="exact") if share == 1 else replace(source, recompute_share=share)
 
 
 def chosen_source(chosen: Selection, reader: Reader, fidelity: Fidelity) -> Source:

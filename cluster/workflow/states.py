@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, Fidelity
 from laban.cluster.workflow.sampling import SamplingSpec
 
 MAX_RETRY_DELAY_S = 3600.0
@@ -33,10 +34,11 @@ class ReadRef:
     """
 
     key: str
-    fidelity: Literal["exact", "direct"]
+    fidelity: Fidelity
     begin: int | None = None
     end: int | None = None
     index: int | None = None  # which entry of the step's `read` it is of; None: the agent's prompt, put first
+    recompute_share: float = RECOMPUTE_SHARE  # if it is blended
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class ReadyStep:
     prefill: str  # the start of the generated message; may be empty
     reads: tuple[ReadRef, ...]
     sampling: SamplingSpec
-    fidelity: Literal["exact", "direct", "mixed"]  # a summary of its reads'
+    fidelity: Fidelity | Literal["mixed"]  # a summary of its reads'
     tries: Tries = Tries()
     task: Task | None = None
     problem: str = ""

@@ -79,7 +79,7 @@ class Visibility:
         for source in node.sources:
             for key in source.keys:
                 given |= self.bit[key]
-                if source.fidelity == "direct":
+                if source.fidelity != "exact":
                     through |= self.seen[key]
         return given, through
 
@@ -113,7 +113,7 @@ class Visibility:
                     yield Leak(node.step.step, address, group, via, bool(mask & private))
 
     def _through(self, node: Node, leaked: int) -> str:
-        keys = (key for source in node.sources if source.fidelity == "direct" for key in source.keys)
+        keys = (key for source in node.sources if source.fidelity != "exact" for key in source.keys)
         key = next(key for key in keys if self.seen[key] & leaked)
         return self.graph.nodes[key].step.step if key in self.graph.nodes else key
 
@@ -129,7 +129,7 @@ class Visibility:
             pairs = [
                 (first, second)
                 for index, (second, fidelity) in enumerate(placed)
-                if fidelity == "direct"
+                if fidelity != "exact"
                 for first, _ in placed[:index]
                 if first != second and not self._aware(first, second)
             ]
@@ -154,7 +154,7 @@ def is_private(workflow: Workflow) -> bool:
 
 def private_leaks(graph: StepGraph, given: Collection[str] = ()) -> list[Problem]:
     """An error for each private message that reaches a reader who was not given it, here or in a workflow within."""
-    direct = any(source.fidelity == "direct" for node in graph.nodes.values() for source in node.sources)
+    direct = any(source.fidelity != "exact" for node in graph.nodes.values() for source in node.sources)
     if not (given or is_private(graph.workflow)):
         return []
     own = _own_leaks(graph, given) if direct else []

@@ -24,6 +24,7 @@ from laban.cluster.records import (
     HintOutcome,
     Lease,
     LeaseMessage,
+    MemberStatus,
     MessageRecord,
     NextUse,
     RoutingCandidate,
@@ -117,6 +118,7 @@ STATUS = ClusterStatus(
     "steps",
     DirectoryStatus(2, 40, 12, 3, 1000, 10, 1200),
     journal="available",
+    members=(MemberStatus("4711", "10.0.0.7:8470", "up", 3, True),),
 )
 EXPLANATION = StepExplanation(
     "wf-1",

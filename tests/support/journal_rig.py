@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,8 +14,9 @@ from laban.actors.errors import LabanError, Unavailable
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.executor import Executor, ExecutorLimits
 from laban.cluster.journal import Journal
+from laban.cluster.journal_engine import JournalAway
 from laban.cluster.journal_records import Deletion, Ending, Line, Stored, Submission, Write
-from laban.cluster.journal_store import JournalAway
+from laban.cluster.journal_store import Taken
 from laban.cluster.lookout import Lookout
 from laban.cluster.records import Event, Lease, TokenChunk, WorkflowRecord
 from laban.cluster.traces import NO_TRACES, Traces
@@ -35,17 +36,20 @@ class MemoryStore:
         self._keys: set[tuple[object, ...]] = set()
         self._add(writes)
 
+    member_id = ""
+
     def open(self) -> None: ...
 
     def close(self) -> None: ...
 
-    def write(self, writes: Sequence[Write]) -> None:
+    def write(self, writes: Sequence[Write]) -> Mapping[str, Taken]:
         self.num_transactions += 1
         fault = self.fault()
         if fault != "before":
             self._add(writes)
         if fault:
             raise JournalAway("the test says so")
+        return {}
 
     def load(self) -> list[Stored]:
         stored: dict[str, Stored] = {}
@@ -136,7 +140,7 @@ class Server:
 
     def shown(self, workflow_id: str) -> list[Event]:
         """The events so far."""
-        return list(self.executor._executions[workflow_id].board.feed.events)
+        return list(self.executor.shelf.find(workflow_id).board.feed.events)
 
 
 @asynccontextmanager

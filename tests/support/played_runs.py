@@ -12,7 +12,6 @@ from laban.actors.calls import Call, Sampling
 from laban.cluster.messages import Language, MessageBook, Opening
 from laban.cluster.outlook import Look, RunOutlook
 from laban.cluster.view_tree import ViewTree
-from laban.cluster.views import Entry
 from laban.cluster.workflow.children import Began
 from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
 from laban.cluster.workflow.parse import parse_yaml
@@ -68,7 +67,7 @@ class Played:
         for step in ready:
             self.steps[step.address], self.began[step.address] = step, self.now_s
             if step.kind == "generate":
-                entries = [Entry(self.book.messages[r.key], r.fidelity, begin=r.begin, end=r.end) for r in step.reads]
+                entries = self.book.entries(step.reads)
                 opening = Opening(step.role, step.name, step.prefill)
                 self.calls[step.address], _ = self.book.decode(step.address, "", entries, opening, Sampling(4))
         return ready

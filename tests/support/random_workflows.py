@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 AGENTS = ["ann", "bob", "cleo"]
 MESSAGES = ["m1", "m2", "d", "d[1]"]
-FIDELITY = st.sampled_from([None, None, "exact", "direct"])
+FIDELITY = st.sampled_from([None, None, "exact", "blended", "direct"])
 VALUES: list[Any] = [
     {},
     ["word", "score"],
@@ -205,7 +205,7 @@ def workflows(draw: st.DrawFn, control: bool = True) -> dict[str, Any]:
     data["inputs"] = {"x": {"default": "y"}, "n": {"type": "integer", "default": 3}}
     data["inputs"]["docs"] = {"type": "list", "default": items}
     data["agents"] = {name: draw(st.sampled_from([{}, "Be {{ agent }}"])) for name in AGENTS}
-    data["fidelity"] = draw(st.sampled_from(["exact", "direct"]))
+    data["fidelity"] = draw(st.sampled_from(["exact", "blended", "direct"]))
     writer = _Writer(draw, control)
     data["steps"] = draw(st.permutations(writer.entries(4, None, 2)))
     data["workflows"] = {"inner": deepcopy(INNER)} if writer.uses_inner else {}

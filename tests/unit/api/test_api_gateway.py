@@ -154,7 +154,6 @@ BAD = [
     ("Submit", submit(inputs={"who": {}}), "inputs.who", "INVALID_ARGUMENT"),
     ("Submit", submit(inputs={"who": {"number_value": float("nan")}}), "inputs.who", "INVALID_ARGUMENT"),
     ("Submit", submit(overrides=pb.Overrides(fidelity=2)), "overrides.fidelity", "UNIMPLEMENTED"),
-    ("Submit", submit(overrides=pb.Overrides(fidelity=3)), "overrides.fidelity", "UNIMPLEMENTED"),
     ("Submit", submit(overrides=pb.Overrides(fidelity=5)), "overrides.fidelity", "UNIMPLEMENTED"),
     ("Submit", submit(overrides=pb.Overrides(fidelity=6)), "overrides.fidelity", "INVALID_ARGUMENT"),
     ("Submit", submit(overrides=pb.Overrides(fidelity=99)), "overrides.fidelity", "INVALID_ARGUMENT"),

@@ -30,7 +30,8 @@ def test_a_session_from_open_to_close() -> None:
                     view=["m1", MESSAGE, SessionPlacement("m2", 0, 1, 4)],
                     layout="as_encoded",
                     position=40,
-                    fidelity="direct",
+                    fidelity="blended",
+                    recompute_share=0.25,
                 )
                 assert record == MESSAGE
                 assert served.sessions.calls[-1] == (
@@ -43,7 +44,8 @@ def test_a_session_from_open_to_close() -> None:
                         "view": [SessionPlacement("m1"), SessionPlacement("m1"), SessionPlacement("m2", 0, 1, 4)],
                         "layout": "as_encoded",
                         "position": 40,
-                        "fidelity": "direct",
+                        "fidelity": "blended",
+                        "recompute_share": 0.25,
                     },
                 )
                 await session.prefill(token_ids=[3, 1])

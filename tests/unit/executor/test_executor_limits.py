@@ -58,7 +58,7 @@ async def test_finished_workflows_are_forgotten_oldest_first():
         assert [record.workflow_id for record in kept] == [ids[3], ids[2]]
         with pytest.raises(NotFound):
             r.executor.get(ids[0])
-        assert len(r.executor._claims) == len(r.executor._numbers) == 2
+        assert len(r.executor._claims) == len(r.executor.shelf) == 2
         new = await r.submit(CHAIN, {"question": "0"}, idempotency_key="0")
         assert new.workflow_id not in ids
         await r.end(new.workflow_id)
@@ -131,7 +131,7 @@ async def test_a_read_that_cannot_be_placed_fails_its_step_and_names_the_field_o
 async def test_nothing_is_kept_of_an_ended_workflow_but_what_it_shows():
     async with rig() as r:
         record = await r.run(DEBATE)
-        execution = r.executor._executions[record.workflow_id]
+        execution = r.executor.shelf.find(record.workflow_id)
         assert execution._run is None
         assert execution._book is None
         assert not execution.board.feed._live

@@ -92,7 +92,7 @@ async def test_an_error_inside_ends_the_workflow_and_nothing_else(monkeypatch):
     async with rig() as r:
         other = await r.submit(CHAIN, {"question": "Why?"})
         record = await r.submit(one_step())
-        execution = r.executor._executions[record.workflow_id]
+        execution = r.executor.shelf.find(record.workflow_id)
         monkeypatch.setattr(execution._run, "finish", lambda *_: 1 / 0)
         final = await r.end(record.workflow_id)
         assert final.state == "failed"
@@ -105,7 +105,7 @@ async def test_an_error_inside_ends_the_workflow_and_nothing_else(monkeypatch):
 async def test_an_error_while_taking_tokens_ends_the_workflow(monkeypatch):
     async with rig() as r:
         record = await r.submit(one_step())
-        feed = r.executor._executions[record.workflow_id].board.feed
+        feed = r.executor.shelf.find(record.workflow_id).board.feed
         monkeypatch.setattr(feed, "add_text", lambda *_: 1 / 0)
         final = await r.end(record.workflow_id)
         assert final.error.status == "INTERNAL"

@@ -17,12 +17,12 @@ TOOLS = ["run_tests"]
 
 
 def states(r, workflow_id: str, address: str = "tests") -> list[tuple]:
-    events = r.executor._executions[workflow_id].board.feed._events
+    events = r.executor.shelf.find(workflow_id).board.feed._events
     return [(e.attempt, e.step_state, e.worker) for e in events if e.address == address and e.step_state]
 
 
 def assert_nothing_left(r, workflow_id: str) -> None:
-    execution, desk = r.executor._executions[workflow_id], r.executor._desk("")
+    execution, desk = r.executor.shelf.find(workflow_id), r.executor._desk("")
     assert (len(desk.leases), execution._open, execution._run) == (0, {}, None)
 
 

@@ -183,7 +183,7 @@ async def test_workers_hear_of_what_the_next_steps_will_read() -> None:
         await until(lambda: not foresight.upcoming())
         await until(lambda: not any({k: use for a in made.worker.engine.advice for k, use in a.uses}.values()))
         ranks = {call.rank for call in made.worker.engine.calls}
-        assert ranks == {1}
+        assert len(ranks) == 1
         assert made.lookout.history.tokens("chain", "review") is not None
         assert not made.dispatcher.directory.watching.sources()
 
@@ -218,7 +218,7 @@ async def test_sessions_keep_their_messages_and_have_a_place_among_the_workflows
         async for _ in sessions.decode(session, sampling=Sampling(4), view=[SessionPlacement(message.message_id)]):
             continue
         await until(lambda: len(foresight.upcoming()) == 2)
-        assert made.worker.engine.calls[-1].rank == 2
+        assert made.worker.engine.calls[-1].rank > made.worker.engine.calls[0].rank
         assert all(use.in_s > 500 for use in foresight.upcoming().values())
         assert all(foresight.specs_of(each)[-1].encoding_id == each for each in foresight.upcoming())
         sessions.close(session)

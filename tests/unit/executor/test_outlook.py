@@ -175,8 +175,8 @@ def test_what_is_foreseen_is_what_calls_read(data: dict[str, Any], first_mark: s
             began = run.begin()
             for step in began:
                 running.append(step.address)
-                if step.kind != "generate":
-                    continue
+                if step.kind != "generate" or any(read.fidelity == "blended" for read in step.reads):
+                    continue  # where a blended view is encoded again is not known before all of it is
                 foreseen, read = run.foreseen(look, step.address), run.read(step.address)
                 assert foreseen == read[: len(foreseen)]
                 if step.address in waiting and waiting[step.address].whole:

@@ -153,7 +153,7 @@ async def test_a_timer_does_not_outlive_its_step():
         first = await r.submit(generating("timeout_s: 60"))
         second = await r.submit(tool_step(more="timeout_s: 60"))
         third = await r.submit(generating("retries: {max: 1, delay_s: 60}", "FAIL"))
-        executions = [r.executor._executions[record.workflow_id] for record in (first, second, third)]
+        executions = [r.executor.shelf.find(record.workflow_id) for record in (first, second, third)]
         await until(lambda: results(r.executor.get(third.workflow_id))["draft"].attempt == 2)
         timers = [attempt._timer for execution in executions for attempt in execution._open.values() if attempt._timer]
         assert len(timers) >= 2
@@ -171,7 +171,7 @@ async def test_a_crash_takes_timers_and_errands_along(monkeypatch):
             "steps:", "steps:\n  - {step: other, read: [task], timeout_s: 60}"
         )
         record = await r.submit(yaml)
-        execution = r.executor._executions[record.workflow_id]
+        execution = r.executor.shelf.find(record.workflow_id)
         timers = [attempt._timer for attempt in execution._open.values()]
         monkeypatch.setattr(execution._run, "finish", lambda *_: 1 / 0)
         final = await r.end(record.workflow_id)

@@ -177,8 +177,9 @@ async def test_what_a_limit_forgets_leaves_the_journal_too():
         ids = [(await run.submit(CHAIN_OF)).workflow_id for _ in range(4)]
         for workflow_id in ids[2:]:
             await run.events(workflow_id)
-        await until(lambda: len(run.executor._finished) == 2)
-    assert {each.submission.workflow_id for each in run.store.load()} == set(run.executor._executions)
+        await until(lambda: len(run.executor.shelf.ended) == 2)
+    kept = {each.workflow_id for each in run.executor.shelf}
+    assert {each.submission.workflow_id for each in run.store.load()} == kept
     async with server(run.store, max_age_s=0.0) as again:
         assert again.executor.list()[0] == []
     assert run.store.load() == []

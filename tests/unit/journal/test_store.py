@@ -1,23 +1,33 @@
-"""The journal's database: what is written is read, by one Laban at a time, of this version or an older one."""
+"""The journal's database: what is written is read, by those who share it, of this version or an older one."""
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from alembic import command
+from alembic.config import Config
 from executor_rig import until
 from executor_workflows import CHAIN, asynchronous
 from journal_rig import server
 from postgres import Postgres, programs
+from sqlalchemy import func, select, text
 
 from laban.actors.calls import CallFinished, TokenLogprob
 from laban.actors.errors import FailedPrecondition, InvalidInput, Unavailable
+from laban.cluster import journal_migrations as migrations
 from laban.cluster.config import LabanConfig, Resolved, describe
+from laban.cluster.journal_engine import Fenced, transaction
+from laban.cluster.journal_members import Presence
 from laban.cluster.journal_place import checked_url, default_url
 from laban.cluster.journal_records import Deletion, Ending, Line, Stored, Submission
-from laban.cluster.journal_store import JournalAway, SqlStore
+from laban.cluster.journal_store import LEASE_S, LOCK_KEY, SqlStore, Taken
 from laban.cluster.moves import CallEnded, move_from_json, move_to_json
 from laban.kvstore.encodings import EMPTY_VIEW, make_spec
 
@@ -66,14 +76,148 @@ def test_what_is_written_is_read(url: str) -> None:
     store.close()
 
 
-def test_one_laban_at_a_time(url: str) -> None:
-    first, second = SqlStore(url), SqlStore(url)
-    first.open()
-    with pytest.raises((FailedPrecondition, Unavailable), match="another Laban uses"):
-        second.open()
+def shared(url: str, name: str, clock: Callable[[], float], model: str | None = "model") -> SqlStore:
+    store = SqlStore(url, presence=Presence("here", name, model), lease_s=10.0, clock=clock)
+    store.open()
+    return store
+
+
+def test_nobody_writes_for_a_member_that_others_took_out(url: str) -> None:
+    now_s = 1000.0
+    first, second = (shared(url, name, lambda: now_s) for name in "ab")
+    first.write([submission("w1", 1), submission("w2", 2), Line("w1", 1, 0.0, 0, 0, "{}")])
+    now_s += 9
+    assert len(second.attend(second.presence).members) == 2
+    now_s += 2
+    found = second.attend(second.presence)
+    assert [each.submission.workflow_id for each in found.taken] == ["w1", "w2"]
+    assert [len(each.lines) for each in found.taken] == [1, 0]
+    assert [each.address for each in found.members] == ["b"]
+    for late in (
+        Line("w1", 2, 0.0, 0, 0, "{}"),
+        submission("w3", 3),
+        Ending("w1", "failed", 1.0, "{}"),
+        Deletion("w2"),
+    ):
+        with pytest.raises(Fenced):
+            first.write([late])
+    with pytest.raises(Fenced):
+        first.attend(first.presence)
+    first.rejoin()
+    assert first.load() == []
+    second.write([Line("w1", 2, 0.0, 0, 0, "{}")])
+    second.close()  # which hands over
+    assert [(each.submission.workflow_id, len(each.lines)) for each in first.load()] == [("w1", 2), ("w2", 0)]
     first.close()
-    second.open()
+
+
+def test_a_key_is_one_workflows(url: str) -> None:
+    first, second = (shared(url, name, lambda: 0.0) for name in "ab")
+    assert first.write([submission("w1", 1, "k")]) == {}
+    assert first.write([submission("w1", 1, "k")]) == {}  # an answer that was lost
+    assert second.write([submission("w2", 2, "k"), submission("w3", 3, "l")]) == {"w2": Taken("w1", "digest")}
+    first.write([Deletion("w1")])
+    assert second.write([submission("w4", 4, "k")]) == {}
+    first.close()
     second.close()
+
+
+def test_what_is_left_is_shared_out_among_those_who_can_run_it(url: str) -> None:
+    now_s = 0.0
+    first, second, third = (shared(url, name, lambda: now_s) for name in "abc")
+    other = shared(url, "d", lambda: now_s, model="another")
+    first.write([submission(f"w{number}", number) for number in range(8)])
+    second.write([submission("own", 9)])
+    first.close()
+    assert other.attend(other.presence).taken == ()
+    assert len(second.attend(second.presence).taken) == 4
+    assert len(third.attend(third.presence).taken) == 4
+    second.close()
+    third.close()
+    other.close()
+
+
+def test_who_starts_where_another_was_takes_its_place(url: str) -> None:
+    first = shared(url, "a", lambda: 0.0)
+    first.write([submission("w1", 1)])
+    again = shared(url, "a", lambda: 0.0)  # its port is free: nobody is there
+    assert [each.submission.workflow_id for each in again.load()] == ["w1"]
+    with pytest.raises(Fenced):
+        first.write([Line("w1", 1, 0.0, 0, 0, "{}")])
+    again.close()
+    first.close()
+
+
+def test_the_journal_as_a_whole_keeps_no_more_than_it_should(url: str) -> None:
+    first, second = (shared(url, name, lambda: 0.0) for name in "ab")
+    for number in range(6):
+        store = (first, second)[number % 2]
+        store.write([submission(f"w{number}", number), Ending(f"w{number}", "failed", float(number), "{}")])
+    known = [f"w{number}" for number in range(6)]
+    assert first.attend(first.presence, keep=4, known=known).gone == {"w0", "w1"}
+    assert second.attend(second.presence, keep=10, before=4.0, known=known).gone == {"w0", "w1", "w2", "w3"}
+    first.close()
+    second.close()
+
+
+def test_the_clock_of_leases_is_the_databases(url: str) -> None:
+    store = SqlStore(url)
+    store.open()
+    found = store.attend(store.presence).members[0]
+    assert abs(found.expires_at - LEASE_S - time.time()) < 60
+    store.close()
+
+
+def test_a_laban_that_wants_the_journal_alone_keeps_others_out(url: str) -> None:
+    store = SqlStore(url)
+    if url.startswith("sqlite"):
+        path = f"{store._url.database}.lock"
+        with open(path, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with pytest.raises(FailedPrecondition, match="an older version uses this journal"):
+                store.open()
+    else:
+        alone = store._engine.connect()
+        alone.execute(select(func.pg_advisory_lock(LOCK_KEY)))
+        with pytest.raises(Unavailable, match="an older version uses it"):
+            store.open()
+        alone.close()
+    store.open()
+    store.close()
+
+
+def test_a_journal_of_the_version_before_is_brought_forward(url: str) -> None:
+    old = [submission("w1", 1, "k"), replace(submission("w2", 2), created_at=1700000001.5)]
+    _write_as_version_1(url, old)
+    store = SqlStore(url)
+    store.open()
+    found = store.load()
+    assert [replace(each.submission, rank=0) for each in found] == [replace(each, rank=0) for each in old]
+    assert [each.submission.rank for each in found] == [int(each.created_at * 1_000_000) for each in old]
+    assert [each.archive for each in found] == ["", "what is left"]
+    assert found[0].lines == (Line("w1", 1, 0.5, 0, 2, "{}"),)
+    assert store.write([submission("w3", 3, "k")]) == {"w3": Taken("w1", "digest")}
+    store.write([Deletion("w1"), Deletion("w2")])
+    store.close()
+
+
+def _write_as_version_1(url: str, submissions: list[Submission]) -> None:
+    store = SqlStore(url)
+    with closing(store._engine.connect()) as connection, transaction(connection):
+        for table in ("laban_moves", "laban_members", "laban_workflows", "laban_schema"):
+            connection.execute(text(f"DROP TABLE IF EXISTS {table}"))
+        config = Config()
+        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        for each in submissions:
+            row = {field.name: getattr(each, field.name) for field in fields(each)}
+            ended = each.workflow_id == "w2"
+            row |= {"state": "failed" if ended else "running", "archive": "what is left" if ended else None}
+            names = ", ".join(row)
+            places = ", ".join(f":{name}" for name in row)
+            connection.execute(text(f"INSERT INTO laban_workflows ({names}) VALUES ({places})"), row)
+        connection.execute(text("INSERT INTO laban_moves VALUES ('w1', 1, 0.5, 0, 2, '{}')"))
 
 
 def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
@@ -84,7 +228,7 @@ def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("update laban_schema set version_num = '9999'")
     with pytest.raises(
-        FailedPrecondition, match=r"journal.url: .* newer Laban: its schema is 9999, expected at most 0001"
+        FailedPrecondition, match=r"journal.url: .* newer Laban: its schema is 9999, expected at most 0002"
     ):
         store.open()
 
@@ -171,5 +315,3 @@ async def test_a_postgres_that_is_stopped_and_started_again_loses_nothing(postgr
         postgres.start()
         assert (await run.events(workflow_id))[-1].workflow_state == "succeeded"
         assert run.journal.status == "available"
-        with pytest.raises(JournalAway, match="another Laban uses it"):
-            SqlStore(postgres.url).write([])

@@ -138,7 +138,7 @@ def test_every_error_is_reported_in_the_order_of_the_file() -> None:
         "steps: [{step: a, tools: [x]}]",
         "steps: [{step: a, response_schema: {}}]",
         "steps: [{step: a, fidelity: corrected}]",
-        "messages: {m: hi}\nsteps: [{step: a, read: [{read: m, fidelity: blended}]}]",
+        "messages: {m: hi}\nsteps: [{step: a, read: [{read: m, fidelity: corrected}]}]",
     ],
 )
 def test_what_is_reserved_is_said_to_be(body: str) -> None:

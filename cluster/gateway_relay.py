@@ -1,0 +1,224 @@
+"""Calls about workflows that another Laban has go to its gateway, with the caller's own credentials, and back.
+
+A call is passed on once: the second gateway answers what it can by itself. A watch outlives who it was passed on to: it
+goes on, behind the last event, where the workflow went.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import AbstractContextManager, aclosing, nullcontext
+from typing import Any, Protocol
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc import aio
+
+from laban.actors.errors import Unavailable
+from laban.cluster.callers import caller
+from laban.cluster.claims import KeyTaken
+from laban.cluster.client_credentials import Credentials
+from laban.cluster.shelf import Shelf
+from laban.cluster.switchboard import Place, Shown, Switchboard, There
+from laban.cluster.translate_errors import STATUS_KEY
+from laban.proto import laban_pb2 as pb
+
+PASSED_ON = "laban-passed-on"
+OWN_METADATA = ("user-agent", "content-type", "te", PASSED_ON)  # of each connection
+OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_metadata_size", 32 * 1024),
+    # One that is stopped, or behind a broken network, does not keep those who watch through it.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+PATIENCE_S = 60.0  # of a watch whose workflow is nowhere
+LOOK_EVERY_S = 0.2
+
+Unary = Callable[[Any], Awaitable[Message]]
+Streaming = Callable[[Any], AsyncGenerator[Message, None]]
+
+
+class Relayed(Exception):
+    """What another gateway answered: to be said again as it is."""
+
+    def __init__(self, code: grpc.StatusCode, message: str, trailing: tuple[tuple[str, bytes], ...]) -> None:
+        super().__init__(message)
+        self.code, self.message, self.trailing = code, message, trailing
+
+
+class WorkflowMethods(Protocol):
+    """`cluster.gateway_workflows.WorkflowService`."""
+
+    async def Get(self, request: pb.GetRequest) -> pb.WorkflowRecord: ...
+
+    def Watch(self, request: pb.WatchRequest) -> AsyncGenerator[pb.WatchResponse, None]: ...
+
+
+class Relay:
+    """Between the gate and the service Workflows."""
+
+    def __init__(
+        self, board: Switchboard, shelf: Shelf, credentials: Credentials | None = None, name: str | None = None
+    ) -> None:
+        """`credentials` are for TLS between gateways, `name` is what their certificates are for if not their hosts."""
+        self._board = board
+        self._shelf = shelf
+        self._secret = None if credentials is None else credentials.of_channel()
+        self._options = OPTIONS if name is None else (*OPTIONS, ("grpc.ssl_target_name_override", name))
+        self._channels: dict[str, aio.Channel] = {}
+
+    async def unary(
+        self, method: MethodDescriptor, behaviour: Unary, service: WorkflowMethods, request: Any, context: Any
+    ) -> Message:
+        place = await self._place(method.name, request)
+        if isinstance(place, There):
+            return await self._ask(place, method, request, context)
+        try:
+            with self._showing(place):
+                return await behaviour(request)
+        except KeyTaken as taken:
+            place = await self._board.of_workflow(taken.workflow_id, caller().tenant)
+            if isinstance(place, There):
+                return await self._ask(place, method, request, context)
+            with self._showing(place):
+                return await service.Get(pb.GetRequest(workflow_id=taken.workflow_id))
+
+    async def stream(
+        self, method: MethodDescriptor, behaviour: Streaming, service: WorkflowMethods, request: Any, context: Any
+    ) -> AsyncGenerator[Message, None]:
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + PATIENCE_S
+        while True:
+            try:
+                place = await self._place(method.name, request)
+                async with aclosing(self._stream_from(place, method, request, context, behaviour, service)) as items:
+                    async for item in items:
+                        until_s = loop.time() + PATIENCE_S
+                        if method.name == "Watch":
+                            request = _behind(request, item)
+                        yield item
+                return
+            except (Unavailable, Relayed) as error:
+                gone = isinstance(error, Unavailable) or error.code is grpc.StatusCode.UNAVAILABLE
+                if not gone or method.name != "Watch" or _was_passed_on(context) or loop.time() >= until_s:
+                    raise
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close(None)
+        self._channels.clear()
+
+    async def _stream_from(
+        self, place: Place, method: MethodDescriptor, request: Any, context: Any, behaviour: Streaming,
+        service: WorkflowMethods,
+    ) -> AsyncGenerator[Message, None]:  # fmt: skip
+        taken_id = ""
+        if not isinstance(place, There):
+            try:
+                with self._showing(place):
+                    async with aclosing(behaviour(request)) as items:
+                        async for item in items:
+                            yield item
+                return
+            except KeyTaken as taken:
+                taken_id = taken.workflow_id
+            place = await self._board.of_workflow(taken_id, caller().tenant)
+        if isinstance(place, There):
+            async with aclosing(self._ask_stream(place, method, request, context)) as items:
+                async for item in items:
+                    yield item
+            return
+        with self._showing(place):
+            async with aclosing(service.Watch(pb.WatchRequest(workflow_id=taken_id))) as items:
+                async for item in items:
+                    yield item
+
+    async def _place(self, name: str, request: Any) -> Place:
+        if name == "RenewLease":
+            return self._board.of_lease(request.lease_id)
+        workflow_id = getattr(request, "workflow_id", "")
+        if not workflow_id:
+            return None
+        return await self._board.of_workflow(workflow_id, caller().tenant, whole=name == "DeleteWorkflow")
+
+    def _showing(self, place: Place) -> AbstractContextManager[None]:
+        return self._shelf.showing(place.submission, place.finished) if isinstance(place, Shown) else nullcontext()
+
+    async def _ask(self, place: There, method: MethodDescriptor, request: Any, context: Any) -> Message:
+        made = self._channel(place, context).unary_unary(_path(method), _written, _reader(method))
+        try:
+            answer: Message = await made(
+                request, timeout=context.time_remaining(), metadata=_carried(context.invocation_metadata())
+            )
+        except aio.AioRpcError as error:
+            raise _relayed(error) from None
+        return answer
+
+    async def _ask_stream(
+        self, place: There, method: MethodDescriptor, request: Any, context: Any
+    ) -> AsyncGenerator[Message, None]:
+        made = self._channel(place, context).unary_stream(_path(method), _written, _reader(method))
+        call = made(request, timeout=context.time_remaining(), metadata=_carried(context.invocation_metadata()))
+        try:
+            async for item in call:
+                yield item
+        except aio.AioRpcError as error:
+            raise _relayed(error) from None
+        finally:
+            call.cancel()
+
+    def _channel(self, place: There, context: Any) -> aio.Channel:
+        if _was_passed_on(context):
+            raise Unavailable("the workflow has just gone to another Laban: try again")
+        found = self._channels.get(place.address)
+        if found is None:
+            if self._secret is None:
+                found = aio.insecure_channel(place.address, options=self._options)
+            else:
+                found = aio.secure_channel(place.address, self._secret, options=self._options)
+            self._channels[place.address] = found
+        return found
+
+
+def _relayed(error: aio.AioRpcError) -> Exception:
+    trailing = tuple((key, value) for key, value in error.trailing_metadata() or () if key == STATUS_KEY)
+    if error.code() is grpc.StatusCode.UNAVAILABLE and not trailing:
+        return Unavailable("the Laban that has the workflow does not answer: try again")
+    return Relayed(error.code(), error.details() or "", trailing)
+
+
+def _carried(metadata: Iterable[tuple[str, Any]] | None) -> tuple[tuple[str, Any], ...]:
+    """What the caller said of itself, and that the call has been passed on."""
+    given = ((key, value) for key, value in metadata or () if not key.startswith("grpc-") and key not in OWN_METADATA)
+    return (*given, (PASSED_ON, "1"))
+
+
+def _was_passed_on(context: Any) -> bool:
+    return any(key == PASSED_ON for key, _ in context.invocation_metadata() or ())
+
+
+def _behind(request: pb.WatchRequest, item: Any) -> pb.WatchRequest:
+    """The request for what follows an item."""
+    if item.WhichOneof("item") != "event":
+        return request
+    return pb.WatchRequest(workflow_id=request.workflow_id, after_event=item.event.number)
+
+
+def _path(method: MethodDescriptor) -> str:
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
+def _written(request: Message) -> bytes:
+    return request.SerializeToString()
+
+
+def _reader(method: MethodDescriptor) -> Callable[[bytes], Message]:
+    made: Callable[[bytes], Message] = GetMessageClass(method.output_type).FromString
+    return made
