@@ -120,7 +120,7 @@ def read_header(fd: int) -> Header:
         header = Header(**{**fields, "shape": tuple(fields["shape"])})
         if header.layout.bytes_per_token != header.bytes_per_token or min(header.num_tokens, header.chunk_tokens) < 1:
             raise ValueError(text)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise Damaged("the header makes no sense") from error
     return header
 
