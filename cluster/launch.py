@@ -143,7 +143,7 @@ def _start_ray(config: LabanConfig, progress: Progress) -> bool:
                 object_store_memory=min(MOST_STORE_BYTES, OBJECT_STORE_BYTES + config.workers * TRANSFER_BYTES),
                 **quiet,
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises plain Exceptions, too, such as for a raylet that died while it started
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         if address is not None:
             raise Unavailable(f"no Ray answers there ({reason})", field="ray.address", value=address) from None
