@@ -17,7 +17,7 @@ STAMP := .venv/.laban-set-up
 LINKS := build/links/laban
 FOLDERS := proto cluster actors kvstore kernels
 
-.PHONY: help setup demo test check unit lint types bench bench-gpu bench-cache bench-gateway bench-isolation bench-journal bench-router bench-sim sanitize monitor helm-test peer-vllm proto proto-check clean
+.PHONY: help setup demo test check unit lint types bench bench-gpu bench-cache bench-gateway bench-isolation bench-journal bench-router bench-sim chaos fuzz soak sanitize monitor helm-test peer-vllm proto proto-check clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
@@ -43,10 +43,11 @@ demo: setup  ## run a parallel debate of three agents on the default model, live
 	  'The same without reuse across readers: make demo ARGS="--fidelity exact". What it drew on: docs/examples.md' \
 	  'Next: . .venv/bin/activate; laban new flow.yaml; laban graph flow.yaml; laban run flow.yaml'
 
-test: setup  ## all tests: units, Ray, end to end
+test: setup  ## all tests: units, Ray, end to end, some kills
 	$(BIN)/pytest tests/unit -n auto
 	@if [ -d tests/ray ]; then $(BIN)/pytest tests/ray; fi
 	@if [ -d tests/e2e ]; then $(BIN)/pytest tests/e2e; fi
+	$(BIN)/pytest tests/chaos
 
 check: lint types unit  ## what to run before a commit, some two minutes: lint, types, imports, units
 
@@ -84,6 +85,15 @@ bench-router: setup  ## measure routing decisions and the directory, no models (
 
 bench-sim: setup  ## simulate policies on up to 1,024 workers, with faults, or what was recorded (ARGS= for options)
 	$(BIN)/python benchmarks/simulate.py $(ARGS)
+
+chaos: setup  ## kill processes and the database under a load of workflows (ARGS="--kills 200 --minutes 60")
+	PYTHONPATH=tests/support:benchmarks $(BIN)/python tests/chaos/chaos.py $(ARGS)
+
+fuzz: setup  ## random documents, requests, calls and files (ARGS="--inputs 100000")
+	PYTHONPATH=tests/support:benchmarks $(BIN)/python tests/fuzz/fuzz.py $(ARGS)
+
+soak: setup  ## mixed load for an hour, and what grows meanwhile (ARGS="--minutes 60")
+	PYTHONPATH=tests/support:benchmarks $(BIN)/python tests/chaos/soak.py $(ARGS)
 
 monitor: setup  ## a Prometheus beside `laban serve`, with the alert rules (ARGS="--target HOST:PORT --port N")
 	$(BIN)/python -m laban.cluster.monitoring.prometheus $(ARGS)

@@ -37,7 +37,7 @@ from report import Clock, Row, add_arguments, finish, new_report
 from laban.cluster.client_async import AsyncClient
 from laban.cluster.records import Event
 
-KILLS = {"worker": 12, "directory": 6, "database": 3, "host": 2, "driver": 1, "raylet": 1, "gcs": 1, "all": 1}
+KILLS = {"worker": 20, "directory": 10, "database": 4, "host": 2, "driver": 1, "raylet": 1, "gcs": 1, "all": 1}
 """What is killed, and how often: shares. `all` is as if the machine lost its power; the database is only away."""
 STARTS_AGAIN = {"host", "driver", "raylet", "gcs", "all"}
 """Without these it cannot go on for long: the server ends, by itself if need be, and is started again."""
@@ -45,7 +45,7 @@ IMPATIENT = 0.75  # the share of kills that do not wait until the one before is 
 SETTLING_S = 1.0  # until a loss has been noticed
 PAUSE_S = 3.0  # at most, before each kill
 AWAY_S = 8.0  # at most, of a database
-RECOVERING_S = 300.0  # at most
+RECOVERING_S = 600.0  # at most: a machine may have other things to do
 NUM_WORKERS = 2
 CONFIG = """
 workers: {num_workers}
@@ -192,11 +192,15 @@ async def chaos(
             load = Load(client, expected, num_active, seed)
             load.start()
             playing = Chaos(server, client, load, database, seed)
-            await playing.play(order, time.monotonic() + 60 * minutes, clock)
+            stuck = []
+            try:
+                await playing.play(order, time.monotonic() + 60 * minutes, clock)
+            except TimeoutError as error:
+                stuck.append(f"after {len(playing.kills)} kills: {error}")
             clock.say("waiting for what goes on")
             await load.finish(RECOVERING_S)
             clock.say(f"checking {len(load.followed)} workflows")
-            wrong = await load.audit(before)
+            wrong = {"stuck": stuck} | await load.audit(before)
             wrong["ending"] = await server.end()
         attempts = [event.result.attempt for each in load.followed for event in each.events if event.result is not None]
         return Findings(

@@ -80,7 +80,7 @@ class Load:
     """Keeps `num_active` workflows going until `finish`; then `audit` says what is wrong."""
 
     def __init__(self, client: AsyncClient, expected: dict[Flow, Outcome], num_active: int, seed: int) -> None:
-        self._client, self._expected, self._num_active = client, expected, num_active
+        self._client, self.expected, self._num_active = client, expected, num_active
         self._random = random.Random(seed)
         self.followed: list[Followed] = []
         self.on_event: Callable[[Event], None] = lambda event: None
@@ -122,7 +122,7 @@ class Load:
                 wrong["lost"].append(f"{label}: {len(each.events)} events, {each.events[-1:]}")
                 continue
             record = await self._client.get(each.workflow_id)
-            for kind, problem in each.check(self._expected[each.flow], record):
+            for kind, problem in each.check(self.expected[each.flow], record):
                 wrong[kind].append(f"{label}: {problem}")
             begin = self._random.randrange(len(each.events))
             async with aclosing(self._client.watch(each.workflow_id, begin)) as items:
@@ -134,7 +134,7 @@ class Load:
     async def _lane(self) -> None:
         while not self._closing:
             if not self._deck:
-                self._deck = self._random.sample([*self._expected], len(self._expected))
+                self._deck = self._random.sample([*self.expected], len(self.expected))
             each = Followed(self._deck.pop(), key=f"{self._random.getrandbits(64):x}")
             self.followed.append(each)
             await self._follow(each)
