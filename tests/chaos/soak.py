@@ -3,7 +3,7 @@
     make soak [ARGS="--minutes 60 --json"]
 
 Workflows of seven kinds, sessions, cancellations and deletions against a `laban serve` with two workers. Of each kind
-of process: resident memory, open files and threads; of all: pages in use, encodings, sessions, open requests, and objects
+of process: resident memory, open files, threads; of all: pages in use, encodings, sessions, open requests, and objects
 in Ray's store. The first part of the time is to warm up, when caches fill; over the rest a straight line is fitted, and
 its slope says the growth per hour. The server keeps 50 workflows that have ended, so that these do not count. A plot of
 all samples lies beside the result.
