@@ -191,13 +191,15 @@ class Advice:
     """What is to come, as far as the control plane sees. Never needed for a right result.
 
     `uses` replaces what was known of each encoding's next use (None: nobody will read it); others stay as they were.
-    `pins` keeps encodings from eviction for so many seconds while there is any other way; 0 lets go.
+    `pins` keeps encodings from eviction for so many seconds while there is any other way; 0 lets go. `kv_bytes`, unless
+    it is None, replaces what tenants (namespaces) may have in all tiers together.
     """
 
     uses: tuple[tuple[EncodingId, Use | None], ...] = ()
     prefetches: tuple[Prefetch, ...] = ()
     cancelled: tuple[EncodingId, ...] = ()  # prefetches not wanted any more
     pins: tuple[tuple[EncodingId, float], ...] = ()
+    kv_bytes: tuple[tuple[str, int], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

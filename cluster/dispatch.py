@@ -32,6 +32,7 @@ from laban.cluster.routing.replication import Replication
 from laban.cluster.routing.router import Router
 from laban.cluster.slots import Order, Slot, Ticket
 from laban.cluster.survey import FleetSurvey, Queue
+from laban.cluster.tenants import NO_TENANTS, Tenants, tenant_in
 from laban.cluster.traces import NO_TRACES, Traces
 from laban.cluster.waiting_orders import WaitingOrders
 
@@ -64,6 +65,7 @@ class Dispatcher:
         recorder: Recorder | None = None,
         meter: Meter = NO_METER,
         traces: Traces = NO_TRACES,
+        tenants: Tenants = NO_TENANTS,
         clock: Callable[[], float] = time.monotonic,
         time_of_day: Callable[[], float] = time.time,
     ) -> None:
@@ -90,7 +92,7 @@ class Dispatcher:
         self.router = Router(load_routing(policy), self.directory, Ledger(), Replication() if replicate else None)
         self._ledger = self.router.ledger
         self._decisions = Decisions(self.router.policy, policy)
-        self._recorder, self._meter, self._traces = recorder, meter, traces
+        self._recorder, self._meter, self._traces, self._tenants = recorder, meter, traces, tenants
         self.directory.on_confirmed = meter.directory_confirmed
         self._foreseen: Foreseen | None = None
         self._ports = list(workers)
@@ -152,6 +154,7 @@ class Dispatcher:
         """Tell a worker what is to come. Nothing happens if it is not up."""
         slot = self._slots.get(worker_id)
         if slot is not None:
+            self._tell_limits(slot)
             slot.port.advise(advice)
             if self._feed is not None:
                 self._feed.note(advice.uses, advice.pins)
@@ -230,7 +233,16 @@ class Dispatcher:
                 break
             batches.setdefault(self._sent[key][0].info.worker_id, []).append(call)
         for worker_id, calls in batches.items():
+            self._tell_limits(self._slots[worker_id])
             self._slots[worker_id].port.submit(calls)
+
+    def _tell_limits(self, slot: Slot) -> None:
+        """Before anything that they hold for."""
+        limits = self._tenants.kv_bytes
+        if slot.kv_bytes is not limits:
+            slot.kv_bytes = limits
+            told = tuple((f"{self.info.namespace}/{tenant}", most) for tenant, most in limits.items())
+            slot.port.advise(Advice(kv_bytes=told))
 
     def _route(self, ticket: Ticket) -> Call | None:
         """The call as it is to be sent to the worker that it is now counted for; None if none takes any."""
@@ -288,6 +300,7 @@ class Dispatcher:
         if isinstance(event, CallFailed):
             self._forget(slot, ticket, event.status)
             self._meter.call_ended(worker_id, event.status)
+            self._meter.call_failed((ticket.first_token_at or self._clock()) - ticket.ordered_at)
             self._record(slot, ticket, event.status)
             self._tell(ticket, ErrorInfo(event.status, event.message))
             return
@@ -300,10 +313,12 @@ class Dispatcher:
         elif isinstance(event, CallTokens):
             assert ticket.sent is not None
             self._ledger.started(ticket.sent)
+            ticket.first_token_at = ticket.first_token_at or self._clock()
             sink.call_tokens(key, ticket.attempt, event)
         else:
             assert ticket.sent is not None
             encoded, generated = event.tokens_encoded, event.tokens_generated
+            self._tenants.spent(tenant_in(ticket.order.call.namespace, self.info.namespace), encoded + generated)
             self._ledger.observe(ticket.sent, encoded, event.ttft_ms, event.wall_ms, generated)
             self._expect(slot, ticket, event)
             self._forget(slot, ticket, event)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
 from laban.actors.errors import Exhausted, Forbidden, LabanError, Unauthenticated
 from laban.cluster.callers import ANYONE, Caller, Role
+from laban.cluster.meter import NO_METER, Meter
+from laban.cluster.quotas import BURST_S, MINUTE_S, Buckets
+from laban.cluster.tenants import NO_LIMITS, Tenants
 from laban.cluster.tokens import Quota
 
 logger = logging.getLogger(__name__)
@@ -23,7 +25,8 @@ NEEDS: dict[str, Role] = {
 }
 """What a method asks for; "submit" where it is not named."""
 REFRESH_EVERY_S = 1.0
-BURST_S = 2.0
+SPENDS = ("Submit", "Run", "Prefill", "Decode", "Audit")
+"""What has tokens computed."""
 KEY = "authorization"
 
 
@@ -36,18 +39,46 @@ class Book(Protocol):
 
     def quota(self, tenant: str) -> Quota: ...
 
+    @property
+    def kv_bytes(self) -> Mapping[str, int]: ...
 
-class Door:
+
+class Door(Tenants):
     """Without a book everybody may do everything, as one tenant."""
 
-    def __init__(self, book: Book | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, book: Book | None = None, *, meter: Meter = NO_METER, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._book = book
+        self._meter = meter
         self._clock = clock
         self._looked_s = clock()
-        self._buckets: dict[str, _Bucket] = {}
+        self._calls = Buckets(BURST_S, 1.0, clock)
+        self._tokens = Buckets(MINUTE_S, clock=clock)
 
     def enter(self, method: str, metadata: Metadata) -> Caller:
-        """Who calls this method. Raises Unauthenticated, Forbidden, and Exhausted for a tenant that calls too often."""
+        """Who calls this method. Raises Unauthenticated, Forbidden, and Exhausted for a tenant that calls too often or
+        has used up its tokens."""
+        try:
+            return self._enter(method, metadata)
+        except Unauthenticated:
+            self._meter.refused("unauthenticated")
+            raise
+        except Forbidden:
+            self._meter.refused("denied")
+            raise
+
+    @property
+    def kv_bytes(self) -> Mapping[str, int]:
+        return NO_LIMITS if self._book is None else self._book.kv_bytes
+
+    def spent(self, tenant: str, num_tokens: int) -> None:
+        if self._book is not None:
+            per_minute = self._book.quota(tenant).tokens_per_minute
+            if per_minute is not None:
+                self._tokens.take(tenant, per_minute / MINUTE_S, num_tokens)
+
+    def _enter(self, method: str, metadata: Metadata) -> Caller:
         if self._book is None:
             return ANYONE
         now_s = self._clock()
@@ -62,23 +93,31 @@ class Door:
             held = ", ".join(sorted(found.roles))
             raise Forbidden(f"{method} needs the role {role}, this token has {held}", field=KEY)
         quota = self._book.quota(found.tenant)
-        self._count(found.tenant, quota.requests_per_s, now_s)
+        self._count(found.tenant, quota.requests_per_s)
+        if method in SPENDS and quota.tokens_per_minute is not None:
+            self._check_tokens(found.tenant, quota.tokens_per_minute)
         return replace(found, max_workflows=quota.max_workflows)
 
-    def _count(self, tenant: str, rate: float | None, now_s: float) -> None:
+    def _count(self, tenant: str, rate: float | None) -> None:
         if rate is None:
-            self._buckets.pop(tenant, None)
+            self._calls.drop(tenant)
             return
-        bucket = self._buckets.get(tenant)
-        if bucket is None or bucket.rate != rate:
-            bucket = self._buckets[tenant] = _Bucket(rate, now_s)
-        wait_s = bucket.take(now_s)
+        wait_s = self._calls.wait_s(tenant, rate, 1.0)
         if wait_s > 0:
-            refused = Exhausted(
-                f"more than {rate:g} calls a second", field="tenants." + tenant + ".requests_per_s", value=rate
-            )
-            refused.retry_after_s = wait_s
-            raise refused
+            raise self._over(f"more than {rate:g} calls a second", tenant, "requests_per_s", rate, wait_s)
+        self._calls.take(tenant, rate, 1.0)
+
+    def _check_tokens(self, tenant: str, per_minute: int) -> None:
+        wait_s = self._tokens.wait_s(tenant, per_minute / MINUTE_S)
+        if wait_s > 0:
+            why = f"the tokens of this minute are used up, {per_minute} generated and encoded ones"
+            raise self._over(why, tenant, "tokens_per_minute", per_minute, wait_s)
+
+    def _over(self, why: str, tenant: str, quota: str, value: float, wait_s: float) -> Exhausted:
+        self._meter.refused(quota)
+        refused = Exhausted(why, field=f"tenants.{tenant}.{quota}", value=value)
+        refused.retry_after_s = wait_s
+        return refused
 
     def _refresh(self, book: Book) -> None:
         try:
@@ -86,25 +125,6 @@ class Door:
                 logger.info("the tokens file has changed")
         except LabanError as error:  # those who were let in before still are
             logger.error("the tokens file is left aside: %s", error)
-
-
-class _Bucket:
-    """So many calls a second, and what was left of the last seconds at once."""
-
-    def __init__(self, rate: float, now_s: float) -> None:
-        self.rate = rate
-        self._most = max(1.0, rate * BURST_S)
-        self._left = self._most
-        self._at_s = now_s
-
-    def take(self, now_s: float) -> float:
-        """Take one if there is one: 0, or the time until there will be."""
-        self._left = min(self._most, self._left + (now_s - self._at_s) * self.rate)
-        self._at_s = now_s
-        if self._left >= 1:
-            self._left -= 1
-            return 0.0
-        return max(1e-3, math.ceil((1 - self._left) / self.rate * 1000) / 1000)
 
 
 def _bearer(metadata: Metadata) -> str:

@@ -34,6 +34,7 @@ from laban.cluster.journal_records import (
 from laban.cluster.lease_desk import LeaseDesk, ended
 from laban.cluster.lookout import Lookout, Prepared
 from laban.cluster.messages import FramingPort, Language, MessageBook, TokenizerPort
+from laban.cluster.meter import NO_METER, Meter
 from laban.cluster.moves import Stopped
 from laban.cluster.records import (
     TERMINAL_WORKFLOW,
@@ -75,6 +76,7 @@ class Executor:
         lookout: Lookout | None = None,
         journal: Journal | None = None,
         traces: Traces = NO_TRACES,
+        meter: Meter = NO_METER,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Without a `lookout` workers are told nothing of what is to come, and no workflow is ever held back. Without a
@@ -88,7 +90,7 @@ class Executor:
         self._started_at = clock()
         self._lookout = lookout
         self._journal = journal
-        self._traces = traces
+        self._traces, self._meter = traces, meter
         self.likelihoods = Likelihoods() if lookout is None else lookout.likelihoods
         self.shelf = Shelf()
         self._valve = Valve(dispatcher)
@@ -171,6 +173,7 @@ class Executor:
         if max_of_tenant is not None:
             active = self.shelf.num_active_of(tenant) + self._admitting[tenant]
             if active >= max_of_tenant:
+                self._meter.refused("max_workflows")
                 raise Exhausted(f"{active} workflows of this tenant are active, expected at most {max_of_tenant}")
         self._admitting[tenant] += 1
         try:

@@ -112,6 +112,8 @@ class ControlPlane:
             return Survey(status(), dispatcher.survey(), lookout.count_steps())
 
         meter = Instruments(workers[0].info.model_name, survey)
+        book = None if config.auth.tokens_file is None else TokenBook(config.auth.tokens_file)
+        door = Door(book, meter=meter)
         dispatcher = Dispatcher(
             workers,
             supervisor=supervisor,
@@ -122,6 +124,7 @@ class ControlPlane:
             recorder=None if config.routing.record is None else Recorder(config.routing.record),
             meter=meter,
             traces=traces,
+            tenants=door,
         )
         lookout = Lookout(
             dispatcher, prefetch=config.routing.prefetch, admission=config.routing.admission, meter=RunLog(meter)
@@ -136,6 +139,7 @@ class ControlPlane:
             lookout=lookout,
             journal=journal,
             traces=traces,
+            meter=meter,
         )
         membership = None
         if store is not None and journal is not None:
@@ -162,7 +166,7 @@ class ControlPlane:
             audits=Audits(dispatcher, executor.language, executor.next_rank),
             meter=meter,
             traces=traces,
-            door=Door(None if config.auth.tokens_file is None else TokenBook(config.auth.tokens_file)),
+            door=door,
             tls=config.server.tls,
             sharing=None if membership is None else Sharing(config, executor, membership),
         )

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.exposition import choose_encoder
 
 from laban.cluster.meter import Meter
-from laban.cluster.metrics import MAX_VALUES, METRICS, OTHER
+from laban.cluster.metrics import MAX_VALUES, METRICS, OTHER, REFUSALS
 from laban.cluster.metrics_collector import SurveyCollector
 from laban.cluster.records import MessageRecord, StepResult, WorkflowRecord
 from laban.cluster.survey import Survey
@@ -41,6 +49,8 @@ class Instruments(Meter):
         """`survey` is called in the event loop."""
         self._model, self._survey = model, survey
         self._families = CollectorRegistry()
+        ProcessCollector(registry=self._families)
+        GCCollector(registry=self._families)
         events = [metric for metric in METRICS.values() if metric.told == "events"]
         self._counters = {each.name: self._declared(Counter, each.name) for each in events if each.kind == "counter"}
         self._histograms = {
@@ -55,6 +65,9 @@ class Instruments(Meter):
         for metric in events:
             if metric.kind == "counter" and not metric.labels:  # so that the first one is a rise from 0
                 self._count(metric.name, amount=0)
+        self._histograms["laban_failed_first_token_seconds"].labels(model)
+        for reason in REFUSALS:
+            self._count("laban_refused_requests_total", reason, amount=0)
 
     def _declared(self, kind: type[Kind], name: str, **options: Any) -> Kind:
         """As it is declared; between its labels and its families are parts of a name, which we write out."""
@@ -73,8 +86,15 @@ class Instruments(Meter):
     # Workflows and sessions
 
     def workflow_submitted(self, workflow_id: str, name: str) -> None:
+        self._count("laban_workflows_submitted_total", self._workflow(name))
+        self._await_end(name)
+
+    def workflow_restored(self, workflow_id: str, name: str) -> None:
+        self._count("laban_workflows_restored_total")
+        self._await_end(name)
+
+    def _await_end(self, name: str) -> None:
         name = self._workflow(name)
-        self._count("laban_workflows_submitted_total", name)
         for outcome in OUTCOMES:  # so that the first failure is a rise from 0, and no new series
             self._count("laban_workflows_ended_total", name, outcome, amount=0)
 
@@ -123,6 +143,9 @@ class Instruments(Meter):
         if code != "OK":
             self._count("laban_errors_total", "call", code)
 
+    def call_failed(self, first_token_s: float) -> None:
+        self._observe("laban_failed_first_token_seconds", first_token_s)
+
     def call_requeued(self) -> None:
         self._count("laban_calls_requeued_total")
 
@@ -144,6 +167,9 @@ class Instruments(Meter):
             self._observe("laban_grpc_request_seconds", seconds, method)
         if code not in ("OK", "CANCELLED"):
             self._count("laban_errors_total", "request", code)
+
+    def refused(self, reason: str) -> None:
+        self._count("laban_refused_requests_total", reason)
 
     def loop_lagged(self, seconds: float) -> None:
         self._observe("laban_event_loop_lag_seconds", max(0.0, seconds))

@@ -112,11 +112,13 @@ class Lookout:
         now: Callable[[], None],
         later: Callable[[], None] | None = None,
     ) -> None:
-        """Have the workflow start by `now`, or once there is memory for it by `later` (its `start`, else). In the order
-        of their ranks."""
+        """Have the workflow start by `now`, or once there is memory for it by `later` (its `start`, else: one that was
+        restored has it). In the order of their ranks."""
         workflow_id, room, demand = execution.workflow_id, self._waiting_room, prepared.demand
         self._inside[workflow_id] = execution
-        self._meter.workflow_submitted(workflow_id, execution.board.name)
+        (self._meter.workflow_submitted if later is None else self._meter.workflow_restored)(
+            workflow_id, execution.board.name
+        )
 
         def start(go: Callable[[], None]) -> None:
             self.foresight.begin(workflow_id, prepared.run, prepared.book, execution.progress, rank, prepared.tree)

@@ -12,6 +12,9 @@ class Meter:
 
     def workflow_submitted(self, workflow_id: str, name: str) -> None: ...
 
+    def workflow_restored(self, workflow_id: str, name: str) -> None:
+        """It was taken in before a restart."""
+
     def step_ended(self, workflow_id: str, workflow: str, kind: str, result: StepResult) -> None:
         """`kind` is generate, external or workflow."""
 
@@ -31,6 +34,9 @@ class Meter:
 
     def call_ended(self, worker_id: str, code: str) -> None: ...
 
+    def call_failed(self, first_token_s: float) -> None:
+        """So many seconds after it was ready it had its first token, or ended without one."""
+
     def call_requeued(self) -> None: ...
 
     def worker_lost(self) -> None: ...
@@ -45,6 +51,9 @@ class Meter:
 
     def request_ended(self, method: str, code: str, seconds: float | None) -> None:
         """`seconds` None is said of streams."""
+
+    def refused(self, reason: str) -> None:
+        """A request, at the door: unauthenticated, denied, or the name of a quota."""
 
     def loop_lagged(self, seconds: float) -> None:
         """The event loop did what was due so much later."""

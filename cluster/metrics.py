@@ -14,6 +14,7 @@ from laban.actors.tallies import BOUNDS
 
 Kind = Literal["counter", "gauge", "histogram"]
 
+REFUSALS = ("unauthenticated", "denied", "requests_per_s", "max_workflows", "tokens_per_minute")
 MAX_VALUES = 100
 """Of one label that users choose, such as a workflow's name: further ones count as OTHER."""
 OTHER = "other"
@@ -43,6 +44,7 @@ LABELS: Mapping[str, str] = {
     "source": "where what a call reads was: `device`, `host`, `disk`, `peer`, or `again` where it was encoded again",
     "phase": "`prefill`, `decode`",
     "place": "`gateway`: no worker takes it yet; `worker`: sent, and not begun",
+    "reason": "`unauthenticated`, `denied`, or the quota: `requests_per_s`, `max_workflows`, `tokens_per_minute`",
     "version": "of Laban",
     "routing": "the policy `routing.policy`",
     "eviction": "the policy `cache.eviction`",
@@ -100,6 +102,7 @@ def _spread(name: str, tally: str, meaning: str, *labels: str) -> Metric:
 SECTIONS: Mapping[str, tuple[Metric, ...]] = {
     "Workflows": (
         _counted("laban_workflows_submitted_total", "Workflows taken in.", "workflow"),
+        _counted("laban_workflows_restored_total", "Workflows that went on after a restart: not taken in again."),
         _counted(
             "laban_workflows_ended_total",
             "Workflows that have ended; `outcome` is succeeded, failed or cancelled.",
@@ -134,6 +137,11 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
             TTFT_S,
             "Of calls that succeeded, from when the call was ready to its first token; of a prefill, to its end.",
             "fidelity",
+        ),
+        _timed(
+            "laban_failed_first_token_seconds",
+            TTFT_S,
+            "Of calls that failed, from when the call was ready to its first token, or to its end if none came.",
         ),
         _timed("laban_call_seconds", CALL_S, "Of calls that succeeded, from ready to the last token.", "fidelity"),
         _timed(
@@ -254,6 +262,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _now("laban_workers", "Workers; `state` is up, draining, lost, returning or starting.", "state"),
         _counted("laban_worker_losses_total", "Workers that died."),
         _counted("laban_grpc_requests_total", "Requests answered, streams at their end.", "method", "code"),
+        _counted("laban_refused_requests_total", "Requests refused for who made them, or for a quota.", "reason"),
         _timed("laban_grpc_request_seconds", REQUEST_S, "Time to answer a request that is no stream.", "method"),
         Metric(
             "laban_grpc_open_requests",

@@ -21,6 +21,10 @@ class RunLog(Meter):
         logger.info("%s is taken in", name, extra=about(workflow=workflow_id))
         self._other.workflow_submitted(workflow_id, name)
 
+    def workflow_restored(self, workflow_id: str, name: str) -> None:
+        logger.info("%s goes on after a restart", name, extra=about(workflow=workflow_id))
+        self._other.workflow_restored(workflow_id, name)
+
     def step_ended(self, workflow_id: str, workflow: str, kind: str, result: StepResult) -> None:
         failed = result.state == "failed"
         logger.log(

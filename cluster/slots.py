@@ -13,6 +13,7 @@ from laban.cluster.records import ErrorInfo, WorkerStatus
 from laban.cluster.routing.accounts import Account, Sent
 from laban.cluster.routing.call_view import CallView, family_of
 from laban.cluster.survey import WorkerSurvey
+from laban.cluster.tenants import NO_LIMITS
 from laban.kvstore.encodings import EncodingId, EncodingSpec
 from laban.kvstore.uses import Use
 
@@ -73,6 +74,7 @@ class Ticket:
     view: CallView | None = None  # once it was routed
     started: bool = False
     waited_ms: float = 0.0
+    first_token_at: float | None = None
     decided_s: float = 0.0  # to find the worker
     origin: str = ""  # the request that ordered it, for traces
     tokens_predicted: int = 0  # of its view, to be found encoded
@@ -96,6 +98,7 @@ class Slot:
         self.tallies = WorkerTallies()
         self.tickets: dict[str, Ticket] = {}
         self.draining = False
+        self.kv_bytes = NO_LIMITS  # of tenants, as it was told last
 
     def take(self, report: WorkerReport) -> None:
         """It is the last one."""

@@ -3,7 +3,7 @@
     tokens:
       - {name: nightly, sha256: 9f86d0..., tenant: acme, roles: [submit]}
     tenants:
-      acme: {requests_per_s: 50, max_workflows: 16}
+      acme: {requests_per_s: 50, max_workflows: 16, tokens_per_minute: 200000, kv_bytes: 2GiB}
 
 It is read again when it changes, so tokens come and go without a restart. Tokens are random, so one round of SHA-256 is
 as good as many.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 
 from laban.actors.errors import InvalidInput, NotFound
 from laban.cluster.callers import ROLES, Caller, Role
+from laban.cluster.sizes import MAX_BYTES, Bytes
 
 PREFIX = "laban_"  # so that scanners for leaked secrets know one
 NUM_RANDOM_BYTES = 32
@@ -49,6 +51,11 @@ class Quota(BaseModel):
 
     requests_per_s: float | None = Field(default=None, gt=0, description="gRPC calls; twice as many may come at once")
     max_workflows: int | None = Field(default=None, gt=0, description="running at once")
+    tokens_per_minute: int | None = Field(default=None, gt=0, description="generated and encoded; a minute's at once")
+    kv_bytes: Bytes | None = Field(default=None, gt=0, le=MAX_BYTES, description="in all tiers of each worker")
+
+
+NO_QUOTA = Quota()
 
 
 class TokensFile(BaseModel):
@@ -94,6 +101,7 @@ class TokenBook:
     def __init__(self, path: str | Path) -> None:
         """Raises what `read_tokens` raises."""
         self._path = Path(path)
+        self._kv_bytes: dict[str, int] = {}
         self._stamp = _stamp(self._path)
         self._take(read_tokens(self._path))
 
@@ -117,10 +125,18 @@ class TokenBook:
         return Caller(entry.name, entry.tenant, frozenset(entry.roles))
 
     def quota(self, tenant: str) -> Quota:
-        return self._file.tenants.get(tenant, Quota())
+        return self._file.tenants.get(tenant, NO_QUOTA)
+
+    @property
+    def kv_bytes(self) -> Mapping[str, int]:
+        """Of tenants that have a limit; the same object until that changes."""
+        return self._kv_bytes
 
     def _take(self, file: TokensFile) -> None:
         self._file = file
+        kv_bytes = {tenant: quota.kv_bytes for tenant, quota in file.tenants.items() if quota.kv_bytes is not None}
+        if kv_bytes != self._kv_bytes:
+            self._kv_bytes = kv_bytes
         self._entries = {entry.sha256: entry for entry in file.tokens}
 
 

@@ -102,6 +102,7 @@ class EncodingStore:
         self.tier = tier
         self.allocator = PageAllocator(num_pages)
         self.tenant_pages = num_pages if tenant_pages is None else min(tenant_pages, num_pages)
+        self.limits: dict[str, int] = {}  # pages of tenants that may have less
         self.now_s = 0.0  # dates last uses
         self._order, self._on_evict, self._on_free = order, on_evict, on_free
         self._entries: dict[str, Entry] = {}
@@ -135,12 +136,25 @@ class EncodingStore:
     def pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.page_size)
 
+    def most_pages(self, tenant: str) -> int:
+        """That a tenant may have."""
+        return min(self.tenant_pages, self.limits.get(owner_of(tenant), self.tenant_pages))
+
+    def taken(self, tenant: str) -> int:
+        """Pages that it has."""
+        return self._taken[tenant]
+
+    def shrink(self, tenant: str) -> None:
+        """Evict what is more than its limit, as far as nobody reads it."""
+        if self._taken[tenant] > self.most_pages(tenant):
+            self._make_room(0, tenant)
+
     def num_obtainable(self, keep: Iterable[str] = (), tenant: str = "") -> int:
         """Pages that the tenant can have without evicting anything pinned or in `keep`."""
         tenant = owner_of(tenant)
         kept = [e for key in set(keep) if (e := self._entries.get(key)) is not None and e.pins == 0]
         everyone = self.allocator.num_free + self._unpinned.total() - sum(len(e.pages) for e in kept)
-        own = self.tenant_pages - self._taken[tenant] + self._unpinned[tenant]
+        own = self.most_pages(tenant) - self._taken[tenant] + self._unpinned[tenant]
         return min(everyone, own - sum(len(e.pages) for e in kept if e.tenant == tenant))
 
     def reserve(self, key: str, num_tokens: int, tenant: str = "") -> Entry:
@@ -247,7 +261,7 @@ class EncodingStore:
 
     def _victims(self, num_pages: int, tenant: str) -> list[Entry]:
         """What has to go before the tenant can have `num_pages`, in order: first what exceeds its own share."""
-        over = self._taken[tenant] + num_pages - self.tenant_pages
+        over = self._taken[tenant] + num_pages - self.most_pages(tenant)
         short = num_pages - self.allocator.num_free
         if over <= 0 and short <= 0:
             return []

@@ -42,6 +42,7 @@ from laban.actors.engine.runner import AnyRunner, bytes_per_token
 from laban.actors.engine.scheduler import Scheduler
 from laban.actors.engine.scoring import KeptScores
 from laban.actors.engine.sequence import UNKNOWN, Chunk, RunningCall, Sequence
+from laban.actors.engine.tenant_limits import TenantLimits
 from laban.actors.engine.tick import Tick
 from laban.actors.engine.tiers import Tiers
 from laban.actors.engine.tiers_setup import make_tiers
@@ -105,6 +106,7 @@ class Engine:
         self.tiers.is_on_device = self.store.__contains__
         self.tiers.last_write = self._last_write
         self.exports = Exports(self.tiers, self.store)
+        self._limits = TenantLimits(self.store, self.tiers)
         self.info = WorkerInfo(
             worker_id=worker_id,
             epoch=uuid4().hex,
@@ -159,7 +161,9 @@ class Engine:
         self.scheduler.abort(call_id)
 
     def advise(self, advice: Advice) -> None:
-        """Takes note of what is to come, at the next `step`."""
+        """Takes note of what is to come, at the next `step`; of limits at once."""
+        if advice.kv_bytes is not None:
+            self._limits.take(advice.kv_bytes)
         self._advice.append(advice)
 
     def connect(self, find_peer: FindPeer) -> None:
@@ -239,6 +243,7 @@ class Engine:
             tiers.flights.land(tick.landed, tiers.loaded)
         self.exports.pump()
         self._publish_whole(scheduler.take_loaded())
+        self._limits.keep()
 
     def _iterate(self) -> bool:
         """False if the device was given nothing and had nothing to tell."""

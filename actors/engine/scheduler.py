@@ -96,14 +96,15 @@ class Scheduler:
         check_call(call, self.max_context, self.vocab_size, known=self.store)
         specs = {spec.encoding_id: spec for spec in call.specs}
         view = {p.encoding_id for p in flatten(call.view, specs)}
-        self._check_size(sum(self.store.pages_for(specs[i].num_tokens) for i in view) + self._own_pages(call))
+        pages = sum(self.store.pages_for(specs[i].num_tokens) for i in view) + self._own_pages(call)
+        self._check_size(pages, call.namespace)
         self.waiting.add(call, now)
 
     def _own_pages(self, call: Call) -> int:
         return self.store.pages_for(_worst_case_tokens(call))
 
-    def _check_size(self, pages: int) -> None:
-        num_pages, size = self.store.tenant_pages, self.store.page_size
+    def _check_size(self, pages: int, namespace: str) -> None:
+        num_pages, size = self.store.most_pages(namespace), self.store.page_size
         if pages > num_pages:
             whose = "the pool holds" if num_pages == self.store.allocator.num_pages else "a tenant may have"
             raise Exhausted(
@@ -248,7 +249,8 @@ class Scheduler:
                 self.preempt(younger.pop())
             return pages <= self.store.num_obtainable(plan.kept, tenant)
         if not self.sequences and not self.tiers.is_busy:
-            self._check_size(pages + self.store.tenant_pages - self.store.num_obtainable(plan.kept, tenant))
+            held = self.store.most_pages(tenant) - self.store.num_obtainable(plan.kept, tenant)
+            self._check_size(pages + held, tenant)
         return False
 
     def encoded_instead(self, chunk: Chunk) -> None:

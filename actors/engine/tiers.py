@@ -6,7 +6,7 @@ Owned by the engine's thread. Whatever comes from elsewhere arrives in host page
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -27,7 +27,7 @@ from laban.actors.engine.tallying import Tallying
 from laban.kvstore.arrivals import Arrival
 from laban.kvstore.disk import DiskTier
 from laban.kvstore.disk_files import Chunk
-from laban.kvstore.encodings import EncodingId, EncodingSpec
+from laban.kvstore.encodings import EncodingId, EncodingSpec, owner_of
 from laban.kvstore.needs import NEVER_S, Needs, encode_tokens
 from laban.kvstore.placements import MergedChanges, PlacementChange, PlacementState, Tier
 from laban.kvstore.store import EncodingStore, Entry
@@ -126,9 +126,13 @@ class Tiers:
         self._spill_again_s = 0.0
         self._evicted: OrderedDict[EncodingId, None] = OrderedDict()
         self._disk_changes = MergedChanges()
+        self.disk_limits: dict[str, int] = {}  # bytes of tenants that may have so many
+        self._disk_taken: Counter[str] = Counter()
         self._on_disk: dict[EncodingId, tuple[int, int, str]] = {} if disk is None else dict(disk.held())
         for encoding_id, (num_tokens, _, namespace) in self._on_disk.items():
             self._tell_disk(encoding_id, PlacementState.READY, num_tokens, namespace)
+        for _, num_bytes, namespace in self._on_disk.values():
+            self._disk_taken[owner_of(namespace)] += num_bytes
 
     # What having something again takes
 
@@ -416,7 +420,9 @@ class Tiers:
                 del self._spilling[encoding_id]
                 host.unpin(entry)
                 if write.problem is None:
-                    self._on_disk[encoding_id] = disk.held().get(encoding_id, (entry.num_tokens, 0, ""))
+                    held = disk.held().get(encoding_id, (entry.num_tokens, 0, ""))
+                    self._on_disk[encoding_id] = held
+                    self._disk_taken[owner_of(held[2])] += held[1]
                     self.counters.add("bytes_saved_disk", entry.num_tokens * self.needs.bytes_per_token)
                     namespace = "" if entry.spec is None else entry.spec.namespace
                     self._tell_disk(encoding_id, PlacementState.READY, entry.num_tokens, namespace)
@@ -460,6 +466,9 @@ class Tiers:
         needed = disk.bytes_for(entry.key, spec.namespace, entry.num_tokens)
         if needed > disk.max_bytes:
             return False
+        tenant = owner_of(spec.namespace)
+        if tenant in self.disk_limits and self._disk_taken[tenant] + needed > self.disk_limits[tenant]:
+            return False
         over = disk.used_bytes + needed - disk.max_bytes
         if over <= 0:
             return True
@@ -481,8 +490,27 @@ class Tiers:
             over -= num_bytes
         return over <= 0
 
+    def shrink_disk(self, tenant: str) -> None:
+        """Drop what is more than its limit, what is worth least first."""
+        if self.disk is None or (over := self._disk_taken[tenant] - self.disk_limits[tenant]) <= 0:
+            return
+        files = [
+            (self.needs.order_of(key, num_tokens, 0.0, self.encode_s(num_tokens)), key, num_bytes)
+            for key, (num_tokens, num_bytes, namespace) in self._on_disk.items()
+            if owner_of(namespace) == tenant and key not in self._coming
+        ]
+        for _, key, num_bytes in sorted(files):
+            if over <= 0:
+                break
+            self.disk.drop(key)
+            self._forget_disk(key)
+            self.counters.add("num_evicted_disk", 1)
+            over -= num_bytes
+
     def _forget_disk(self, encoding_id: EncodingId) -> None:
-        if self._on_disk.pop(encoding_id, None) is not None:
+        gone = self._on_disk.pop(encoding_id, None)
+        if gone is not None:
+            self._disk_taken[owner_of(gone[2])] -= gone[1]
             self._tell_disk(encoding_id, PlacementState.GONE, 0, "")
 
     def _tell_disk(self, encoding_id: EncodingId, state: PlacementState, num_tokens: int, namespace: str) -> None:

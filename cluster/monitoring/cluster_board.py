@@ -111,6 +111,12 @@ CLUSTER = Dashboard(
                     stacked=True,
                 ),
                 Panel(
+                    "Requests refused",
+                    (Query(rate("laban_refused_requests_total", "reason"), "{{reason}}"),),
+                    "A second: nobody known, not allowed, or over a tenant's quota.",
+                    "ops",
+                ),
+                Panel(
                     "Open requests",
                     (Query(now("laban_grpc_open_requests", "method"), "{{method}}"),),
                     "Streams included.",

@@ -12,7 +12,7 @@ WORKFLOWS = Dashboard(
     "workflows",
     "Laban / Workflows",
     "What users see: workflows, their steps, first tokens.",
-    variables=(("workflow", "laban_workflows_submitted_total"),),
+    variables=(("workflow", "laban_workflows_ended_total"),),
     rows=(
         Row(
             "Now",
@@ -81,7 +81,10 @@ WORKFLOWS = Dashboard(
                 ),
                 Panel(
                     "Submitted",
-                    (Query(rate("laban_workflows_submitted_total", "workflow", _CHOSEN), "{{workflow}}"),),
+                    (
+                        Query(rate("laban_workflows_submitted_total", "workflow", _CHOSEN), "{{workflow}}"),
+                        Query(rate("laban_workflows_restored_total"), "after a restart"),
+                    ),
                     "Workflows a second.",
                     "ops",
                 ),
@@ -139,6 +142,14 @@ WORKFLOWS = Dashboard(
                     (Query(quantile(0.9, _TTFT, "fidelity"), "{{fidelity}}"),),
                     "What reuse saves.",
                     "s",
+                ),
+                Panel(
+                    "First tokens of calls that failed",
+                    (
+                        Query(rate("laban_failed_first_token_seconds_sum"), "seconds"),
+                        Query(rate("laban_failed_first_token_seconds_count"), "calls"),
+                    ),
+                    "Calls a second, and how long these waited for their first token, or their end if none came.",
                 ),
                 Panel("TTFT heatmap", buckets(_TTFT), "From when a call is ready to its first token.", "s", "heatmap"),
                 Panel("Call latency", quantiles("laban_call_seconds"), "From ready to the last token.", "s"),

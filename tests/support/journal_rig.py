@@ -18,6 +18,7 @@ from laban.cluster.journal_engine import JournalAway
 from laban.cluster.journal_records import Deletion, Ending, Line, Stored, Submission, Write
 from laban.cluster.journal_store import Taken
 from laban.cluster.lookout import Lookout
+from laban.cluster.meter import NO_METER, Meter
 from laban.cluster.records import Event, Lease, TokenChunk, WorkflowRecord
 from laban.cluster.traces import NO_TRACES, Traces
 from laban.cluster.workflow.parse import parse_dict, parse_yaml
@@ -81,13 +82,20 @@ class Server:
     """An executor over a scripted worker. `kill` leaves what is not written unwritten."""
 
     def __init__(
-        self, store: Any, *, namespace: str = "model", ahead: bool = False, traces: Traces = NO_TRACES, **limits: Any
+        self,
+        store: Any,
+        *,
+        namespace: str = "model",
+        ahead: bool = False,
+        traces: Traces = NO_TRACES,
+        meter: Meter = NO_METER,
+        **limits: Any,
     ) -> None:
         self.store = store
         self.worker = LoopWorker(ScriptedEngine(worker_id="w0", namespace=namespace))
         self.dispatcher = Dispatcher([self.worker], supervisor=LoopSupervisor(), limits=FAST, traces=traces)
         self.journal = Journal(store, delays_s=(0.001, 0.002))
-        lookout = Lookout(self.dispatcher) if ahead else None
+        lookout = Lookout(self.dispatcher, meter=meter) if ahead else None
         self.executor = Executor(
             self.dispatcher,
             CharFraming(),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from laban.actors.errors import Exhausted, Forbidden, InvalidInput, Unauthenticated
 from laban.cluster.callers import ANYONE, Caller
-from laban.cluster.door import NEEDS, Door
+from laban.cluster.door import NEEDS, SPENDS, Door
+from laban.cluster.meter import Meter
 from laban.cluster.tokens import Quota
 from laban.proto import laban_pb2 as pb
 
@@ -32,6 +35,10 @@ class Book:
 
     def find(self, token: str) -> Caller | None:
         return self.callers.get(token)
+
+    @property
+    def kv_bytes(self) -> Mapping[str, int]:
+        return {}
 
     def quota(self, tenant: str) -> Quota:
         return self.quotas.get(tenant, Quota())
@@ -119,3 +126,48 @@ def test_the_file_is_looked_at_again_but_not_at_every_call_and_a_broken_one_chan
     door.enter("Get", bearer("reader"))
     door.enter("Get", bearer("reader"))
     assert book.num_looks == 1
+
+
+class Refusals(Meter):
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def refused(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+def test_tokens_are_charged_as_calls_end_and_a_debt_refuses_what_would_make_more() -> None:
+    now, meter = [0.0], Refusals()
+    door = Door(Book(Quota(tokens_per_minute=600)), meter=meter, clock=lambda: now[0])
+    door.spent("acme", 600)
+    door.enter("Submit", bearer("writer"))
+    door.spent("acme", 100)
+    door.spent("other", 10**9)
+    for method in SPENDS:
+        with pytest.raises(Exhausted, match=r"tenants.acme.tokens_per_minute") as raised:
+            door.enter(method, bearer("writer"))
+        assert raised.value.retry_after_s == pytest.approx(10.0, abs=0.01)
+    door.enter("Watch", bearer("writer"))
+    door.enter("CompleteStep", bearer("writer"))
+    now[0] = 10.1
+    door.enter("Submit", bearer("writer"))
+    assert meter.reasons == ["tokens_per_minute"] * len(SPENDS)
+
+
+def test_who_is_refused_is_counted_by_why() -> None:
+    meter = Refusals()
+    door = Door(Book(Quota(requests_per_s=0.5)), meter=meter, clock=lambda: 0.0)
+    door.enter("Get", bearer("reader"))
+    for method, who, kind in (
+        ("Get", "stranger", Unauthenticated),
+        ("Submit", "reader", Forbidden),
+        ("Get", "reader", Exhausted),
+    ):
+        with pytest.raises(kind):
+            door.enter(method, bearer(who))
+    assert meter.reasons == ["unauthenticated", "denied", "requests_per_s"]
+
+
+def test_every_method_that_spends_is_one_of_the_api() -> None:
+    methods = {method.name for service in pb.DESCRIPTOR.services_by_name.values() for method in service.methods}
+    assert set(SPENDS) <= methods

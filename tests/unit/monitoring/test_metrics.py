@@ -7,13 +7,14 @@ import re
 
 import pytest
 from executor_workflows import DEBATE, asynchronous
+from journal_rig import MemoryStore, server
 from metered_rig import metered_rig
 from prometheus_client.parser import text_string_to_metric_families
 
 from laban.actors.errors import InvalidInput, LabanError
 from laban.actors.tallies import BOUNDS, Copies, Spread, WorkerTallies
 from laban.cluster.client_async import AsyncClient
-from laban.cluster.instruments import Bounded
+from laban.cluster.instruments import Bounded, Instruments
 from laban.cluster.metrics import LABELS, MAX_VALUES, METRICS, OTHER, series_names
 
 FAILS = """
@@ -46,7 +47,8 @@ async def test_everything_declared_is_exported_and_nothing_else() -> None:
         rig.instruments.look()
         body, kind = rig.instruments.render("text/plain")
         assert kind.startswith("text/plain")
-        families = {family.name: family for family in text_string_to_metric_families(body.decode())}
+        told = {family.name: family for family in text_string_to_metric_families(body.decode())}
+        families = {name: family for name, family in told.items() if name.startswith("laban_")}
         declared = {metric.name.removesuffix("_total"): metric for metric in METRICS.values()}
         assert families.keys() == declared.keys()
         for name, family in families.items():
@@ -163,3 +165,36 @@ async def test_health_says_what_is_wrong() -> None:
         assert (await rig.ask("HEAD /metrics HTTP/1.1"))[1] == ""
         assert (await rig.ask("POST /metrics HTTP/1.1"))[0] == 405
         assert (await rig.ask("GET /else HTTP/1.1"))[0] == 404
+
+
+@asynchronous
+async def test_calls_that_fail_are_timed_apart_and_the_process_is_there() -> None:
+    async with metered_rig() as rig:
+        with pytest.raises(LabanError):
+            async with await rig.client.open_session() as session:
+                await session.generate(max_tokens=3, prefill="FAIL")
+        assert rig.value("laban_failed_first_token_seconds_count") == 1
+        assert rig.value("laban_time_to_first_token_seconds_count") == 0
+        assert rig.value("process_resident_memory_bytes") > 1e6
+        assert rig.value("python_gc_collections_total") > 0
+
+
+@asynchronous
+async def test_what_is_restored_is_not_submitted_again() -> None:
+    meter = Instruments("scripted", lambda: NotImplemented)  # type: ignore[arg-type, return-value]
+    flow = """
+version: 1
+name: asking
+messages: {task: "What?"}
+steps: [{step: human, read: [task], external: {tool: ask}}]
+"""
+    store = MemoryStore()
+    async with server(store, ahead=True, meter=meter) as before:
+        record = await before.submit(flow)
+    async with server(MemoryStore(store.writes), ahead=True, meter=meter) as after:
+        after.handle(["ask"])
+        await after.events(record.workflow_id)
+    text, _ = meter.render("text/plain")
+    found = text.decode()
+    assert 'laban_workflows_submitted_total{model="scripted",workflow="asking"} 1.0' in found
+    assert 'laban_workflows_restored_total{model="scripted"} 1.0' in found
