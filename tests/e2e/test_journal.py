@@ -1,4 +1,4 @@
-"""A cluster that is killed in the middle of a workflow goes on with it when it is started again."""
+"""A cluster that is killed in the middle of a workflow goes on with it when it is started again, or another does."""
 
 from __future__ import annotations
 
@@ -93,3 +93,43 @@ def test_a_killed_server_goes_on_without_a_gap(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(ENDING_S) == 0
     assert cli.leftovers() == []
+
+
+def test_another_server_goes_on_with_what_a_killed_one_leaves(tmp_path: Path) -> None:
+    (tmp_path / "laban.yaml").write_text("journal: {url: 'sqlite:///journal.db'}\n")
+    clis = [Cli(tmp_path) for _ in range(2)]
+    (first, address), (second, other) = map(serve, clis)
+    with Client(address) as at_first, Client(other) as at_second:
+        calm = at_first.submit(WORKFLOW).workflow_id
+        for item in at_second.watch(calm):
+            if isinstance(item, Event) and item.address == "human" and item.step_state == "ready":
+                at_second.complete_step(calm, "human", "Go on.")
+        expected = {step.address: step.token_ids for step in at_second.get(calm).steps}
+        assert all(expected[name] for name in ("second", "third", "ending"))
+        assert at_second.status().members[0].address == address
+
+        workflow_id = at_first.submit(WORKFLOW, idempotency_key="story").workflow_id
+        assert at_second.submit(WORKFLOW, idempotency_key="story").workflow_id == workflow_id
+        seen: list[Event] = []
+        killed = False
+        for item in at_second.watch(workflow_id):  # the one watch, to the end
+            if isinstance(item, Event):
+                seen.append(item)
+                if item.address == "human" and item.step_state == "ready":
+                    at_second.complete_step(workflow_id, "human", "Go on.")
+            elif isinstance(item, TokenChunk) and item.address == "third" and item.index > 5 and not killed:
+                killed = True
+                kill_everything(clis[0], first)
+        assert killed
+        assert [event.number for event in seen] == list(range(1, len(seen) + 1))
+        assert ("third", 2, "ready") in [(event.address, event.attempt, event.step_state) for event in seen]
+        results = [event.result for event in seen if event.result is not None]
+        assert {result.address: result.token_ids for result in results} == expected
+        assert len(results) == len(expected)
+        assert [item for item in at_second.watch(workflow_id) if isinstance(item, Event)] == seen
+        assert {record.workflow_id for record in at_second.list()[0]} == {calm, workflow_id}
+        assert at_second.get(calm).state == "succeeded"
+        assert [member.here for member in at_second.status().members] == [True]
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(ENDING_S) == 0
+    assert clis[1].leftovers() == []
