@@ -29,7 +29,7 @@ def chaos() -> Iterator[ModuleType]:
 def test_nothing_is_lost_or_there_twice(chaos: ModuleType, tmp_path: Path) -> None:
     order = ["worker", "directory", "host", "worker", "database", "driver"]
     found = asyncio.run(
-        chaos.chaos(order, folder=tmp_path, journal="sqlite", seed=1, minutes=10, num_active=3, num_topics=1)
+        chaos.chaos(order, folder=tmp_path, journal="sqlite", seed=1, minutes=30, num_active=3, num_topics=1)
     )
     assert [kill.what for kill in found.kills] == order
     assert found.num_workflows > 0
