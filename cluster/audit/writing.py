@@ -67,13 +67,14 @@ def _edit(text: str, node: yaml.Node, path: Path, level: str) -> tuple[int, int,
         first = node.value[0][0].start_mark
         if node.flow_style:
             return first.index, first.index, f"fidelity: {level}, "
+        newline = "\r\n" if "\r\n" in text else "\n"
         value = node.value[0][1]
         if isinstance(value, yaml.ScalarNode) and value.style not in ("|", ">"):
             # On a line of its own after the first entry, so that a step goes on to begin with its name.
             at = text.find("\n", value.end_mark.index)
             at = len(text) if at < 0 else at - (text[at - 1] == "\r")
-            return at, at, f"\n{' ' * first.column}fidelity: {level}"
-        return first.index, first.index, f"fidelity: {level}\n{' ' * first.column}"
+            return at, at, f"{newline}{' ' * first.column}fidelity: {level}"
+        return first.index, first.index, f"fidelity: {level}{newline}{' ' * first.column}"
     if isinstance(node, yaml.ScalarNode):
         written = text[begin:end]
         if not node.style and _PLAIN.fullmatch(written) is None:

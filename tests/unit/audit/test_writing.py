@@ -1,0 +1,123 @@
+"""Fidelities written into YAML: all else stays, character by character, or nothing is written."""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import Any
+
+import pytest
+
+from laban.actors.errors import FailedPrecondition
+from laban.cluster.audit.writing import set_fidelities
+from laban.cluster.workflow.yamltree import load
+
+TEXT = """\
+# at the top
+version: 1
+steps:
+  # about the first
+  - step: one   # its name
+    read: [a, "b[all]", {read: c, fidelity: exact}]
+
+  - {step: two, read: [one]}   # in one line
+  - step: three
+    fidelity: blended  # as it was
+    read:
+      - one
+      - read: two[1]
+        end: 4
+"""
+
+
+def test_comments_and_layout_stay() -> None:
+    levels = {
+        ("steps", 0): "direct", ("steps", 0, "read", 1): "exact", ("steps", 0, "read", 2): "direct",
+        ("steps", 1): "direct",
+        ("steps", 2): "exact", ("steps", 2, "read", 0): "direct", ("steps", 2, "read", 1): "direct",
+    }  # fmt: skip
+    assert (
+        set_fidelities(TEXT, levels)
+        == """\
+# at the top
+version: 1
+steps:
+  # about the first
+  - step: one   # its name
+    fidelity: direct
+    read: [a, {read: "b[all]", fidelity: exact}, {read: c, fidelity: direct}]
+
+  - {fidelity: direct, step: two, read: [one]}   # in one line
+  - step: three
+    fidelity: exact  # as it was
+    read:
+      - {read: one, fidelity: direct}
+      - read: two[1]
+        fidelity: direct
+        end: 4
+"""
+    )
+
+
+def test_an_alias_is_left_to_its_author() -> None:
+    text = "steps:\n  - step: one\n    read: &r [a, b]\n  - step: two\n    read: *r\n"
+    with pytest.raises(FailedPrecondition, match="by hand"):
+        set_fidelities(text, {("steps", 1, "read", 0): "direct"})
+
+
+COMMENT = re.compile(r"# (?:one|about it: \d|flow|named|stated|why|not a comment)\r?$", re.MULTILINE)
+
+
+def document(rng: random.Random) -> str:
+    """Steps and reads in every style, with comments, blank lines and odd names between them."""
+    names = ["a", "b-c", "answer[others,previous]", "x: y", "# no comment", "it's", 'say "so"', "é", "12", "yes no"]
+    out = ["version: 1  # one", ""] if rng.random() < 0.5 else ["version: 1"]
+    out.append("steps:")
+    pad = " " * rng.choice([0, 2])
+    for number in range(rng.randint(1, 4)):
+        quoted = [
+            rng.choice(["'%s'", '"%s"']) % n.replace("'", "''").replace('"', "q") for n in rng.choices(names, k=3)
+        ]
+        quoted = [q.replace("''", "'") if q[0] == '"' else q for q in quoted]
+        if rng.random() < 0.5:
+            out.append(f"{pad}# about it: {number}")
+        if rng.random() < 0.3:
+            out.append(f"{pad}- {{ step: s{number},read: [{', '.join(quoted)}] }} # flow")
+            continue
+        out.append(f"{pad}-   step: s{number}" if rng.random() < 0.5 else f"{pad}-   step: 's{number}'  # named")
+        if rng.random() < 0.5:
+            out.append(f"{pad}    prefill: |\n{pad}      text: here\n{pad}      # not a comment")
+        if rng.random() < 0.3:
+            out.append(f"{pad}    fidelity: exact # stated")
+        out.append(f"{pad}    read:")
+        for item in quoted:
+            out.append(
+                f"{pad}    - {item}" if rng.random() < 0.5 else f"{pad}    - read: {item}  # why\n{pad}      begin: 1"
+            )
+        if len(out) % 2:
+            out.append("")
+    newline = rng.choice(["\n", "\r\n"])
+    return newline.join("\n".join(out).split("\n")) + rng.choice(["", newline])
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_random_documents_keep_all_but_what_was_asked_for(seed: int) -> None:
+    rng = random.Random(seed)
+    text = document(rng)
+    before: Any = load(text, "")[0]
+    levels: dict[tuple[str | int, ...], str] = {}
+    for index, step in enumerate(before["steps"]):
+        if rng.random() < 0.6:
+            levels["steps", index] = rng.choice(["direct", "exact"])
+        for read in range(len(step["read"])):
+            if rng.random() < 0.6:
+                levels["steps", index, "read", read] = rng.choice(["direct", "blended"])
+    changed = set_fidelities(text, levels)
+    after: Any = load(changed, "")[0]
+    for path, level in levels.items():
+        place = after["steps"][path[1]]
+        place = place if len(path) == 2 else place["read"][path[3]]
+        assert place["fidelity"] == level
+    assert COMMENT.findall(text) == COMMENT.findall(changed)
+    assert text.count("\r") == 0 or changed.count("\r") == changed.count("\n")
+    assert set_fidelities(changed, levels) == changed
