@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from report import num_cores
-from texts import Fidelity, FreshRun, generated_ids
+from texts import FreshRun, generated_ids
 from workloads import FlatStep
 
 from laban.actors.calls import Call, CallFailed, CallFinished, Sampling
@@ -20,6 +20,7 @@ from laban.actors.engine.runner import Runner
 from laban.actors.frames import Framing
 from laban.cluster.messages import Language, MessageBook, Opening
 from laban.cluster.views import Entry
+from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, Fidelity
 from laban.kvstore.encodings import EncodingId
 
 
@@ -63,6 +64,7 @@ class Story:
     framing: Framing
     run: FreshRun
     fidelity: Fidelity
+    recompute_share: float = RECOMPUTE_SHARE
     book: MessageBook = field(init=False)
     _logits: dict[EncodingId, torch.Tensor] = field(default_factory=dict)
 
@@ -74,7 +76,8 @@ class Story:
             self.book.add_text(key, message.role, self.run.text(key), message.name, path=key)
 
     def entries(self, step: FlatStep) -> list[Entry]:
-        return [Entry(self.book.messages[key], self.fidelity) for key in step.reads]
+        messages, share = self.book.messages, self.recompute_share
+        return [Entry(messages[key], self.fidelity, recompute_share=share) for key in step.reads]
 
     def generate(self, steps: Sequence[FlatStep], limit: int | None) -> dict[str, tuple[int, ...]]:
         """Greedy text of `steps`, which are ready together, each up to its own stop, its length or `limit`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from typing import Literal, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 from laban.actors.calls import Sampling
 from laban.cluster.audit.auditor import AuditRequest
@@ -24,6 +24,7 @@ from laban.cluster.records import (
     WorkerStatus,
     WorkflowRecord,
 )
+from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, Fidelity
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
 
@@ -161,7 +162,8 @@ class SessionsPort(Protocol):
         view: Sequence[SessionPlacement] = (),
         layout: Layout = "packed",
         position: int | None = None,
-        fidelity: Literal["exact", "direct"] = "exact",
+        fidelity: Fidelity = "exact",
+        recompute_share: float = RECOMPUTE_SHARE,
         tenant: str = "",
     ) -> MessageRecord: ...
 
@@ -176,7 +178,8 @@ class SessionsPort(Protocol):
         view: Sequence[SessionPlacement] = (),
         layout: Layout = "packed",
         position: int | None = None,
-        fidelity: Literal["exact", "direct"] = "exact",
+        fidelity: Fidelity = "exact",
+        recompute_share: float = RECOMPUTE_SHARE,
         tenant: str = "",
     ) -> AsyncGenerator[TokenChunk | MessageRecord, None]: ...
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from laban.actors.calls import CacheCounters, TokenLogprob, WorkerRates
+from laban.cluster.workflow.fidelity import Fidelity
 
 WorkflowState = Literal["running", "succeeded", "failed", "cancelled"]
 StepState = Literal["waiting", "ready", "running", "succeeded", "failed", "cancelled", "skipped"]
@@ -238,7 +239,7 @@ class Hint:
     agent: str
     reads: tuple[SessionPlacement, ...]
     layout: Layout = "packed"
-    fidelity: Literal["exact", "direct"] = "exact"
+    fidelity: Fidelity = "exact"
     steps: int | None = None
     in_s: float | None = None
     likelihood: float = 1.0  # that it happens at all
