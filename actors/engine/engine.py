@@ -445,7 +445,7 @@ class Engine:
         assert call.sampling is not None
         decode = Decode(call, call.sampling, self.tokenizer, self.tokenizer.detokenizer())
         if call.scoring is not None:
-            decode.force(self._scores.begin(call, self._clock()))
+            decode.force(self._scores.begin(call, self.store.now_s))
         return decode
 
     def _load(self) -> WorkerLoad:
