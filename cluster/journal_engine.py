@@ -84,31 +84,29 @@ def transaction(connection: Connection, fence: str | None = None) -> Iterator[No
     Nobody can take the member out until the transaction has ended: SQLite has one writer at a time, and PostgreSQL
     locks its row. To see to that costs no way to the database and back of its own.
     """
+    is_local = connection.dialect.name == "sqlite"
     with connection.begin():
-        if connection.dialect.name == "sqlite":
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-            there = fence is None or (
-                connection.exec_driver_sql("SELECT 1 FROM laban_members WHERE member_id = ?", (fence,)).first()
-                is not None
-            )
-        else:
-            there = _begin_postgres(connection, fence)
-        if not there:
+        if fence is None:
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if is_local else "BEGIN")
+        elif not (_is_there_locally if is_local else _is_there)(connection.connection, fence):
             raise Fenced
         yield
 
 
-def _begin_postgres(connection: Connection, fence: str | None) -> bool:
-    if fence is None:
-        connection.exec_driver_sql("BEGIN")
-        return True
+def _is_there_locally(connection: Any, fence: str) -> bool:
+    """By the driver itself: SQLAlchemy takes longer to ask than SQLite to answer."""
+    connection.driver_connection.execute("BEGIN IMMEDIATE")
+    found = connection.driver_connection.execute("SELECT 1 FROM laban_members WHERE member_id = ?", (fence,))
+    return found.fetchone() is not None
+
+
+def _is_there(connection: Any, fence: str) -> bool:
     assert MEMBER_ID.fullmatch(fence), "it becomes part of a statement"
-    with closing(connection.connection.cursor()) as cursor:
-        driver: Any = cursor
+    with closing(connection.cursor()) as cursor:
         select = f"SELECT 1 FROM laban_members WHERE member_id = '{fence}' FOR KEY SHARE"
-        driver.execute(f"BEGIN; {select}", prepare=False)
-        driver.nextset()
-        return driver.fetchone() is not None
+        cursor.execute(f"BEGIN; {select}", prepare=False)
+        cursor.nextset()
+        return cursor.fetchone() is not None
 
 
 def _prepare_sqlite(sync: Sync, connection: Any, record: object) -> None:
