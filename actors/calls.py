@@ -200,6 +200,7 @@ class Advice:
     cancelled: tuple[EncodingId, ...] = ()  # prefetches not wanted any more
     pins: tuple[tuple[EncodingId, float], ...] = ()
     kv_bytes: tuple[tuple[str, int], ...] | None = None
+    forgotten: tuple[EncodingId, ...] = ()  # to be removed from all tiers
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from laban.cluster.survey import FleetSurvey, Queue
 from laban.cluster.tenants import NO_TENANTS, Tenants, tenant_in
 from laban.cluster.traces import NO_TRACES, Traces
 from laban.cluster.waiting_orders import WaitingOrders
+from laban.kvstore.encodings import EncodingId
 
 logger = logging.getLogger(__name__)
 
@@ -154,10 +155,17 @@ class Dispatcher:
         """Tell a worker what is to come. Nothing happens if it is not up."""
         slot = self._slots.get(worker_id)
         if slot is not None:
-            self._tell_limits(slot)
+            slot.limit(self._tenants.kv_bytes)
             slot.port.advise(advice)
             if self._feed is not None:
                 self._feed.note(advice.uses, advice.pins)
+
+    def forget(self, encoding_ids: Iterable[EncodingId]) -> None:
+        """Have all workers remove what nobody names."""
+        named = self.directory.watching.named()
+        gone = tuple(each for each in encoding_ids if each not in named)
+        for slot in self._slots.values() if gone else ():
+            slot.port.advise(Advice(cancelled=gone, forgotten=gone))
 
     def predict(self, order: Order) -> str | None:
         """The worker that a call would go to now; None if none takes any. Nothing is sent."""
@@ -233,16 +241,8 @@ class Dispatcher:
                 break
             batches.setdefault(self._sent[key][0].info.worker_id, []).append(call)
         for worker_id, calls in batches.items():
-            self._tell_limits(self._slots[worker_id])
+            self._slots[worker_id].limit(self._tenants.kv_bytes)
             self._slots[worker_id].port.submit(calls)
-
-    def _tell_limits(self, slot: Slot) -> None:
-        """Before anything that they hold for."""
-        limits = self._tenants.kv_bytes
-        if slot.kv_bytes is not limits:
-            slot.kv_bytes = limits
-            told = tuple((f"{self.info.namespace}/{tenant}", most) for tenant, most in limits.items())
-            slot.port.advise(Advice(kv_bytes=told))
 
     def _route(self, ticket: Ticket) -> Call | None:
         """The call as it is to be sent to the worker that it is now counted for; None if none takes any."""

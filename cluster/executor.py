@@ -52,6 +52,7 @@ from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
+from laban.kvstore.encodings import EncodingId
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ class Executor:
         self._last_number = 0
         self._admitting: Counter[str] = Counter()  # by tenant
         self._claims = Claims()
+        self._encodings: dict[str, frozenset[EncodingId]] = {}  # that those that have ended here named
         self.life = 0  # how often all was let go of
         self.unreadable: set[str] = set()  # workflows that this version cannot go on with
 
@@ -350,11 +352,13 @@ class Executor:
         return execution.board.record()
 
     async def delete(self, workflow_id: str, *, tenant: str | None = None) -> None:
-        """Stop a workflow, and forget it and its idempotency key, in the journal too."""
+        """Stop a workflow, and forget it and its idempotency key, in the journal too, and have workers remove the
+        encodings that only it named."""
         await self.cancel(workflow_id, tenant=tenant)
         if self._journal is not None:
             await self._journal.delete(workflow_id)
         if workflow_id in self.shelf:  # nobody else has deleted it meanwhile
+            self._dispatcher.forget(self._encodings.get(workflow_id, ()))
             self._forget(workflow_id)
 
     async def lease_step(
@@ -521,7 +525,9 @@ class Executor:
     def _retire(self, execution: Execution) -> None:
         """Keep what has ended, up to the limit, and what there is to learn from it."""
         self.likelihoods.observe(execution.board.name, execution.decisions)
-        self._dispatcher.directory.unwatch(execution.workflow_id)
+        directory = self._dispatcher.directory
+        self._encodings[execution.workflow_id] = directory.watching.of(execution.workflow_id)
+        directory.unwatch(execution.workflow_id)
         if self._lookout is not None:
             self._lookout.leave(execution)
         self.shelf.end(execution.workflow_id)
@@ -531,6 +537,7 @@ class Executor:
 
     def _forget(self, workflow_id: str) -> None:
         self.shelf.drop(workflow_id)
+        self._encodings.pop(workflow_id, None)
         self._claims.drop(workflow_id)
 
 

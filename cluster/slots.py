@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from laban.actors.calls import Call, CallFinished, CallTokens, WorkerInfo, WorkerReport
+from laban.actors.calls import Advice, Call, CallFinished, CallTokens, WorkerInfo, WorkerReport
 from laban.actors.ports import WorkerPort
 from laban.actors.tallies import WorkerTallies
 from laban.cluster.records import ErrorInfo, WorkerStatus
@@ -105,6 +105,13 @@ class Slot:
         self.last = report
         if report.tallies is not None:
             self.tallies = report.tallies
+
+    def limit(self, kv_bytes: Mapping[str, int]) -> None:
+        """Tell the worker what tenants may have, if that has changed: before anything that it holds for."""
+        if self.kv_bytes is not kv_bytes:
+            self.kv_bytes = kv_bytes
+            limits = tuple((f"{self.info.namespace}/{tenant}", most) for tenant, most in kv_bytes.items())
+            self.port.advise(Advice(kv_bytes=limits))
 
     def survey(self) -> WorkerSurvey:
         return WorkerSurvey(self.info, self.last.load, self.last.rates, self.last.cache, self.tallies)

@@ -237,6 +237,16 @@ class EncodingStore:
         if not entry.ready:
             self._changes.add([PlacementChange(entry.key, self.tier, PlacementState.GONE, 0)])
 
+    def drop(self, key: str) -> bool:
+        """Forget an encoding that nobody reads or writes; whether it is not here now."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return True
+        if not entry.ready or entry.pins:
+            return False
+        self._drop(entry)
+        return True
+
     def touch(self, entry: Entry) -> None:
         self._clock += 1
         entry.last_use = self._clock

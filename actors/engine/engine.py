@@ -36,6 +36,7 @@ from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.decoding import Decode
 from laban.actors.engine.exports import Exports
 from laban.actors.engine.fetching import Fetching
+from laban.actors.engine.forgetting import Forgetting
 from laban.actors.engine.launched import BatchTooLarge, Launched
 from laban.actors.engine.loads import Loads
 from laban.actors.engine.runner import AnyRunner, bytes_per_token
@@ -107,6 +108,7 @@ class Engine:
         self.tiers.last_write = self._last_write
         self.exports = Exports(self.tiers, self.store)
         self._limits = TenantLimits(self.store, self.tiers)
+        self._forgetting = Forgetting(self.store, self.tiers)
         self.info = WorkerInfo(
             worker_id=worker_id,
             epoch=uuid4().hex,
@@ -164,6 +166,7 @@ class Engine:
         """Takes note of what is to come, at the next `step`; of limits at once."""
         if advice.kv_bytes is not None:
             self._limits.take(advice.kv_bytes)
+        self._forgetting.forget(advice.forgotten)
         self._advice.append(advice)
 
     def connect(self, find_peer: FindPeer) -> None:
@@ -182,7 +185,14 @@ class Engine:
 
     def has_work(self) -> bool:
         scheduler = self.scheduler
-        waits = self._events or self._advice or scheduler.running or scheduler.num_waiting or scheduler.sequences
+        waits = (
+            self._events
+            or self._advice
+            or self._forgetting.is_busy
+            or scheduler.running
+            or scheduler.num_waiting
+            or scheduler.sequences
+        )
         return bool(waits or self._under_way or self.tiers.is_busy or scheduler.prefetches.may_begin)
 
     def tick(self) -> Tick:
@@ -244,6 +254,7 @@ class Engine:
         self.exports.pump()
         self._publish_whole(scheduler.take_loaded())
         self._limits.keep()
+        self._forgetting.go_on()
 
     def _iterate(self) -> bool:
         """False if the device was given nothing and had nothing to tell."""

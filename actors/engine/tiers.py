@@ -490,6 +490,17 @@ class Tiers:
             over -= num_bytes
         return over <= 0
 
+    def drop(self, encoding_id: EncodingId) -> bool:
+        """Forget an encoding in the host's memory and on disk; whether it is gone. What is being copied goes later."""
+        coming = self._coming.get(encoding_id)
+        if coming is not None:
+            coming.arrival.cancel()
+        elif self.disk is not None:
+            self.disk.drop(encoding_id)  # a write of it, too: then it ends soon
+            self._forget_disk(encoding_id)
+        on_host = self.host is not None and not self.host.drop(encoding_id)
+        return not (on_host or coming or encoding_id in self._spilling)
+
     def shrink_disk(self, tenant: str) -> None:
         """Drop what is more than its limit, what is worth least first."""
         if self.disk is None or (over := self._disk_taken[tenant] - self.disk_limits[tenant]) <= 0:

@@ -82,6 +82,10 @@ class WatchBook:
         """By any source."""
         return self._users.keys()
 
+    def of(self, source: str) -> frozenset[EncodingId]:
+        """What a source names."""
+        return frozenset(self._sources.get(source, ()))
+
     def sources(self) -> KeysView[str]:
         return self._sources.keys()
 

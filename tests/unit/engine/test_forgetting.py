@@ -1,0 +1,48 @@
+"""What is to be forgotten leaves every tier, whatever is being done with it just then."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from engine_harness import Driver, force, make_engine
+
+from laban.actors.calls import Advice
+
+
+def is_somewhere(driver: Driver, encoding_id: str) -> bool:
+    tiers = driver.engine.tiers
+    assert tiers.host is not None
+    assert tiers.disk is not None
+    return encoding_id in driver.engine.store or encoding_id in tiers.host or encoding_id in tiers.disk.held()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_at_any_moment(seed: int, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    driver = Driver(make_engine(pool_tokens=512, host_tokens=512, disk_folder=tmp_path / "kv"))
+    specs = [driver.prefill([draw.randrange(128) for _ in range(60)]) for _ in range(16)]
+    assert driver.engine.tiers.disk.held()
+    assert list((tmp_path / "kv").rglob("*.kv"))
+    gone, kept = specs[::2], specs[1::2]
+    # Half of what goes is being brought back and read until just before that is said.
+    calls = [driver.submit([1, 2], driver.chain(spec), sampling=force([3, 4, 5])) for spec in gone[::2]]
+    for _ in range(draw.randrange(4)):
+        driver.step()
+    held = [spec for spec in kept if is_somewhere(driver, spec.encoding_id)]
+    for call in calls:
+        driver.engine.abort(call)
+    driver.engine.advise(Advice(forgotten=tuple(spec.encoding_id for spec in gone)))
+    driver.run()
+    assert not any(is_somewhere(driver, spec.encoding_id) for spec in gone)
+    assert held
+    names = {path.stem for path in (tmp_path / "kv").rglob("*.kv")}
+    assert not names & {spec.encoding_id for spec in gone}
+    assert any(is_somewhere(driver, spec.encoding_id) for spec in kept)
+    driver.engine.store.check_integrity()
+    driver.engine.tiers.host.check_integrity()
+    again = driver.prefill(list(gone[0].tokens))  # and may be made again
+    assert again.encoding_id == gone[0].encoding_id
+    assert is_somewhere(driver, again.encoding_id)
+    driver.engine.close()
