@@ -88,7 +88,8 @@ class Runner:
         num_sampled, rows = len(batch.logit_rows), scored_rows(chunks)
         if rows:
             batch = replace(batch, logit_rows=torch.cat((batch.logit_rows, batch.logit_rows.new_tensor(rows))))
-        logits, scored = self.forward(batch).split((num_sampled, len(rows)))
+        given = self.forward(batch)
+        logits, scored = given[:num_sampled], given[num_sampled:]
         tokens, sound = sample_rows(logits, sampling_params(samplings, indices, self.device))
         samples = torch.stack((tokens, sound.to(tokens.dtype)))
         if self.group is not None and samples.numel():  # all shards go on with the first one's
