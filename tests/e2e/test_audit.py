@@ -1,0 +1,53 @@
+"""`laban audit` from the command line to the model and back into the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import Cli
+
+pytestmark = pytest.mark.e2e
+
+FLOW = """\
+version: 1
+name: pair   # two who answer, one who chooses
+inputs: {question: {}}
+sampling: {max_tokens: 6, temperature: 0}
+messages: {question: "{{ question }}"}
+steps:
+  - {step: one, read: [question], prefill: "Yes, "}
+  - {step: two, read: [question], prefill: "No, "}
+  - step: choice   # by a letter
+    read: [two, question, one]
+    values: {letter: "([a-z])"}
+"""
+
+
+def test_audit_measures_recommends_and_writes(cli: Cli, address: str, tmp_path: Path) -> None:
+    flow, data, html = tmp_path / "flow.yaml", tmp_path / "data.jsonl", tmp_path / "report.html"
+    flow.write_text(FLOW)
+    data.write_text('{"question": "Is it late?"}\n')
+    common = ["audit", str(flow), "--address", address, "--data", str(data)]
+    done = cli(*common, "--levels", "direct", "--tolerance", "100", "--json", "--html", str(html), "--write")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    steps = {row["step"]: row for row in report["steps"]}
+    assert steps["one"]["is_same"]
+    assert steps["choice"]["kl_mean"] > 0
+    assert steps["choice"]["num_decisions"] == 1
+    assert [gain["level"] for gain in report["gains"]] == ["direct"]
+    assert [(one["step"], one["level"]) for one in report["advice"]] == [("choice", "direct")]
+    assert html.read_text().startswith("<!doctype html>")
+    assert flow.read_text() == FLOW.replace("# by a letter\n", "# by a letter\n    fidelity: direct\n")
+
+
+def test_bad_data_is_refused_before_anything_runs(cli: Cli, tmp_path: Path) -> None:
+    flow, data = tmp_path / "flow.yaml", tmp_path / "data.jsonl"
+    flow.write_text(FLOW)
+    data.write_text(json.dumps({"question": "why"}) + "\n" + json.dumps({"answer": 1}) + "\n")
+    done = cli("audit", str(flow), "--data", str(data))
+    assert done.returncode == 2
+    assert f"{data}:2: answer: unknown input" in done.stderr
+    assert "Traceback" not in done.stderr
