@@ -1,4 +1,4 @@
-"""A little of what `make chaos` does: each kind of process killed once, and the database away, under workflows."""
+"""A little of what `make chaos` does: processes killed, the database away, under workflows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def chaos() -> Iterator[ModuleType]:
 
 
 def test_nothing_is_lost_or_there_twice(chaos: ModuleType, tmp_path: Path) -> None:
-    order = ["worker", "directory", "host", "worker", "database", "driver"]
+    order = ["worker", "directory", "worker", "database", "host", "directory"]
     found = asyncio.run(
         chaos.chaos(order, folder=tmp_path, journal="sqlite", seed=1, minutes=30, num_active=3, num_topics=1)
     )
