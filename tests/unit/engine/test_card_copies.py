@@ -4,7 +4,6 @@ what a card would do later, and the kernel runs in Triton's interpreter."""
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -25,8 +24,6 @@ from laban.kernels.tier_copy import copy_units
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card: see tests/gpu")
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before the first launch imports the kernel
 
 LAYERS, SLOTS, KV_HEADS, DIM = 4, 64, 2, 8
 ROW = KV_HEADS * DIM * 4

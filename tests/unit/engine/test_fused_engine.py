@@ -86,7 +86,7 @@ def test_overlapping_iterations_change_nothing(seed: int) -> None:
     for (a, kv_a), (b, kv_b) in zip(*outcomes, strict=True):
         for x, y in zip(a.logprobs, b.logprobs, strict=True):
             assert (x.token_id, x.logprob) == (y.token_id, pytest.approx(y.logprob, abs=TOLERANCE))
-        untimed = {"call_id": "", "ttft_ms": 0.0, "wall_ms": 0.0, "logprobs": ()}
+        untimed = {"call_id": "", "ttft_ms": 0.0, "wall_ms": 0.0, "logprobs": (), "phases": None}
         assert replace(a, **untimed) == replace(b, **untimed)
         for x, y in zip(kv_a, kv_b, strict=True):
             torch.testing.assert_close(x, y, atol=TOLERANCE, rtol=0)
