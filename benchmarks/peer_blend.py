@@ -149,7 +149,7 @@ class PeerStory:
         for index, key in enumerate(step.reads):
             message = messages[key]
             text = (message.first_tokens if index == 0 else ()) or message.home.tokens
-            home, under = self._home(key, root)
+            home, under = self._home(key)
             if text != home.tokens:
                 home = self._llama.encode(text, at, past)[0]
             elif chain is None or under != chain:
@@ -163,8 +163,10 @@ class PeerStory:
         self._homes[step.key] = home, chain
         return self._llama.logits(hidden[begin : begin + len(generated)])
 
-    def _home(self, key: str, root: tuple[int, ...]) -> tuple[Encoded, tuple[tuple[int, ...], ...] | None]:
+    def _home(self, key: str) -> tuple[Encoded, tuple[tuple[int, ...], ...] | None]:
+        """The message's own encoding, and the texts under which it was made, if each of these was exact."""
         if key not in self._homes:
+            root = tuple(self._story.framing.root(self._story.book.messages[key].role))
             before: Past = [(self._llama.encode(root, 0, [])[0], 0)] if root else []
             tokens = self._story.book.messages[key].home.tokens
             self._homes[key] = self._llama.encode(tokens, len(root), before)[0], (root,)
