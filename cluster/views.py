@@ -4,9 +4,9 @@ Pure. A message has a *home*: the encoding made when the message was. A `direct`
 `exact` read places the encoding of the message's tokens under the view so far, which is the home itself
 wherever the home was made under that same view, by construction of the ids. A `blended` read is a direct one whose
 last tokens may be exact: of all that a view reads so, a share of the tokens is encoded under the view so far, those
-nearest to the new message. It attends to them most, and they to all before them, so they do more for a share than those
-whose keys and values deviate most (CacheBlend, arXiv 2405.16444) or the first of each message (EPIC, arXiv 2410.15332):
-docs/fidelity.md has the numbers.
+nearest to the new message. On most workflows measured they do more for a share than those whose keys and values deviate
+most (CacheBlend, arXiv 2405.16444) or the first of each message (EPIC, arXiv 2410.15332): docs/fidelity.md. And as they
+are one stretch, it takes plain encodings and no second pass.
 """
 
 from __future__ import annotations
