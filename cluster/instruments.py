@@ -49,8 +49,8 @@ class Instruments(Meter):
         """`survey` is called in the event loop."""
         self._model, self._survey = model, survey
         self._families = CollectorRegistry()
-        ProcessCollector(registry=self._families)
-        GCCollector(registry=self._families)
+        ProcessCollector("", lambda: "self", "/proc", self._families)
+        GCCollector(self._families)
         events = [metric for metric in METRICS.values() if metric.told == "events"]
         self._counters = {each.name: self._declared(Counter, each.name) for each in events if each.kind == "counter"}
         self._histograms = {

@@ -10,6 +10,17 @@ from laban.cluster.records import Event, WorkflowRecord
 from laban.cluster.workflow.states import Overrides
 
 SEED = Overrides(seed=7)
+SLOW = """
+version: 1
+name: slow
+sampling: {seed: 5}
+messages: {task: "What?"}
+steps:
+  - {step: a, read: [task]}
+  - {step: b, read: [task, a], prefill: SLOW}
+  - {step: c, read: [task, a, b]}
+outputs: {o: c}
+"""
 
 
 def tools_of(data: dict[str, Any]) -> list[str]:

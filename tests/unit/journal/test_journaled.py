@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from executor_rig import until
 from executor_workflows import CHAIN, DEBATE, asynchronous, tool_step
+from journal_checks import SLOW
 from journal_rig import MemoryStore, server
 
 from laban.actors.errors import Conflict, FailedPrecondition, NotFound, Unavailable
@@ -23,17 +24,6 @@ sampling: {max_tokens: 1500}
 steps:
   - {step: part, for_each: 6, read: [task]}
   - {step: wrap, read: [{read: part, end: 3}]}
-"""
-SLOW = """
-version: 1
-name: slow
-sampling: {seed: 5}
-messages: {task: "What?"}
-steps:
-  - {step: a, read: [task]}
-  - {step: b, read: [task, a], prefill: SLOW}
-  - {step: c, read: [task, a, b]}
-outputs: {o: c}
 """
 
 

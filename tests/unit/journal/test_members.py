@@ -12,7 +12,7 @@ from executor_rig import until
 from executor_workflows import CHAIN, asynchronous, tool_step
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from journal_checks import SEED, assert_sound, essence, finished, has_races, quickened, tools_of
+from journal_checks import SEED, SLOW, assert_sound, essence, finished, has_races, quickened, tools_of
 from journal_rig import MemoryStore, server
 from members_rig import LEASE_S, Cells, cells
 from random_workflows import workflows
@@ -23,17 +23,6 @@ from laban.cluster.records import Event
 from laban.cluster.workflow.diagnostics import WorkflowErrors
 
 CHAIN_OF = CHAIN.replace("question: {type: string}", "question: {default: why}")
-SLOW = """
-version: 1
-name: slow
-sampling: {seed: 5}
-messages: {task: "What?"}
-steps:
-  - {step: a, read: [task]}
-  - {step: b, read: [task, a], prefill: SLOW}
-  - {step: c, read: [task, a, b]}
-outputs: {o: c}
-"""
 
 
 def texts(events: list[Event]) -> dict[str, str]:
