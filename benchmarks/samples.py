@@ -7,10 +7,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from statistics import median
 
-from texts import Fidelity, FreshRun, document
+from texts import FreshRun, document
 
 from laban.cluster.client import Client
 from laban.cluster.records import Event, TokenChunk
+from laban.cluster.workflow.fidelity import Fidelity
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from workloads import FixedMessage, FlatStep, Workload, Writer, unused
 
 from laban.actors.frames import Framing
+from laban.cluster.workflow.fidelity import Fidelity
 
 HEAD_TOKENS = 4  # of the salt: 300^4 of them
-
-Fidelity = Literal["exact", "direct"]
 
 
 @dataclass(frozen=True)
