@@ -41,6 +41,7 @@ demo: setup  ## run a parallel debate of three agents on the default model, live
 	@printf '%s\n' '' \
 	  'read: tokens that a step looks at; reused: those found encoded, by whoever made them; encoded: the rest.' \
 	  'The same without reuse across readers: make demo ARGS="--fidelity exact". What it drew on: docs/examples.md' \
+  'What reuse changed in what they say, step by step: .venv/bin/laban audit $(EXAMPLE) (docs/fidelity.md)' \
 	  'Next: . .venv/bin/activate; laban new flow.yaml; laban graph flow.yaml; laban run flow.yaml'
 
 test: setup  ## all tests: units, Ray, end to end, some kills

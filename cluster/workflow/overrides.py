@@ -26,7 +26,7 @@ def check_fidelity(overrides: Overrides) -> tuple[Fidelity | None, list[Problem]
         return level, []
     if level in RESERVED:
         message = f"fidelity '{level}' is reserved, not served yet"
-        return None, [Problem(("fidelity",), message, code="not_built", in_file=False)]
+        return None, [Problem(("fidelity",), message, None, expected(), code="not_built", in_file=False)]
     return None, [Problem(("fidelity",), "not a fidelity", level, expected(), in_file=False)]
 
 
