@@ -30,7 +30,7 @@ def lines(report: Report, advice: Sequence[Advice], tolerance: float) -> Iterato
         yield from _table([HEAD, *map(_row, report.reads)])
     if report.gains:
         yield ""
-        yield "against exact, same text, from an empty cache, nothing else running:"
+        yield "against exact, same text, from an empty cache, whatever else ran meanwhile:"
         for gain in report.gains:
             yield (
                 f"  {gain.level}: time to first token {gain.ttft:.2f}x{_of(gain.ttft_interval)}, end to end"
