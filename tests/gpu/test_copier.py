@@ -67,6 +67,12 @@ def fill(pools: Pools, direction: Direction) -> list[Tensor]:
     return [x.cpu().clone() for x in pools.all()]
 
 
+def mover_of(pools: Pools, direction: Direction) -> card_copies.CardMover:
+    mover = pools.copier._ways[direction, False].mover
+    assert mover is not None
+    return mover
+
+
 def index(runs: Runs) -> Tensor:
     return torch.cat([torch.arange(first, first + length) for first, length in runs])
 
@@ -153,7 +159,7 @@ def test_the_runtimes_copy_of_rectangles_is_found(pools: Pools) -> None:
     assert cuda_runtime() is not None
     device, host = CASES["contiguous"]
     pools.copier.start("load", device, host, path="dma").wait()
-    assert pools.copier._movers["load"]._by_pitch
+    assert mover_of(pools, "load")._by_pitch
 
 
 def test_a_pitch_that_is_refused_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +169,7 @@ def test_a_pitch_that_is_refused_falls_back(monkeypatch: pytest.MonkeyPatch) -> 
     expected = expect(fill(made, "save"), "save", device, host, range(LAYERS))
     made.copier.start("save", device, host, path="dma").wait()
     check(made, expected)
-    assert not made.copier._movers["save"]._by_pitch
+    assert not mover_of(made, "save")._by_pitch
     made.copier.close()
     made.host.close()
 

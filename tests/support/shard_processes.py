@@ -26,6 +26,7 @@ from laban.kvstore.encodings import EMPTY_VIEW
 
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 2}
 POOL_TOKENS = 1024  # small enough for the scenario to evict
+HOST_BYTES = 1 << 24  # of a worker on cards; pinning a quarter of a machine's memory would take longer than the test
 
 
 def run_shards(
@@ -88,7 +89,9 @@ def sharded_engine(kind: str, group: ShardGroup | None) -> Engine:
     """An engine over a random model of 8 query and 2 KV heads, or over this shard's slice of it."""
     # Capturing takes a minute with nothing compiled yet: graphs of one kind tell as much as those of three.
     captured = kind == "llama"
-    settings = EngineConfig(pool_tokens=POOL_TOKENS, max_batch_tokens=96, dtype="float32", cuda_graphs=captured)
+    settings = EngineConfig(
+        pool_tokens=POOL_TOKENS, max_batch_tokens=96, dtype="float32", cuda_graphs=captured, host_bytes=HOST_BYTES
+    )
     model = random_model(kind, **HEADS)
     if group is not None and group.device.type == "cuda":
         identity = {"namespace": "test", "max_context": MAX_CONTEXT}
