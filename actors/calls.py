@@ -17,11 +17,23 @@ FinishReason = Literal["stop", "length", "forced", "prefill"]
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """What a decode's text must be: JSON that follows `schema` (as JSON text), or one of `choices`. One of the two.
+
+    `grammars.py` says which can be enforced.
+    """
+
+    schema: str = ""
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How a decode chooses its tokens. Noise depends on (seed, token index) alone.
 
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep every token. `forced` token ids are
-    generated whatever the model says (for measurement), and end the call when they run out.
+    generated whatever the model says (for measurement), and end the call when they run out. `constraint` keeps the
+    other calls to tokens with which their text can still become what it must be, and to no end before it is that.
     `num_logprobs` None gives none; 0 the chosen token's alone; n also the n most likely.
     """
 
@@ -34,6 +46,7 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
     num_logprobs: int | None = None
+    constraint: Constraint | None = None
 
     @property
     def most_tokens(self) -> int:

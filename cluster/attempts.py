@@ -25,6 +25,7 @@ def sampling_of(step: ReadyStep, seed: int, language: Language, failures: int = 
         stop=tuple(spec.stop),
         forced=forced,
         num_logprobs=spec.logprobs,
+        constraint=step.constraint,
     )
 
 

@@ -14,7 +14,7 @@ from laban.cluster.records import Layout, MessageRecord, SessionPlacement
 from laban.cluster.translate import enum_number
 from laban.cluster.translate_sessions import duration
 from laban.cluster.translate_spec import spec_from_dict
-from laban.cluster.translate_values import value_from_python
+from laban.cluster.translate_values import schema_from_python, value_from_python
 from laban.proto import laban_pb2 as pb
 
 MAX_TTL_S = 315_576_000_000  # of a protobuf Duration
@@ -69,9 +69,12 @@ class PlaceOptions(TypedDict, total=False):
 
 
 class DecodeOptions(PlaceOptions, total=False):
-    """And how it is generated. `prefill` is the text at its start."""
+    """And how it is generated. `prefill` is the text at its start. What comes after it is JSON that follows
+    `response_schema`, or one of `choices`, if one of these is given."""
 
     prefill: str
+    response_schema: Mapping[str, Any] | None
+    choices: Sequence[str] | None
     max_tokens: int
     temperature: float
     top_p: float
@@ -80,6 +83,9 @@ class DecodeOptions(PlaceOptions, total=False):
     stop: str | Sequence[str]
     forced_text: str
     logprobs: int
+
+
+_NO_SAMPLING = {*PlaceOptions.__annotations__, "prefill", "response_schema", "choices"}
 
 
 def checked_address(address: str) -> str:
@@ -199,8 +205,14 @@ def decode_request(session_id: str, options: DecodeOptions) -> pb.DecodeRequest:
     request = pb.DecodeRequest(session_id=session_id)
     _put_place(request, options, "assistant")
     put(request, "prefill", options.get("prefill", ""))
+    if (schema := options.get("response_schema")) is not None:
+        request.response_schema.CopyFrom(schema_from_python(schema, "response_schema"))
+    if (choices := options.get("choices")) is not None:
+        if isinstance(choices, str) or not choices:
+            raise InvalidInput("expected a list of texts, one at least", field="choices", value=choices)
+        put(request, "choices", list(choices))
     for name, value in options.items():
-        if name not in PlaceOptions.__annotations__ and name != "prefill" and value is not None:
+        if name not in _NO_SAMPLING and value is not None:
             put_sampling(request.sampling, name, value, f"sampling.{name}")
     return request
 

@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from laban.actors.calls import Sampling
+from laban.actors.calls import Constraint, Sampling
 from laban.actors.errors import InvalidInput, NotBuilt, OutOfRange
 from laban.cluster.claims import MAX_KEY
 from laban.cluster.records import Layout, SessionPlacement, WorkflowState
 from laban.cluster.translate import fidelity_word, workflow_state_word
 from laban.cluster.translate_sessions import duration_s
 from laban.cluster.translate_spec import spec_to_dict
-from laban.cluster.translate_values import value_to_python
+from laban.cluster.translate_values import schema_to_python, value_to_python
+from laban.cluster.workflow.constraints import constraint_of
 from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, RESERVED, Fidelity, expected, is_served
 from laban.cluster.workflow.parse import parse_dict, parse_yaml
 from laban.cluster.workflow.schema import Workflow
@@ -208,6 +209,15 @@ def read_sampling(sampling: pb.Sampling, encode: Callable[[str], Sequence[int]])
         forced=forced,
         num_logprobs=values.get("logprobs"),
     )
+
+
+def read_constraint(request: pb.DecodeRequest) -> Constraint | None:
+    """What a session's text must be, if anything. Slow for large schemas: call it off the event loop."""
+    given = request.HasField("response_schema")
+    if given and request.choices:
+        raise InvalidInput("given beside `response_schema`, expected one of the two", field="choices")
+    schema = schema_to_python(request.response_schema, "response_schema") if given else None
+    return constraint_of(schema, list(request.choices) or None)
 
 
 def read_lease_wish(request: pb.LeaseStepRequest) -> LeaseWish:

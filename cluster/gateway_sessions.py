@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from laban.actors.errors import InvalidInput, LabanError
@@ -12,6 +14,7 @@ from laban.cluster.callers import caller
 from laban.cluster.gateway_hints import read_agents, read_hints
 from laban.cluster.gateway_ports import SessionsPort
 from laban.cluster.gateway_requests import (
+    read_constraint,
     read_fidelity,
     read_id,
     read_position,
@@ -58,13 +61,16 @@ class SessionService:
         return message_to_pb(record)
 
     async def Decode(self, request: pb.DecodeRequest) -> AsyncGenerator[pb.DecodeResponse, None]:
-        refuse_reserved(request, "tools", "response_schema")
+        refuse_reserved(request, "tools")
+        sampling = read_sampling(request.sampling, self._encode)
+        if request.choices or request.HasField("response_schema"):
+            sampling = replace(sampling, constraint=await asyncio.to_thread(read_constraint, request))
         with _request_paths():
             decode = self._sessions.decode(
                 read_id(request.session_id, "session_id"),
                 role=read_role(request.role, "role", "assistant"),
                 prefill=request.prefill,
-                sampling=read_sampling(request.sampling, self._encode),
+                sampling=sampling,
                 **_placing(request),
             )
             async with aclosing(decode) as items:

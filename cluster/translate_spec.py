@@ -14,14 +14,14 @@ from google.protobuf.struct_pb2 import Struct, Value
 
 from laban.actors.errors import InvalidInput, NotBuilt
 from laban.cluster.translate import enum_number, enum_word
-from laban.cluster.translate_values import value_from_python, value_to_python
+from laban.cluster.translate_values import schema_from_python, schema_to_python, value_from_python, value_to_python
 from laban.cluster.workflow import shorthands
 from laban.cluster.workflow.diagnostics import suggest
 from laban.proto import laban_pb2 as pb
 
 __all__ = ["RESERVED", "spec_from_dict", "spec_to_dict", "value_from_python", "value_to_python"]
 
-RESERVED = frozenset({"model", "adapter", "tools", "response_schema"})
+RESERVED = frozenset({"model", "adapter", "tools"})
 
 _EXPECTED: dict[int, tuple[tuple[type, ...], str]] = {
     FieldDescriptor.CPPTYPE_STRING: ((str,), "text"),
@@ -84,6 +84,8 @@ def _to_dict(message: Any, path: str) -> dict[str, Any]:
 
 
 def _one_to_dict(value: Any, path: str) -> Any:
+    if isinstance(value, pb.JsonSchema):
+        return schema_to_python(value, path)
     if isinstance(value, Struct):
         return value_to_python(Value(struct_value=value), path)
     return value_to_python(value, path) if isinstance(value, Value) else _to_dict(value, path)
@@ -156,6 +158,8 @@ def _fill(message: Any, data: Any, path: str) -> None:
 def _fill_one(target: Any, value: Any, path: str) -> None:
     if isinstance(target, Value):
         target.CopyFrom(value_from_python(value, path))
+    elif isinstance(target, pb.JsonSchema):
+        target.CopyFrom(schema_from_python(value, path))
     elif isinstance(target, Struct):
         if not isinstance(value, Mapping):
             raise InvalidInput("expected a mapping of names to values", field=path, value=value)

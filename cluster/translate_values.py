@@ -10,6 +10,7 @@ from typing import Any
 from google.protobuf.struct_pb2 import NULL_VALUE, ListValue, Struct, Value
 
 from laban.actors.errors import InvalidInput
+from laban.proto import laban_pb2 as pb
 
 MAX_DEPTH = 30
 MAX_WHOLE = 2**53  # the largest whole number that a protobuf Value keeps exactly
@@ -71,6 +72,29 @@ def struct_from_python(values: Mapping[str, object]) -> Struct:
 
 def struct_to_python(values: Struct) -> dict[str, Any]:
     return {key: value_to_python(item, key) for key, item in values.fields.items()}
+
+
+def schema_from_python(schema: object, path: str) -> pb.JsonSchema:
+    """Raises InvalidInput for what is no mapping, or has in it what JSON cannot say."""
+    if not isinstance(schema, Mapping):
+        raise InvalidInput("expected a mapping of names to values", field=path, value=schema)
+    value_from_python(schema, path)
+    return pb.JsonSchema(json=json.dumps(schema, ensure_ascii=False))
+
+
+def schema_to_python(schema: pb.JsonSchema, path: str) -> dict[str, Any]:
+    """Raises InvalidInput for a text that is no JSON object."""
+    try:
+        found = json.loads(schema.json, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"not JSON ({str(error)[:100]})", field=path) from None
+    if not isinstance(found, dict):
+        raise InvalidInput("expected a JSON object", field=path, value=type(found).__name__)
+    return found
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is no number of JSON")
 
 
 def _tellable(value: object, depth: int = 1) -> object:

@@ -777,7 +777,7 @@ class PrefillRequest(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., view: _Optional[_Union[View, _Mapping]] = ..., position: _Optional[int] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., recompute_share: _Optional[float] = ...) -> None: ...
 
 class DecodeRequest(_message.Message):
-    __slots__ = ("session_id", "role", "name", "prefill", "view", "position", "fidelity", "sampling", "tools", "response_schema", "recompute_share")
+    __slots__ = ("session_id", "role", "name", "prefill", "view", "position", "fidelity", "sampling", "tools", "recompute_share", "response_schema", "choices")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -787,8 +787,9 @@ class DecodeRequest(_message.Message):
     FIDELITY_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     TOOLS_FIELD_NUMBER: _ClassVar[int]
-    RESPONSE_SCHEMA_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTE_SHARE_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    CHOICES_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     role: str
     name: str
@@ -798,9 +799,16 @@ class DecodeRequest(_message.Message):
     fidelity: Fidelity
     sampling: Sampling
     tools: _containers.RepeatedCompositeFieldContainer[Tool]
-    response_schema: _struct_pb2.Struct
     recompute_share: float
-    def __init__(self, session_id: _Optional[str] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., prefill: _Optional[str] = ..., view: _Optional[_Union[View, _Mapping]] = ..., position: _Optional[int] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., response_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., recompute_share: _Optional[float] = ...) -> None: ...
+    response_schema: JsonSchema
+    choices: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, session_id: _Optional[str] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., prefill: _Optional[str] = ..., view: _Optional[_Union[View, _Mapping]] = ..., position: _Optional[int] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., recompute_share: _Optional[float] = ..., response_schema: _Optional[_Union[JsonSchema, _Mapping]] = ..., choices: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class JsonSchema(_message.Message):
+    __slots__ = ("json",)
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: str
+    def __init__(self, json: _Optional[str] = ...) -> None: ...
 
 class Tool(_message.Message):
     __slots__ = ("name", "description", "parameters")
@@ -1221,7 +1229,7 @@ class AgentSpec(_message.Message):
     def __init__(self, key: _Optional[str] = ..., prompt: _Optional[str] = ..., role: _Optional[str] = ..., private: bool = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ...) -> None: ...
 
 class StepSpec(_message.Message):
-    __slots__ = ("step", "agent", "for_each", "rounds", "read", "join", "external", "vote", "role", "name", "prefill", "fidelity", "sampling", "private", "tools", "response_schema", "max_parallel", "on_error", "values", "when", "timeout_s", "retries", "loop", "steps", "otherwise", "workflow", "inputs", "messages", "output", "recompute_share")
+    __slots__ = ("step", "agent", "for_each", "rounds", "read", "join", "external", "vote", "role", "name", "prefill", "fidelity", "sampling", "private", "tools", "max_parallel", "on_error", "values", "when", "timeout_s", "retries", "loop", "steps", "otherwise", "workflow", "inputs", "messages", "output", "recompute_share", "response_schema", "choices")
     STEP_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
     FOR_EACH_FIELD_NUMBER: _ClassVar[int]
@@ -1237,7 +1245,6 @@ class StepSpec(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     PRIVATE_FIELD_NUMBER: _ClassVar[int]
     TOOLS_FIELD_NUMBER: _ClassVar[int]
-    RESPONSE_SCHEMA_FIELD_NUMBER: _ClassVar[int]
     MAX_PARALLEL_FIELD_NUMBER: _ClassVar[int]
     ON_ERROR_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
@@ -1252,6 +1259,8 @@ class StepSpec(_message.Message):
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTE_SHARE_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    CHOICES_FIELD_NUMBER: _ClassVar[int]
     step: str
     agent: str
     for_each: ForEachSpec
@@ -1267,7 +1276,6 @@ class StepSpec(_message.Message):
     sampling: Sampling
     private: bool
     tools: _containers.RepeatedCompositeFieldContainer[Tool]
-    response_schema: _struct_pb2.Struct
     max_parallel: int
     on_error: str
     values: _containers.RepeatedCompositeFieldContainer[ValueSpec]
@@ -1282,7 +1290,9 @@ class StepSpec(_message.Message):
     messages: _containers.RepeatedCompositeFieldContainer[BoundMessage]
     output: str
     recompute_share: float
-    def __init__(self, step: _Optional[str] = ..., agent: _Optional[str] = ..., for_each: _Optional[_Union[ForEachSpec, _Mapping]] = ..., rounds: _Optional[int] = ..., read: _Optional[_Iterable[_Union[ReadSpec, _Mapping]]] = ..., join: _Optional[_Union[JoinSpec, _Mapping]] = ..., external: _Optional[_Union[ExternalSpec, _Mapping]] = ..., vote: _Optional[_Union[VoteSpec, _Mapping]] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., prefill: _Optional[str] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., private: bool = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., response_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., max_parallel: _Optional[int] = ..., on_error: _Optional[str] = ..., values: _Optional[_Iterable[_Union[ValueSpec, _Mapping]]] = ..., when: _Optional[str] = ..., timeout_s: _Optional[float] = ..., retries: _Optional[_Union[RetriesSpec, _Mapping]] = ..., loop: _Optional[_Union[LoopSpec, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., otherwise: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., workflow: _Optional[str] = ..., inputs: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[BoundMessage, _Mapping]]] = ..., output: _Optional[str] = ..., recompute_share: _Optional[float] = ...) -> None: ...
+    response_schema: JsonSchema
+    choices: _struct_pb2.Value
+    def __init__(self, step: _Optional[str] = ..., agent: _Optional[str] = ..., for_each: _Optional[_Union[ForEachSpec, _Mapping]] = ..., rounds: _Optional[int] = ..., read: _Optional[_Iterable[_Union[ReadSpec, _Mapping]]] = ..., join: _Optional[_Union[JoinSpec, _Mapping]] = ..., external: _Optional[_Union[ExternalSpec, _Mapping]] = ..., vote: _Optional[_Union[VoteSpec, _Mapping]] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., prefill: _Optional[str] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., private: bool = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., max_parallel: _Optional[int] = ..., on_error: _Optional[str] = ..., values: _Optional[_Iterable[_Union[ValueSpec, _Mapping]]] = ..., when: _Optional[str] = ..., timeout_s: _Optional[float] = ..., retries: _Optional[_Union[RetriesSpec, _Mapping]] = ..., loop: _Optional[_Union[LoopSpec, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., otherwise: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., workflow: _Optional[str] = ..., inputs: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[BoundMessage, _Mapping]]] = ..., output: _Optional[str] = ..., recompute_share: _Optional[float] = ..., response_schema: _Optional[_Union[JsonSchema, _Mapping]] = ..., choices: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ...) -> None: ...
 
 class BoundMessage(_message.Message):
     __slots__ = ("key", "read")

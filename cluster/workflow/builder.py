@@ -67,6 +67,8 @@ class Steps:
         role: str | None = None,
         name: str | None = None,
         prefill: str | None = None,
+        response_schema: Mapping[str, Any] | None = None,
+        choices: Sequence[str] | str | None = None,
         fidelity: str | None = None,
         recompute_share: float | None = None,
         sampling: Mapping[str, Any] | None = None,
@@ -77,6 +79,7 @@ class Steps:
         fields |= {"rounds": rounds, "timeout_s": timeout_s, "retries": retries, "on_error": on_error, "join": join}
         fields |= {"external": external, "workflow": workflow, "inputs": inputs, "messages": messages}
         fields |= {"output": output, "values": values, "vote": vote, "role": role, "name": name, "prefill": prefill}
+        fields |= {"response_schema": response_schema, "choices": choices}
         fields |= {"fidelity": fidelity, "recompute_share": recompute_share, "sampling": sampling, "private": private}
         self._steps.append(_plain({"step": step, "read": list(read), **_given(**fields)}))
         return self

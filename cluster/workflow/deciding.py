@@ -19,7 +19,7 @@ UNFIT = "(unfit)"
 
 def may_decide(graph: StepGraph, address: str) -> bool:
     """Whether there is anything that the text of an instance decides."""
-    has_values = bool(graph.nodes[address].step.values)
+    has_values = bool(graph.nodes[address].step.value_names)
     return has_values or any(True for _ in (*_votes(graph, address), *_gates(graph, address), *_orders(graph, address)))
 
 

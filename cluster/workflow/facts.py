@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from laban.actors.calls import Constraint
+from laban.actors.grammars import choices_problem, schema_text
 from laban.cluster.workflow import votes
 from laban.cluster.workflow.expressions import ExpressionProblem
 from laban.cluster.workflow.graph import Bound, Gate, Node, StepGraph, Use
@@ -40,7 +42,8 @@ class Facts:
 
     def values_in(self, address: str, text: str) -> tuple[dict[str, object], str]:
         """The values in the message that `text` would make, and why it will not do; empty if it does."""
-        return find_values(self._graph.nodes[address].step.values, text, self._prefills[address])
+        step = self._graph.nodes[address].step
+        return find_values(step.values, text, self._prefills[address], step.typed_names)
 
     def add_failure(self, address: str, message: str) -> None:
         """With `on_error: message` it can be read like a text."""
@@ -155,6 +158,24 @@ def task_of(node: Node, facts: Facts) -> Task:
         output_schema=external.output_schema,
         lease_s=external.lease_s,
     )
+
+
+def demanded_of(node: Node, facts: Facts) -> Constraint | None:
+    """What a generated text must be, if anything. Raises ExpressionProblem for choices that are none."""
+    if node.step.response_schema is not None:
+        return Constraint(schema=schema_text(node.step.response_schema))
+    chosen = node.step.choices
+    if "choices" in node.arguments:
+        bound = node.arguments["choices"]
+        assert isinstance(bound, Bound)
+        try:
+            chosen = facts.evaluate(bound)
+        except ExpressionProblem as error:
+            raise ExpressionProblem(f"`choices`: {error}") from None
+        problem, place = choices_problem(chosen)
+        if problem:
+            raise ExpressionProblem(f"`choices`{place}: {problem}")
+    return None if chosen is None else Constraint(choices=tuple(chosen))
 
 
 def arguments_of(node: Node, facts: Facts) -> dict[str, object]:

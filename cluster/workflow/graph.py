@@ -88,7 +88,7 @@ class Node:
     """An instance. It runs once `required` of the units `waits` are there and all its gates let it.
 
     `own` are the variables that it has beside the inputs. `arguments` are of an external step or of the workflow that
-    it runs: expressions bound, all else stands for itself.
+    it runs, or `choices` that are an expression: expressions bound, all else stands for itself.
     """
 
     address: str

@@ -62,6 +62,8 @@ def understand_step(scope: Scope, placed: Placed) -> Understood:
     when = None if step.when is None else scope.mean(step.when, reader, (*loc, "when"), own)
     given = step.external.args if step.external is not None else step.inputs
     path = (*loc, "external", "args") if step.external is not None else (*loc, "inputs")
+    if isinstance(step.choices, str):
+        given, path = {"choices": step.choices}, loc
     arguments = {
         name: scope.mean(value, reader, (*path, name), own) if isinstance(value, str) else value
         for name, value in given.items()

@@ -28,6 +28,11 @@ _LEAVES: Mapping[Callable[..., Any], Schema] = {
     schema_types._pattern: {"title": "regular expression"},
     schema_types._pointer: {"title": "JSON pointer", "pattern": "^(/|$)"},
     schema_types._json_schema: {"title": "JSON schema"},
+    schema_types._response_schema: {"title": "JSON schema"},
+    schema_types._choices: {
+        "title": "texts or expression",
+        "anyOf": [{"type": "array", "items": {"type": "string"}, "minItems": 1}, {"type": "string"}],
+    },
 }
 _BARE = "x-bare"  # of a bare text, until all definitions are there
 _NAMED = {"properties", "$defs"}  # keywords whose keys are names

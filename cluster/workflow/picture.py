@@ -82,6 +82,7 @@ def _sources(step: Step) -> list[str]:
     """The messages and steps whose texts or values a step takes."""
     given = step.external.args if step.external is not None else step.inputs
     expressions = [value for value in given.values() if isinstance(value, str)]
+    expressions += [step.choices] if isinstance(step.choices, str) else []
     expressions += [read.order for read in step.read if read.order is not None]
     reads = [read.read for read in step.read] + [message.read for message in step.messages.values()]
     reads += [reference.selector for text in expressions for reference in parse_expression(text).references]

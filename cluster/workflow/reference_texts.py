@@ -95,6 +95,8 @@ TEXTS: Mapping[type[Model], Mapping[str, str]] = {
         "role": "of the message that it makes: `assistant`, or `user` if it is external",
         "name": "a template: the message's name line",
         "prefill": "a template: the start of the generated message; no space at its end",
+        "response_schema": "what it generates is JSON that follows this; its properties are values of the step",
+        "choices": "what it generates is one of these texts, or of those that an expression gives",
         "fidelity": "of its reads",
         "recompute_share": "of its `blended` reads; default: the workflow's",
         "sampling": "of this step",

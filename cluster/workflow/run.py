@@ -12,7 +12,7 @@ from laban.cluster.workflow.children import Children, Given, News, Room, outer_k
 from laban.cluster.workflow.deciding import decisions_of, may_decide
 from laban.cluster.workflow.diagnostics import Problem, WorkflowErrors
 from laban.cluster.workflow.expressions import ExpressionProblem
-from laban.cluster.workflow.facts import Facts, arguments_of, role_of, task_of, tries_of
+from laban.cluster.workflow.facts import Facts, arguments_of, demanded_of, role_of, task_of, tries_of
 from laban.cluster.workflow.fidelity import Fidelity
 from laban.cluster.workflow.graph import Node, StepGraph
 from laban.cluster.workflow.inputs import as_declared, check_inputs
@@ -377,12 +377,13 @@ class Run:
         return state == "running"
 
     def _hand_out(self, node: Node) -> ReadyStep:
-        problem, task = "", None
+        problem, task, constraint = "", None, None
         reads: tuple[ReadRef, ...] = ()
         try:
             reads = tuple(ref for source in node.sources for ref in self._reading.refs(source))
             if node.step.external is not None:
                 task = task_of(node, self._facts)
+            constraint = demanded_of(node, self._facts)
         except ExpressionProblem as error:
             problem = str(error)
         step = node.step
@@ -403,4 +404,5 @@ class Run:
             tries=tries_of(step),
             task=task,
             problem=problem,
+            constraint=constraint,
         )

@@ -7,12 +7,14 @@ together (references, cycles, joins) is `graph.py`'s business.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from laban.cluster.workflow import shorthands
+from laban.cluster.workflow.constraints import property_names
 from laban.cluster.workflow.diagnostics import Marks
 from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE
 from laban.cluster.workflow.schema_types import (
@@ -21,6 +23,7 @@ from laban.cluster.workflow.schema_types import (
     MAX_STEPS,
     MAX_TEXT,
     Argument,
+    Choices,
     ExpressionText,
     Fidelity,
     JsonSchema,
@@ -29,6 +32,7 @@ from laban.cluster.workflow.schema_types import (
     Pattern,
     Pointer,
     RecomputeShare,
+    ResponseSchema,
     Role,
     SelectorText,
     StopString,
@@ -251,10 +255,28 @@ class Step(Model):
     role: Role | None = None  # None: assistant, or user for an external step
     name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     prefill: Annotated[str, Field(max_length=100_000)] = ""
+    response_schema: ResponseSchema | None = None
+    choices: Choices = None  # a list of texts, or an expression that gives one
     fidelity: Fidelity | None = None
     recompute_share: RecomputeShare | None = None  # of `blended` reads' tokens
     sampling: Sampling = Sampling()
     private: bool = False
+
+    @cached_property
+    def typed_names(self) -> tuple[str, ...]:
+        """Values that it has without declaring them: the properties of `response_schema`."""
+        return () if self.response_schema is None else property_names(self.response_schema)
+
+    @property
+    def value_names(self) -> tuple[str, ...]:
+        """Of all values found in its text."""
+        return tuple(dict.fromkeys((*self.typed_names, *self.values)))
+
+    @model_validator(mode="after")
+    def _one_constraint(self) -> Self:
+        if self.response_schema is not None and self.choices is not None:
+            raise PydanticCustomError("choices", "`response_schema` and `choices` are given: keep one")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from laban.actors.grammars import choices_problem
 from laban.cluster.workflow import fidelity, shorthands
+from laban.cluster.workflow.constraints import response_schema_problem
 from laban.cluster.workflow.expressions import ExpressionProblem, parse_expression
 from laban.cluster.workflow.names import NAME, NAME_RULE, name_problem
 from laban.cluster.workflow.patterns import pattern_problem
@@ -80,6 +82,24 @@ def _json_schema(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def _response_schema(value: dict[str, Any]) -> dict[str, Any]:
+    problem = response_schema_problem(value)
+    if problem:
+        raise PydanticCustomError("json_schema", "not a JSON schema to be served: {problem}", {"problem": problem})
+    return value
+
+
+def _choices(value: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return _expression(value)
+    problem, place = choices_problem(value)
+    if problem:
+        raise PydanticCustomError("choices", "{problem}", {"problem": f"{place} {problem}".strip()})
+    return list(value)
+
+
 def _pointer(value: str) -> str:
     if value and not value.startswith("/"):
         raise PydanticCustomError("pointer", "not a JSON pointer: it starts with /, as /risk/level does")
@@ -102,6 +122,8 @@ WorkflowName = Annotated[str, Field(min_length=1, max_length=1_000)]
 ExpressionText = Annotated[str, Field(min_length=1, max_length=10_000), AfterValidator(_expression)]
 Argument = Annotated[Any, AfterValidator(_argument)]  # a text is an expression, all else stands for itself
 JsonSchema = Annotated[dict[str, Any], AfterValidator(_json_schema)]
+ResponseSchema = Annotated[dict[str, Any], AfterValidator(_response_schema)]
+Choices = Annotated[Any, AfterValidator(_choices)]  # a text is an expression
 Pattern = Annotated[str, Field(min_length=1, max_length=10_000), AfterValidator(_pattern)]
 Pointer = Annotated[str, Field(max_length=1_000), AfterValidator(_pointer)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]

@@ -35,7 +35,7 @@ def _out_of_place(placed: Placed) -> Iterator[Problem]:
         yield Problem((*placed.loc, "workflow"), "a step is either `external` or runs a `workflow`: keep one")
     if step.external is not None or step.workflow is not None:
         kind = "an external step" if step.external is not None else "a step that runs a workflow"
-        for key in sorted({"sampling", "prefill"} & given):
+        for key in sorted({"sampling", "prefill", "response_schema", "choices"} & given):
             yield Problem((*placed.loc, key), f"{kind} generates nothing: `{key}` has no use")
     if step.workflow is None:
         for key in sorted({"inputs", "messages", "output"} & given):
@@ -208,8 +208,8 @@ def ballots_of(
         if problem:
             problems.append(Problem(loc, problem, step.vote.over, "STEP, STEP[all,last] or STEP[all,ROUND]"))
             continue
-        if step.vote.value is not None and step.vote.value not in step.values:
-            hint = suggest(step.vote.value, step.values) or f"{step.vote.value} among the step's `values`"
+        if step.vote.value is not None and step.vote.value not in step.value_names:
+            hint = suggest(step.vote.value, step.value_names) or f"{step.vote.value} among the step's `values`"
             problems.append(Problem((*placed.loc, "vote", "value"), "not a value of the step", step.vote.value, hint))
         num_voters = len(shapes[step.step].members or (None,))
         if (step.vote.quorum or 0) > num_voters:

@@ -128,10 +128,10 @@ class Scope:
             ok = reference.value == "text"
             return None if ok else (f"the message '{name}' has no value '{reference.value}'", None, f"{name}.text")
         step = self.layout.by_name[name].step if name in self.layout.by_name else None
-        if step is None or reference.value in step.values or reference.value in BUILT_IN_VALUES:
+        if step is None or reference.value in step.value_names or reference.value in BUILT_IN_VALUES:
             return None  # of what is unknown `understand` speaks
-        hint = suggest(reference.value, [*step.values, *BUILT_IN_VALUES])
-        if not step.values and not hint.startswith("did you mean"):
+        hint = suggest(reference.value, [*step.value_names, *BUILT_IN_VALUES])
+        if not step.value_names and not hint.startswith("did you mean"):
             hint = f"`values: [{reference.value}]` in that step, or one of {', '.join(BUILT_IN_VALUES)}"
         return f"the step '{name}' has no value '{reference.value}'", None, hint
 

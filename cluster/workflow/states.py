@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from laban.actors.calls import Constraint
 from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, Fidelity
 from laban.cluster.workflow.sampling import SamplingSpec
 
@@ -90,6 +91,7 @@ class ReadyStep:
     tries: Tries = Tries()
     task: Task | None = None
     problem: str = ""
+    constraint: Constraint | None = None  # of what is generated
 
 
 @dataclass(frozen=True, slots=True)

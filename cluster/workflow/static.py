@@ -36,7 +36,7 @@ def static_problems(workflow: Workflow) -> list[Problem]:
 def _values(workflow: Workflow) -> Iterator[Problem]:
     """Expressions of values are over the text and the values before them."""
     for placed in lay_out(workflow).steps:
-        known = {"text"}
+        known = {"text", *placed.step.typed_names}
         for name, value in placed.step.values.items():
             loc = (*placed.loc, "values", name, "expression")
             expression = None if value.expression is None else parse_expression(value.expression)

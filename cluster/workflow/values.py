@@ -14,6 +14,7 @@ import re2
 
 from laban.cluster.workflow.expressions import ExpressionProblem, parse_expression
 from laban.cluster.workflow.patterns import compile_pattern
+from laban.cluster.workflow.pointers import point
 from laban.cluster.workflow.schema import Value
 
 _FENCE = "```"
@@ -26,14 +27,17 @@ _SEPARATORS = re.compile(r"[,;>\s]+")
 _WORDS = {"true": True, "yes": True, "false": False, "no": False}
 
 
-def find_values(declared: Mapping[str, Value], text: str, prefill: str = "") -> tuple[dict[str, object], str]:
+def find_values(
+    declared: Mapping[str, Value], text: str, prefill: str = "", typed: Iterable[str] = ()
+) -> tuple[dict[str, object], str]:
     """Every declared value, None where nothing is found; and why the text will not do, empty if it does.
 
-    They are looked for in the whole message: `Verdict:` may stand in `prefill` and `ok` in `text`.
+    They are looked for in the whole message: `Verdict:` may stand in `prefill` and `ok` in `text`. The `typed` ones are
+    properties of the object that `text` is as JSON, found before the others; None if it was cut off.
     """
     text = text.encode("utf-8", "replace").decode()
     whole = prefill + text
-    found: dict[str, object] = {}
+    found = _properties(text, typed)
     for name, value in declared.items():
         try:
             result = _find(name, value, whole, {**found, "text": text})
@@ -43,6 +47,17 @@ def find_values(declared: Mapping[str, Value], text: str, prefill: str = "") -> 
         if result is None and value.required:
             return found, f"the text has no value '{name}'"
     return found, ""
+
+
+def _properties(text: str, names: Iterable[str]) -> dict[str, object]:
+    names = tuple(names)
+    if not names:
+        return {}
+    try:
+        document = _valid(_DECODER.decode(text))
+    except (ValueError, RecursionError):
+        document = None
+    return {name: document.get(name) if isinstance(document, Mapping) else None for name in names}
 
 
 def code_of(text: str) -> str:
@@ -71,7 +86,7 @@ def _candidates(name: str, value: Value, text: str, before: Mapping[str, object]
         result = parse_expression(value.expression).evaluate(before, [])
         return [] if result is None else [result]
     if value.pointer is not None:
-        found = _point(_json_in(text), value.pointer)
+        found = point(_json_in(text), value.pointer)
         return [] if found is None else [found]
     if value.regex is not None:
         return _matches(value.regex, name, text)
@@ -182,19 +197,6 @@ def _valid(document: object) -> object:
     """The document without halves of characters, which JSON can escape and UTF-8 cannot hold."""
     text = json.dumps(document, ensure_ascii=False)
     return document if text.isascii() else json.loads(text.encode("utf-8", "replace"))
-
-
-def _point(document: object, pointer: str) -> object:
-    """What an RFC 6901 pointer points at; None if nothing is there."""
-    for part in pointer.split("/")[1:]:
-        key = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(document, Mapping):
-            document = document.get(key)
-        elif isinstance(document, list) and key.isascii() and key.isdigit() and int(key[:9]) < len(document):
-            document = document[int(key[:9])]
-        else:
-            return None
-    return document
 
 
 def _convert(found: object, kind: str | None) -> object:

@@ -189,10 +189,32 @@ def test_what_is_reserved_is_said_to_be() -> None:
     with pytest.raises(NotBuilt) as caught:
         spec_to_dict(spec)
     assert caught.value.field == "agents.bob.model"
-    spec = spec_from_dict({"steps": [{"step": "a"}, {"step": "b", "response_schema": {"type": "object"}}]})
+    spec = spec_from_dict({"steps": [{"step": "a"}, {"step": "b", "tools": [{"name": "search"}]}]})
     with pytest.raises(NotBuilt) as caught:
         spec_to_dict(spec)
-    assert caught.value.field == "steps[1].response_schema"
+    assert caught.value.field == "steps[1].tools"
+
+
+def test_a_schema_keeps_the_order_of_its_properties() -> None:
+    properties = {name: {"type": "string"} for name in ("reason", "verdict", "b", "a", "Z")}
+    step = {"step": "a", "response_schema": {"type": "object", "properties": properties, "maxProperties": 5}}
+    found = spec_to_dict(spec_from_dict({"steps": [step]}))
+    assert found == {"steps": [step]}
+    assert list(found["steps"][0]["response_schema"]["properties"]) == list(properties)
+
+
+def test_choices_are_texts_or_an_expression() -> None:
+    for choices in (["ok", "revise"], "options"):
+        document = {"steps": [{"step": "a", "choices": choices}]}
+        assert spec_to_dict(spec_from_dict(document)) == document
+
+
+@pytest.mark.parametrize("text", ["", "[]", "1", "{", '{"minimum": NaN}', "[" * 100_000])
+def test_a_schema_is_a_json_object(text: str) -> None:
+    spec = pb.WorkflowSpec(steps=[{"step": "a", "response_schema": {"json": text}}])
+    with pytest.raises(InvalidInput) as caught:
+        spec_to_dict(spec)
+    assert caught.value.field == "steps[0].response_schema"
 
 
 def test_keys_are_there_and_given_once() -> None:

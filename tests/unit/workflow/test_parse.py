@@ -136,7 +136,6 @@ def test_every_error_is_reported_in_the_order_of_the_file() -> None:
         "fidelity: auto\nsteps: [{step: a}]",
         "agents: {bob: {adapter: x}}\nsteps: [{step: a, agent: bob}]",
         "steps: [{step: a, tools: [x]}]",
-        "steps: [{step: a, response_schema: {}}]",
         "steps: [{step: a, fidelity: corrected}]",
         "messages: {m: hi}\nsteps: [{step: a, read: [{read: m, fidelity: corrected}]}]",
     ],
