@@ -76,6 +76,7 @@ def run_shard(place: ShardPlace, plan: Plan, sending: Connection) -> None:
             share = itl_ms[f"all_reduce_{batch}"] / (1000 * itl_ms[f"itl.shared_{batch}"])
             rows.append(Row(f"all_reduce_{batch}.share_of_itl", 100 * share, "%", better="lower"))
         sending.send(rows)
+    engine.close()
     group.close()
 
 

@@ -498,5 +498,6 @@ class Engine:
         return None if self._under_way is None else self._under_way.launched.ready
 
     def close(self) -> None:
-        """Ends the threads of the tiers below."""
+        """Ends the threads of the tiers below, and what would keep a group of shards from being left."""
         self.tiers.close()
+        self.runner.close()

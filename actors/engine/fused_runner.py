@@ -327,6 +327,12 @@ class FusedRunner:
             self._graphs[size, wide] = graph, hidden
         progress("capturing CUDA graphs", 1.0)
 
+    def close(self) -> None:
+        """Drops the graphs: NCCL leaves no group while a graph that captured its collectives is there."""
+        if self.on_card:
+            torch.cuda.synchronize(self.device)
+        self._graphs.clear()
+
     @torch.inference_mode()
     def measure(self, num_tokens: int) -> int:
         """Bytes that a forward of `num_tokens` needs besides what is held all the time. For before the pool is made."""

@@ -45,6 +45,8 @@ class AnyRunner(Protocol):
 
     def launch(self, chunks: Sequence[Chunk], samplings: Sequence[Sampling], indices: Sequence[int]) -> Launched: ...
 
+    def close(self) -> None: ...
+
 
 class Runner:
     """Owns the weights and the pool of keys and values; `forward` writes the pool, nothing else does.
@@ -95,6 +97,9 @@ class Runner:
         if self.group is not None and samples.numel():  # all shards go on with the first one's
             self.group.broadcast_(samples)
         return Launched(samples, logits, scored=scored)
+
+    def close(self) -> None:
+        """Nothing of it has to be ended. The runner on a card has more to do."""
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:

@@ -111,7 +111,7 @@ class ShardGroup:
         return int(least)
 
     def close(self) -> None:
-        """Leave, when all shards do."""
+        """Leave, when all shards do, their engines closed: CUDA graphs of collectives would be waited for."""
         dist.destroy_process_group()
 
 

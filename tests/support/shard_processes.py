@@ -123,6 +123,7 @@ def play_all(group: ShardGroup, kinds: tuple[str, ...]) -> list[tuple[Any, Any]]
             follow(engine, group)
         entries = [(e.key, e.num_tokens, tuple(e.pages), e.last_use) for e in engine.store._entries.values()]
         answers.append((answer, entries))
+        engine.close()
     group.close()
     return answers
 
