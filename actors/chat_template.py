@@ -63,17 +63,29 @@ class ChatTemplate:
     def render(self, turns: Sequence[Turn], *, add_generation_prompt: bool = False) -> str:
         """The prompt of a conversation. Raises Refused if the template does not accept it."""
         messages = [{"role": role, "content": text} for role, text in turns]
+        return self.render_messages(messages, add_generation_prompt=add_generation_prompt)
+
+    def render_messages(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """`render` for messages as templates know them, calls of tools among them. `tools` are OpenAI's definitions."""
         try:
             return self._template.render(
                 messages=messages,
-                tools=None,
+                tools=tools,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self.special_tokens,
             )
         # A template is a program: it may also fail on a type or a missing key.
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise Refused(str(error)) from None
+        except RecursionError:
+            raise Refused("it is nested too deeply") from None
 
 
 class _Generation(jinja2.ext.Extension):

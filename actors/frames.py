@@ -48,20 +48,29 @@ class Framing:
 
     def root(self, first_role: str) -> tuple[int, ...]:
         """What stands before a conversation that begins with this role: BOS, a default system prompt. May be ()."""
+        return tuple(self.tokenizer.encode(self.root_text(first_role)))
+
+    def root_text(self, first_role: str) -> str:
         self._frame(first_role, first=True)
-        return tuple(self.tokenizer.encode(self.roots[first_role]))
+        return self.roots[first_role]
 
     def message(self, role: str, text: str, name: str | None = None, *, first: bool = False) -> tuple[int, ...]:
         """The whole message, tokenized as one string, so that merges across its seams are the template's.
 
         A name becomes a first line of the text, "bob:", for every model alike.
         """
+        return tuple(self.tokenizer.encode(self.message_text(role, text, name, first=first)))
+
+    def message_text(self, role: str, text: str, name: str | None = None, *, first: bool = False) -> str:
         frame = self._frame(role, first)
-        return tuple(self.tokenizer.encode(frame.before + frame.strip(name_line(name) + text) + frame.after))
+        return frame.before + frame.strip(name_line(name) + text) + frame.after
 
     def header(self, role: str, name: str | None = None, *, first: bool = False, prefill: str = "") -> tuple[int, ...]:
         """What opens a generated message; `prefill` is text that it shall begin with. May be ()."""
-        return tuple(self.tokenizer.encode(self._frame(role, first).opening + name_line(name) + prefill))
+        return tuple(self.tokenizer.encode(self.header_text(role, name, first=first) + prefill))
+
+    def header_text(self, role: str, name: str | None = None, *, first: bool = False) -> str:
+        return self._frame(role, first).opening + name_line(name)
 
     def terminator(self, role: str, *, after_stop_token: bool) -> tuple[int, ...]:
         """What closes a generated message, less the stop token if the model has produced it itself."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from laban.actors.errors import LabanError, NotFound
 from laban.cluster import client_hint_requests as hinting
 from laban.cluster import client_requests as requests
 from laban.cluster.client_channel import SyncChannel
+from laban.cluster.client_chat_requests import ChatMessages, ChatOptions, chat_request
 from laban.cluster.client_hint_requests import HintOptions
 from laban.cluster.client_requests import DecodeOptions, Placed, PlaceOptions
 from laban.cluster.records import Hint, HintOutcome, MessageRecord, SessionRecord, TokenChunk
@@ -60,15 +61,32 @@ class Session:
     ) -> Generator[TokenChunk | MessageRecord, None, None]:
         """Generate a message under a view: chunks, then the message. Leaving early aborts the call."""
         request = requests.decode_request(self.session_id, options)
-        return self._decoded(request, timeout_s)
+        return self._items(self._channel.choreography.Decode(request, timeout=timeout_s))
 
     def generate(self, *, timeout_s: float | None = None, **options: Unpack[DecodeOptions]) -> MessageRecord:
         """`decode`, for callers who want the message alone."""
-        with closing(self.decode(timeout_s=timeout_s, **options)) as items:
-            for item in items:
-                if isinstance(item, MessageRecord):
-                    return item
-        raise LabanError("the server ended the stream without the message")
+        return last_message(self.decode(timeout_s=timeout_s, **options))
+
+    def chat(
+        self, messages: ChatMessages, *, timeout_s: float | None = None, **options: Unpack[ChatOptions]
+    ) -> MessageRecord:
+        """The model's answer to a list of chat messages, given whole each time, in any order; what it reuses it knows
+        by content.
+
+        `exact`: the prompt is that of the model's own chat template, and its longest known beginning is reused. Under
+        `direct` and `blended` each message is an encoding of its own. An answer that comes back as an assistant's
+        message is the one that was generated. `tokens_read`, `tokens_reused`, `tokens_encoded` and `tokens_generated`
+        of the record say what was saved.
+        """
+        items = self.stream_chat(messages, timeout_s=timeout_s, **options)
+        return last_message(items)
+
+    def stream_chat(
+        self, messages: ChatMessages, *, timeout_s: float | None = None, **options: Unpack[ChatOptions]
+    ) -> Generator[TokenChunk | MessageRecord, None, None]:
+        """`chat` as it comes: chunks, then the message. Leaving early aborts the call."""
+        request = chat_request(self.session_id, messages, options)
+        return self._items(self._channel.choreography.Chat(request, timeout=timeout_s))
 
     def get(self) -> SessionRecord:
         request = pb.GetSessionRequest(session_id=self.session_id)
@@ -106,13 +124,19 @@ class Session:
         request = pb.CloseSessionRequest(session_id=self.session_id)
         self._channel.call(self._channel.choreography.CloseSession, request)
 
-    def _decoded(
-        self, request: pb.DecodeRequest, timeout_s: float | None
-    ) -> Generator[TokenChunk | MessageRecord, None, None]:
-        call = self._channel.choreography.Decode(request, timeout=timeout_s)
+    def _items(self, call: Any) -> Generator[TokenChunk | MessageRecord, None, None]:
         with closing(self._channel.items(call)) as responses:
             for response in responses:
                 if response.WhichOneof("item") == "message":
                     yield message_from_pb(response.message)
                 else:
                     yield chunk_from_pb(response.chunk)
+
+
+def last_message(items: Generator[TokenChunk | MessageRecord, None, None]) -> MessageRecord:
+    """Of a stream, which it closes."""
+    with closing(items):
+        for item in items:
+            if isinstance(item, MessageRecord):
+                return item
+    raise LabanError("the server ended the stream without the message")

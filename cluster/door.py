@@ -25,7 +25,7 @@ NEEDS: dict[str, Role] = {
 }
 """What a method asks for; "submit" where it is not named."""
 REFRESH_EVERY_S = 1.0
-SPENDS = ("Submit", "Run", "Prefill", "Decode", "Audit")
+SPENDS = ("Submit", "Run", "Prefill", "Decode", "Chat", "Audit")
 """What has tokens computed."""
 KEY = "authorization"
 

@@ -8,6 +8,7 @@ from typing import Protocol, TypedDict
 from laban.actors.calls import Sampling
 from laban.cluster.audit.auditor import AuditRequest
 from laban.cluster.audit.records import AuditItem
+from laban.cluster.chats import ChatAsk
 from laban.cluster.records import (
     ClusterStatus,
     DrainProgress,
@@ -181,6 +182,10 @@ class SessionsPort(Protocol):
         fidelity: Fidelity = "exact",
         recompute_share: float = RECOMPUTE_SHARE,
         tenant: str = "",
+    ) -> AsyncGenerator[TokenChunk | MessageRecord, None]: ...
+
+    def chat(
+        self, session_id: str, ask: ChatAsk, *, tenant: str = ""
     ) -> AsyncGenerator[TokenChunk | MessageRecord, None]: ...
 
 

@@ -124,7 +124,7 @@ def read_fidelity(number: int, path: str) -> Fidelity | None:
     raise InvalidInput(f"expected {expected()}", field=path, value=word or number)
 
 
-def read_recompute_share(request: pb.PrefillRequest | pb.DecodeRequest) -> float:
+def read_recompute_share(request: pb.PrefillRequest | pb.DecodeRequest | pb.ChatRequest) -> float:
     share = request.recompute_share if request.HasField("recompute_share") else RECOMPUTE_SHARE
     if not 0 < share <= 1:
         raise InvalidInput("expected more than 0, up to 1", field="recompute_share", value=share)

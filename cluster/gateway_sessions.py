@@ -11,6 +11,7 @@ from typing import Any
 
 from laban.actors.errors import InvalidInput, LabanError
 from laban.cluster.callers import caller
+from laban.cluster.gateway_chats import read_chat
 from laban.cluster.gateway_hints import read_agents, read_hints
 from laban.cluster.gateway_ports import SessionsPort
 from laban.cluster.gateway_requests import (
@@ -24,7 +25,7 @@ from laban.cluster.gateway_requests import (
     read_view,
     refuse_reserved,
 )
-from laban.cluster.records import MessageRecord
+from laban.cluster.records import MessageRecord, TokenChunk
 from laban.cluster.translate import chunk_to_pb
 from laban.cluster.translate_hints import outcome_to_pb
 from laban.cluster.translate_sessions import duration_s, message_to_pb, session_to_pb
@@ -75,10 +76,13 @@ class SessionService:
             )
             async with aclosing(decode) as items:
                 async for item in items:
-                    if isinstance(item, MessageRecord):
-                        yield pb.DecodeResponse(message=message_to_pb(item))
-                    else:
-                        yield pb.DecodeResponse(chunk=chunk_to_pb(item))
+                    yield _response(item)
+
+    async def Chat(self, request: pb.ChatRequest) -> AsyncGenerator[pb.DecodeResponse, None]:
+        session_id, ask = read_id(request.session_id, "session_id"), read_chat(request, self._encode)
+        async with aclosing(self._sessions.chat(session_id, ask, tenant=caller().tenant)) as items:
+            async for item in items:
+                yield _response(item)
 
     async def Hint(self, request: pb.HintRequest) -> pb.HintResponse:
         hints, ttl_s = read_hints(request)
@@ -104,6 +108,12 @@ class SessionService:
     async def CloseSession(self, request: pb.CloseSessionRequest) -> pb.CloseSessionResponse:
         self._sessions.close(read_id(request.session_id, "session_id"), tenant=caller().tenant)
         return pb.CloseSessionResponse()
+
+
+def _response(item: TokenChunk | MessageRecord) -> pb.DecodeResponse:
+    if isinstance(item, MessageRecord):
+        return pb.DecodeResponse(message=message_to_pb(item))
+    return pb.DecodeResponse(chunk=chunk_to_pb(item))
 
 
 def _placing(request: pb.PrefillRequest | pb.DecodeRequest) -> dict[str, Any]:

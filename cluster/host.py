@@ -11,10 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from laban.actors.chat_template import ChatTemplate
 from laban.actors.framing import derive_framing
 from laban.actors.logs import set_up_logs
 from laban.actors.tokenizer import Tokenizer
 from laban.cluster.audit.audits import Audits
+from laban.cluster.chat_prompts import ChatPrompts
+from laban.cluster.chats import Chats
 from laban.cluster.config import LabanConfig
 from laban.cluster.dispatch import Dispatcher, DispatchLimits
 from laban.cluster.door import Door
@@ -144,9 +147,17 @@ class ControlPlane:
         membership = None
         if store is not None and journal is not None:
             membership = Membership(store, journal, executor, max_finished=config.limits.max_finished_workflows)
+        chats = Chats(
+            dispatcher,
+            executor.language,
+            ChatPrompts(framing, tokenizer, ChatTemplate.from_folder(folder)),
+            next_rank=executor.next_rank,
+            meter=meter,
+        )
         sessions = Sessions(
             dispatcher,
             executor.language,
+            chats=chats,
             limits=SessionLimits(default_ttl_s=config.limits.session_ttl_s, max_sessions=config.limits.max_sessions),
             hint_taker=lookout.foresight,
             onlooker=lookout.foresight,

@@ -160,13 +160,28 @@ class MessageBook:
         header = framing.header(role, opening.name, first=not entries, prefill=opening.prefill)
         if not header:
             raise UnsupportedModel(f"the model's template has no header for the role {role}, expected one")
+        return self.decoding(call_id, what, composed, role, header, sampling, path=path, rank=rank), composed
+
+    def decoding(
+        self,
+        call_id: str,
+        what: str,
+        composed: Composed,
+        role: str,
+        header: Sequence[int],
+        sampling: Sampling,
+        *,
+        path: str = "",
+        rank: int = 0,
+    ) -> Call:
+        """`decode` for a view that is composed, and a header of one's own."""
+        framing = self.language.framing
         terminator = framing.terminator(role, after_stop_token=False)
         parts = {"header": len(header), "max_tokens": sampling.most_tokens, "terminator": len(terminator)}
         check_fits(what, composed.start, parts, self.language.max_context, field=path)
         call = self._call(call_id, composed, header)
         sampling = replace(sampling, stop_token_ids=framing.stop_token_ids)
-        call = replace(call, sampling=sampling, terminator=terminator, rank=rank)
-        return call, composed
+        return replace(call, sampling=sampling, terminator=terminator, rank=rank)
 
     def prefill(
         self,
@@ -186,9 +201,12 @@ class MessageBook:
         check_fits(what, composed.start, {"the message": len(tokens)}, self.language.max_context, field=path)
         return replace(self._call(call_id, composed, tokens), rank=rank), composed
 
-    def _compose(self, entries: Sequence[Entry], role: str, layout: Layout, position: int | None) -> Composed:
+    def compose(
+        self, root: Sequence[int], entries: Sequence[Entry], layout: Layout = "packed", position: int | None = None
+    ) -> Composed:
+        """These entries after the root's tokens; the encodings that this names are kept here. Raises what
+        `views.compose` does."""
         language = self.language
-        root = language.framing.root(entries[0].message.role if entries else role)
         composed = compose(
             language.namespace,
             root,
@@ -200,6 +218,10 @@ class MessageBook:
         )
         self.specs.update(composed.added)
         return composed
+
+    def _compose(self, entries: Sequence[Entry], role: str, layout: Layout, position: int | None) -> Composed:
+        root = self.language.framing.root(entries[0].message.role if entries else role)
+        return self.compose(root, entries, layout, position)
 
     def _call(self, call_id: str, composed: Composed, tokens: Sequence[int]) -> Call:
         needed = closure(dependencies(composed.view), self.specs)

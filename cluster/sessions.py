@@ -5,11 +5,13 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from laban.actors.calls import Call, Sampling
-from laban.actors.errors import Exhausted, InvalidInput, NotFound
+from laban.actors.errors import Exhausted, FailedPrecondition, InvalidInput, NotFound
+from laban.cluster.chat_memory import ChatMemory
+from laban.cluster.chats import ROLE, ChatAsk, Chats, record_of
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.messages import Language, MessageBook, Opening, tokens_of
 from laban.cluster.meter import NO_METER, Meter
@@ -53,6 +55,7 @@ class _Session:
     last_number: int = 0
     specs_kept: int = 0  # when those that nothing needs were last forgotten
     running: set[str] = field(default_factory=set)  # keys of calls; while there are any it does not expire
+    memory: ChatMemory | None = None  # once there was a chat
 
     def encodings(self) -> list[EncodingId]:
         return [message.home.encoding_id for message in self.book.messages.values()]
@@ -95,14 +98,16 @@ class Sessions:
         hint_taker: HintTaker | None = None,
         onlooker: Onlooker | None = None,
         next_rank: Callable[[], int] = lambda: 0,
+        chats: Chats | None = None,
         meter: Meter = NO_METER,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`language` gives a tenant's. Without a `hint_taker` hints are ignored, and answered so. The `onlooker` is
-        told of messages that may be read again. `next_rank` gives a session its place among the workflows."""
+        told of messages that may be read again. `next_rank` gives a session its place among the workflows. `chats`
+        knows the model's chat template."""
         self._dispatcher = dispatcher
         self._onlooker, self._meter = onlooker, meter
-        self._next_rank = next_rank
+        self._next_rank, self._chats = next_rank, chats
         self._hints = SessionHints(hint_taker, dispatcher.info.pool_tokens, clock=clock)
         self._language = language
         self._limits = limits or SessionLimits()
@@ -154,6 +159,7 @@ class Sessions:
             if message_id not in session.records:
                 raise NotFound("no such message", field=f"message_ids[{index}]", value=message_id)
         going = set(session.records) if everything else set(message_ids)
+        homes = {session.book.messages[message_id].home.encoding_id for message_id in going}
         for message_id in going:
             del session.records[message_id]
         if session.running:
@@ -162,6 +168,8 @@ class Sessions:
                 del session.book.messages[message_id]
         else:
             session.book.keep_only(list(session.records))
+        if session.memory is not None:
+            session.memory.forget(homes)
         self._moved(session)
         return len(going)
 
@@ -261,6 +269,33 @@ class Sessions:
         finally:
             self._done(session, key)
 
+    async def chat(
+        self, session_id: str, ask: ChatAsk, *, tenant: str = ""
+    ) -> AsyncGenerator[TokenChunk | MessageRecord, None]:
+        """The answer to a list of messages: chunks, then the message. Closing the generator aborts the call.
+
+        Raises what `Chats.reply` does.
+        """
+        session = self._find(session_id, tenant)
+        chats = self._chats
+        if chats is None:
+            raise FailedPrecondition("there is no chat template here")
+        message_id = self._new_id(session)
+        memory = session.memory = session.memory or chats.memory()
+        key = f"{session_id}/{message_id}"
+        call, composed = chats.compose(session.book, ask, memory, key, session.rank)
+        waiter = Waiter(message_id)
+        try:
+            self._order(session, call, waiter)
+            async for chunk in waiter.chunks():
+                yield chunk
+            finish = waiter.result()
+            record = self._keep(session, message_id, ROLE, None, ask.fidelity, composed, finish)
+            chats.remember(memory, session.book, finish)
+            yield record
+        finally:
+            self._done(session, key)
+
     def sweep(self) -> None:
         """End the sessions whose time is over. Done whenever sessions are opened or counted; call it now and then."""
         now = self._clock()
@@ -324,7 +359,7 @@ class Sessions:
         message_id: str,
         role: str,
         name: str | None,
-        fidelity: str,
+        fidelity: Fidelity,
         composed: Composed,
         finish: Finish,
     ) -> MessageRecord:
@@ -332,26 +367,12 @@ class Sessions:
         session.book.add_encoded(message_id, role, name, event.encoding)
         num_tokens = event.encoding.num_tokens
         entries = len(composed.spans) - int(composed.has_root)
-        record = MessageRecord(
+        record = replace(
+            record_of(finish, fidelity),
             session_id=session.session_id,
             message_id=message_id,
             role=role,
             name=name,
-            start=event.encoding.start,
-            num_tokens=num_tokens,
-            fidelity=fidelity,
-            tokens_read=event.tokens_read,
-            tokens_reused=event.tokens_reused,
-            tokens_loaded=event.tokens_loaded,
-            tokens_encoded=event.tokens_encoded,
-            tokens_generated=event.tokens_generated,
-            ttft_ms=event.ttft_ms + finish.waited_ms,
-            wall_ms=event.wall_ms + finish.waited_ms,
-            worker=finish.worker,
-            finish_reason=event.finish_reason,
-            text=event.text if event.finish_reason != "prefill" else "",
-            token_ids=event.generated,
-            logprobs=event.logprobs,
             overlaps=tuple(overlap.describe(entries) for overlap in composed.overlaps(num_tokens)),
         )
         session.records[message_id] = record

@@ -677,6 +677,11 @@ class ChoreographyStub(object):
                 request_serializer=laban_dot_proto_dot_laban__pb2.DecodeRequest.SerializeToString,
                 response_deserializer=laban_dot_proto_dot_laban__pb2.DecodeResponse.FromString,
                 _registered_method=True)
+        self.Chat = channel.unary_stream(
+                '/laban.v1.Choreography/Chat',
+                request_serializer=laban_dot_proto_dot_laban__pb2.ChatRequest.SerializeToString,
+                response_deserializer=laban_dot_proto_dot_laban__pb2.DecodeResponse.FromString,
+                _registered_method=True)
         self.Hint = channel.unary_unary(
                 '/laban.v1.Choreography/Hint',
                 request_serializer=laban_dot_proto_dot_laban__pb2.HintRequest.SerializeToString,
@@ -736,6 +741,16 @@ class ChoreographyServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Chat(self, request, context):
+        """Generates the answer to a list of chat messages, given whole each time: token chunks, then the message. EXACT: the
+        prompt is the one that the model's own chat template makes, and of it all is reused that begins the same. DIRECT and
+        BLENDED: each message is an encoding of its own, in any order. What the session generated is known again by its
+        text. INVALID_ARGUMENT: the template does not accept the conversation. Otherwise as Decode.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Hint(self, request, context):
         """Says what agents will read next, and when, so that it is kept, and brought where it is needed. For clients that
         orchestrate their agents themselves. Each hint replaces all that was said of its agent before, so it may be sent
@@ -788,6 +803,11 @@ def add_ChoreographyServicer_to_server(servicer, server):
             'Decode': grpc.unary_stream_rpc_method_handler(
                     servicer.Decode,
                     request_deserializer=laban_dot_proto_dot_laban__pb2.DecodeRequest.FromString,
+                    response_serializer=laban_dot_proto_dot_laban__pb2.DecodeResponse.SerializeToString,
+            ),
+            'Chat': grpc.unary_stream_rpc_method_handler(
+                    servicer.Chat,
+                    request_deserializer=laban_dot_proto_dot_laban__pb2.ChatRequest.FromString,
                     response_serializer=laban_dot_proto_dot_laban__pb2.DecodeResponse.SerializeToString,
             ),
             'Hint': grpc.unary_unary_rpc_method_handler(
@@ -921,6 +941,33 @@ class Choreography(object):
             target,
             '/laban.v1.Choreography/Decode',
             laban_dot_proto_dot_laban__pb2.DecodeRequest.SerializeToString,
+            laban_dot_proto_dot_laban__pb2.DecodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Chat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/laban.v1.Choreography/Chat',
+            laban_dot_proto_dot_laban__pb2.ChatRequest.SerializeToString,
             laban_dot_proto_dot_laban__pb2.DecodeResponse.FromString,
             options,
             channel_credentials,

@@ -1,0 +1,107 @@
+"""What is remembered of a tenant's, or a session's, chats: tokens of texts, where templates cut, and replies.
+
+No result depends on it, but for replies: a reply that comes back, word for word, is the tokens that were generated,
+which tokenizing the text again need not give.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from laban.cluster.views import Message
+from laban.kvstore.encodings import EncodingId, EncodingSpec
+
+MAX_CHARS = 4 << 20  # of texts whose tokens are kept
+MAX_CUTS = 16_384
+MAX_REPLY_TOKENS = 1 << 20  # with all that they attended to
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Where a beginning of a conversation ends in its prompt, in characters, and a digest of the text up to there."""
+
+    stop: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A generated message, and all specs that its encoding depends on, itself among them."""
+
+    message: Message
+    specs: tuple[EncodingSpec, ...]
+
+
+class Recent(Generic[K, V]):
+    """A mapping that forgets what was used longest ago once the sizes add up to more than `most`."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._size = most, 0
+        self._found: OrderedDict[K, tuple[V, int]] = OrderedDict()
+
+    def get(self, key: K) -> V | None:
+        if key not in self._found:
+            return None
+        self._found.move_to_end(key)
+        return self._found[key][0]
+
+    def put(self, key: K, value: V, size: int) -> None:
+        """What is larger than all that fits is not kept."""
+        self.drop(key)
+        if size > self._most:
+            return
+        self._found[key] = (value, size)
+        self._size += size
+        while self._size > self._most:
+            self.drop(next(iter(self._found)))
+
+    def drop(self, key: K) -> None:
+        _, size = self._found.pop(key, (None, 0))
+        self._size -= size
+
+    def items(self) -> list[tuple[K, V]]:
+        return [(key, value) for key, (value, _) in self._found.items()]
+
+
+class ChatMemory:
+    """Lives in one event loop."""
+
+    def __init__(self, encode: Callable[[str], Sequence[int]]) -> None:
+        self._encode = encode
+        self._tokens: Recent[str, tuple[int, ...]] = Recent(MAX_CHARS)
+        self._cuts: Recent[bytes, tuple[Cut | None]] = Recent(MAX_CUTS)
+        self._replies: Recent[str, Reply] = Recent(MAX_REPLY_TOKENS)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Raises what the tokenizer raises."""
+        found = self._tokens.get(text)
+        if found is None:
+            found = tuple(self._encode(text))
+            self._tokens.put(text, found, len(text) + 1)
+        return found
+
+    def cut(self, said: bytes, find: Callable[[], Cut | None]) -> Cut | None:
+        """That of the beginning with the digest `said`; found if it is not known."""
+        kept = self._cuts.get(said)
+        if kept is None:
+            kept = (find(),)
+            self._cuts.put(said, kept, 1)
+        return kept[0]
+
+    def reply(self, text: str) -> Reply | None:
+        """The reply whose tokens spell this text, frame included; the newest of several."""
+        return self._replies.get(text)
+
+    def keep_reply(self, text: str, reply: Reply) -> None:
+        self._replies.put(text, reply, sum(spec.num_tokens for spec in reply.specs))
+
+    def forget(self, encodings: Collection[EncodingId]) -> None:
+        """Replies with these encodings."""
+        for text, reply in self._replies.items():
+            if reply.message.home.encoding_id in encodings:
+                self._replies.drop(text)

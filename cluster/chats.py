@@ -1,0 +1,194 @@
+"""Chats: the answer to a list of messages that is given whole each time, as OpenAI's API has it.
+
+A prompt is cut into its messages (`chat_prompts`), each of which is an entry of the view that the answer is generated
+under. Under `exact` that is the reuse of prefixes; under the other levels each message is an encoding of its own, known
+again by its tokens wherever it stands. A reply that comes back is the message that was generated (`chat_memory`).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from laban.actors.calls import Call, Sampling
+from laban.actors.chat_messages import ChatMessage
+from laban.actors.errors import OutOfRange
+from laban.actors.frames import ROLES
+from laban.cluster.chat_memory import ChatMemory, Reply
+from laban.cluster.chat_prompts import ChatPrompts
+from laban.cluster.dispatch import Dispatcher
+from laban.cluster.messages import Language, MessageBook
+from laban.cluster.meter import NO_METER, Meter
+from laban.cluster.records import MessageRecord, TokenChunk
+from laban.cluster.slots import Order
+from laban.cluster.views import Composed, Entry, Message, home_of
+from laban.cluster.waiter import Finish, Waiter
+from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, Fidelity
+from laban.kvstore.encodings import closure
+
+MAX_TENANTS = 64  # whose chats are remembered
+MOST_TOKENS = 1_000_000  # asked for
+ROLE = "assistant"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatAsk:
+    """`sampling.max_tokens` 0 leaves the length open: up to the end of the context, or an eighth of a worker's pool."""
+
+    messages: tuple[ChatMessage, ...]
+    sampling: Sampling
+    tools: Sequence[Mapping[str, Any]] = ()
+    fidelity: Fidelity = "exact"
+    recompute_share: float = RECOMPUTE_SHARE
+
+
+@dataclass(frozen=True, slots=True)
+class ChatBegun:
+    """Said before anything is generated: the request is well formed and on its way."""
+
+    prompt_tokens: int
+
+
+ChatItem = ChatBegun | TokenChunk | MessageRecord
+
+
+class Chats:
+    """Lives in the dispatcher's event loop."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        language: Callable[[str], Language],
+        prompts: ChatPrompts,
+        *,
+        next_rank: Callable[[], int] = lambda: 0,
+        meter: Meter = NO_METER,
+    ) -> None:
+        """`language` gives a tenant's. `next_rank` gives a chat its place among the workflows."""
+        self._dispatcher, self._language = dispatcher, language
+        self.prompts = prompts
+        self._next_rank, self._meter = next_rank, meter
+        self._memories: OrderedDict[str, ChatMemory] = OrderedDict()
+
+    @property
+    def model(self) -> str:
+        return self._dispatcher.info.model_name
+
+    @property
+    def max_context(self) -> int:
+        """Tokens."""
+        return self._dispatcher.info.max_context
+
+    def memory(self) -> ChatMemory:
+        return ChatMemory(self.prompts.tokenizer.encode)
+
+    async def reply(self, ask: ChatAsk, *, tenant: str = "") -> AsyncGenerator[ChatItem, None]:
+        """That it has begun, chunks, then the message. Closing the generator aborts the call.
+
+        Raises InvalidInput for messages that the model's template does not accept, OutOfRange for more than it can
+        read.
+        """
+        memory = self._memory_of(tenant)
+        source = f"chat-{secrets.token_hex(16)}"
+        key = f"{source}/reply"
+        book = MessageBook(self._language(tenant))
+        rank = self._next_rank()
+        call, composed = self.compose(book, ask, memory, key, rank)
+        waiter = Waiter("reply")
+        try:
+            self._dispatcher.submit([Order(call, waiter, book.specs, rank=rank)])
+            yield ChatBegun(composed.start + len(call.tokens))
+            async for chunk in waiter.chunks():
+                yield chunk
+            finish = waiter.result()
+            self.remember(memory, book, finish)
+            record = record_of(finish, ask.fidelity)
+            self._meter.message_made(record)
+            yield record
+        finally:
+            self._dispatcher.abort([key])
+            self._dispatcher.directory.unwatch(source)
+
+    def compose(
+        self, book: MessageBook, ask: ChatAsk, memory: ChatMemory, key: str, rank: int
+    ) -> tuple[Call, Composed]:
+        """The call for an answer; what it needs is put into the book. Raises as `reply` does."""
+        prompt = self.prompts.prompt(ask.messages, ask.tools, memory)
+        entries = []
+        for part in prompt.parts:
+            reply = memory.reply(part.text) if part.role == ROLE else None
+            if reply is None:
+                message = self._given(book, part.role, part.tokens)
+            else:
+                message = reply.message
+                book.specs.update({spec.encoding_id: spec for spec in reply.specs})
+            entries.append(Entry(message, ask.fidelity, recompute_share=ask.recompute_share))
+        composed = book.compose(prompt.root, entries)
+        sampling = ask.sampling
+        if not sampling.max_tokens:
+            sampling = replace(sampling, max_tokens=self._most_tokens(book, composed.start + len(prompt.header)))
+        call = book.decoding(key, "the answer", composed, ROLE, prompt.header, sampling, path="max_tokens", rank=rank)
+        return call, composed
+
+    def remember(self, memory: ChatMemory, book: MessageBook, finish: Finish) -> None:
+        """The answer, to be known again. All that it attended to has to be in the book."""
+        home = finish.event.encoding
+        specs = book.specs | {home.encoding_id: home}
+        reply = Reply(Message(ROLE, home), tuple(closure([home.encoding_id], specs)))
+        memory.keep_reply(self.prompts.tokenizer.decode(home.tokens), reply)
+
+    def _given(self, book: MessageBook, role: str, tokens: tuple[int, ...]) -> Message:
+        language = book.language
+        root = language.framing.root(role if role in ROLES else "user")
+        home, specs = home_of(
+            language.namespace, root, tokens, max_context=language.max_context, what="a message", field="messages"
+        )
+        book.specs.update(specs)
+        return Message(role, home)
+
+    def _most_tokens(self, book: MessageBook, start: int) -> int:
+        language = book.language
+        rest = language.max_context - start - len(language.framing.terminator(ROLE, after_stop_token=False))
+        if rest < 1:
+            raise OutOfRange(
+                f"the messages take {start} tokens, which leaves no room for an answer in the model's context of"
+                f" {language.max_context}",
+                field="messages",
+            )
+        return min(rest, max(256, self._dispatcher.info.pool_tokens // 8))
+
+    def _memory_of(self, tenant: str) -> ChatMemory:
+        memory = self._memories.pop(tenant, None) or self.memory()
+        self._memories[tenant] = memory
+        if len(self._memories) > MAX_TENANTS:
+            self._memories.popitem(last=False)
+        return memory
+
+
+def record_of(finish: Finish, fidelity: Fidelity) -> MessageRecord:
+    """Of a message that is in no session yet."""
+    event = finish.event
+    return MessageRecord(
+        session_id="",
+        message_id="reply",
+        role=ROLE,
+        name=None,
+        start=event.encoding.start,
+        num_tokens=event.encoding.num_tokens,
+        fidelity=fidelity,
+        tokens_read=event.tokens_read,
+        tokens_reused=event.tokens_reused,
+        tokens_loaded=event.tokens_loaded,
+        tokens_encoded=event.tokens_encoded,
+        tokens_generated=event.tokens_generated,
+        ttft_ms=event.ttft_ms + finish.waited_ms,
+        wall_ms=event.wall_ms + finish.waited_ms,
+        worker=finish.worker,
+        finish_reason=event.finish_reason,
+        text=event.text if event.finish_reason != "prefill" else "",
+        token_ids=event.generated,
+        logprobs=event.logprobs,
+    )
