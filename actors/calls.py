@@ -98,7 +98,8 @@ class Call:
     `specs` holds every spec needed to compute the view again, each after what it depends on. A decode is
     closed with `terminator`, however it ended; a stop token that the model itself chose is left out before it.
     `rank` is its workflow's place in the order of admission: when memory is short the lowest goes first. `sources`
-    say where else encodings that the worker lacks can be fetched from.
+    say where else encodings that the worker lacks can be fetched from. One that is `spare` is worked on only while
+    nothing else is to be done, as prefetches are.
     """
 
     call_id: str
@@ -112,6 +113,7 @@ class Call:
     rank: int = 0
     sources: tuple[Source, ...] = ()
     scoring: Scoring | None = None
+    spare: bool = False
 
 
 @dataclass(frozen=True, slots=True)

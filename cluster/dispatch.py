@@ -134,8 +134,8 @@ class Dispatcher:
         for order in orders:
             self.directory.watch_also(order.source, (spec.encoding_id for spec in order.call.specs))
             self._num_ordered += 1
-            ticket = Ticket(order, self._num_ordered, self._clock(), order.attempt, origin=self._traces.here())
-            self._waiting.add(ticket)
+            origin = self._traces.here()
+            self._waiting.add(Ticket(order, self._num_ordered, self._clock(), order.attempt, origin=origin))
         self._schedule_flush()
 
     def abort(self, keys: Iterable[str]) -> None:
@@ -183,6 +183,11 @@ class Dispatcher:
     @property
     def num_outstanding(self) -> int:
         return len(self._waiting) + len(self._sent)
+
+    def idle(self, worker_id: str) -> Slot | None:
+        """A worker that is up, takes calls and has none, while none waits."""
+        slot = None if self._waiting else self._slots.get(worker_id)
+        return slot if slot is not None and slot.is_idle else None
 
     def workers(self) -> tuple[WorkerStatus, ...]:
         up = [slot.status(alive=True) for slot in self._slots.values()]
@@ -241,8 +246,7 @@ class Dispatcher:
                 break
             batches.setdefault(self._sent[key][0].info.worker_id, []).append(call)
         for worker_id, calls in batches.items():
-            self._slots[worker_id].limit(self._tenants.kv_bytes)
-            self._slots[worker_id].port.submit(calls)
+            self._slots[worker_id].submit(calls, self._tenants.kv_bytes)
 
     def _route(self, ticket: Ticket) -> Call | None:
         """The call as it is to be sent to the worker that it is now counted for; None if none takes any."""
@@ -283,8 +287,9 @@ class Dispatcher:
         self._ledger.report(slot.account, report.load, report.rates)
         for event in report.events:
             ticket = slot.tickets.get(event.call_id)
-            if ticket is None:
-                continue  # aborted, or of an attempt given up
+            if ticket is None:  # aborted, of an attempt given up, or of what it does in spare time
+                slot.take_spare(event)
+                continue
             try:
                 self._hand_over(slot, ticket, event)
             except Exception as error:
@@ -369,6 +374,7 @@ class Dispatcher:
         info = slot.info
         if info.worker_id not in self._lives.gone:
             self._meter.worker_lost()
+        slot.give_way()
         self._ledger.remove(info.worker_id)
         self.directory.drop(info.worker_id, info.epoch)
         if self._feed is not None:

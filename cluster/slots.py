@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from laban.actors.calls import Advice, Call, CallFinished, CallTokens, WorkerInfo, WorkerReport
+from laban.actors.calls import Advice, Call, CallEvent, CallFinished, CallTokens, WorkerInfo, WorkerReport
 from laban.actors.ports import WorkerPort
 from laban.actors.tallies import WorkerTallies
 from laban.cluster.records import ErrorInfo, WorkerStatus
 from laban.cluster.routing.accounts import Account, Sent
 from laban.cluster.routing.call_view import CallView, family_of
+from laban.cluster.spare_calls import SpareCall
 from laban.cluster.survey import WorkerSurvey
 from laban.cluster.tenants import NO_LIMITS
 from laban.kvstore.encodings import EncodingId, EncodingSpec
@@ -99,6 +100,12 @@ class Slot:
         self.tickets: dict[str, Ticket] = {}
         self.draining = False
         self.kv_bytes = NO_LIMITS  # of tenants, as it was told last
+        self.spare: SpareCall | None = None  # what it does while nothing else is to be done
+
+    @property
+    def is_idle(self) -> bool:
+        load = self.last.load
+        return not (self.tickets or self.draining or self.spare or load.num_running or load.num_waiting)
 
     def take(self, report: WorkerReport) -> None:
         """It is the last one."""
@@ -112,6 +119,22 @@ class Slot:
             self.kv_bytes = kv_bytes
             limits = tuple((f"{self.info.namespace}/{tenant}", most) for tenant, most in kv_bytes.items())
             self.port.advise(Advice(kv_bytes=limits))
+
+    def submit(self, calls: Sequence[Call], kv_bytes: Mapping[str, int]) -> None:
+        """Send it calls; what it does in spare time ends."""
+        self.give_way()
+        self.limit(kv_bytes)
+        self.port.submit(calls)
+
+    def give_way(self) -> None:
+        """What it does in spare time ends."""
+        if self.spare is not None:
+            self.spare.give_way()
+
+    def take_spare(self, event: CallEvent) -> None:
+        """What it reports of a call that nobody ordered."""
+        if self.spare is not None:
+            self.spare.take(event)
 
     def survey(self) -> WorkerSurvey:
         return WorkerSurvey(self.info, self.last.load, self.last.rates, self.last.cache, self.tallies)

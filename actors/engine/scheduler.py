@@ -156,9 +156,10 @@ class Scheduler:
         present = [entry for key in plan.kept if (entry := self.store.get(key)) is not None]
         for entry in present:  # against eviction while the rest is reserved
             self.store.pin(entry)
-            self._want(entry, plan.specs)
+            if not call.spare:
+                self._want(entry, plan.specs)
         for spec, way in plan.missing:
-            self.make(spec, way, plan.specs)
+            self.make(spec, way, plan.specs).spare = call.spare
         running = self._run(waiting, plan, make_decode)
         for entry in present:
             self.store.unpin(entry)
@@ -174,6 +175,7 @@ class Scheduler:
             assert decode is not None
             tokens = [*call.tokens, *decode.generated]
             sequence = self._add(entry, call.start, tokens, plan.view, plan.specs, None, decode)
+            sequence.spare = call.spare
             if decode.scorer is not None:
                 tokens = [*tokens, *call.terminator]
                 sequence.close(tokens, make_spec(call.namespace, tokens, call.start, call.view, plan.specs))
@@ -239,6 +241,8 @@ class Scheduler:
         """
         if pages <= self.store.num_obtainable(plan.kept, tenant):
             return True
+        if waiting.call.spare:
+            return False
         if self.prefetches.give_up(plan.kept):
             return pages <= self.store.num_obtainable(plan.kept, tenant)
         younger = [r for r in self.running.values() if r.call.rank > waiting.call.rank and r.can_be_preempted]
@@ -288,9 +292,10 @@ class Scheduler:
         sequence = self._producers.get(entry)
         if sequence is None:
             return
-        if sequence.prefetched:
-            sequence.prefetched = False
-            self.tiers.counters.add("prefetches_late", 1)
+        if sequence.prefetched or sequence.spare:
+            if sequence.prefetched:
+                self.tiers.counters.add("prefetches_late", 1)
+            sequence.prefetched = sequence.spare = False
             for producer in sequence.producers:
                 self._want(producer.entry, specs)
         load = sequence.load
@@ -342,7 +347,8 @@ class Scheduler:
         return tuple(reads), producers
 
     def schedule(self) -> list[Chunk]:
-        """The next iteration: a token of every running decode, then prefills in order of admission.
+        """The next iteration: a token of every running decode, then prefills in order of admission. Where there are
+        none of these, what is done in spare time: prefetches, and the calls that are spare.
 
         A sequence may join the iteration in which what it reads is completed: every layer writes its
         keys before any row of that layer attends.
@@ -353,15 +359,15 @@ class Scheduler:
             self._batch_tokens = min(2 * budget, self.config.batch_tokens)
         chunks: list[Chunk] = []
         completed: set[Sequence] = set()
-        decoding = [s for s in self.sequences if s.decode is not None and s.decode.num_launched]
-        prefilling = [s for s in self.sequences if not (s.decode is not None and s.decode.num_launched)]
-        wanted = [s for s in prefilling if not s.prefetched]
-        for sequence in decoding + wanted:
+        wanted = [s for s in self.sequences if not (s.prefetched or s.spare)]
+        decoding = [s for s in wanted if s.decode is not None and s.decode.num_launched]
+        prefilling = [s for s in wanted if not (s.decode is not None and s.decode.num_launched)]
+        for sequence in decoding + prefilling:
             budget -= self._take(sequence, budget, chunks, completed)
         if all(chunk.sequence.decode is not None and chunk.sequence.decode.num_launched for chunk in chunks):
             spare = min(budget, self.free_tokens if chunks else PREFETCH_TOKENS)
-            for sequence in prefilling:
-                if sequence.prefetched:
+            for sequence in self.sequences:
+                if sequence.prefetched or sequence.spare:
                     spare -= self._take(sequence, spare, chunks, completed)
         return chunks
 

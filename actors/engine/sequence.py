@@ -43,7 +43,8 @@ class Sequence:
     """A message being encoded into `entry`. `tokens` grows while the message is generated.
 
     `producers` are the sequences whose encodings it reads and that were unfinished when it was admitted. With a `load`
-    its last tokens come from the host, and only those before them are computed. `prefetched` while no call wants it.
+    its last tokens come from the host, and only those before them are computed. `prefetched` while no call wants it, `spare`
+    while only calls do that are.
     """
 
     entry: Entry
@@ -58,6 +59,7 @@ class Sequence:
     sample_row: int = 0  # where the last launched iteration sampled its next token, if it did
     load: Load | None = None
     prefetched: bool = False
+    spare: bool = False
     num_iterations: int = 0
 
     @property

@@ -1,0 +1,55 @@
+"""What is done in spare time is done while nothing else is, and comes to the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from engine_harness import Driver, force, make_engine
+
+from laban.actors.calls import Call, Sampling
+from laban.kvstore.encodings import EMPTY_VIEW
+
+LONG = tuple(range(1, 101))
+
+
+def spare(call: Call) -> Call:
+    return replace(call, spare=True, rank=1 << 62)
+
+
+def enter(driver: Driver, call: Call) -> None:
+    driver.events[call.call_id] = []
+    driver.engine.submit(call)
+
+
+def computed(driver: Driver, call_id: str) -> int:
+    return driver.engine.scheduler.running[call_id].sequence.num_computed
+
+
+def test_a_spare_call_waits_for_every_other_and_then_comes_to_the_same() -> None:
+    driver = Driver(make_engine("llama", max_batch_tokens=16))
+    alone = Call("alone", "test", EMPTY_VIEW, 0, LONG, (), Sampling(max_tokens=4))
+    enter(driver, alone)
+    driver.run()
+    enter(driver, spare(replace(alone, call_id="spare", namespace="other")))
+    driver.step()
+    before = computed(driver, "spare")
+    enter(driver, Call("real", "test", EMPTY_VIEW, 0, (1, 2, 3), (), force(list(range(1, 9)))))
+    driver.step()
+    while "real" in driver.engine.scheduler.running:
+        assert computed(driver, "spare") == before
+        driver.step()
+    driver.run()
+    assert driver.result("spare").generated == driver.result("alone").generated
+
+
+def test_what_a_spare_call_encodes_is_no_longer_spare_once_a_call_wants_it() -> None:
+    driver = Driver(make_engine("llama", max_batch_tokens=16))
+    made = driver.prefill([5, 6, 7])
+    enter(driver, spare(Call("spare", "test", EMPTY_VIEW, 0, LONG, ())))
+    driver.step()
+    assert computed(driver, "spare") < len(LONG)
+    enter(driver, Call("real", "test", EMPTY_VIEW, 0, LONG, ()))
+    driver.step()
+    assert not driver.engine.scheduler.running["real"].sequence.spare
+    driver.run()
+    assert driver.result("real").encoding == driver.result("spare").encoding != made
