@@ -77,6 +77,7 @@ def run_shard(place: ShardPlace, plan: Plan, sending: Connection) -> None:
             rows.append(Row(f"all_reduce_{batch}.share_of_itl", 100 * share, "%", better="lower"))
         sending.send(rows)
     engine.close()
+    engine.runner.close()
     group.close()
 
 

@@ -328,7 +328,7 @@ class FusedRunner:
         progress("capturing CUDA graphs", 1.0)
 
     def close(self) -> None:
-        """Drops the graphs: NCCL leaves no group while a graph that captured its collectives is there."""
+        """Drops the graphs, for which NCCL would wait when the group is left. Forwards run without them then."""
         if self.on_card:
             torch.cuda.synchronize(self.device)
         self._graphs.clear()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import Store, TCPStore
 
 from laban.actors.shards import ShardPlace
 
@@ -111,8 +111,14 @@ class ShardGroup:
         return int(least)
 
     def close(self) -> None:
-        """Leave, when all shards do, their engines closed: CUDA graphs of collectives would be waited for."""
-        dist.destroy_process_group()
+        """Leave, when all shards do, with nothing under way and their runners closed.
+
+        NCCL's own way to leave waits for graphs that captured its collectives, and for some that are gone already.
+        """
+        if self.device.type == "cuda":
+            dist.distributed_c10d._abort_process_group()
+        else:
+            dist.destroy_process_group()
 
 
 def _keep_to_loopback(rank: int, size: int, store: Store) -> None:

@@ -124,6 +124,7 @@ def play_all(group: ShardGroup, kinds: tuple[str, ...]) -> list[tuple[Any, Any]]
         entries = [(e.key, e.num_tokens, tuple(e.pages), e.last_use) for e in engine.store._entries.values()]
         answers.append((answer, entries))
         engine.close()
+        engine.runner.close()
     group.close()
     return answers
 
