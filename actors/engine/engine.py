@@ -498,6 +498,5 @@ class Engine:
         return None if self._under_way is None else self._under_way.launched.ready
 
     def close(self) -> None:
-        """Ends the threads of the tiers below, and what would keep a group of shards from being left."""
+        """Ends the threads of the tiers below. The runner may serve another engine."""
         self.tiers.close()
-        self.runner.close()
