@@ -6,6 +6,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from laban.cluster.workflow.fidelity import Fidelity
+
 Role = Literal["submit", "read", "admin"]
 """`read` sees its tenant's workflows and the cluster's status, `submit` also starts, moves and ends them, `admin` also
 changes the cluster."""
@@ -22,6 +24,7 @@ class Caller:
     tenant: str
     roles: frozenset[Role]
     max_workflows: int | None = None  # of the tenant, running at once
+    fidelity: Fidelity = "exact"  # of chats over HTTP, unless they say otherwise
 
     def may(self, role: Role) -> bool:
         return any(role == held or role in IMPLIED[held] for held in self.roles)

@@ -36,13 +36,15 @@ ROLE = "assistant"
 
 @dataclass(frozen=True, slots=True)
 class ChatAsk:
-    """`sampling.max_tokens` 0 leaves the length open: up to the end of the context, or an eighth of a worker's pool."""
+    """`sampling.max_tokens` 0 leaves the length open: up to the end of the context, or an eighth of a worker's pool.
+    `opening` is text put at the start of the answer, and no part of its text."""
 
     messages: tuple[ChatMessage, ...]
     sampling: Sampling
     tools: Sequence[Mapping[str, Any]] = ()
     fidelity: Fidelity = "exact"
     recompute_share: float = RECOMPUTE_SHARE
+    opening: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +129,11 @@ class Chats:
                 book.specs.update({spec.encoding_id: spec for spec in reply.specs})
             entries.append(Entry(message, ask.fidelity, recompute_share=ask.recompute_share))
         composed = book.compose(prompt.root, entries)
+        header = (*prompt.header, *memory.encode(ask.opening))
         sampling = ask.sampling
         if not sampling.max_tokens:
-            sampling = replace(sampling, max_tokens=self._most_tokens(book, composed.start + len(prompt.header)))
-        call = book.decoding(key, "the answer", composed, ROLE, prompt.header, sampling, path="max_tokens", rank=rank)
+            sampling = replace(sampling, max_tokens=self._most_tokens(book, composed.start + len(header)))
+        call = book.decoding(key, "the answer", composed, ROLE, header, sampling, path="max_tokens", rank=rank)
         return call, composed
 
     def remember(self, memory: ChatMemory, book: MessageBook, finish: Finish) -> None:

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 Metadata = Iterable[tuple[str, str | bytes]]
 
 NEEDS: dict[str, Role] = {
-    **dict.fromkeys(("Get", "List", "Watch", "ExplainStep", "GetSession", "GetStatus"), "read"),
+    **dict.fromkeys(("Get", "List", "Watch", "ExplainStep", "GetSession", "GetStatus", "Models"), "read"),
     **dict.fromkeys(("AddWorker", "DrainWorker"), "admin"),
 }
 """What a method asks for; "submit" where it is not named."""

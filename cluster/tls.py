@@ -51,6 +51,19 @@ def server_credentials(tls: ServerTls) -> grpc.ServerCredentials:
     )
 
 
+def server_context(tls: ServerTls) -> ssl.SSLContext:
+    """For HTTP. Raises NotFound or InvalidInput, naming the setting."""
+    check_server_tls(tls)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(tls.cert, tls.key)
+    if tls.client_ca is not None:
+        context.load_verify_locations(tls.client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
 def check_server_tls(tls: ServerTls) -> None:
     """Say what gRPC would not: which file is missing or is not what it should be, and whether key and certificate
     belong together. Raises NotFound or InvalidInput."""

@@ -25,6 +25,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from laban.actors.errors import InvalidInput, NotFound
 from laban.cluster.callers import ROLES, Caller, Role
 from laban.cluster.sizes import MAX_BYTES, Bytes
+from laban.cluster.workflow.fidelity import Fidelity
 
 PREFIX = "laban_"  # so that scanners for leaked secrets know one
 NUM_RANDOM_BYTES = 32
@@ -42,6 +43,7 @@ class TokenEntry(BaseModel):
     tenant: Tenant
     roles: tuple[Role, ...] = Field(min_length=1)
     expires: AwareDatetime | None = None
+    fidelity: Fidelity = "exact"  # of chats over HTTP, unless they say otherwise
 
 
 class Quota(BaseModel):
@@ -122,7 +124,7 @@ class TokenBook:
             return None
         if entry.expires is not None and (now or datetime.now(UTC)) >= entry.expires:
             return None
-        return Caller(entry.name, entry.tenant, frozenset(entry.roles))
+        return Caller(entry.name, entry.tenant, frozenset(entry.roles), fidelity=entry.fidelity)
 
     def quota(self, tenant: str) -> Quota:
         return self._file.tenants.get(tenant, NO_QUOTA)

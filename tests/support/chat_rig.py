@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from engine_harness import byte_tokenizer, make_engine
 from engine_reference import VOCAB_SIZE, random_model
 from executor_rig import FAST
+from openai import AsyncOpenAI
 from scripted_engine import CharFraming, CharTokenizer, LoopSupervisor, LoopWorker, ScriptedEngine, decode, encode
 
 from laban.actors.chat_template import ChatTemplate
@@ -21,7 +22,8 @@ from laban.cluster.chats import Chats
 from laban.cluster.client import AsyncClient
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.executor import Executor
-from laban.cluster.gateway import Gateway
+from laban.cluster.gateway import Gateway, GatewayLimits
+from laban.cluster.http.server import HttpServer
 from laban.cluster.sessions import Sessions
 
 TEMPLATE = """^{% if tools %}[system:]TOOLS {{ tools | tojson }}|{% endif %}{% for m in messages %}\
@@ -72,11 +74,37 @@ class ChatRig:
     chats: Chats
     sessions: Sessions
     client: AsyncClient
+    server: HttpServer
+    port: int
+    clients: list[AsyncOpenAI] = field(default_factory=list)
+
+    @property
+    def model(self) -> str:
+        return self.chats.model
+
+    def openai(self, **options: Any) -> AsyncOpenAI:
+        """A client that tries once."""
+        given = {"base_url": f"http://127.0.0.1:{self.port}/v1", "api_key": "none", "max_retries": 0} | options
+        self.clients.append(AsyncOpenAI(**given))
+        return self.clients[-1]
+
+    async def ask(self, head: str, body: bytes = b"") -> tuple[int, bytes]:
+        """Status and body of a request that no client would make."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        size = f"Content-Length: {len(body)}\r\n" if "Content-Length" not in head else ""
+        writer.write(f"{head}\r\nHost: x\r\nConnection: close\r\n{size}\r\n".encode() + body)
+        async with asyncio.timeout(30):
+            answer = await reader.read()
+        writer.close()
+        top, _, rest = answer.partition(b"\r\n\r\n")
+        return int(top.split()[1]), rest
 
 
 @asynccontextmanager
-async def chat_rig(*, scripted: bool = False, template: str = TEMPLATE) -> AsyncIterator[ChatRig]:
-    """Over a real engine of a small model, unless it is `scripted`."""
+async def chat_rig(
+    *, scripted: bool = False, template: str = TEMPLATE, limits: GatewayLimits | None = None, **options: Any
+) -> AsyncIterator[ChatRig]:
+    """Over a real engine of a small model, unless it is `scripted`. `options` are the HTTP server's."""
     engine: Any = ScriptedEngine() if scripted else make_engine(pool_tokens=16_384)
     worker = LoopWorker(engine)
     dispatcher = Dispatcher([worker], supervisor=LoopSupervisor(), limits=FAST)
@@ -86,13 +114,18 @@ async def chat_rig(*, scripted: bool = False, template: str = TEMPLATE) -> Async
     executor.start()
     gateway = Gateway(executor, sessions, executor.status)
     client = AsyncClient(f"127.0.0.1:{await gateway.start()}", timeout_s=60)
+    server = HttpServer(chats, limits, **options)
+    made = ChatRig(worker, dispatcher, executor, chats, sessions, client, server, await server.start())
     try:
-        yield ChatRig(worker, dispatcher, executor, chats, sessions, client)
+        yield made
         async with asyncio.timeout(10):
             while dispatcher.num_outstanding:
                 await asyncio.sleep(0.01)
     finally:
         await client.close()
+        for each in made.clients:
+            await each.close()
+        await server.stop(0)
         await gateway.stop(0)
         await executor.stop()
 
