@@ -36,7 +36,7 @@ COPY --from=build /opt/laban /opt/laban
 ENV PATH=/opt/laban/venv/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 NUMBA_CACHE_DIR=/tmp/numba
 WORKDIR /tmp
 USER 10001:10001
-EXPOSE 8470 9464
+EXPOSE 8470 8471 9464
 CMD ["laban", "serve"]
 
 FROM cpu AS cuda

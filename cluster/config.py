@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from laban.actors.engine.config import EngineConfig
 from laban.actors.errors import InvalidInput, NotFound
 from laban.actors.logs import Level, LogSettings
+from laban.cluster.http.section import HttpSection
 from laban.cluster.sizes import MAX_BYTES, Bytes, BytesPerSecond
 from laban.cluster.tls import ServerTls
 
@@ -243,6 +244,7 @@ class LabanConfig(_Section):
         default=RoutingSection(), description="where calls go, and what is brought there before they come"
     )
     server: ServerSection = Field(default=ServerSection(), description="the gRPC gateway")
+    http: HttpSection = Field(default=HttpSection(), description="OpenAI's API, over HTTP")
     auth: AuthSection = Field(default=AuthSection(), description="who may call")
     metrics: MetricsSection = Field(default=MetricsSection(), description="metrics and health, over plain HTTP")
     tracing: TracingSection = Field(default=TracingSection(), description="traces, over OTLP")

@@ -24,6 +24,7 @@ from laban.cluster.door import Door
 from laban.cluster.executor import Executor, ExecutorLimits
 from laban.cluster.gateway import Gateway, GatewayLimits, check_address
 from laban.cluster.gateway_sharing import Sharing
+from laban.cluster.http.server import HttpServer
 from laban.cluster.instruments import Instruments
 from laban.cluster.journal import Journal
 from laban.cluster.journal_members import Presence
@@ -73,6 +74,7 @@ class ControlPlane:
     def __init__(self, plan: HostPlan) -> None:
         self._plan = plan
         self._gateway: Gateway | None = None
+        self._http: HttpServer | None = None
         self._executor: Executor | None = None
         self._metrics = MetricsServer(self._why_not_ready)
         self._traces = NO_TRACES
@@ -91,6 +93,8 @@ class ControlPlane:
         self._traces = traces
         set_up_logs(config.log.settings, trace_of=traces.trace_id)
         check_address(config.server.host, config.server.port)  # before the model takes its time
+        if config.http.port is not None:
+            check_address(config.http.host, config.http.port)
         if config.metrics.port is not None:
             await self._metrics.start(config.metrics.host, config.metrics.port)
         presence = Presence(socket.gethostname())
@@ -164,15 +168,16 @@ class ControlPlane:
             next_rank=executor.next_rank,
             meter=meter,
         )
+        limits = GatewayLimits(
+            config.server.max_message_bytes,
+            config.server.max_concurrent_calls,
+            config.server.max_connection_age_s,
+        )
         gateway = Gateway(
             executor,
             sessions,
             status,
-            GatewayLimits(
-                config.server.max_message_bytes,
-                config.server.max_concurrent_calls,
-                config.server.max_connection_age_s,
-            ),
+            limits,
             fleet=dispatcher.fleet,
             audits=Audits(dispatcher, executor.language, executor.next_rank),
             meter=meter,
@@ -188,6 +193,17 @@ class ControlPlane:
                 here = peer_address(server.peer_address, server.host, server.port)
                 await membership.start(here, dispatcher.info.namespace)
             port = await gateway.start(server.host, server.port)
+            http = HttpServer(
+                chats,
+                limits,
+                why_not_ready=self._why_not_ready,
+                door=door,
+                tls=server.tls,
+                meter=meter,
+                traces=traces,
+            )
+            if config.http.port is not None:
+                await http.start(config.http.host, config.http.port)
         except BaseException:
             await executor.stop()
             raise
@@ -197,6 +213,7 @@ class ControlPlane:
             self._tasks.append(loop.create_task(membership.run()))
         await gateway.set_ready(True)
         self._gateway, self._executor, self._membership = gateway, executor, membership
+        self._http = http
         self._metrics.show(meter)
         self._tasks.append(loop.create_task(self._tick(gateway, executor, sessions, meter)))
         host = "127.0.0.1" if config.server.host in EVERYWHERE else config.server.host
@@ -211,7 +228,9 @@ class ControlPlane:
             self._membership.show(state="ending")
         if gateway is not None and executor is not None:
             await gateway.set_ready(False)
-            await executor.drain(self._plan.config.server.drain_s)
+            drain_s = self._plan.config.server.drain_s
+            http, self._http = self._http, None
+            await asyncio.gather(executor.drain(drain_s), *([] if http is None else [http.stop(drain_s)]))
         for task in self._tasks:
             task.cancel()
         if executor is not None:
@@ -237,6 +256,8 @@ class ControlPlane:
             sessions.sweep()
             executor.sweep()
             await gateway.set_ready(executor.status().ready)
+            if self._http is not None:
+                self._http.refresh()
 
 
 def _traces(endpoint: str | None, variables: Mapping[str, str]) -> Traces:

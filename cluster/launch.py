@@ -17,9 +17,10 @@ from laban.actors.errors import FailedPrecondition, InvalidInput, Unavailable
 from laban.actors.framing import derive_framing
 from laban.actors.models import ModelFacts, check_model_folder, prepare_default_model
 from laban.actors.shards import heads_per_shard
-from laban.cluster.config import LabanConfig
+from laban.cluster.config import LabanConfig, MetricsSection
 from laban.cluster.gateway import check_address
 from laban.cluster.host import FACTORY, HostPlan
+from laban.cluster.http.section import HttpSection
 from laban.cluster.journal_place import EVERYWHERE
 from laban.cluster.metrics_server import settled
 from laban.cluster.start_checks import checked, worker_folder
@@ -61,10 +62,11 @@ class ClusterHandle:
         *,
         owns_ray: bool,
         metrics_address: str = "",
+        http_address: str = "",
         drain_s: float = 0.0,
     ) -> None:
         """`drain_s` is what the control plane may take to end its calls."""
-        self.address, self.metrics_address = address, metrics_address
+        self.address, self.metrics_address, self.http_address = address, metrics_address, http_address
         self.model = model
         self._host: RemoteHost | None = host
         self._owns_ray = owns_ray
@@ -98,7 +100,7 @@ def start_cluster(config: LabanConfig, progress: Progress = lambda doing, share:
     config = checked(config)
     if config.ray.address is None:
         check_address(config.server.host, config.server.port)
-        config = config.model_copy(update={"metrics": settled(config.metrics)})
+        config = config.model_copy(update={"metrics": settled(config.metrics), "http": settled(config.http)})
     folder = model_folder(config, progress)
     progress("checking the model", None)
     facts = check_model_folder(folder)
@@ -207,7 +209,8 @@ def _start_services(config: LabanConfig, facts: ModelFacts, progress: Progress, 
         facts,
         host,
         owns_ray=owns_ray,
-        metrics_address=_metrics_address(config),
+        metrics_address=_local_address(config.metrics),
+        http_address=_local_address(config.http),
         drain_s=config.server.drain_s,
     )
 
@@ -217,9 +220,9 @@ def _otel_variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
 
 
-def _metrics_address(config: LabanConfig) -> str:
-    """Of a cluster on this machine; "" if there are no metrics."""
-    host, port = config.metrics.host, config.metrics.port
+def _local_address(section: MetricsSection | HttpSection) -> str:
+    """Of a cluster on this machine; "" if nothing listens."""
+    host, port = section.host, section.port
     return f"{'127.0.0.1' if host in EVERYWHERE else host}:{port}" if port else ""
 
 

@@ -10,10 +10,12 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from laban.actors.errors import FailedPrecondition
 from laban.cluster.config import MetricsSection
 from laban.cluster.gateway import check_address
+from laban.cluster.http.section import HttpSection
 from laban.cluster.instruments import Instruments
 
 logger = logging.getLogger(__name__)
@@ -24,11 +26,12 @@ TIMEOUT_S = 5.0
 PLAIN = "text/plain; charset=utf-8"
 REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
 
+S = TypeVar("S", MetricsSection, HttpSection)
 Answer = tuple[int, str, bytes]
 """Status, content type, body."""
 
 
-def settled(metrics: MetricsSection) -> MetricsSection:
+def settled(metrics: S) -> S:
     """With the port that it will be on this machine: the default gives way to a free one where it is taken.
 
     Raises InvalidInput for the host, FailedPrecondition for a port that was asked for and is taken.

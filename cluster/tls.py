@@ -51,17 +51,32 @@ def server_credentials(tls: ServerTls) -> grpc.ServerCredentials:
     )
 
 
-def server_context(tls: ServerTls) -> ssl.SSLContext:
-    """For HTTP. Raises NotFound or InvalidInput, naming the setting."""
-    check_server_tls(tls)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(tls.cert, tls.key)
-    if tls.client_ca is not None:
-        context.load_verify_locations(tls.client_ca)
-        context.verify_mode = ssl.CERT_REQUIRED
-    context.set_alpn_protocols(["http/1.1"])
-    return context
+class ServerContext:
+    """For HTTP, of certificates that may be renewed."""
+
+    def __init__(self, tls: ServerTls) -> None:
+        """Raises NotFound or InvalidInput, naming the setting."""
+        check_server_tls(tls)
+        self._tls, self._seen = tls, _stamps(tls)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.context.load_cert_chain(tls.cert, tls.key)
+        if tls.client_ca is not None:
+            self.context.load_verify_locations(tls.client_ca)
+            self.context.verify_mode = ssl.CERT_REQUIRED
+        self.context.set_alpn_protocols(["http/1.1"])
+
+    def refresh(self) -> None:
+        """Take what has changed, for connections from now on."""
+        now = _stamps(self._tls)
+        if now == self._seen:
+            return
+        self._seen = now
+        try:
+            check_server_tls(self._tls)
+            self.context.load_cert_chain(self._tls.cert, self._tls.key)
+        except (NotFound, InvalidInput) as error:  # half a renewal: the next time looks again
+            logger.error("the certificate is kept as it was: %s", error)
 
 
 def check_server_tls(tls: ServerTls) -> None:

@@ -27,6 +27,7 @@ SIZE = {"type": "string", "pattern": r"^\s*\d{1,18}(\.\d{1,9})?([eE]\d{1,2})?\s*
 NARROWER: dict[str, dict[str, Any]] = {
     # Services and probes have to know them, and who is nobody may not take those below.
     "server.port": {"type": "integer", "minimum": 1024, "maximum": 65535},
+    "http.port": {"type": "integer", "minimum": 1024, "maximum": 65535},
     "metrics.port": {"type": "integer", "minimum": 1024, "maximum": 65535},
     # It would stand in a ConfigMap.
     "journal.url": {
@@ -36,9 +37,10 @@ NARROWER: dict[str, dict[str, Any]] = {
     },
 }
 REQUIRED = {
-    "": ["model", "workers", "engine", "server", "metrics", "ray"],
+    "": ["model", "workers", "engine", "server", "http", "metrics", "ray"],
     "engine.": ["shards", "device"],
     "server.": ["host", "port"],
+    "http.": ["host", "port"],
     "metrics.": ["host", "port"],
     "ray.": ["address"],
 }

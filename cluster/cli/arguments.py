@@ -143,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     _cluster_flags(serve)
     serve.add_argument("--host", dest="server_host", help="the address to listen on")
     serve.add_argument("--port", dest="server_port", help="the port to listen on; 0 takes a free one")
+    serve.add_argument("--http-port", help="the port of OpenAI's API; 0 takes a free one, null none")
 
     run = command("run", "run a workflow and watch it; without --address on a cluster of its own")
     run.add_argument("file", metavar="FILE", help=FILE_HELP)

@@ -36,6 +36,7 @@ FLAGS = {
     "workers": "workers",
     "server.host": "server_host",
     "server.port": "server_port",
+    "http.port": "http_port",
     "routing.policy": "routing",
     "routing.record": "record",
     "cache.eviction": "eviction",
@@ -58,6 +59,9 @@ def serve(arguments: Namespace) -> int:
         cluster = start_cluster(config, screen.phase)
     with cluster:
         print(f"serving {cluster.model.name} on {cluster.address}", flush=True)
+        if cluster.http_address:
+            scheme = "http" if config.server.tls is None else "https"
+            print(f"OpenAI's API: {scheme}://{cluster.http_address}/v1", file=sys.stderr, flush=True)
         if cluster.metrics_address:
             print(f"metrics: http://{cluster.metrics_address}/metrics", file=sys.stderr, flush=True)
         print(f"try: laban run FILE --address {cluster.address}  (Ctrl-C ends the server)", file=sys.stderr, flush=True)
@@ -120,7 +124,8 @@ def _given_or_own(arguments: Namespace, screen: Screen) -> Iterator[Client]:
     from laban.cluster.launch import start_cluster
 
     found = _configuration(arguments).config
-    config = found.model_copy(update={"metrics": found.metrics.model_copy(update={"port": None})})
+    silent = {name: getattr(found, name).model_copy(update={"port": None}) for name in ("metrics", "http")}
+    config = found.model_copy(update=silent)
     # A cluster of its own listens where nobody else does.
     alone = {"host": "127.0.0.1", "port": 0, "tls_cert": None, "tls_key": None, "tls_client_ca": None}
     private = config.model_copy(update={"server": config.server.model_copy(update=alone), "auth": AuthSection()})

@@ -92,10 +92,10 @@ class Exchanges:
         return _App(answer)
 
     async def close(self, grace_s: float) -> None:
-        """Wait `grace_s` for answers to end, then end the rest."""
+        """Refuse requests, wait `grace_s` for answers to end, then end the rest."""
+        self.closing = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
-        self.closing = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -6,18 +6,17 @@ import asyncio
 import contextlib
 import logging
 import socket
-import ssl
 from collections.abc import Callable, Iterator
 
 import uvicorn
 
-from laban.actors.errors import FailedPrecondition, LabanError
+from laban.actors.errors import FailedPrecondition
 from laban.cluster.door import Door
 from laban.cluster.gateway import GatewayLimits, check_address
 from laban.cluster.http.api import ChatsPort, OpenAiApi
 from laban.cluster.http.exchange import Exchanges
 from laban.cluster.meter import NO_METER, Meter
-from laban.cluster.tls import ServerTls, server_context
+from laban.cluster.tls import ServerContext, ServerTls
 from laban.cluster.traces import NO_TRACES, Traces
 
 logger = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ class HttpServer:
         )
         self._api = OpenAiApi(chats, self._exchanges, why_not_ready)
         self._tls = tls
-        self._context: ssl.SSLContext | None = None
+        self._context: ServerContext | None = None
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -86,7 +85,8 @@ class HttpServer:
         )
         config.load()
         if self._tls is not None:
-            config.ssl = self._context = server_context(self._tls)
+            self._context = ServerContext(self._tls)
+            config.ssl = self._context.context
         listening = _listen(host, port)
         bound = int(listening.getsockname()[1])
         self._server = server = _Server(config)
@@ -101,12 +101,9 @@ class HttpServer:
         return bound
 
     def refresh(self) -> None:
-        """Take certificates that have been renewed. Connections that there are keep theirs."""
-        if self._tls is not None and self._context is not None:
-            try:
-                self._context.load_cert_chain(self._tls.cert, self._tls.key)
-            except (OSError, LabanError) as error:  # half a renewal: the next time looks again
-                logger.error("the certificate is kept as it was: %s", error)
+        """Take certificates that have been renewed."""
+        if self._context is not None:
+            self._context.refresh()
 
     async def stop(self, grace_s: float | None = None) -> None:
         """Let answers end for `grace_s`, then end them as UNAVAILABLE. A second stop does nothing."""

@@ -115,7 +115,8 @@ def test_every_port_is_in_its_container_its_service_and_the_policy(name):
     listening = {
         "head": flagged(cluster["headGroupSpec"]["rayStartParams"], RAY_FLAGS | HEAD_FLAGS)
         | {int(env(pods(name)["head"], key)) for key in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")},
-        "gateway": flagged(started(gateway), RAY_FLAGS) | {config["server"]["port"], config["metrics"]["port"]},
+        "gateway": flagged(started(gateway), RAY_FLAGS)
+        | {config[section]["port"] for section in ("server", "http", "metrics")},
     }
     for group in cluster["workerGroupSpecs"]:
         listening["worker"] = flagged(group["rayStartParams"], RAY_FLAGS)
@@ -127,7 +128,8 @@ def test_every_port_is_in_its_container_its_service_and_the_policy(name):
     names = {port["name"]: port["containerPort"] for port in gateway["spec"]["containers"][0]["ports"]}
     assert {names[port["targetPort"]] for port in service} == listening["gateway"]
     assert [names[port["targetPort"]] for port in the(name, "Service", "-gateway")["spec"]["ports"]] == [
-        config["server"]["port"]
+        config["server"]["port"],
+        config["http"]["port"],
     ]
     if not of_kind(name, "NetworkPolicy"):
         return
