@@ -40,6 +40,10 @@ class WorkerTallies(NamedTuple):
     tokens_prefilled: int = 0  # computed by iterations
     tokens_decoded: int = 0
     num_saves_failed: int = 0  # encodings that were to be written to disk and could not
+    tokens_corrected: int = 0  # of reads that may be predicted: those that were
+    tokens_not_corrected: int = 0  # and those that were encoded, as nothing was known to be good enough
+    num_anchors: int = 0  # now, and what is kept of them beside their keys and values
+    anchor_bytes: int = 0
     copies_host: Copies = Copies()
     copies_disk: Copies = Copies()
     copies_peer: Copies = Copies()

@@ -54,7 +54,9 @@ class EncodingSpec:
     """How to compute an encoding: its tokens, the position of the first, and what they attend to.
 
     `namespace` names the model weights, tokenizer, RoPE, dtype, adapter and tenant. `exact` says that
-    the encoding is what encoding its whole view as one prompt gives.
+    the encoding is what encoding its whole view as one prompt gives. With a `tolerance` it may also be predicted from
+    other encodings of the same tokens (anchors.py), if that is expected to change what a reader says by no more than so
+    many nats a token; so it is never exact.
     """
 
     encoding_id: EncodingId
@@ -63,6 +65,7 @@ class EncodingSpec:
     start: int
     view: View
     exact: bool
+    tolerance: float = 0.0
 
     @property
     def num_tokens(self) -> int:
@@ -86,7 +89,9 @@ def owner_of(namespace: str) -> str:
     return namespace.partition("#")[0]
 
 
-def make_spec(namespace: str, tokens: Sequence[int], start: int, view: View, specs: Specs) -> EncodingSpec:
+def make_spec(
+    namespace: str, tokens: Sequence[int], start: int, view: View, specs: Specs, *, tolerance: float = 0.0
+) -> EncodingSpec:
     """The spec of a message encoded at `start` under `view`. Equal arguments give equal ids.
 
     Raises ValueError for no tokens or a negative start, KeyError for a view that names unknown encodings.
@@ -98,13 +103,15 @@ def make_spec(namespace: str, tokens: Sequence[int], start: int, view: View, spe
     for placement in view.placements:
         if placement.encoding_id not in specs:
             raise KeyError(placement.encoding_id)
-    exact = not view.placements and (view.prefix_id is None or specs[view.prefix_id].exact)
+    exact = not tolerance and not view.placements and (view.prefix_id is None or specs[view.prefix_id].exact)
     digest = blake2b(digest_size=16)
     placed = ";".join(f"{p.encoding_id},{p.position},{p.begin},{p.end}" for p in view.placements)
     # Every field has a length or a fixed alphabet before it, so no two specs share their bytes.
     digest.update(f"{len(namespace)}:{namespace}|{start}|{view.prefix_id}|{placed}|{len(tokens)}|".encode())
     digest.update(array("i", tokens).tobytes())
-    return EncodingSpec(digest.hexdigest(), namespace, tuple(tokens), start, view, exact)
+    if tolerance:
+        digest.update(f"|{tolerance!r}".encode())
+    return EncodingSpec(digest.hexdigest(), namespace, tuple(tokens), start, view, exact, tolerance)
 
 
 def extend(view: View, placement: Placement, specs: Specs) -> View:

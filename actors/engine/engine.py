@@ -33,6 +33,7 @@ from laban.actors.calls import (
     WorkerReport,
 )
 from laban.actors.engine.config import EngineConfig
+from laban.actors.engine.corrections import Corrections
 from laban.actors.engine.decoding import Decode
 from laban.actors.engine.exports import Exports
 from laban.actors.engine.fetching import Fetching
@@ -47,6 +48,7 @@ from laban.actors.engine.tenant_limits import TenantLimits
 from laban.actors.engine.tick import Tick
 from laban.actors.engine.tiers import Tiers
 from laban.actors.engine.tiers_setup import make_tiers
+from laban.actors.engine.trials import Trials
 from laban.actors.errors import LabanError
 from laban.actors.tallies import WorkerTallies
 from laban.actors.tokenizer import Tokenizer
@@ -106,7 +108,9 @@ class Engine:
         )
         self.tiers.is_on_device = self.store.__contains__
         self.tiers.last_write = self._last_write
-        self.exports = Exports(self.tiers, self.store)
+        self.corrections = Corrections(runner, self.store, self.tiers.tallying)
+        self._trials = Trials(self.corrections)
+        self.exports = Exports(self.tiers, self.store, self.corrections)
         self._limits = TenantLimits(self.store, self.tiers)
         self._forgetting = Forgetting(self.store, self.tiers)
         self.info = WorkerInfo(
@@ -133,6 +137,7 @@ class Engine:
             self.store,
             self.tiers,
             loads,
+            self.corrections,
             self.info.max_context,
             runner.vocab_size,
             free_tokens=FREE_TOKENS_ON_CARD if runner.device.type == "cuda" else 0,
@@ -167,6 +172,7 @@ class Engine:
         if advice.kv_bytes is not None:
             self._limits.take(advice.kv_bytes)
         self._forgetting.forget(advice.forgotten)
+        self.corrections.forget(advice.forgotten)
         self._advice.append(advice)
 
     def connect(self, find_peer: FindPeer) -> None:
@@ -189,6 +195,7 @@ class Engine:
             self._events
             or self._advice
             or self._forgetting.is_busy
+            or self._trials.is_waiting
             or scheduler.running
             or scheduler.num_waiting
             or scheduler.sequences
@@ -218,8 +225,13 @@ class Engine:
                 self._under_way = None
             message = f"the iteration failed: {type(error).__name__}: {error}"
             self._events += [CallFailed(i, "INTERNAL", message) for i in self.scheduler.abort_all()]
-        events, self._events = self._events, []
+        events, trial = self._trials.take(self._events)
+        self._events = []
         self._num_reports += 1
+        if trial is not None:
+            self.submit(trial)
+        if rubbish := self._trials.take_rubbish():
+            self._forgetting.forget(rubbish)
         changes = (*self.store.take_changes(), *self.tiers.take_changes())
         return WorkerReport(
             self.info.worker_id,
@@ -255,6 +267,8 @@ class Engine:
         self._publish_whole(scheduler.take_loaded())
         self._limits.keep()
         self._forgetting.go_on()
+        if not scheduler.running and not scheduler.num_waiting and (trial := self._trials.next()) is not None:
+            self.submit(trial)
 
     def _iterate(self) -> bool:
         """False if the device was given nothing and had nothing to tell."""
@@ -432,6 +446,7 @@ class Engine:
         self.scheduler.finish(call.call_id)
         assert sequence.spec is not None
         own = decode if call.sampling is not None else None  # a prefill may be answered by another call's message
+        self._trials.ended(call, tuple(own.generated) if own else ())
         self._events.append(
             CallFinished(
                 call.call_id,
@@ -478,7 +493,8 @@ class Engine:
         if now_s < self._tallies_due_s and self.has_work():
             return None
         self._tallies_due_s = now_s + TALLIES_EVERY_S
-        return self.tiers.tallying.totals()
+        pool = self.corrections.pool
+        return self.tiers.tallying.totals()._replace(num_anchors=pool.num_anchors, anchor_bytes=pool.num_bytes)
 
     def _evicts(self, entry: Entry) -> None:
         self.tiers.device_evicts(entry)

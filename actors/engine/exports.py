@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from laban.actors.engine.corrections import Corrections
 from laban.actors.engine.disk_folder import chunk_of
 from laban.actors.engine.host_pool import HostPool
 from laban.actors.engine.tiers import Tiers
@@ -14,8 +15,8 @@ from laban.kvstore.store import EncodingStore, Entry
 class Exports:
     """Owned by the engine's thread; what is exported is read by others."""
 
-    def __init__(self, tiers: Tiers, device: EncodingStore) -> None:
-        self._tiers, self._device = tiers, device
+    def __init__(self, tiers: Tiers, device: EncodingStore, corrections: Corrections) -> None:
+        self._tiers, self._device, self._corrections = tiers, device, corrections
         self._waiting: list[ExportRequest] = []
         self.num_open = 0
 
@@ -30,7 +31,9 @@ class Exports:
         if on_host is not None and on_device is not None and self._is_less(on_host, on_device):
             host.discard(on_host)
             on_host = None
-        if on_host is not None and on_host.ready:
+        if self._corrections.mix_of(encoding_id) is not None:
+            request.answer(lambda: Refused("the worker predicted it; it stays where that is known"))
+        elif on_host is not None and on_host.ready:
             request.answer(lambda: self._export(pool, on_host))
         elif tiers.comes_from_peer(encoding_id):  # who may be waiting for us
             request.answer(lambda: Refused("the worker does not have it yet"))

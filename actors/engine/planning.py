@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Container
 from dataclasses import dataclass
 
 from laban.actors.calls import Call, Source
+from laban.actors.engine.corrections import Corrections
 from laban.actors.engine.tiers import Tiers, Way
 from laban.actors.engine.waiting import Waiting
+from laban.kvstore.anchors import Mix
 from laban.kvstore.encodings import EncodingId, EncodingSpec, Placement, flatten, make_spec
 from laban.kvstore.store import EncodingStore
 
@@ -20,7 +22,7 @@ class Plan:
     """`missing` in an order in which each comes after those it reads. `target` is what a prefill is to encode.
 
     `kept` names what must not be evicted to make room. `awaits` are on their way to the host: nothing can be done
-    before they are there.
+    before they are there. `mixes` say how what is corrected is predicted.
     """
 
     specs: dict[EncodingId, EncodingSpec]
@@ -29,9 +31,10 @@ class Plan:
     missing: list[tuple[EncodingSpec, Way]]
     kept: dict[EncodingId, None]
     awaits: set[EncodingId]
+    mixes: dict[EncodingId, Mix]
 
 
-def plan_call(waiting: Waiting, store: EncodingStore, tiers: Tiers) -> Plan:
+def plan_call(waiting: Waiting, store: EncodingStore, tiers: Tiers, corrections: Corrections) -> Plan:
     """May begin arrivals from disk and other workers."""
     call = waiting.call
     specs = {spec.encoding_id: spec for spec in call.specs}
@@ -44,12 +47,34 @@ def plan_call(waiting: Waiting, store: EncodingStore, tiers: Tiers) -> Plan:
         needed = {target.encoding_id}
         ordered = (*ordered, target)
         specs[target.encoding_id] = target
-    missing, awaits = ways_to_have(needed, ordered, specs, store, tiers, sources=call.sources, refused=waiting.refused)
+    mixes = predicted(ordered, specs, store, corrections)
+    missing, awaits = ways_to_have(
+        needed, ordered, specs, store, tiers, sources=call.sources, refused=waiting.refused, mixes=mixes
+    )
     reading = [spec for spec, way in missing if way in NEEDS_ITS_VIEW]
     # In an order of their own: pins date last uses, which all shards of a worker must have alike.
     kept = dict.fromkeys(p.encoding_id for spec in reading for p in flatten(spec.view, specs))
     kept |= dict.fromkeys([target.encoding_id] if target else [p.encoding_id for p in view])
-    return Plan(specs, view, target, missing, kept, awaits)
+    mixes = {spec.encoding_id: mixes[spec.encoding_id] for spec, way in missing if way is Way.CORRECT}
+    kept |= dict.fromkeys(anchor.encoding_id for mix in mixes.values() for anchor, _ in mix.parts)
+    return Plan(specs, view, target, missing, kept, awaits, mixes)
+
+
+def predicted(
+    ordered: tuple[EncodingSpec, ...],
+    specs: dict[EncodingId, EncodingSpec],
+    store: EncodingStore,
+    corrections: Corrections,
+) -> dict[EncodingId, Mix]:
+    """How those that the device lacks can be predicted, of all that may be. What comes first in a view is first served:
+    errors in one view add up."""
+    mixes: dict[EncodingId, Mix] = {}
+    for spec in ordered:
+        if spec.tolerance and spec.encoding_id not in store:
+            mix = corrections.choose(spec, specs, mixes)
+            if mix is not None:
+                mixes[spec.encoding_id] = mix
+    return mixes
 
 
 def target_of(call: Call, specs: dict[EncodingId, EncodingSpec]) -> EncodingSpec | None:
@@ -68,8 +93,9 @@ def ways_to_have(
     sources: tuple[Source, ...] = (),
     refused: Collection[object] = (),
     wanted: bool = True,
+    mixes: Container[EncodingId] = (),
 ) -> tuple[list[tuple[EncodingSpec, Way]], set[EncodingId]]:
-    """How each of `needed` and all that takes is had, and what is waited for. `needed` grows.
+    """How each of `needed` and all that takes is had, and what is waited for. `needed` grows. `mixes` can be predicted.
 
     Not `wanted`, nothing that is worth more has to make room for it.
     """
@@ -80,6 +106,8 @@ def ways_to_have(
         way = tiers.way(spec, sources, refused, wanted=wanted)
         if way is Way.MIX and any(p.encoding_id not in store for p in flatten(spec.view, specs)):
             way = Way.LOAD  # its head cannot be encoded with what is there
+        if way is Way.ENCODE and spec.encoding_id in mixes:
+            way = Way.CORRECT
         ways[spec.encoding_id] = way
         if way in NEEDS_ITS_VIEW:
             needed.update(p.encoding_id for p in flatten(spec.view, specs))

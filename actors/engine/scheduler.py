@@ -14,6 +14,7 @@ from dataclasses import replace
 from laban.actors.calls import Call
 from laban.actors.engine.checks import check_call
 from laban.actors.engine.config import EngineConfig
+from laban.actors.engine.corrections import Corrections
 from laban.actors.engine.decoding import Decode
 from laban.actors.engine.loads import Load, Loads
 from laban.actors.engine.planning import Plan, plan_call
@@ -46,6 +47,7 @@ class Scheduler:
         store: EncodingStore,
         tiers: Tiers,
         loads: Loads | None,
+        corrections: Corrections,
         max_context: int,
         vocab_size: int,
         *,
@@ -56,6 +58,7 @@ class Scheduler:
         self.store = store
         self.tiers = tiers
         self.loads = loads
+        self.corrections = corrections
         self.max_context = max_context
         self.vocab_size = vocab_size
         self.free_tokens = free_tokens
@@ -141,7 +144,7 @@ class Scheduler:
 
     def _try_admit(self, waiting: Waiting, make_decode: Callable[[Call], Decode]) -> RunningCall | None:
         call = waiting.call
-        plan = plan_call(waiting, self.store, self.tiers)
+        plan = plan_call(waiting, self.store, self.tiers, self.corrections)
         if plan.awaits:
             waiting.awaits = plan.awaits
             waiting.awaited_since = waiting.awaited_since or self.store.now_s
@@ -159,6 +162,11 @@ class Scheduler:
             if not call.spare:
                 self._want(entry, plan.specs)
         for spec, way in plan.missing:
+            if way is Way.CORRECT:
+                present.append(self.corrections.make(spec, plan.mixes[spec.encoding_id]))
+                continue
+            if way is Way.ENCODE:
+                self.corrections.encodes(spec, plan.specs)
             self.make(spec, way, plan.specs).spare = call.spare
         running = self._run(waiting, plan, make_decode)
         for entry in present:
@@ -200,12 +208,16 @@ class Scheduler:
         running.admitted_at = running.load_began_at = self.store.now_s
         if waiting.awaited_since is not None:
             running.load_began_at, running.load_ended_at = waiting.awaited_since, self.store.now_s
+        corrected = 0
         for placed in plan.view:
             there = brought.get(placed.encoding_id)
             loaded = 0 if there is None else max(0, min(placed.end, there) - placed.begin)
-            running.tokens_loaded += loaded
             running.tokens_reused += placed.num_tokens if there is None else loaded
-        self.tiers.counters.add("tokens_hit_device", running.tokens_reused - running.tokens_loaded)
+            if placed.encoding_id in plan.mixes:
+                corrected += loaded
+            else:
+                running.tokens_loaded += loaded
+        self.tiers.counters.add("tokens_hit_device", running.tokens_reused - running.tokens_loaded - corrected)
         running.tokens_encoded = encoded
         return running
 
@@ -407,6 +419,7 @@ class Scheduler:
         self.store.unpin(entry)
         if sequence.prefetched:
             self.prefetches.done(entry)
+        self.corrections.published(entry)
         self.tiers.published(entry)
 
     def take_loaded(self) -> list[Sequence]:
@@ -479,6 +492,7 @@ class Scheduler:
 
     def _discard(self, sequence: Sequence) -> None:
         self._producers.pop(sequence.entry, None)
+        self.corrections.given_up(sequence.entry.key)
         self._leave(sequence)
         self.store.discard(sequence.entry)
 

@@ -1,0 +1,87 @@
+"""What stands before an encoding in its view, in short, and how far two such differ.
+
+Keys and values of the same tokens differ from one view to another by what precedes them there, and by nothing else
+once rotation is taken out. So this is what tells whether one may stand for the other.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from laban.kvstore.encodings import EncodingSpec, Specs
+
+LEAST = 0.01
+"""The distance of surroundings that are not the same, at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Of one placement: a digest of its content, its tokens, and its position from the first token that it precedes."""
+
+    content: str
+    num_tokens: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The nearest piece first. Equal ones give equal keys and values, apart from rotation."""
+
+    pieces: tuple[Piece, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(piece.num_tokens for piece in self.pieces)
+
+
+def surroundings(spec: EncodingSpec, specs: Specs) -> Surroundings:
+    """Of `spec`, from its view. KeyError for a view that names unknown encodings.
+
+    What was encoded in its place counts by its tokens; what was encoded elsewhere brings what it saw there, and
+    counts as the very encoding that it is.
+    """
+    pieces: list[Piece] = []
+    view = spec.view
+    while True:
+        for placed in reversed(view.placements):
+            content = f"{placed.encoding_id}:{placed.begin}:{placed.end}"
+            pieces.append(Piece(content, placed.num_tokens, placed.position - spec.start))
+        if view.prefix_id is None:
+            return Surroundings(tuple(pieces))
+        before = specs[view.prefix_id]
+        pieces.append(Piece(digest_of(before.tokens), before.num_tokens, before.start - spec.start))
+        view = before.view
+
+
+def digest_of(tokens: tuple[int, ...]) -> str:
+    return blake2b(array("i", tokens).tobytes(), digest_size=16).hexdigest()
+
+
+def distance(one: Surroundings, other: Surroundings) -> float:
+    """0 for the same surroundings and for no others, up to 1 for such as have nothing in common.
+
+    Half of it is for tokens that only one of them has anywhere, half for what differs from the nearest piece on. It is
+    a share of the tokens, so it means the same for long and short ones.
+    """
+    if one == other:
+        return 0.0
+    most = max(one.num_tokens, other.num_tokens)
+    if most == 0:
+        return LEAST
+    near = 0
+    for mine, its in zip(one.pieces, other.pieces, strict=False):
+        if mine != its:
+            break
+        near += mine.num_tokens
+    counted = [Counter({p.content: 0 for p in each.pieces}) for each in (one, other)]
+    sizes: dict[str, int] = {}
+    for count, each in zip(counted, (one, other), strict=True):
+        for piece in each.pieces:
+            count[piece.content] += 1
+            sizes[piece.content] = piece.num_tokens
+    common = sum((counted[0] & counted[1])[content] * size for content, size in sizes.items())
+    either = sum((counted[0] | counted[1])[content] * size for content, size in sizes.items())
+    return max(LEAST, 1.0 - 0.5 * near / most - 0.5 * common / max(1, either))
