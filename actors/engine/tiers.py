@@ -21,7 +21,7 @@ from laban.actors.engine.counters import Counters
 from laban.actors.engine.disk_folder import chunk_of, rows_of
 from laban.actors.engine.flights import Flights
 from laban.actors.engine.host_pool import HostPool
-from laban.actors.engine.loads import CHUNK_BYTES, IDLE_IN_FLIGHT_S, IN_FLIGHT_S
+from laban.actors.engine.loads import CHUNK_BYTES, IN_FLIGHT_S
 from laban.actors.engine.measured import MeasuredRates
 from laban.actors.engine.tallying import Tallying
 from laban.kvstore.arrivals import Arrival
@@ -377,12 +377,12 @@ class Tiers:
         self._saving.append(_Save(entry, room, device))
         return room
 
-    def pump_saves(self, *, beside: bool, idle: bool) -> None:
-        """Issues saves; `beside` decodes gently, `idle` with little at once."""
+    def pump_saves(self, *, beside: bool) -> None:
+        """Issues saves; `beside` decodes gently."""
         if self.flights is None or not self._saving:
             return
         rate = self.rates.expected.host_bytes_per_s
-        most = int((min(rate, GENTLE_BYTES_PER_S) if beside else rate) * (IDLE_IN_FLIGHT_S if idle else IN_FLIGHT_S))
+        most = int((min(rate, GENTLE_BYTES_PER_S) if beside else rate) * IN_FLIGHT_S)
         while self._saving and self._save_bytes_in_flight < most:
             save = self._saving[0]
             size, per_token = save.device.page_size, self.needs.bytes_per_token
