@@ -306,8 +306,8 @@ class Engine:
         loads, beside = self.scheduler.loads, self.scheduler.is_decoding
         if loads is not None:
             gates = self.runner.gates if not beside and loads.may_gate else None
-            loads.pump(self.tiers.rates.expected, beside=beside, gates=gates)
-        self.tiers.pump_saves(beside=beside)
+            loads.pump(self.tiers.rates.expected, beside=beside, idle=idle, gates=gates)
+        self.tiers.pump_saves(beside=beside, idle=idle)
 
     def _try_launch(self, chunks: list[Chunk]) -> _Iteration | None:
         """None if the device has no room for that much: less of it is tried next."""
@@ -326,6 +326,7 @@ class Engine:
         sampled = [c.sequence for c in chunks if c.sequence.wants_token and c.begin + c.count == len(c.sequence.tokens)]
         decodes = [sequence.decode for sequence in sampled if sequence.decode is not None]
         began_s = time.perf_counter()
+        idle = not self.scheduler.running and not self.scheduler.num_waiting
         launched = self.runner.launch(chunks, [d.sampling for d in decodes], [d.num_launched for d in decodes])
         self._num_launched += 1
         for chunk in chunks:

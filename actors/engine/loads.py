@@ -20,6 +20,8 @@ CHUNK_BYTES = 64 << 20
 CHUNK_S = 0.02
 IN_FLIGHT_S = 0.03
 """Given to the copier ahead: it must not run dry while the engine is in an iteration."""
+IDLE_IN_FLIGHT_S = 0.003
+"""The same of what nobody waits for, while nothing runs: the next call's first forward has to let it by."""
 
 
 @dataclass(slots=True, eq=False)
@@ -72,16 +74,19 @@ class Loads:
         loads = [s.load for s in self.active if s.load is not None and (s.load.wanted or not wanted)]
         return sum(load.there for load in loads) * self._bytes_per_token
 
-    def pump(self, rates: WorkerRates, *, beside: bool, gates: LayerGates | None = None) -> None:
-        """Issues what keeps the link busy for a while; `beside` decodes gently.
+    def pump(
+        self, rates: WorkerRates, *, beside: bool = False, idle: bool = False, gates: LayerGates | None = None
+    ) -> None:
+        """Issues what keeps the link busy for a while; `beside` decodes gently, `idle` with little at once.
 
         `gates` only with a single load, which is then issued whole.
         """
         rate = min(rates.host_bytes_per_s, GENTLE_BYTES_PER_S) if beside else rates.host_bytes_per_s
-        most = int(rate * max(IN_FLIGHT_S, 2 * rates.iteration_s))
         for sequence in sorted(self.active, key=lambda s: not (s.load is not None and s.load.wanted)):
             load = sequence.load
             assert load is not None
+            ahead_s = IDLE_IN_FLIGHT_S if idle and not load.wanted else max(IN_FLIGHT_S, 2 * rates.iteration_s)
+            most = int(rate * ahead_s)
             if gates is not None and load.issued == load.stop and load.wanted and not load.mixes:
                 load.gated = self._issue(sequence, load, 0, gates, gentle=False)
             while not load.cancelled and self._bytes_in_flight < most:

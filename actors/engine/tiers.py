@@ -377,12 +377,12 @@ class Tiers:
         self._saving.append(_Save(entry, room, device))
         return room
 
-    def pump_saves(self, *, beside: bool) -> None:
-        """Issues saves; `beside` decodes gently."""
+    def pump_saves(self, *, beside: bool, idle: bool) -> None:
+        """Issues saves; `beside` decodes gently, `idle` with little at once."""
         if self.flights is None or not self._saving:
             return
         rate = self.rates.expected.host_bytes_per_s
-        most = int((min(rate, GENTLE_BYTES_PER_S) if beside else rate) * IN_FLIGHT_S)
+        most = int((min(rate, GENTLE_BYTES_PER_S) if beside else rate) * (IDLE_IN_FLIGHT_S if idle else IN_FLIGHT_S))
         while self._saving and self._save_bytes_in_flight < most:
             save = self._saving[0]
             size, per_token = save.device.page_size, self.needs.bytes_per_token

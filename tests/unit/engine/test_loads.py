@@ -1,0 +1,69 @@
+"""How much the link is given at once: loads in pieces, by who waits for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from laban.actors.calls import WorkerRates
+from laban.actors.engine.loads import CHUNK_BYTES, IDLE_IN_FLIGHT_S, Load, Loads
+from laban.actors.engine.sequence import Sequence
+from laban.kvstore.encodings import EMPTY_VIEW, make_spec
+from laban.kvstore.store import EncodingStore
+
+PAGE_SIZE, BYTES_PER_TOKEN, NUM_TOKENS = 16, 128 << 10, 8192
+RATES = WorkerRates(host_bytes_per_s=50e9, iteration_s=0.006)
+
+
+@dataclass
+class Link:
+    """A copier that copies when it is told to."""
+
+    bytes_in_flight: int = 0
+    under_way: list[tuple[int, Callable[[], None]]] = field(default_factory=list)
+
+    def start(self, direction: str, device: Any, host: Any, arrived: Callable[[], None], *_: Any) -> Any:
+        assert direction == "load"
+        num_bytes = BYTES_PER_TOKEN * sum(length for _, length in device)
+        assert num_bytes <= CHUNK_BYTES
+        self.bytes_in_flight += num_bytes
+        self.under_way.append((num_bytes, arrived))
+
+    def land(self) -> None:
+        num_bytes, arrived = self.under_way.pop(0)
+        self.bytes_in_flight -= num_bytes
+        arrived()
+
+
+def loading(link: Link, *, wanted: bool) -> tuple[Loads, Sequence]:
+    store = EncodingStore(NUM_TOKENS // PAGE_SIZE, PAGE_SIZE)
+    host = EncodingStore(NUM_TOKENS // PAGE_SIZE, PAGE_SIZE)
+    spec = make_spec("test", tuple(range(NUM_TOKENS)), 0, EMPTY_VIEW, {})
+    here, there = (pool.reserve(spec.encoding_id, NUM_TOKENS) for pool in (store, host))
+    assert here is not None
+    assert there is not None
+    loads = Loads(link, BYTES_PER_TOKEN, PAGE_SIZE, lambda pages: None)  # type: ignore[arg-type]
+    sequence = Sequence(here, 0, list(spec.tokens), (), (), spec)
+    loads.start(sequence, Load(there, NUM_TOKENS, wanted=wanted))
+    return loads, sequence
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("idle", [False, True])
+def test_what_nobody_waits_for_is_brought_a_little_at_a_time_while_nothing_runs(idle: bool, wanted: bool) -> None:
+    link = Link()
+    loads, sequence = loading(link, wanted=wanted)
+    most, times = 0, 0
+    while not loads.take_arrived():
+        loads.pump(RATES, idle=idle)
+        most, times = max(most, link.bytes_in_flight), times + 1
+        link.land()
+        assert times < NUM_TOKENS
+    a_little = IDLE_IN_FLIGHT_S * RATES.host_bytes_per_s + BYTES_PER_TOKEN * PAGE_SIZE
+    assert (most <= a_little) == (idle and not wanted)
+    assert not link.under_way
+    assert sequence.load is not None
+    assert sequence.load.there == 0
