@@ -21,7 +21,7 @@ from laban.actors.engine.counters import Counters
 from laban.actors.engine.disk_folder import chunk_of, rows_of
 from laban.actors.engine.flights import Flights
 from laban.actors.engine.host_pool import HostPool
-from laban.actors.engine.loads import CHUNK_BYTES, IN_FLIGHT_S
+from laban.actors.engine.loads import CHUNK_BYTES, IDLE_IN_FLIGHT_S, IN_FLIGHT_S
 from laban.actors.engine.measured import MeasuredRates
 from laban.actors.engine.tallying import Tallying
 from laban.kvstore.arrivals import Arrival
