@@ -304,6 +304,7 @@ class Engine:
     def _pump(self) -> None:
         """Gives the link what it is to copy next."""
         loads, beside = self.scheduler.loads, self.scheduler.is_decoding
+        idle = not self.scheduler.running and not self.scheduler.num_waiting
         if loads is not None:
             gates = self.runner.gates if not beside and loads.may_gate else None
             loads.pump(self.tiers.rates.expected, beside=beside, idle=idle, gates=gates)
@@ -326,7 +327,6 @@ class Engine:
         sampled = [c.sequence for c in chunks if c.sequence.wants_token and c.begin + c.count == len(c.sequence.tokens)]
         decodes = [sequence.decode for sequence in sampled if sequence.decode is not None]
         began_s = time.perf_counter()
-        idle = not self.scheduler.running and not self.scheduler.num_waiting
         launched = self.runner.launch(chunks, [d.sampling for d in decodes], [d.num_launched for d in decodes])
         self._num_launched += 1
         for chunk in chunks:
