@@ -122,6 +122,7 @@ class MessageBook:
                 begin=read.begin,
                 end=read.end,
                 recompute_share=read.recompute_share,
+                tolerance=read.tolerance,
             )
             for read in reads
         ]

@@ -82,8 +82,10 @@ class ViewTree:
         if message is None:
             return None
         specs = self.specs
-        # Which tokens of a blended read are encoded again depends on all that follows: it is taken for a direct one.
-        entry = Entry(message, ref.fidelity, begin=ref.begin, end=ref.end)
+        # Which tokens of a blended read are encoded again depends on all that follows: it is taken for a direct one. So
+        # is a corrected one, whether or not a worker will predict it: nothing is to be encoded for it ahead of time.
+        fidelity = "direct" if ref.fidelity == "corrected" else ref.fidelity
+        entry = Entry(message, fidelity, begin=ref.begin, end=ref.end)
         found: Spot | None = None
         language, number = self._book.language, spot.num_reads
         try:

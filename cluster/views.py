@@ -1,12 +1,13 @@
 """Composing a view: from the messages a call reads to placements of encodings and the place of the new message.
 
-Pure. A message has a *home*: the encoding made when the message was. A `direct` read places the home; an
-`exact` read places the encoding of the message's tokens under the view so far, which is the home itself
-wherever the home was made under that same view, by construction of the ids. A `blended` read is a direct one whose
-last tokens may be exact: of all that a view reads so, a share of the tokens is encoded under the view so far, those
-nearest to the new message. On most workflows measured they do more for a share than those whose keys and values deviate
-most (CacheBlend, arXiv 2405.16444) or the first of each message (EPIC, arXiv 2410.15332): docs/fidelity.md. And as they
-are one stretch, it takes plain encodings and no second pass.
+Pure. A message has a *home*: the encoding made when the message was. A `direct` read places the home; an `exact` read
+places the encoding of the message's tokens under the view so far, which is the home itself wherever the home was made
+under that same view, by construction of the ids. A `corrected` read asks for the same, but for one that may also be
+predicted: a worker decides (`actors/engine/corrections.py`), and the id says so. A `blended` read is a direct one
+whose last tokens may be exact: of all that a view reads so, a share of the tokens is encoded under the view so far,
+those nearest to the new message. On most workflows measured they do more for a share than those whose keys and values
+deviate most (CacheBlend, arXiv 2405.16444) or the first of each message (EPIC, arXiv 2410.15332): docs/fidelity.md.
+And as they are one stretch, it takes plain encodings and no second pass.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import cast
 
 from laban.actors.errors import InvalidInput, OutOfRange
 from laban.cluster.records import Layout
-from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, Fidelity
+from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, TOLERANCE, Fidelity
 from laban.kvstore.encodings import EMPTY_VIEW, EncodingId, EncodingSpec, Placement, View, extend, make_spec
 
 MAX_OVERLAPS = 100
@@ -46,7 +47,7 @@ class Entry:
     """One entry of a view, as its author wrote it: tokens `[begin, end)` of a message.
 
     `position` is that of the first placed token; None puts it where the layout says. `recompute_share` is above 0, up
-    to 1, and counts for a blended read.
+    to 1, and counts for a blended read. `tolerance`, nats a token, counts for a corrected one; with 0 that is exact.
     """
 
     message: Message
@@ -55,6 +56,7 @@ class Entry:
     begin: int | None = None
     end: int | None = None
     recompute_share: float = RECOMPUTE_SHARE
+    tolerance: float = TOLERANCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,16 +177,20 @@ def place(
     begin, end = _token_range(entry, index)
     whole = (begin, end) == (0, home.num_tokens)
     reframed = entry.message.first_tokens if index == 0 and whole else ()
-    if entry.fidelity == "exact" or reframed:
+    corrected = entry.fidelity == "corrected"
+    if entry.fidelity == "exact" or reframed or (corrected and not entry.tolerance):
         tail = end - begin
     elif entry.fidelity == "direct" or (whole and (home.view, home.start) == (view, at)):
         tail = 0
+    elif corrected:
+        tail = end - begin
     middle = end - tail
     if begin < middle:
         view = extend(view, Placement(home.encoding_id, at, begin, middle), known)
         at += middle - begin
     if tail:
-        spec = make_spec(namespace, reframed or home.tokens[middle:end], at, view, known)
+        tolerance = entry.tolerance if corrected else 0.0
+        spec = make_spec(namespace, reframed or home.tokens[middle:end], at, view, known, tolerance=tolerance)
         known.setdefault(spec.encoding_id, spec)
         view = extend(view, Placement(spec.encoding_id, at, 0, spec.num_tokens), known)
         at = spec.stop

@@ -13,7 +13,7 @@ from typing import Literal
 
 from laban.cluster.workflow.diagnostics import Loc
 from laban.cluster.workflow.expressions import Expression
-from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, Fidelity
+from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, TOLERANCE, Fidelity
 from laban.cluster.workflow.resolve import Member
 from laban.cluster.workflow.schema import Step, Workflow
 
@@ -73,6 +73,7 @@ class Source:
     order: Bound | None = None
     members: tuple[Member | None, ...] = ()  # with `order`: of each key
     recompute_share: float = RECOMPUTE_SHARE  # if it is blended
+    tolerance: float = TOLERANCE  # if it is corrected
 
 
 @dataclass(frozen=True, slots=True)

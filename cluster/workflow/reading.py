@@ -35,7 +35,7 @@ class Reading:
 
     def _ref(self, key: str, source: Source) -> ReadRef:
         name, part = self._named(key), (source.begin, source.end)
-        return ReadRef(name, source.fidelity, *part, source.index, source.recompute_share)
+        return ReadRef(name, source.fidelity, *part, source.index, source.recompute_share, source.tolerance)
 
     def stand_ins(self, source: Source) -> tuple[Given, ...]:
         """The messages as a run within is given them."""

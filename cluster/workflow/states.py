@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from laban.actors.calls import Constraint
-from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, Fidelity
+from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, TOLERANCE, Fidelity
 from laban.cluster.workflow.sampling import SamplingSpec
 
 MAX_RETRY_DELAY_S = 3600.0
@@ -40,6 +40,7 @@ class ReadRef:
     end: int | None = None
     index: int | None = None  # which entry of the step's `read` it is of; None: the agent's prompt, put first
     recompute_share: float = RECOMPUTE_SHARE  # if it is blended
+    tolerance: float = TOLERANCE  # if it is corrected
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,6 @@ def test_bad_workflow_starts_no_cluster(cli: Cli) -> None:
         (["--set", "answer.max_tokens=four"], "answer"),
         (["--set", "nobody.max_tokens=4"], "nobody"),
         (["--fidelity", "perfect"], "perfect"),
-        (["--fidelity", "corrected"], "not served yet"),
     ],
 )
 def test_bad_flags(cli: Cli, address: str, flags: list[str], part: str) -> None:

@@ -144,7 +144,7 @@ def test_errors_are_the_clients_own_classes() -> None:
                 ({"presence_penalty": 0.5}, "presence_penalty"),
                 ({"reasoning_effort": "low"}, "reasoning_effort"),
                 ({"extra_body": {"best_of": 3}}, "best_of"),
-                ({"extra_body": {"laban": {"fidelity": "corrected"}}}, "laban.fidelity"),
+                ({"extra_body": {"laban": {"fidelity": "perfect"}}}, "laban.fidelity"),
                 ({"response_format": {"type": "yaml"}}, "response_format.type"),
                 ({"tools": [{"type": "web"}]}, "tools[0].type"),
                 ({"tool_choice": "required"}, "tool_choice"),

@@ -133,11 +133,8 @@ def test_every_error_is_reported_in_the_order_of_the_file() -> None:
     "body",
     [
         "model: x\nsteps: [{step: a}]",
-        "fidelity: auto\nsteps: [{step: a}]",
         "agents: {bob: {adapter: x}}\nsteps: [{step: a, agent: bob}]",
         "steps: [{step: a, tools: [x]}]",
-        "steps: [{step: a, fidelity: corrected}]",
-        "messages: {m: hi}\nsteps: [{step: a, read: [{read: m, fidelity: corrected}]}]",
     ],
 )
 def test_what_is_reserved_is_said_to_be(body: str) -> None:
