@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from laban.actors.calls import CallFinished
 from laban.cluster.feed import Feed
-from laban.cluster.records import ErrorInfo, Event, StepResult, StepState, WorkflowRecord, WorkflowState
+from laban.cluster.records import ErrorInfo, Event, FidelityNote, StepResult, StepState, WorkflowRecord, WorkflowState
 
 
 def generated(result: StepResult, worker_id: str, event: CallFinished, waited_ms: float) -> StepResult:
@@ -42,6 +42,7 @@ class Board:
         steps: Sequence[StepResult],
         clock: Callable[[], float],
         on_change: Callable[[StepResult | None], None] = lambda ended: None,
+        notes: tuple[FidelityNote, ...] = (),
     ) -> None:
         self.workflow_id = workflow_id
         self.name = name
@@ -54,12 +55,13 @@ class Board:
         self._finished_at: float | None = None
         self._outputs: tuple[tuple[str, str], ...] = ()
         self._error: ErrorInfo | None = None
+        self.notes = notes
         self.held = ""  # why the workflow is held back whole
 
     @classmethod
     def ended(cls, record: WorkflowRecord, feed: Feed) -> Board:
         """Of a workflow that has ended, as it was shown then."""
-        board = cls(record.workflow_id, record.name, record.steps, lambda: record.created_at)
+        board = cls(record.workflow_id, record.name, record.steps, lambda: record.created_at, notes=record.notes)
         board.feed, board.state, board._finished_at = feed, record.state, record.finished_at
         board._outputs, board._error = record.outputs, record.error
         return board
@@ -84,6 +86,7 @@ class Board:
             error=self._error,
             last_event=self.feed.last_event,
             held=self.held,
+            notes=self.notes,
         )
 
     def add_steps(self, steps: Iterable[StepResult]) -> None:
@@ -97,7 +100,10 @@ class Board:
         """
         at = self._clock() if self.feed.last_event else self._created_at
         self.held = held
-        self.feed.append(Event(0, self.workflow_id, at, "workflow_state", workflow_state="running", held=held))
+        notes = () if self.feed.last_event else self.notes
+        self.feed.append(
+            Event(0, self.workflow_id, at, "workflow_state", workflow_state="running", held=held, notes=notes)
+        )
 
     def set_state(self, address: str, state: StepState, *, attempt: int, worker: str = "") -> None:
         step = self.steps[address] = replace(self.steps[address], state=state, attempt=attempt, worker=worker)

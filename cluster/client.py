@@ -10,10 +10,11 @@ from typing import Any, Self, Unpack
 
 from laban.cluster import client_lease_requests as leases
 from laban.cluster import client_requests as requests
+from laban.cluster.audit.findings import Finding
 from laban.cluster.audit.records import AuditItem, RecordedStep
 from laban.cluster.client_async import DEFAULT_TIMEOUT_S, AsyncClient
 from laban.cluster.client_async_session import AsyncSession
-from laban.cluster.client_audit import audit_request, item_from_pb
+from laban.cluster.client_audit import audit_request, findings_request, item_from_pb
 from laban.cluster.client_channel import SyncChannel
 from laban.cluster.client_credentials import Credentials, credentials_from
 from laban.cluster.client_requests import SubmitOptions, WorkflowSource
@@ -140,6 +141,18 @@ class Client:
         submit = requests.submit_request(workflow, inputs, **options)
         call = self._channel.workflows.Audit(audit_request(submit, recorded, levels, num_apart))
         return (item_from_pb(item) for item in self._channel.items(call))
+
+    def record_findings(
+        self, workflow: WorkflowSource, findings: Iterable[Finding], **options: Unpack[SubmitOptions]
+    ) -> None:
+        """Have the server keep what audits found of a workflow, for `auto` to choose by."""
+        request = findings_request(requests.submit_request(workflow, **options), findings)
+        self._channel.call(self._channel.workflows.RecordFindings, request)
+
+    def clear_findings(self, workflow: str) -> None:
+        """Have the server forget what audits found of the workflows of a name. Raises NotFound if that is nothing."""
+        request = requests.filled(pb.ClearFindingsRequest, workflow=workflow)
+        self._channel.call(self._channel.workflows.ClearFindings, request)
 
     def lease_step(
         self, tools: Iterable[str], *, workflow_id: str = "", handler: str = "", wait_s: float = 20.0

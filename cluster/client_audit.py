@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from laban.cluster.audit.findings import Finding
 from laban.cluster.audit.records import AuditItem, Decision, RecordedStep, Refused, Replayed, StepAudit
+from laban.cluster.translate_findings import finding_to_pb
 from laban.proto import laban_pb2 as pb
 
 
@@ -18,6 +20,10 @@ def audit_request(
             told.error = step.error
         steps.append(told)
     return pb.AuditRequest(submit=submit, recorded=steps, levels=levels, num_apart=num_apart)
+
+
+def findings_request(submit: pb.SubmitRequest, findings: Iterable[Finding]) -> pb.RecordFindingsRequest:
+    return pb.RecordFindingsRequest(submit=submit, findings=map(finding_to_pb, findings))
 
 
 def item_from_pb(response: pb.AuditResponse) -> AuditItem:

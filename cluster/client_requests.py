@@ -49,6 +49,7 @@ class SubmitOptions(TypedDict, total=False):
     their paths as seen from it (given a path, the client reads them itself)."""
 
     fidelity: str | None
+    tolerance: float | None
     seed: int | None
     overrides: Overrides | None
     idempotency_key: str
@@ -99,6 +100,7 @@ def submit_request(
     inputs: Mapping[str, Any] | None = None,
     *,
     fidelity: str | None = None,
+    tolerance: float | None = None,
     seed: int | None = None,
     overrides: Overrides | None = None,
     idempotency_key: str = "",
@@ -133,6 +135,8 @@ def submit_request(
             raise InvalidInput("expected names that are valid text", field="inputs", value=name) from None
     if fidelity is not None:
         request.overrides.fidelity = fidelity_of(fidelity, "overrides.fidelity")
+    if tolerance is not None:
+        put(request.overrides, "tolerance", tolerance, "overrides.tolerance")
     if seed is not None:
         put(request.overrides, "seed", seed, "overrides.seed")
     _put_overrides(request.overrides, overrides or {})

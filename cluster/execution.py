@@ -19,6 +19,7 @@ from laban.actors.errors import LabanError
 from laban.actors.logs import about
 from laban.cluster import moves as to
 from laban.cluster.attempts import Attempt, sampling_of
+from laban.cluster.audit.cases import Said
 from laban.cluster.board import Board, generated
 from laban.cluster.explaining import next_uses
 from laban.cluster.external import Desk, ExternalSteps
@@ -31,6 +32,7 @@ from laban.cluster.open_steps import OpenSteps
 from laban.cluster.records import (
     TERMINAL_STEP,
     ErrorInfo,
+    FidelityNote,
     LeaseMessage,
     NextUse,
     StepResult,
@@ -77,6 +79,7 @@ class Execution:
         rank: int = 0,
         clock: Callable[[], float] = time.time,
         created_at: float | None = None,
+        notes: tuple[FidelityNote, ...] = (),
         log: MoveLog | None = None,
         on_change: Callable[[Execution, StepResult | None], None] = lambda execution, ended: None,
         successors: Callable[[], Mapping[EncodingId, int] | None] = lambda: None,
@@ -89,7 +92,7 @@ class Execution:
         self.workflow_id = workflow_id
         self._at = clock() if created_at is None else created_at  # of the move that is being applied
         steps = [StepResult(each.address, each.step, each.agent) for each in run.instances]
-        self.board = Board(workflow_id, name, steps, lambda: self._at, self._changed)
+        self.board = Board(workflow_id, name, steps, lambda: self._at, self._changed, notes)
         self.inbox = Inbox(
             workflow_id, self._apply, log=log, clock=clock, last_event=lambda: self.board.feed.last_event
         )
@@ -175,6 +178,15 @@ class Execution:
         """When what a step reads will be read next, as far as `uses` say; nothing once the workflow has ended."""
         step, book = self._steps.get(address), self._book
         return () if step is None or book is None else next_uses(step.reads, book, uses)
+
+    def said(self, address: str) -> Said | None:
+        """What a step's call read; None if it has none, or the workflow has ended."""
+        step, run, book = self._steps.get(address), self._run, self._book
+        if step is None or run is None or book is None or step.kind != "generate":
+            return None
+        opening, indices = Opening(step.role, step.name, step.prefill), tuple(read.index for read in step.reads)
+        workflow = run.graph.workflow
+        return Said(workflow, opening, tuple(book.entries(step.reads)), indices, book.language, book.specs)
 
     # What the dispatcher tells
 

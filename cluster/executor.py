@@ -15,6 +15,9 @@ from dataclasses import dataclass, replace
 
 from laban.actors.errors import Exhausted, FailedPrecondition, LabanError, Unavailable
 from laban.cluster.answers import check_output, text_of
+from laban.cluster.audit.choosing import Resolved
+from laban.cluster.audit.in_service import InService
+from laban.cluster.audit.resolving import Levels
 from laban.cluster.claims import Claims, Key, KeyTaken, digest, key_of, used_before
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.execution import Execution
@@ -27,12 +30,13 @@ from laban.cluster.journal_records import (
     Stored,
     Submission,
     archive_from_json,
+    notes_of,
     origin_of,
     read_document,
     write_document,
 )
 from laban.cluster.lease_desk import LeaseDesk, ended
-from laban.cluster.lookout import Lookout, Prepared
+from laban.cluster.lookout import Lookout, Prepared, Watching
 from laban.cluster.messages import FramingPort, Language, MessageBook, TokenizerPort
 from laban.cluster.meter import NO_METER, Meter
 from laban.cluster.moves import Stopped
@@ -40,6 +44,7 @@ from laban.cluster.records import (
     TERMINAL_WORKFLOW,
     ClusterStatus,
     Event,
+    FidelityNote,
     Lease,
     StepExplanation,
     TokenChunk,
@@ -78,10 +83,13 @@ class Executor:
         journal: Journal | None = None,
         traces: Traces = NO_TRACES,
         meter: Meter = NO_METER,
+        levels: Levels | None = None,
+        audits: InService | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Without a `lookout` workers are told nothing of what is to come, and no workflow is ever held back. Without a
-        `journal` workflows end with the process; one that is given has been opened, and is closed with the executor."""
+        `journal` workflows end with the process; one that is given has been opened, and is closed with the executor.
+        Without `levels` nothing is known of any, and `auto` is exact; without `audits` no call is run again."""
         self._dispatcher = dispatcher
         self._desks: dict[str, LeaseDesk] = {}  # by tenant: nobody is handed another's step
         self._framing = framing
@@ -92,6 +100,7 @@ class Executor:
         self._lookout = lookout
         self._journal = journal
         self._traces, self._meter = traces, meter
+        self._levels, self._audits = levels, audits
         self.likelihoods = Likelihoods() if lookout is None else lookout.likelihoods
         self.shelf = Shelf()
         self._valve = Valve(dispatcher)
@@ -162,7 +171,6 @@ class Executor:
         """
         overrides = overrides or Overrides()
         origin = self._traces.here()
-        given = workflow, inputs, overrides, origin
         key = key_of(tenant, idempotency_key)
         content = "" if key is None else digest(workflow, inputs, overrides)
         known = await self._claimed_before(key, content)
@@ -179,8 +187,12 @@ class Executor:
                 raise Exhausted(f"{active} workflows of this tenant are active, expected at most {max_of_tenant}")
         self._admitting[tenant] += 1
         try:
+            what = Resolved(workflow, overrides)
+            if self._levels is not None:
+                what = await self._levels.resolve(workflow, overrides, tenant)
             # Rendering and tokenizing may take long: the loop goes on meanwhile.
-            prepared = await asyncio.to_thread(self._prepare, workflow, inputs, overrides, tenant)
+            prepared = await asyncio.to_thread(self._prepare, what.workflow, inputs, what.overrides, tenant)
+            given = what.workflow, inputs, what.overrides, origin, what.notes
             document = "" if self._journal is None else await asyncio.to_thread(write_document, *given)
             known = await self._claimed_before(key, content)  # the same key may have come twice at once
             if known is not None:
@@ -197,7 +209,7 @@ class Executor:
                 created_at=self._clock(),
                 document=document,
             )
-            execution = self._execution_of(submission, prepared)
+            execution = self._execution_of(submission, prepared, what.notes)
             await self._accept(submission, execution, prepared, origin)
         except KeyTaken as taken:
             if taken.content == content:
@@ -264,13 +276,14 @@ class Executor:
         try:
             asked = await asyncio.to_thread(read_document, submission.document)
             prepared = await asyncio.to_thread(self._prepare, *asked, submission.tenant, submission.max_context)
-        except (LabanError, ValueError) as error:  # by a version that understands it, it may
+            notes = notes_of(submission.document)
+        except (LabanError, ValueError, TypeError) as error:  # by a version that understands it, it may
             logger.error("workflow %s cannot be restored: %s", submission.workflow_id, error)
             self.unreadable.add(submission.workflow_id)
             return
         if life != self.life:  # others have it by now
             return
-        execution = self._execution_of(submission, prepared)
+        execution = self._execution_of(submission, prepared, notes)
         self.shelf.keep(submission, execution)
         try:
             execution.replay(stored.lines)
@@ -357,6 +370,8 @@ class Executor:
         await self.cancel(workflow_id, tenant=tenant)
         if self._journal is not None:
             await self._journal.delete(workflow_id)
+        if self._audits is not None:
+            self._audits.forget(workflow_id)
         if workflow_id in self.shelf:  # nobody else has deleted it meanwhile
             self._dispatcher.forget(self._encodings.get(workflow_id, ()))
             self._forget(workflow_id)
@@ -479,7 +494,10 @@ class Executor:
             desk = self._desks[tenant] = LeaseDesk(time_of_day=self._clock, origin=self._origin)
         return desk
 
-    def _execution_of(self, submission: Submission, prepared: Prepared) -> Execution:
+    def _execution_of(self, submission: Submission, prepared: Prepared, notes: tuple[FidelityNote, ...]) -> Execution:
+        watching = Watching() if self._lookout is None else self._lookout.watching(submission.workflow_id)
+        if self._audits is not None:
+            watching["on_change"] = self._audits.listening(submission.tenant, watching.get("on_change"))
         return Execution(
             submission.workflow_id,
             prepared.run.graph.workflow.name,
@@ -491,9 +509,10 @@ class Executor:
             rank=submission.rank,
             clock=self._clock,
             created_at=submission.created_at,
+            notes=notes,
             log=self._journal,
             on_end=self._retire,
-            **({} if self._lookout is None else self._lookout.watching(submission.workflow_id)),
+            **watching,
         )
 
     def _check_journal(self) -> None:

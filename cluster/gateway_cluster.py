@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 from laban.actors.errors import FailedPrecondition
+from laban.cluster.callers import caller
 from laban.cluster.gateway_ports import FleetPort, StatusPort
 from laban.cluster.gateway_requests import read_id
 from laban.cluster.records import WorkerStatus
@@ -23,7 +25,11 @@ class ClusterService:
         self._adding: set[asyncio.Task[WorkerStatus]] = set()
 
     async def GetStatus(self, request: pb.GetStatusRequest) -> pb.ClusterStatus:
-        return status_to_pb(self._status())
+        status = self._status()
+        if not caller().may("admin"):
+            own = tuple(each for each in status.divergences if each.tenant == caller().tenant)
+            status = replace(status, divergences=own)
+        return status_to_pb(status)
 
     async def AddWorker(self, request: pb.AddWorkerRequest) -> pb.WorkerStatus:
         # In a task of its own: a client that leaves does not leave a worker half started.

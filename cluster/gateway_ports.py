@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from typing import Protocol, TypedDict
 
 from laban.actors.calls import Sampling
 from laban.cluster.audit.auditor import AuditRequest
+from laban.cluster.audit.findings import Finding
 from laban.cluster.audit.records import AuditItem
 from laban.cluster.chats import ChatAsk
 from laban.cluster.records import (
@@ -112,6 +113,10 @@ class AuditsPort(Protocol):
     def run(
         self, request: AuditRequest, *, tenant: str = "", max_of_tenant: int | None = None
     ) -> AsyncGenerator[AuditItem, None]: ...
+
+    async def record(self, workflow: Workflow, findings: Iterable[Finding], *, tenant: str = "") -> None: ...
+
+    async def clear(self, workflow: str, *, tenant: str = "") -> None: ...
 
 
 class PageWish(TypedDict):

@@ -16,7 +16,16 @@ from laban.cluster.translate_sessions import duration_s
 from laban.cluster.translate_spec import spec_to_dict
 from laban.cluster.translate_values import schema_to_python, value_to_python
 from laban.cluster.workflow.constraints import constraint_of
-from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, RESERVED, Fidelity, expected, is_served
+from laban.cluster.workflow.fidelity import (
+    AUTO,
+    MAX_TOLERANCE,
+    RECOMPUTE_SHARE,
+    RESERVED,
+    Asked,
+    Fidelity,
+    expected,
+    is_served,
+)
 from laban.cluster.workflow.parse import parse_dict, parse_yaml
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
@@ -94,9 +103,10 @@ def read_overrides(overrides: pb.Overrides, path: str) -> Overrides:
         for name, value in read_sampling_values(step.sampling, f"{at}.sampling").items():
             changes[step.address, name] = value
     return Overrides(
-        fidelity=read_fidelity(overrides.fidelity, f"{path}.fidelity"),
+        fidelity=read_asked(overrides.fidelity, f"{path}.fidelity"),
         seed=_in_bounds("seed", overrides.seed, f"{path}.seed") if overrides.HasField("seed") else None,
         set=changes,
+        tolerance=read_tolerance(overrides, f"{path}.tolerance"),
     )
 
 
@@ -122,6 +132,19 @@ def read_fidelity(number: int, path: str) -> Fidelity | None:
     if word in RESERVED:
         raise NotBuilt(f"reserved in the schema, not served yet; expected {expected()}", field=path, value=word)
     raise InvalidInput(f"expected {expected()}", field=path, value=word or number)
+
+
+def read_asked(number: int, path: str) -> Asked | None:
+    """A level, or `auto`; otherwise as `read_fidelity`."""
+    return AUTO if fidelity_word(number) == AUTO else read_fidelity(number, path)
+
+
+def read_tolerance(overrides: pb.Overrides, path: str) -> float | None:
+    if not overrides.HasField("tolerance"):
+        return None
+    if not 0 <= overrides.tolerance <= MAX_TOLERANCE:
+        raise InvalidInput(f"expected 0 to {MAX_TOLERANCE:g}, nats a token", field=path, value=overrides.tolerance)
+    return overrides.tolerance
 
 
 def read_recompute_share(request: pb.PrefillRequest | pb.DecodeRequest | pb.ChatRequest) -> float:

@@ -22,6 +22,7 @@ from laban.cluster.records import TERMINAL_WORKFLOW, Event, WorkflowRecord
 from laban.cluster.translate import watch_to_pb, workflow_to_pb
 from laban.cluster.translate_audit import item_to_pb, read_audit
 from laban.cluster.translate_cluster import explanation_to_pb
+from laban.cluster.translate_findings import findings_from_pb
 from laban.cluster.translate_leases import lease_to_pb
 from laban.proto import laban_pb2 as pb
 
@@ -137,13 +138,29 @@ class WorkflowService:
         return explanation_to_pb(self._executor.explain(workflow_id, address, tenant=caller().tenant))
 
     async def Audit(self, request: pb.AuditRequest) -> AsyncGenerator[pb.AuditResponse, None]:
-        if self._audits is None:
-            raise NotBuilt("this server runs no audits")
         asked = await asyncio.to_thread(read_audit, request)
-        found = self._audits.run(asked, tenant=caller().tenant, max_of_tenant=caller().max_workflows)
+        found = self._auditing.run(asked, tenant=caller().tenant, max_of_tenant=caller().max_workflows)
         async with aclosing(found) as items:
             async for item in items:
                 yield item_to_pb(item)
+
+    async def RecordFindings(self, request: pb.RecordFindingsRequest) -> pb.RecordFindingsResponse:
+        if not request.HasField("submit"):
+            raise InvalidInput("missing, expected the workflow", field="submit")
+        submission = await asyncio.to_thread(read_submission, request.submit, "submit.")
+        findings = findings_from_pb(request.findings, "findings")
+        await self._auditing.record(submission.workflow, findings, tenant=caller().tenant)
+        return pb.RecordFindingsResponse()
+
+    async def ClearFindings(self, request: pb.ClearFindingsRequest) -> pb.ClearFindingsResponse:
+        await self._auditing.clear(read_id(request.workflow, "workflow"), tenant=caller().tenant)
+        return pb.ClearFindingsResponse()
+
+    @property
+    def _auditing(self) -> AuditsPort:
+        if self._audits is None:
+            raise NotBuilt("this server runs no audits")
+        return self._audits
 
     async def _start(self, submission: Submission) -> WorkflowRecord:
         return await self._executor.submit(

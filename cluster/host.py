@@ -16,6 +16,10 @@ from laban.actors.framing import derive_framing
 from laban.actors.logs import set_up_logs
 from laban.actors.tokenizer import Tokenizer
 from laban.cluster.audit.audits import Audits
+from laban.cluster.audit.in_service import InService
+from laban.cluster.audit.knowledge import Knowledge, Remembered
+from laban.cluster.audit.resolving import Levels
+from laban.cluster.audit.watching import Watch
 from laban.cluster.chat_prompts import ChatPrompts
 from laban.cluster.chats import Chats
 from laban.cluster.config import LabanConfig
@@ -27,6 +31,7 @@ from laban.cluster.gateway_sharing import Sharing
 from laban.cluster.http.server import HttpServer
 from laban.cluster.instruments import Instruments
 from laban.cluster.journal import Journal
+from laban.cluster.journal_findings import JournalKnowledge
 from laban.cluster.journal_members import Presence
 from laban.cluster.journal_place import EVERYWHERE, open_store, peer_address
 from laban.cluster.lookout import Lookout
@@ -113,6 +118,7 @@ class ControlPlane:
                 routing_policy=config.routing.policy,
                 eviction_policy=config.cache.eviction,
                 members=() if membership is None else membership.status,
+                divergences=watch.diverging,
             )
 
         def survey() -> Survey:
@@ -136,6 +142,12 @@ class ControlPlane:
         lookout = Lookout(
             dispatcher, prefetch=config.routing.prefetch, admission=config.routing.admission, meter=RunLog(meter)
         )
+        knowledge: Knowledge = Remembered()
+        if store is not None and journal is not None:
+            knowledge = JournalKnowledge(journal, store, dispatcher.info.namespace)
+        levels = Levels(knowledge, dispatcher.info.namespace, config.audit.fallback)
+        watch = Watch(knowledge, config.audit.tolerance, falls_back=config.audit.fallback)
+        auditing = InService(config.audit, dispatcher, levels, watch, meter) if config.audit.share else None
         executor = Executor(
             dispatcher,
             framing,
@@ -147,6 +159,8 @@ class ControlPlane:
             journal=journal,
             traces=traces,
             meter=meter,
+            levels=levels,
+            audits=auditing,
         )
         membership = None
         if store is not None and journal is not None:
@@ -179,7 +193,7 @@ class ControlPlane:
             status,
             limits,
             fleet=dispatcher.fleet,
-            audits=Audits(dispatcher, executor.language, executor.next_rank),
+            audits=Audits(dispatcher, executor.language, executor.next_rank, levels, watch),
             meter=meter,
             traces=traces,
             door=door,
@@ -215,6 +229,10 @@ class ControlPlane:
         self._gateway, self._executor, self._membership = gateway, executor, membership
         self._http = http
         self._metrics.show(meter)
+        if auditing is not None:
+            self._tasks.append(loop.create_task(auditing.run()))
+        if auditing is not None or config.audit.fallback:
+            self._tasks.append(loop.create_task(watch.run()))
         self._tasks.append(loop.create_task(self._tick(gateway, executor, sessions, meter)))
         host = "127.0.0.1" if config.server.host in EVERYWHERE else config.server.host
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

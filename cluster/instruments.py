@@ -16,6 +16,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import choose_encoder
 
+from laban.cluster.audit.tally import Tally
 from laban.cluster.meter import Meter
 from laban.cluster.metrics import MAX_VALUES, METRICS, OTHER, REFUSALS
 from laban.cluster.metrics_collector import SurveyCollector
@@ -154,6 +155,20 @@ class Instruments(Meter):
 
     def directory_confirmed(self, lag_s: float) -> None:
         self._observe("laban_directory_lag_seconds", lag_s)
+
+    # Audits in service
+
+    def audit_ended(self, outcome: str) -> None:
+        self._count("laban_audits_total", outcome)
+
+    def audit_compared(self, workflow: str, fidelity: str, tally: Tally) -> None:
+        workflow = self._workflow(workflow)
+        self._observe("laban_audit_divergence_nats", tally.kl_mean, workflow, fidelity)
+        self._count("laban_audited_tokens_total", workflow, "agrees", amount=tally.num_agreed)
+        self._count("laban_audited_tokens_total", workflow, "differs", amount=tally.num_tokens - tally.num_agreed)
+
+    def audit_spent(self, worker_id: str, seconds: float) -> None:
+        self._count("laban_audit_seconds_total", self._worker(worker_id), amount=seconds)
 
     # Requests
 

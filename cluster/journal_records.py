@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter
@@ -13,7 +13,7 @@ from laban.actors.errors import InvalidInput
 from laban.cluster.answers import Answers
 from laban.cluster.board import Board
 from laban.cluster.feed import Feed
-from laban.cluster.records import Event, StepResult, WorkflowRecord
+from laban.cluster.records import Event, FidelityNote, StepResult, WorkflowRecord
 from laban.cluster.workflow.parse import parse_dict, to_dict
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
@@ -76,8 +76,14 @@ class Stored:
     archive: str = ""
 
 
-def write_document(workflow: Workflow, inputs: Mapping[str, object], overrides: Overrides, origin: str = "") -> str:
-    """`origin` is the span that it was submitted in, where that is traced.
+def write_document(
+    workflow: Workflow,
+    inputs: Mapping[str, object],
+    overrides: Overrides,
+    origin: str = "",
+    notes: Sequence[FidelityNote] = (),
+) -> str:
+    """`origin` is the span that it was submitted in, where that is traced; `notes` say why it has its levels.
 
     Slow for large ones: call it off the event loop. Raises InvalidInput for what JSON cannot hold.
     """
@@ -87,6 +93,7 @@ def write_document(workflow: Workflow, inputs: Mapping[str, object], overrides: 
         "inputs": dict(inputs),
         "overrides": {"fidelity": overrides.fidelity, "seed": overrides.seed, "set": changes},
         **({"origin": origin} if origin else {}),
+        **({"notes": [asdict(note) for note in notes]} if notes else {}),
     }
     try:
         return json.dumps(document, separators=(",", ":"))
@@ -106,6 +113,11 @@ def read_document(text: str) -> tuple[Workflow, dict[str, Any], Overrides]:
 def origin_of(document: str) -> str:
     """The span that a workflow was submitted in; "" if that was not traced."""
     return str(json.loads(document).get("origin", ""))
+
+
+def notes_of(document: str) -> tuple[FidelityNote, ...]:
+    """Why a workflow has its levels, as it was found when it was submitted. Raises TypeError for other notes."""
+    return tuple(FidelityNote(**note) for note in json.loads(document).get("notes", ()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,39 @@ MEMBERS = Table(
     Column("expires_at", Float(53), nullable=False),
 )
 
+FINDINGS = Table(
+    "laban_findings",
+    METADATA,
+    Column("tenant", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("workflow", Text, primary_key=True),
+    Column("digest", String(32), primary_key=True),
+    Column("step", Text, primary_key=True),
+    Column("read", Integer, primary_key=True, autoincrement=False),  # -1: the whole step
+    Column("level", String(16), primary_key=True),
+    Column("source", String(16), primary_key=True),
+    Column("num_calls", BigInteger, nullable=False),
+    Column("kl_sum", Float(53), nullable=False),
+    Column("kl_squares", Float(53), nullable=False),
+    Column("num_tokens", BigInteger, nullable=False),
+    Column("num_agreed", BigInteger, nullable=False),
+    Column("num_decisions", BigInteger, nullable=False),
+    Column("num_flips", BigInteger, nullable=False),
+    Column("at", Float(53), nullable=False),  # when something was added to it
+)
+
+DIVERGENCES = Table(
+    "laban_divergences",
+    METADATA,
+    Column("tenant", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("workflow", Text, primary_key=True),
+    Column("since", Float(53), nullable=False),
+    Column("kl", Float(53), nullable=False),
+    Column("num_calls", BigInteger, nullable=False),
+    Column("tolerance", Float(53), nullable=False),
+)
+
 
 def migrate(connection: Connection) -> None:
     """Bring a database to this version's schema. Raises FailedPrecondition for one that a newer version has written."""

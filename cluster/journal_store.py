@@ -150,6 +150,10 @@ class SqlStore:
     def write(self, writes: Sequence[Write]) -> Mapping[str, Taken]:
         return self._do(lambda connection: self._write(connection, writes))
 
+    def do(self, work: Callable[[Connection], T]) -> T:
+        """Something else in a transaction, as a member. Raises JournalAway, Fenced."""
+        return self._do(work)
+
     def attend(
         self, presence: Presence, keep: int | None = None, before: float | None = None, known: Collection[str] = ()
     ) -> Round:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from laban.cluster.audit.tally import Tally
 from laban.cluster.records import MessageRecord, StepResult, WorkflowRecord
 
 
@@ -43,6 +44,17 @@ class Meter:
 
     def directory_confirmed(self, lag_s: float) -> None:
         """What a call had left at a worker, so many seconds later."""
+
+    # Audits in service
+
+    def audit_ended(self, outcome: str) -> None:
+        """done, dropped or failed."""
+
+    def audit_compared(self, workflow: str, fidelity: str, tally: Tally) -> None:
+        """With `exact`: one call of it."""
+
+    def audit_spent(self, worker_id: str, seconds: float) -> None:
+        """Of a worker's time."""
 
     # Requests
 

@@ -26,6 +26,7 @@ WORKFLOW_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.
 QUEUE_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 INSTANT_S = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05)
 REQUEST_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+KL_NATS = (0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 LAG_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
 
 LABELS: Mapping[str, str] = {
@@ -76,7 +77,7 @@ class Metric:
         'bytes'
         """
         last = self.name.removesuffix("_total").rpartition("_")[2]
-        return last if last in ("seconds", "bytes", "tokens", "pages", "steps", "calls") else ""
+        return last if last in ("seconds", "bytes", "tokens", "pages", "steps", "calls", "nats") else ""
 
 
 def _counted(name: str, meaning: str, *labels: str) -> Metric:
@@ -250,6 +251,28 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _sum("laban_directory_unconfirmed_total", "Encodings expected at a worker that the directory never confirmed."),
         _now("laban_directory_encodings", "Encodings whose places are watched."),
         _now("laban_directory_shards", "Shards of the directory; `state` is up or silent.", "state"),
+    ),
+    "Audits": (
+        _counted(
+            "laban_audits_total",
+            "Audits in service that ended; `outcome` is done, dropped (for other work, or too old) or failed.",
+            "outcome",
+        ),
+        _timed(
+            "laban_audit_divergence_nats",
+            KL_NATS,
+            "KL of audited calls from `exact`, the mean over a call's tokens, by the level compared.",
+            "workflow",
+            "fidelity",
+        ),
+        _counted(
+            "laban_audited_tokens_total",
+            "Tokens of audited calls; `outcome` is agrees (both levels like the same one best) or differs.",
+            "workflow",
+            "outcome",
+        ),
+        _counted("laban_audit_seconds_total", "Time that workers spent on audits in service.", "worker"),
+        _now("laban_diverging_workflows", "Workflows, by name, whose audited calls have left their tolerance."),
     ),
     "Cluster": (
         _now("laban_info", "1; its labels say what runs.", "version", "routing", "eviction"),

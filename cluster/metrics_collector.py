@@ -76,6 +76,7 @@ def _samples(survey: Survey, workers: list[tuple[str, WorkerSurvey]]) -> Iterato
     yield "laban_workflows", ("running",), status.workflows_running - status.workflows_held
     yield "laban_workflows", ("held",), status.workflows_held
     yield "laban_sessions", (), status.sessions_open
+    yield "laban_diverging_workflows", (), len(status.divergences)
     for state, num in survey.steps.items():
         yield "laban_steps", (state,), num
     for state, num in fleet.states.items():

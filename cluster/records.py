@@ -72,6 +72,23 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True)
+class FidelityNote:
+    """What is known of a level that a step's calls have, in nats a token over so many audited calls; 0 calls: nothing.
+
+    `why` says why `auto` became this level, or why all of the workflow (`step` "") is exact; "" where it was not
+    chosen. `step` is its name, of a workflow within behind the step that runs it and a /. `read` is an entry of its
+    reads, where that was chosen by itself.
+    """
+
+    step: str = ""
+    read: int | None = None
+    level: str = "exact"
+    kl: float = 0.0
+    num_calls: int = 0
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkflowRecord:
     """One workflow and all its step instances, in the order of the step graph.
 
@@ -88,6 +105,7 @@ class WorkflowRecord:
     error: ErrorInfo | None = None
     last_event: int = 0  # the number of its last event
     held: str = ""  # why it is held back whole, before its first step; "" if it is not
+    notes: tuple[FidelityNote, ...] = ()  # what was known of its levels when it was submitted, and what `auto` became
 
     @property
     def wall_ms(self) -> float:
@@ -104,7 +122,7 @@ class Event:
     """Something durable that happened. `number` counts up from 1 by one within a workflow.
 
     - `workflow_state`: `workflow_state`, and when it has ended `outputs` and `error`; the terminal one comes last.
-      One that is held back says so in `held`, and again without when it goes on.
+      One that is held back says so in `held`, and again without when it goes on. The first has the record's `notes`.
     - `step_state`: `address`, `attempt`, `step_state`, `worker`, and of an external step `tool` and `args`; a new
       attempt voids the chunks of those before it.
     - `step_result`: `result`, whose state is terminal. Each instance gets exactly one.
@@ -125,6 +143,7 @@ class Event:
     tool: str = ""
     args: Mapping[str, object] = field(default_factory=dict)
     held: str = ""
+    notes: tuple[FidelityNote, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,6 +398,22 @@ class MemberStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Divergence:
+    """A workflow, by its name, whose audited calls differ from `exact` by more than its tolerance: nats a token, both.
+
+    `falls_back`: what is submitted of it is exact until somebody clears that.
+    """
+
+    tenant: str
+    workflow: str
+    since: float
+    kl: float
+    num_calls: int
+    tolerance: float
+    falls_back: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterStatus:
     version: str
     ready: bool  # at least one worker is up
@@ -394,3 +429,4 @@ class ClusterStatus:
     directory: DirectoryStatus = field(default_factory=DirectoryStatus)
     journal: str = ""  # JOURNAL_AVAILABLE, or since when not; "" if there is no journal
     members: tuple[MemberStatus, ...] = ()  # those that share it
+    divergences: tuple[Divergence, ...] = ()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from laban.cluster.cli.follow import Followed, FollowedStep, shown_fidelity, sums
+from laban.cluster.cli.follow import Followed, FollowedStep, chosen_lines, shown_fidelity, sums
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -219,7 +219,8 @@ def print_results(record: WorkflowRecord) -> None:
         reused = f"{step.tokens_reused}{loaded}"
         numbers = (step.tokens_read, reused, step.tokens_encoded, step.tokens_generated)
         times = (shown_ms(step.ttft_ms), shown_ms(step.wall_ms)) if step.attempt else ("", "")
-        row = (step.address, step.state, shown_fidelity(step.fidelity), *map(str, numbers), *times)
+        fidelity = shown_fidelity(step.fidelity, step.address, record.notes)
+        row = (step.address, step.state, fidelity, *map(str, numbers), *times)
         table.add_row(
             *(Text(cell) for cell in row), style=STYLES.get(step.state) if step.state != "succeeded" else None
         )
@@ -228,6 +229,8 @@ def print_results(record: WorkflowRecord) -> None:
     wall = shown_ms(record.wall_ms)
     table.add_row("sum", f"{len(begun)} steps", "", *map(str, tokens), shown_ms(ttft_ms), wall, style="bold")
     console.print(table)
+    for line in chosen_lines(record.notes):
+        console.print(Text(f"fidelity of {line}", "dim"))
     num_left = len(record.steps) - len(begun)
     if num_left:
         console.print(Text(f"{num_left} more {'was' if num_left == 1 else 'were'} not run", "dim"))

@@ -44,6 +44,13 @@ def print_status(status: ClusterStatus) -> None:
     )
     if status.journal:
         print(f"journal: {status.journal}")
+    for each in status.divergences:
+        then = "; what is submitted of it is exact" if each.falls_back else ""
+        whose = f" of {each.tenant}" if each.tenant else ""
+        print(
+            f"degraded: workflow {each.workflow}{whose} has left its tolerance {each.tolerance:g}: KL {each.kl:.3g} "
+            f"over {each.num_calls} audited calls, since {shown_clock(each.since)}{then}"
+        )
     if len(status.members) > 1:
         print_table(MEMBER_COLUMNS, map(_member, status.members), title="Labans that share the journal")
     print_workers(status.workers)

@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from laban.actors.calls import TokenLogprob
 from laban.cluster import records
+from laban.cluster.translate_findings import note_from_pb, note_to_pb
 from laban.cluster.translate_values import struct_from_python, struct_to_python
 from laban.proto import laban_pb2 as pb
 
@@ -195,6 +196,7 @@ def workflow_to_pb(record: records.WorkflowRecord) -> pb.WorkflowRecord:
         error=error_to_pb(record.error),
         last_event=record.last_event,
         held=record.held,
+        notes=[note_to_pb(note) for note in record.notes],
     )
 
 
@@ -210,6 +212,7 @@ def workflow_from_pb(record: pb.WorkflowRecord) -> records.WorkflowRecord:
         error=error_from_pb(record),
         last_event=record.last_event,
         held=record.held,
+        notes=tuple(map(note_from_pb, record.notes)),
     )
 
 
@@ -223,6 +226,7 @@ def event_to_pb(event: records.Event) -> pb.Event:
                 outputs=outputs_to_pb(event.outputs),
                 error=error_to_pb(event.error),
                 held=event.held,
+                notes=[note_to_pb(note) for note in event.notes],
             )
         )
     elif event.kind == "step_state" and event.step_state is not None:
@@ -256,6 +260,7 @@ def event_from_pb(message: pb.Event) -> records.Event | None:
             outputs=outputs_from_pb(changed.outputs),
             error=error_from_pb(changed),
             held=changed.held,
+            notes=tuple(map(note_from_pb, changed.notes)),
         )
     if what == "step_state":
         step = message.step_state

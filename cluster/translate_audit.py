@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from laban.actors.errors import InvalidInput
 from laban.cluster.audit.auditor import AuditRequest
-from laban.cluster.audit.records import AS_WRITTEN, AuditItem, Decision, RecordedStep, Refused, Replayed, StepAudit
+from laban.cluster.audit.levels import problem_with
+from laban.cluster.audit.records import AuditItem, Decision, RecordedStep, Refused, Replayed, StepAudit
 from laban.cluster.gateway_requests import read_submission
-from laban.cluster.workflow.overrides import check_fidelity
-from laban.cluster.workflow.states import Overrides
 from laban.proto import laban_pb2 as pb
 
 MAX_LEVELS = 16
@@ -23,9 +22,9 @@ def read_audit(request: pb.AuditRequest) -> AuditRequest:
     if not 1 <= len(request.levels) <= MAX_LEVELS:
         raise InvalidInput(f"expected 1 to {MAX_LEVELS}", field="levels", value=len(request.levels))
     for place, level in enumerate(request.levels):
-        problems = [] if level == AS_WRITTEN else check_fidelity(Overrides(level))[1]
-        if problems:
-            raise InvalidInput(problems[0].message, field=f"levels[{place}]", value=level)
+        problem = problem_with(level)
+        if problem:
+            raise InvalidInput(problem, field=f"levels[{place}]", value=level)
     if request.num_apart < 0:
         raise InvalidInput("expected 0 or more", field="num_apart", value=request.num_apart)
     recorded = tuple(map(_recorded_from_pb, request.recorded))

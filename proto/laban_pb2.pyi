@@ -225,14 +225,16 @@ class SubmitRequest(_message.Message):
     def __init__(self, yaml: _Optional[bytes] = ..., workflow: _Optional[_Union[WorkflowSpec, _Mapping]] = ..., inputs: _Optional[_Mapping[str, _struct_pb2.Value]] = ..., overrides: _Optional[_Union[Overrides, _Mapping]] = ..., idempotency_key: _Optional[str] = ..., source_name: _Optional[str] = ..., files: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
 
 class Overrides(_message.Message):
-    __slots__ = ("fidelity", "seed", "steps")
+    __slots__ = ("fidelity", "seed", "steps", "tolerance")
     FIDELITY_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
     fidelity: Fidelity
     seed: int
     steps: _containers.RepeatedCompositeFieldContainer[StepOverride]
-    def __init__(self, fidelity: _Optional[_Union[Fidelity, str]] = ..., seed: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[StepOverride, _Mapping]]] = ...) -> None: ...
+    tolerance: float
+    def __init__(self, fidelity: _Optional[_Union[Fidelity, str]] = ..., seed: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[StepOverride, _Mapping]]] = ..., tolerance: _Optional[float] = ...) -> None: ...
 
 class StepOverride(_message.Message):
     __slots__ = ("address", "sampling")
@@ -283,16 +285,18 @@ class Event(_message.Message):
     def __init__(self, number: _Optional[int] = ..., workflow_id: _Optional[str] = ..., at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., workflow_state: _Optional[_Union[WorkflowStateChanged, _Mapping]] = ..., step_state: _Optional[_Union[StepStateChanged, _Mapping]] = ..., step_result: _Optional[_Union[StepResult, _Mapping]] = ...) -> None: ...
 
 class WorkflowStateChanged(_message.Message):
-    __slots__ = ("state", "outputs", "error", "held")
+    __slots__ = ("state", "outputs", "error", "held", "notes")
     STATE_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     state: WorkflowState
     outputs: _containers.RepeatedCompositeFieldContainer[Output]
     error: Error
     held: str
-    def __init__(self, state: _Optional[_Union[WorkflowState, str]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., held: _Optional[str] = ...) -> None: ...
+    notes: _containers.RepeatedCompositeFieldContainer[FidelityNote]
+    def __init__(self, state: _Optional[_Union[WorkflowState, str]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., held: _Optional[str] = ..., notes: _Optional[_Iterable[_Union[FidelityNote, _Mapping]]] = ...) -> None: ...
 
 class StepStateChanged(_message.Message):
     __slots__ = ("address", "state", "attempt", "worker", "tool", "args")
@@ -367,7 +371,7 @@ class Output(_message.Message):
     def __init__(self, name: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class WorkflowRecord(_message.Message):
-    __slots__ = ("workflow_id", "name", "state", "created_at", "finished_at", "outputs", "steps", "error", "last_event", "held")
+    __slots__ = ("workflow_id", "name", "state", "created_at", "finished_at", "outputs", "steps", "error", "last_event", "held", "notes")
     WORKFLOW_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -378,6 +382,7 @@ class WorkflowRecord(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     LAST_EVENT_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     workflow_id: str
     name: str
     state: WorkflowState
@@ -388,7 +393,24 @@ class WorkflowRecord(_message.Message):
     error: Error
     last_event: int
     held: str
-    def __init__(self, workflow_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[WorkflowState, str]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[StepResult, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., last_event: _Optional[int] = ..., held: _Optional[str] = ...) -> None: ...
+    notes: _containers.RepeatedCompositeFieldContainer[FidelityNote]
+    def __init__(self, workflow_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[WorkflowState, str]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[StepResult, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., last_event: _Optional[int] = ..., held: _Optional[str] = ..., notes: _Optional[_Iterable[_Union[FidelityNote, _Mapping]]] = ...) -> None: ...
+
+class FidelityNote(_message.Message):
+    __slots__ = ("step", "read", "level", "kl", "num_calls", "why")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    READ_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    KL_FIELD_NUMBER: _ClassVar[int]
+    NUM_CALLS_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    step: str
+    read: int
+    level: str
+    kl: float
+    num_calls: int
+    why: str
+    def __init__(self, step: _Optional[str] = ..., read: _Optional[int] = ..., level: _Optional[str] = ..., kl: _Optional[float] = ..., num_calls: _Optional[int] = ..., why: _Optional[str] = ...) -> None: ...
 
 class GetRequest(_message.Message):
     __slots__ = ("workflow_id",)
@@ -531,6 +553,52 @@ class RecordedStep(_message.Message):
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     error: str
     def __init__(self, address: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., error: _Optional[str] = ...) -> None: ...
+
+class RecordFindingsRequest(_message.Message):
+    __slots__ = ("submit", "findings")
+    SUBMIT_FIELD_NUMBER: _ClassVar[int]
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    submit: SubmitRequest
+    findings: _containers.RepeatedCompositeFieldContainer[Finding]
+    def __init__(self, submit: _Optional[_Union[SubmitRequest, _Mapping]] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ...) -> None: ...
+
+class RecordFindingsResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Finding(_message.Message):
+    __slots__ = ("step", "read", "level", "num_calls", "kl_sum", "kl_squares", "num_tokens", "num_agreed", "num_decisions", "num_flips")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    READ_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    NUM_CALLS_FIELD_NUMBER: _ClassVar[int]
+    KL_SUM_FIELD_NUMBER: _ClassVar[int]
+    KL_SQUARES_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_AGREED_FIELD_NUMBER: _ClassVar[int]
+    NUM_DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_FLIPS_FIELD_NUMBER: _ClassVar[int]
+    step: str
+    read: int
+    level: str
+    num_calls: int
+    kl_sum: float
+    kl_squares: float
+    num_tokens: int
+    num_agreed: int
+    num_decisions: int
+    num_flips: int
+    def __init__(self, step: _Optional[str] = ..., read: _Optional[int] = ..., level: _Optional[str] = ..., num_calls: _Optional[int] = ..., kl_sum: _Optional[float] = ..., kl_squares: _Optional[float] = ..., num_tokens: _Optional[int] = ..., num_agreed: _Optional[int] = ..., num_decisions: _Optional[int] = ..., num_flips: _Optional[int] = ...) -> None: ...
+
+class ClearFindingsRequest(_message.Message):
+    __slots__ = ("workflow",)
+    WORKFLOW_FIELD_NUMBER: _ClassVar[int]
+    workflow: str
+    def __init__(self, workflow: _Optional[str] = ...) -> None: ...
+
+class ClearFindingsResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class AuditResponse(_message.Message):
     __slots__ = ("step", "decision", "replayed", "refused")
@@ -995,7 +1063,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ClusterStatus(_message.Message):
-    __slots__ = ("version", "ready", "model", "max_context", "workers", "workflows_running", "sessions_open", "uptime_s", "workflows_held", "routing_policy", "eviction_policy", "directory", "journal", "members")
+    __slots__ = ("version", "ready", "model", "max_context", "workers", "workflows_running", "sessions_open", "uptime_s", "workflows_held", "routing_policy", "eviction_policy", "directory", "journal", "members", "divergences")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -1010,6 +1078,7 @@ class ClusterStatus(_message.Message):
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    DIVERGENCES_FIELD_NUMBER: _ClassVar[int]
     version: str
     ready: bool
     model: str
@@ -1024,7 +1093,26 @@ class ClusterStatus(_message.Message):
     directory: DirectoryStatus
     journal: str
     members: _containers.RepeatedCompositeFieldContainer[MemberStatus]
-    def __init__(self, version: _Optional[str] = ..., ready: bool = ..., model: _Optional[str] = ..., max_context: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., workflows_running: _Optional[int] = ..., sessions_open: _Optional[int] = ..., uptime_s: _Optional[float] = ..., workflows_held: _Optional[int] = ..., routing_policy: _Optional[str] = ..., eviction_policy: _Optional[str] = ..., directory: _Optional[_Union[DirectoryStatus, _Mapping]] = ..., journal: _Optional[str] = ..., members: _Optional[_Iterable[_Union[MemberStatus, _Mapping]]] = ...) -> None: ...
+    divergences: _containers.RepeatedCompositeFieldContainer[Divergence]
+    def __init__(self, version: _Optional[str] = ..., ready: bool = ..., model: _Optional[str] = ..., max_context: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., workflows_running: _Optional[int] = ..., sessions_open: _Optional[int] = ..., uptime_s: _Optional[float] = ..., workflows_held: _Optional[int] = ..., routing_policy: _Optional[str] = ..., eviction_policy: _Optional[str] = ..., directory: _Optional[_Union[DirectoryStatus, _Mapping]] = ..., journal: _Optional[str] = ..., members: _Optional[_Iterable[_Union[MemberStatus, _Mapping]]] = ..., divergences: _Optional[_Iterable[_Union[Divergence, _Mapping]]] = ...) -> None: ...
+
+class Divergence(_message.Message):
+    __slots__ = ("tenant", "workflow", "since", "kl", "num_calls", "tolerance", "falls_back")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    WORKFLOW_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    KL_FIELD_NUMBER: _ClassVar[int]
+    NUM_CALLS_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    FALLS_BACK_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    workflow: str
+    since: float
+    kl: float
+    num_calls: int
+    tolerance: float
+    falls_back: bool
+    def __init__(self, tenant: _Optional[str] = ..., workflow: _Optional[str] = ..., since: _Optional[float] = ..., kl: _Optional[float] = ..., num_calls: _Optional[int] = ..., tolerance: _Optional[float] = ..., falls_back: bool = ...) -> None: ...
 
 class MemberStatus(_message.Message):
     __slots__ = ("member_id", "address", "state", "workflows", "here")
@@ -1175,7 +1263,7 @@ class DrainProgress(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., calls_left: _Optional[int] = ..., encodings_left: _Optional[int] = ..., done: bool = ...) -> None: ...
 
 class WorkflowSpec(_message.Message):
-    __slots__ = ("version", "name", "description", "inputs", "fidelity", "sampling", "messages", "agents", "steps", "outputs", "workflows", "key", "recompute_share")
+    __slots__ = ("version", "name", "description", "inputs", "fidelity", "sampling", "messages", "agents", "steps", "outputs", "workflows", "key", "recompute_share", "tolerance")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -1189,6 +1277,7 @@ class WorkflowSpec(_message.Message):
     WORKFLOWS_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTE_SHARE_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
     version: int
     name: str
     description: str
@@ -1202,7 +1291,8 @@ class WorkflowSpec(_message.Message):
     workflows: _containers.RepeatedCompositeFieldContainer[WorkflowSpec]
     key: str
     recompute_share: float
-    def __init__(self, version: _Optional[int] = ..., name: _Optional[str] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[InputSpec, _Mapping]]] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[MessageSpec, _Mapping]]] = ..., agents: _Optional[_Iterable[_Union[AgentSpec, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[OutputSpec, _Mapping]]] = ..., workflows: _Optional[_Iterable[_Union[WorkflowSpec, _Mapping]]] = ..., key: _Optional[str] = ..., recompute_share: _Optional[float] = ...) -> None: ...
+    tolerance: float
+    def __init__(self, version: _Optional[int] = ..., name: _Optional[str] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[InputSpec, _Mapping]]] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[MessageSpec, _Mapping]]] = ..., agents: _Optional[_Iterable[_Union[AgentSpec, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[OutputSpec, _Mapping]]] = ..., workflows: _Optional[_Iterable[_Union[WorkflowSpec, _Mapping]]] = ..., key: _Optional[str] = ..., recompute_share: _Optional[float] = ..., tolerance: _Optional[float] = ...) -> None: ...
 
 class InputSpec(_message.Message):
     __slots__ = ("key", "type", "default", "description")
@@ -1253,7 +1343,7 @@ class AgentSpec(_message.Message):
     def __init__(self, key: _Optional[str] = ..., prompt: _Optional[str] = ..., role: _Optional[str] = ..., private: bool = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ...) -> None: ...
 
 class StepSpec(_message.Message):
-    __slots__ = ("step", "agent", "for_each", "rounds", "read", "join", "external", "vote", "role", "name", "prefill", "fidelity", "sampling", "private", "tools", "max_parallel", "on_error", "values", "when", "timeout_s", "retries", "loop", "steps", "otherwise", "workflow", "inputs", "messages", "output", "recompute_share", "response_schema", "choices")
+    __slots__ = ("step", "agent", "for_each", "rounds", "read", "join", "external", "vote", "role", "name", "prefill", "fidelity", "sampling", "private", "tools", "max_parallel", "on_error", "values", "when", "timeout_s", "retries", "loop", "steps", "otherwise", "workflow", "inputs", "messages", "output", "recompute_share", "response_schema", "tolerance", "choices")
     STEP_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
     FOR_EACH_FIELD_NUMBER: _ClassVar[int]
@@ -1284,6 +1374,7 @@ class StepSpec(_message.Message):
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTE_SHARE_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
     step: str
     agent: str
@@ -1315,8 +1406,9 @@ class StepSpec(_message.Message):
     output: str
     recompute_share: float
     response_schema: JsonSchema
+    tolerance: float
     choices: _struct_pb2.Value
-    def __init__(self, step: _Optional[str] = ..., agent: _Optional[str] = ..., for_each: _Optional[_Union[ForEachSpec, _Mapping]] = ..., rounds: _Optional[int] = ..., read: _Optional[_Iterable[_Union[ReadSpec, _Mapping]]] = ..., join: _Optional[_Union[JoinSpec, _Mapping]] = ..., external: _Optional[_Union[ExternalSpec, _Mapping]] = ..., vote: _Optional[_Union[VoteSpec, _Mapping]] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., prefill: _Optional[str] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., private: bool = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., max_parallel: _Optional[int] = ..., on_error: _Optional[str] = ..., values: _Optional[_Iterable[_Union[ValueSpec, _Mapping]]] = ..., when: _Optional[str] = ..., timeout_s: _Optional[float] = ..., retries: _Optional[_Union[RetriesSpec, _Mapping]] = ..., loop: _Optional[_Union[LoopSpec, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., otherwise: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., workflow: _Optional[str] = ..., inputs: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[BoundMessage, _Mapping]]] = ..., output: _Optional[str] = ..., recompute_share: _Optional[float] = ..., response_schema: _Optional[_Union[JsonSchema, _Mapping]] = ..., choices: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ...) -> None: ...
+    def __init__(self, step: _Optional[str] = ..., agent: _Optional[str] = ..., for_each: _Optional[_Union[ForEachSpec, _Mapping]] = ..., rounds: _Optional[int] = ..., read: _Optional[_Iterable[_Union[ReadSpec, _Mapping]]] = ..., join: _Optional[_Union[JoinSpec, _Mapping]] = ..., external: _Optional[_Union[ExternalSpec, _Mapping]] = ..., vote: _Optional[_Union[VoteSpec, _Mapping]] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., prefill: _Optional[str] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., private: bool = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., max_parallel: _Optional[int] = ..., on_error: _Optional[str] = ..., values: _Optional[_Iterable[_Union[ValueSpec, _Mapping]]] = ..., when: _Optional[str] = ..., timeout_s: _Optional[float] = ..., retries: _Optional[_Union[RetriesSpec, _Mapping]] = ..., loop: _Optional[_Union[LoopSpec, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., otherwise: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., workflow: _Optional[str] = ..., inputs: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[BoundMessage, _Mapping]]] = ..., output: _Optional[str] = ..., recompute_share: _Optional[float] = ..., response_schema: _Optional[_Union[JsonSchema, _Mapping]] = ..., tolerance: _Optional[float] = ..., choices: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ...) -> None: ...
 
 class BoundMessage(_message.Message):
     __slots__ = ("key", "read")
@@ -1383,20 +1475,22 @@ class ForEachSpec(_message.Message):
     def __init__(self, agents: _Optional[_Iterable[str]] = ..., count: _Optional[int] = ..., input: _Optional[str] = ..., batch: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class ReadSpec(_message.Message):
-    __slots__ = ("read", "fidelity", "begin", "end", "order", "recompute_share")
+    __slots__ = ("read", "fidelity", "begin", "end", "order", "recompute_share", "tolerance")
     READ_FIELD_NUMBER: _ClassVar[int]
     FIDELITY_FIELD_NUMBER: _ClassVar[int]
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTE_SHARE_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
     read: str
     fidelity: Fidelity
     begin: int
     end: int
     order: str
     recompute_share: float
-    def __init__(self, read: _Optional[str] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ..., order: _Optional[str] = ..., recompute_share: _Optional[float] = ...) -> None: ...
+    tolerance: float
+    def __init__(self, read: _Optional[str] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ..., order: _Optional[str] = ..., recompute_share: _Optional[float] = ..., tolerance: _Optional[float] = ...) -> None: ...
 
 class JoinSpec(_message.Message):
     __slots__ = ("at_least", "rest")

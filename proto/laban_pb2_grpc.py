@@ -100,6 +100,16 @@ class WorkflowsStub(object):
                 request_serializer=laban_dot_proto_dot_laban__pb2.AuditRequest.SerializeToString,
                 response_deserializer=laban_dot_proto_dot_laban__pb2.AuditResponse.FromString,
                 _registered_method=True)
+        self.RecordFindings = channel.unary_unary(
+                '/laban.v1.Workflows/RecordFindings',
+                request_serializer=laban_dot_proto_dot_laban__pb2.RecordFindingsRequest.SerializeToString,
+                response_deserializer=laban_dot_proto_dot_laban__pb2.RecordFindingsResponse.FromString,
+                _registered_method=True)
+        self.ClearFindings = channel.unary_unary(
+                '/laban.v1.Workflows/ClearFindings',
+                request_serializer=laban_dot_proto_dot_laban__pb2.ClearFindingsRequest.SerializeToString,
+                response_deserializer=laban_dot_proto_dot_laban__pb2.ClearFindingsResponse.FromString,
+                _registered_method=True)
 
 
 class WorkflowsServicer(object):
@@ -213,6 +223,22 @@ class WorkflowsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecordFindings(self, request, context):
+        """Keeps what audits found of a workflow, in the place of all that was known of these steps and reads at these levels:
+        AUTO chooses by it. It is known by all that the workflow says but its levels, for the caller's tenant and this model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClearFindings(self, request, context):
+        """Forgets all that audits, also those in service, found of the workflows of a name, and that one has left its
+        tolerance: it has the levels that it asks for again. NOT_FOUND: nothing was known.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkflowsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -280,6 +306,16 @@ def add_WorkflowsServicer_to_server(servicer, server):
                     servicer.Audit,
                     request_deserializer=laban_dot_proto_dot_laban__pb2.AuditRequest.FromString,
                     response_serializer=laban_dot_proto_dot_laban__pb2.AuditResponse.SerializeToString,
+            ),
+            'RecordFindings': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordFindings,
+                    request_deserializer=laban_dot_proto_dot_laban__pb2.RecordFindingsRequest.FromString,
+                    response_serializer=laban_dot_proto_dot_laban__pb2.RecordFindingsResponse.SerializeToString,
+            ),
+            'ClearFindings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClearFindings,
+                    request_deserializer=laban_dot_proto_dot_laban__pb2.ClearFindingsRequest.FromString,
+                    response_serializer=laban_dot_proto_dot_laban__pb2.ClearFindingsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -634,6 +670,60 @@ class Workflows(object):
             '/laban.v1.Workflows/Audit',
             laban_dot_proto_dot_laban__pb2.AuditRequest.SerializeToString,
             laban_dot_proto_dot_laban__pb2.AuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordFindings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/laban.v1.Workflows/RecordFindings',
+            laban_dot_proto_dot_laban__pb2.RecordFindingsRequest.SerializeToString,
+            laban_dot_proto_dot_laban__pb2.RecordFindingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClearFindings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/laban.v1.Workflows/ClearFindings',
+            laban_dot_proto_dot_laban__pb2.ClearFindingsRequest.SerializeToString,
+            laban_dot_proto_dot_laban__pb2.ClearFindingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

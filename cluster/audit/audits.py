@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from typing import Protocol
 
-from laban.actors.errors import Exhausted
+from laban.actors.errors import Exhausted, NotBuilt, NotFound
 from laban.cluster.audit.auditor import Audit, AuditRequest, Forgetful
 from laban.cluster.audit.calling import Calls
+from laban.cluster.audit.findings import Finding
 from laban.cluster.audit.records import AuditItem
+from laban.cluster.audit.resolving import Levels
+from laban.cluster.audit.watching import Watch
 from laban.cluster.messages import Language
+from laban.cluster.workflow.schema import Workflow
 
 MAX_AT_ONCE = 16
 MAX_OF_TENANT = 4
@@ -28,9 +32,16 @@ class Audits:
     """Lives in the dispatcher's event loop. An audit runs a few calls at a time, under the tenant that asked for it."""
 
     def __init__(
-        self, dispatcher: AuditedCalls, language: Callable[[str], Language], next_rank: Callable[[], int]
+        self,
+        dispatcher: AuditedCalls,
+        language: Callable[[str], Language],
+        next_rank: Callable[[], int],
+        levels: Levels | None = None,
+        watch: Watch | None = None,
     ) -> None:
+        """Without `levels` nothing that they find can be kept; `watch` is told when that is cleared."""
         self._dispatcher, self._language, self._next_rank = dispatcher, language, next_rank
+        self._levels, self._watch = levels, watch
         self._active: Counter[str] = Counter()  # by tenant
 
     async def run(
@@ -53,3 +64,24 @@ class Audits:
                     yield item
         finally:
             self._active[tenant] -= 1
+
+    async def record(self, workflow: Workflow, findings: Iterable[Finding], *, tenant: str = "") -> None:
+        """Keep what was found, in the place of what was known of the same steps, reads and levels.
+
+        Raises NotBuilt where nothing is kept, Unavailable while the journal is away.
+        """
+        levels = self._kept()
+        await levels.knowledge.put(await levels.subject(workflow, tenant), findings)
+
+    async def clear(self, workflow: str, *, tenant: str = "") -> None:
+        """Forget all that was found of the workflows of this name. Raises NotFound if that is nothing, and as
+        `record` does."""
+        if not await self._kept().knowledge.clear(tenant, workflow):
+            raise NotFound("no audit has found anything of such a workflow", field="workflow", value=workflow)
+        if self._watch is not None:
+            await self._watch.refresh()
+
+    def _kept(self) -> Levels:
+        if self._levels is None:
+            raise NotBuilt("this server keeps nothing of what audits find")
+        return self._levels

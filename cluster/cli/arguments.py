@@ -39,6 +39,7 @@ EXAMPLES = {
     laban audit flow.yaml --data inputs.jsonl --levels direct --tolerance 0.02 --html report.html
     laban audit flow.yaml --data inputs.jsonl --write        then check what it chose:
     laban audit flow.yaml --data held_out.jsonl --levels written
+    laban audit flow.yaml --data inputs.jsonl --keep --address 127.0.0.1:8470   for `fidelity: auto` there
     laban audit flow.yaml --input question='Why?' --json | jq .wholes""",
     "submit": """\
     laban submit flow.yaml --key nightly-2026-11-22     the same key again gives the same workflow
@@ -97,6 +98,8 @@ EXAMPLES = {
     "dashboards": """\
     laban dashboards                          into the folder dashboards, to import into Grafana
     laban dashboards --out /var/lib/grafana/dashboards""",
+    "clear": """\
+    laban clear parallel_debate""",
     "version": "    laban version",
 }
 
@@ -149,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("file", metavar="FILE", help=FILE_HELP)
     run.add_argument("--address", metavar="HOST:PORT", help="a cluster to run it on; none: start one here")
     _run_flags(run)
+    _auto_flag(run)
     _tool_flag(run)
     _json_flag(run)
     _cluster_flags(run)
@@ -161,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--levels", metavar="L,L", help="to compare with exact: direct, ...; written: what FILE says")
     audit.add_argument("--tolerance", type=float, default=0.05, metavar="T", help="of the recommendation (0.05)")
     audit.add_argument("--html", metavar="FILE.html", help="write the report as one page, with pictures")
+    audit.add_argument("--keep", action="store_true", help="have the cluster keep it: `fidelity: auto` chooses by it")
     audit.add_argument("--write", action="store_true", help="write the recommendation into FILE; comments stay")
     _run_flags(audit)
     _tool_flag(audit)
@@ -171,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("file", metavar="FILE", help=FILE_HELP)
     submit.add_argument("--key", default="", help="an idempotency key: the same one again starts nothing new")
     _run_flags(submit)
+    _auto_flag(submit)
     _client_flags(submit)
 
     watch = command("watch", "watch a workflow to its end")
@@ -219,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     lint = command("lint", "check a workflow without running it; needs neither a cluster nor a GPU")
     lint.add_argument("file", metavar="FILE", help=FILE_HELP)
     lint.add_argument("--input", dest="inputs", action="append", default=[], metavar="K=V", help="an input's value")
-    lint.add_argument("--fidelity", help="as if every read had this fidelity: exact, blended or direct")
+    lint.add_argument("--fidelity", help="as if every read had this fidelity: exact, blended, direct or auto")
     _cluster_flags(lint, only_model=True)
     _json_flag(lint)
 
@@ -229,6 +235,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command("schema", "print the JSON Schema of workflow files, for editors")
     command("new", "write a workflow to start from").add_argument("file", metavar="FILE", help="to be made")
+
+    clear = command("clear", "forget what audits found of a workflow; it has the levels that it asks for again")
+    clear.add_argument("workflow", metavar="NAME", help="the workflow's name, as `laban status` shows it")
+    _client_flags(clear, json=False)
 
     config = command("config", "print the configuration as resolved, every field explained")
     _cluster_flags(config)
@@ -286,13 +296,20 @@ def _cluster_flags(parser: argparse.ArgumentParser, *, only_model: bool = False)
     group.add_argument("--record", metavar="FILE", help="record every call to this file, for `benchmarks/simulate.py`")
 
 
+def _auto_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tolerance", type=float, dest="auto_tolerance", metavar="T",
+        help="of `auto`: mean KL from exact, nats a token; default: as the workflow says, else 0.05",
+    )  # fmt: skip
+
+
 def _run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input", dest="inputs", action="append", default=[], metavar="K=V",
         help="an input's value; K=@FILE is a file's text, K='@DIR/*.txt' a list of texts, K:=JSON and K:=@FILE.json a "
         "list or number, K:=@FILE.csv:COLUMN a column; repeatable",
     )  # fmt: skip
-    parser.add_argument("--fidelity", help="for every read: exact, blended or direct; default: as the workflow says")
+    parser.add_argument("--fidelity", help="for every read: exact, blended, direct or auto; default: the workflow's")
     parser.add_argument("--seed", type=int, help="of all sampling noise; default: as the workflow says, else any")
     parser.add_argument(
         "--set", dest="settings", action="append", default=[], metavar="ADDRESS.FIELD=V",

@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING, Any
 from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError, Unavailable
 from laban.cluster.audit.advice import Advice, advise
 from laban.cluster.audit.data import read_data
+from laban.cluster.audit.findings import found_in
+from laban.cluster.audit.levels import problem_with
 from laban.cluster.audit.page import page
 from laban.cluster.audit.records import AS_WRITTEN, AuditItem, RecordedStep, StepAudit
 from laban.cluster.audit.report import BASELINE, AuditedInput, Report, summarize
 from laban.cluster.audit.table import lines
+from laban.cluster.audit.tally import MIN_CALLS
 from laban.cluster.audit.writing import Path as YamlPath
 from laban.cluster.audit.writing import set_fidelities
 from laban.cluster.cli.files import read_file
 from laban.cluster.cli.tools import serving
 from laban.cluster.records import Event
 from laban.cluster.workflow.build import build_graph
+from laban.cluster.workflow.fidelity import AUTO, CHEAPEST_FIRST, expected
 from laban.cluster.workflow.inputs import check_inputs
-from laban.cluster.workflow.overrides import check_fidelity
 from laban.cluster.workflow.parse import parse_yaml
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.states import Overrides
@@ -35,8 +38,6 @@ if TYPE_CHECKING:
     from laban.cluster.client import Client
     from laban.cluster.workflow.schema import Workflow
 
-KNOWN = ("direct", "corrected", "blended")
-"""From the cheapest. What of these this version serves is what is audited unless levels are named."""
 NUM_APART = 4
 MAX_WHY = 8
 
@@ -75,16 +76,12 @@ def _tolerance(value: float) -> float:
 
 def _levels(given: str | None, workflow: Workflow) -> tuple[str, ...]:
     if given is None:
-        served = tuple(level for level in KNOWN if not check_fidelity(Overrides(level))[1])
-        return (*served, AS_WRITTEN) if _states_levels(workflow) else served
+        return (*CHEAPEST_FIRST, AS_WRITTEN) if _states_levels(workflow) else CHEAPEST_FIRST
     levels = tuple(dict.fromkeys(level.strip() for level in given.split(",") if level.strip()))
     for level in levels:
-        problems = [] if level == AS_WRITTEN else check_fidelity(Overrides(level))[1]
-        if problems:
-            expected = problems[0].expected or "another"
-            raise InvalidInput(
-                f"{problems[0].message}, expected {expected}, or {AS_WRITTEN}", field="--levels", value=level
-            )
+        problem = problem_with(level)
+        if problem:
+            raise InvalidInput(f"{problem}, expected {expected()}, or {AS_WRITTEN}", field="--levels", value=level)
     levels = tuple(level for level in levels if level != BASELINE)
     if not levels:
         raise InvalidInput(f"names no level beside {BASELINE}", field="--levels", value=given)
@@ -159,6 +156,18 @@ class Auditing:
             print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
         elif doing.startswith("running"):
             print(line, file=sys.stderr, flush=True)
+
+
+def record(client: Client, plan: AuditPlan, inputs: Sequence[AuditedInput]) -> None:
+    """Have the server keep what was found."""
+    findings = found_in(item for each in inputs for item in each.items)
+    if not findings:
+        return
+    what = {name: plan.request[name] for name in ("source_name", "files")}
+    client.record_findings(plan.request["workflow"], findings, **what)
+    fewest = min(each.tally.num_calls for each in findings if each.read is None)
+    few = f"; it takes {MIN_CALLS} calls of a step, one has {fewest}" if fewest < MIN_CALLS else ""
+    print(f"recorded: {AUTO} chooses by it{few}", file=sys.stderr)
 
 
 def finish(plan: AuditPlan, inputs: Sequence[AuditedInput], arguments: Namespace) -> int:

@@ -97,7 +97,7 @@ def run(arguments: Namespace) -> int:
 
 
 def audit(arguments: Namespace) -> int:
-    from laban.cluster.cli.audit import Auditing, AuditPlan, finish
+    from laban.cluster.cli.audit import Auditing, AuditPlan, finish, record
     from laban.cluster.render import screen_for
 
     request = _request(arguments)
@@ -107,7 +107,16 @@ def audit(arguments: Namespace) -> int:
     plan = AuditPlan(request, arguments)
     with _given_or_own(arguments, screen_for()) as client:
         found = Auditing(client, plan, tools).all()
+        if arguments.keep:
+            record(client, plan, found)
     return finish(plan, found, arguments)
+
+
+def clear(arguments: Namespace) -> int:
+    with _client(arguments) as client:
+        client.clear_findings(arguments.workflow)
+    print(f"{arguments.workflow}: forgotten; what is submitted of it has the levels that it asks for")
+    return 0
 
 
 @contextmanager
@@ -325,6 +334,7 @@ def _request(arguments: Namespace) -> dict[str, Any]:
         "files": files_named_in(text, Path(arguments.file)),
         "inputs": parse_inputs(arguments.inputs),
         "fidelity": arguments.fidelity,
+        "tolerance": getattr(arguments, "auto_tolerance", None),
         "seed": arguments.seed,
         "overrides": parse_settings(arguments.settings),
     }

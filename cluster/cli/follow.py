@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from laban.cluster.records import (
     TERMINAL_STEP,
     TERMINAL_WORKFLOW,
     ErrorInfo,
     Event,
+    FidelityNote,
     StepResult,
     TokenChunk,
     WorkflowRecord,
 )
+from laban.cluster.workflow.names import step_path
 
 SHOWN_ARGS = 200  # characters
 
@@ -127,6 +129,7 @@ def document(record: WorkflowRecord) -> str:
             "wall_ms": round(record.wall_ms, 3),
             "ttft_ms_sum": round(record.ttft_ms_sum, 3),
             "steps": [_step_object(step) for step in record.steps],
+            "notes": [asdict(note) for note in record.notes],
         },
         ensure_ascii=False,
     )
@@ -159,13 +162,35 @@ def _brief(args: Mapping[str, object]) -> str:
     return text if len(text) <= SHOWN_ARGS else f"{text[:SHOWN_ARGS]}..."
 
 
-def shown_fidelity(fidelity: str) -> str:
-    """Reuse that is not exact has not been measured on this workflow: say so.
+def shown_fidelity(fidelity: str, address: str = "", notes: Iterable[FidelityNote] = ()) -> str:
+    """What was known of reuse that is not exact, or that it has not been measured on this workflow.
 
+    >>> shown_fidelity("direct", "answer[2]", [FidelityNote("answer", None, "direct", 0.0412, 120)])
+    'direct, KL 0.0412 over 120 audited calls'
     >>> shown_fidelity("direct")
     'direct, unaudited'
     """
-    return fidelity if fidelity in ("exact", "") else f"{fidelity}, unaudited"
+    if fidelity in ("exact", ""):
+        return fidelity
+    step = step_path(address)
+    for note in notes:
+        if (note.step, note.read, note.level) == (step, None, fidelity) and note.num_calls:
+            return f"{fidelity}, KL {note.kl:.3g} over {note.num_calls} audited calls"
+    return f"{fidelity}, unaudited"
+
+
+def chosen_lines(notes: Iterable[FidelityNote]) -> list[str]:
+    """Which levels were chosen, and why, a line each.
+
+    >>> chosen_lines([FidelityNote("answer", 1, "direct", 0.04, 120, "within 0.05"), FidelityNote("say")])
+    ['answer, read 1: direct, within 0.05']
+    """
+    lines = []
+    for note in notes:
+        if note.why:
+            read = "" if note.read is None else f", read {note.read}"
+            lines.append(f"{note.step or 'all steps'}{read}: {note.level}, {note.why}")
+    return lines
 
 
 def sums(steps: Iterable[StepResult]) -> tuple[int, int, int, int, float, float]:

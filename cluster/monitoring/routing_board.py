@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from laban.cluster.monitoring.panels import Dashboard, Panel, Query, Row, buckets, now, quantiles, rate, share
+from laban.cluster.monitoring.panels import Dashboard, Panel, Query, Row, buckets, mean, now, quantiles, rate, share
 
 _TOKENS, _LAG = "laban_routing_tokens_total", "laban_directory_lag_seconds"
 
@@ -125,6 +125,53 @@ ROUTING = Dashboard(
                     (Query(rate("laban_generated_tokens_total", "fidelity"), "{{fidelity}}"),),
                     "A second.",
                     stacked=True,
+                ),
+            ),
+        ),
+        Row(
+            "Audits in service",
+            (
+                Panel(
+                    "Divergence by workflow",
+                    (Query(mean("laban_audit_divergence_nats", "workflow, fidelity"), "{{workflow}} {{fidelity}}"),),
+                    "Mean KL from exact of audited calls, nats a token.",
+                ),
+                Panel(
+                    "Divergence by level",
+                    quantiles("laban_audit_divergence_nats", "fidelity"),
+                    "Of audited calls, each one's mean, nats a token.",
+                ),
+                Panel(
+                    "Tokens that both like best",
+                    (
+                        Query(
+                            share(
+                                rate("laban_audited_tokens_total", "workflow", 'outcome="agrees"'),
+                                rate("laban_audited_tokens_total", "workflow"),
+                            ),
+                            "{{workflow}}",
+                        ),
+                    ),
+                    "Of audited tokens.",
+                    "percentunit",
+                ),
+                Panel(
+                    "Workflows outside their tolerance",
+                    (Query(now("laban_diverging_workflows"), "workflows"),),
+                    "`laban status` names them.",
+                ),
+                Panel(
+                    "Audits",
+                    (Query(rate("laban_audits_total", "outcome"), "{{outcome}}"),),
+                    "A second, by how they ended.",
+                    "ops",
+                    stacked=True,
+                ),
+                Panel(
+                    "Time spent on audits",
+                    (Query(rate("laban_audit_seconds_total", "worker"), "{{worker}}"),),
+                    "Of each worker's time: at most `audit.budget`.",
+                    "percentunit",
                 ),
             ),
         ),

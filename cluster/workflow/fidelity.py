@@ -6,10 +6,17 @@ from typing import Literal, TypeGuard, get_args
 
 Fidelity = Literal["exact", "corrected", "blended", "direct"]
 LEVELS: tuple[Fidelity, ...] = get_args(Fidelity)
-RESERVED = ("auto",)
+RESERVED: tuple[str, ...] = ()
+_BY_COST = ("direct", "corrected", "blended")
+CHEAPEST_FIRST: tuple[Fidelity, ...] = tuple(sorted((each for each in LEVELS if each != "exact"), key=_BY_COST.index))
+
+Asked = Literal[Fidelity, "auto"]
+"""What may be asked for: a level, or AUTO, the cheapest that an audit found within a tolerance."""
+AUTO: Literal["auto"] = "auto"
 
 TOLERANCE = 0.05
-"""Nats a token, where `corrected` is asked for and nothing else is said."""
+"""Nats a token, where `auto` or `corrected` is asked for and nothing else is said."""
+MAX_TOLERANCE = 100.0
 
 RECOMPUTE_SHARE = 0.15
 """Of the tokens of blended reads, those that are encoded again where nothing else is said."""
@@ -26,3 +33,8 @@ def expected() -> str:
     'exact, corrected, blended or direct'
     """
     return f"{', '.join(LEVELS[:-1])} or {LEVELS[-1]}"
+
+
+def level_of(asked: Asked) -> Fidelity:
+    """What is read where nobody has chosen: `auto` is `exact` until something is known."""
+    return "exact" if asked == "auto" else asked

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
+from laban.cluster.workflow.autos import unchosen
 from laban.cluster.workflow.blocks import lay_out, steps_of
 from laban.cluster.workflow.build import build_graph
 from laban.cluster.workflow.diagnostics import Diagnostic, Loc, Problem
@@ -73,7 +74,7 @@ def lint(
     plan, last = plan_sampling(graph, overrides)
     problems += [*more, *even_more, *last, *private_leaks(graph)]
     problems += [*_unused(workflow, graph), *_empty(messages), *_same_texts(graph, plan, texts)]
-    problems += _trailing_spaces(graph, texts)
+    problems += [*_trailing_spaces(graph, texts), *unchosen(workflow, overrides)]
     views: list[ViewFit] = []
     if framing is not None and max_context is not None and not more and not even_more:
         views = view_fits(graph, messages, texts, plan, framing, max_context)

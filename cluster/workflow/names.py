@@ -14,6 +14,8 @@ RESERVED_NAMES = frozenset(
 
 NAME_RULE = "a letter, then letters, digits or _, at most 64 in all"
 
+_INDEX = re.compile(r"\[[^]]*\]")
+
 
 def name_problem(name: str) -> str:
     """Why `name` may not be used; empty if it may."""
@@ -22,3 +24,12 @@ def name_problem(name: str) -> str:
     if NAME.fullmatch(name) is None:
         return f"not a name: {NAME_RULE}"
     return ""
+
+
+def step_path(address: str) -> str:
+    """The step that an instance is of, in whichever workflow within it is.
+
+    >>> step_path("research[2]/draft[bob,1]")
+    'research/draft'
+    """
+    return _INDEX.sub("", address)

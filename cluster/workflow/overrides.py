@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from laban.cluster.workflow.diagnostics import Problem, suggest
 from laban.cluster.workflow.explain import explain
-from laban.cluster.workflow.fidelity import RESERVED, Fidelity, expected, is_served
+from laban.cluster.workflow.fidelity import AUTO, RESERVED, Fidelity, expected, is_served
 from laban.cluster.workflow.graph import Node, StepGraph
 from laban.cluster.workflow.sampling import SamplingSpec, instance_seed, merge
 from laban.cluster.workflow.schema import Sampling, Step
@@ -20,8 +20,8 @@ _REAL = {"temperature", "top_p"}
 
 
 def check_fidelity(overrides: Overrides) -> tuple[Fidelity | None, list[Problem]]:
-    """The fidelity that replaces all others, if one does."""
-    level = overrides.fidelity
+    """The fidelity that replaces all others, if one does; `auto` that nobody has resolved is `exact`."""
+    level = "exact" if overrides.fidelity == AUTO else overrides.fidelity
     if level is None or is_served(level):
         return level, []
     if level in RESERVED:

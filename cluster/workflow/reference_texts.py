@@ -37,6 +37,7 @@ TEXTS: Mapping[type[Model], Mapping[str, str]] = {
         "description": "what it is for",
         "inputs": "name -> a value given when it is run",
         "fidelity": "for every read that does not say otherwise",
+        "tolerance": "of `auto`, and of audits in service: mean KL from `exact`, nats a token; default 0.05",
         "recompute_share": "of the tokens of `blended` reads, those that are encoded again",
         "sampling": "defaults for every step",
         "messages": "name -> a fixed message",
@@ -98,6 +99,7 @@ TEXTS: Mapping[type[Model], Mapping[str, str]] = {
         "response_schema": "what it generates is JSON that follows this; its properties are values of the step",
         "choices": "what it generates is one of these texts, or of those that an expression gives",
         "fidelity": "of its reads",
+        "tolerance": "of `auto`; default: the workflow's",
         "recompute_share": "of its `blended` reads; default: the workflow's",
         "sampling": "of this step",
         "private": "what it makes must not leak",
@@ -112,6 +114,7 @@ TEXTS: Mapping[type[Model], Mapping[str, str]] = {
     schema.Read: {
         "read": "which messages",
         "fidelity": "how their encodings may be reused",
+        "tolerance": "of `auto`; default: the step's",
         "recompute_share": "if they are `blended`: how many of their tokens count; default: the step's",
         "order": "gives members by name or number: only these are read, in this order",
         "begin": "the first token read of each message",

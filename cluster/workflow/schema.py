@@ -23,9 +23,9 @@ from laban.cluster.workflow.schema_types import (
     MAX_STEPS,
     MAX_TEXT,
     Argument,
+    Asked,
     Choices,
     ExpressionText,
-    Fidelity,
     JsonSchema,
     Label,
     Name,
@@ -37,6 +37,7 @@ from laban.cluster.workflow.schema_types import (
     SelectorText,
     StopString,
     Text,
+    Tolerance,
     WorkflowName,
     spelled,
 )
@@ -90,7 +91,8 @@ class Read(Model):
     """One entry of a step's view: what `read` selects, how it may be reused, and which of its tokens."""
 
     read: SelectorText
-    fidelity: Fidelity | None = None
+    fidelity: Asked | None = None
+    tolerance: Tolerance | None = None  # of `auto`
     recompute_share: RecomputeShare | None = None  # of `blended` reads' tokens
     order: ExpressionText | None = None  # gives members, or one: only these, in its order
     begin: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
@@ -257,7 +259,8 @@ class Step(Model):
     prefill: Annotated[str, Field(max_length=100_000)] = ""
     response_schema: ResponseSchema | None = None
     choices: Choices = None  # a list of texts, or an expression that gives one
-    fidelity: Fidelity | None = None
+    fidelity: Asked | None = None
+    tolerance: Tolerance | None = None  # of `auto`
     recompute_share: RecomputeShare | None = None  # of `blended` reads' tokens
     sampling: Sampling = Sampling()
     private: bool = False
@@ -332,7 +335,8 @@ class Workflow(Model):
     name: Label
     description: str = Field(default="", max_length=10_000)
     inputs: dict[Label, Input] = {}
-    fidelity: Fidelity = "exact"
+    fidelity: Asked = "exact"
+    tolerance: Tolerance | None = None  # of `auto`, and of audits in service
     recompute_share: RecomputeShare = RECOMPUTE_SHARE
     sampling: Sampling = Sampling()
     messages: dict[Name, Annotated[Message, spelled(shorthands.bare("text"))]] = {}

@@ -114,7 +114,8 @@ def _label(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(_name)]  # of what reads may name
 Label = Annotated[str, AfterValidator(_label)]  # of what they may not
-Fidelity = Annotated[fidelity.Fidelity, BeforeValidator(_fidelity)]
+Asked = Annotated[fidelity.Asked, BeforeValidator(_fidelity)]
+Tolerance = Annotated[float, Field(ge=0, le=fidelity.MAX_TOLERANCE, allow_inf_nan=False)]  # nats a token
 RecomputeShare = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 SelectorText = Annotated[str, Field(max_length=MAX_CHARS), AfterValidator(_selector)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from laban.cluster.workflow.blocks import Layout, Placed
 from laban.cluster.workflow.diagnostics import MAX_PROBLEMS, Loc, Problem, suggest
 from laban.cluster.workflow.expressions import BUILT_IN_VALUES, Expression, Reference, parse_expression
-from laban.cluster.workflow.fidelity import Fidelity
+from laban.cluster.workflow.fidelity import TOLERANCE, Fidelity, level_of
 from laban.cluster.workflow.graph import Bound, Source, Use, end_unit, prompt_key, vote_unit
 from laban.cluster.workflow.resolve import SEVERAL, Ballot, Member, ReadProblem, Selection, Shape, resolve
 from laban.cluster.workflow.schema import Read, Step, Workflow
@@ -173,16 +173,18 @@ def sources_of(
     workflow: Workflow, step: Step, entries: list[Entry], reader: Reader, fidelity: Fidelity | None
 ) -> Iterator[Source]:
     """The view of one instance: the agent's prompt first unless it is placed, then the reads."""
-    stated = fidelity or step.fidelity or workflow.fidelity
+    stated = fidelity or level_of(step.fidelity or workflow.fidelity)
     usual_share = step.recompute_share or workflow.recompute_share
+    tolerances = (step.tolerance, workflow.tolerance, TOLERANCE)
+    usual_tolerance = next(each for each in tolerances if each is not None)
     agent = reader.agent
     prompt = agent is not None and workflow.agents[agent].prompt is not None
     placed = any(_is_prompt(entry.read) for entry in entries)
     if agent is not None and prompt and not placed and step.external is None and step.workflow is None:
-        yield _blended(Source((prompt_key(agent),), stated, fixed=True), usual_share)
+        yield _blended(Source((prompt_key(agent),), stated, fixed=True, tolerance=usual_tolerance), usual_share)
     for index, entry in enumerate(entries):
         read = entry.read
-        level = fidelity or read.fidelity or stated
+        level = fidelity or (stated if read.fidelity is None else level_of(read.fidelity))
         if entry.chosen is not None:
             source = chosen_source(entry.chosen, reader, level)
             if entry.order is not None:
@@ -193,7 +195,8 @@ def sources_of(
             source = Source((prompt_key(agent),), level, fixed=True)
         else:
             continue
-        source = replace(source, begin=read.begin, end=read.end, index=index)
+        tolerance = usual_tolerance if read.tolerance is None else read.tolerance
+        source = replace(source, begin=read.begin, end=read.end, index=index, tolerance=tolerance)
         yield _blended(source, read.recompute_share or usual_share)
 
 

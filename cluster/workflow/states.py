@@ -122,9 +122,11 @@ class Tally:
 class Overrides:
     """What the caller of a run changes: every fidelity, every seed, sampling values of a step or an instance.
 
-    `set` maps (address or step, sampling field) to a value; a number may be given as its text.
+    `set` maps (address or step, sampling field) to a value; a number may be given as its text. `tolerance` is of
+    `auto`, in nats a token, in the place of every other.
     """
 
     fidelity: str | None = None
     seed: int | None = None
     set: Mapping[tuple[str, str], object] = field(default_factory=dict)
+    tolerance: float | None = None

@@ -36,6 +36,7 @@ pytestmark = [
 SETTINGS = """
 engine: {pool_tokens: 512}
 cache: {host_bytes: 64MiB}
+audit: {share: 1.0, budget: 1.0}
 """
 FLOW = """
 version: 1
@@ -163,4 +164,4 @@ def test_every_rule_is_taken_and_evaluated(observed: tuple[Prometheus, str]) -> 
     firing = {
         alert["labels"]["alertname"] for alert in prometheus.ask("alerts")["alerts"] if alert["state"] == "firing"
     }
-    assert firing <= {"LabanFailuresBurnFast"}
+    assert firing <= {"LabanFailuresBurnFast", "LabanDivergence"}

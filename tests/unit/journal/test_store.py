@@ -204,8 +204,8 @@ def test_a_journal_of_the_version_before_is_brought_forward(url: str) -> None:
 def _write_as_version_1(url: str, submissions: list[Submission]) -> None:
     store = SqlStore(url)
     with closing(store._engine.connect()) as connection, transaction(connection):
-        for table in ("laban_moves", "laban_members", "laban_workflows", "laban_schema"):
-            connection.execute(text(f"DROP TABLE IF EXISTS {table}"))
+        for table in ("moves", "members", "workflows", "findings", "divergences", "schema"):
+            connection.execute(text(f"DROP TABLE IF EXISTS laban_{table}"))
         config = Config()
         config.set_main_option("script_location", str(Path(migrations.__file__).parent))
         config.attributes["connection"] = connection
@@ -228,7 +228,7 @@ def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("update laban_schema set version_num = '9999'")
     with pytest.raises(
-        FailedPrecondition, match=r"journal.url: .* newer Laban: its schema is 9999, expected at most 0002"
+        FailedPrecondition, match=r"journal.url: .* newer Laban: its schema is 9999, expected at most 0003"
     ):
         store.open()
 

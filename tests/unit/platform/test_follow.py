@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laban.cluster.cli.follow import Followed, document, shown_fidelity, sums
-from laban.cluster.records import ErrorInfo, Event, StepResult, TokenChunk, WorkflowRecord
+from laban.cluster.records import ErrorInfo, Event, FidelityNote, StepResult, TokenChunk, WorkflowRecord
 from laban.cluster.render import PlainScreen, ended_line, live_line, print_results, visible
 
 
@@ -92,7 +92,7 @@ def test_begin_keeps_the_graphs_order() -> None:
 
 def test_document_has_exactly_the_keys() -> None:
     parsed = json.loads(document(RECORD))
-    assert list(parsed) == ["workflow_id", "state", "outputs", "wall_ms", "ttft_ms_sum", "steps"]
+    assert list(parsed) == ["workflow_id", "state", "outputs", "wall_ms", "ttft_ms_sum", "steps", "notes"]
     assert list(parsed["steps"][0]) == [
         "address", "state", "attempt", "fidelity", "text", "values", "token_ids", "tokens_read", "tokens_reused",
         "tokens_loaded", "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms", "worker",
@@ -105,6 +105,9 @@ def test_sums_and_words() -> None:
     assert sums(RECORD.steps) == (20, 8, 14, 4, 40.0, 100.0)
     assert shown_fidelity("exact") == "exact"
     assert shown_fidelity("mixed") == "mixed, unaudited"
+    notes = [FidelityNote("a", 1, "direct", 9.0, 9), FidelityNote("a/b", None, "direct", 0.04, 120)]
+    assert shown_fidelity("direct", "a[2]/b[bob,1]", notes) == "direct, KL 0.04 over 120 audited calls"
+    assert shown_fidelity("direct", "a[2]", notes) == "direct, unaudited"
 
 
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:

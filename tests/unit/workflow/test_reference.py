@@ -130,7 +130,7 @@ SOUND: dict[str, Any] = {
     ("path", "value"),
     [
         (["version"], 2), (["name"], "a b"), (["steps"], []), (["messages"], {"a b": "x"}), (["stepz"], 1),
-        (["fidelity"], "auto"), (["steps", 0, "step"], 3), (["steps", 0, "count"], 0), (["steps", 0, "join"], "some"),
+        (["fidelity"], "fast"), (["steps", 0, "step"], 3), (["steps", 0, "count"], 0), (["steps", 0, "join"], "some"),
         (["steps", 0, "read", 0], "m["), (["steps", 0, "read", 1], {"red": "m"}), (["steps", 0, "retries"], -1),
         (["steps", 0, "values"], "v"), (["steps", 1, "loop"], {}), (["steps", 1, "loop", "on_max"], "stop"),
         (["steps", 1, "steps", 0, "external", "lease_s"], 0), (["steps", 1, "when"], True),

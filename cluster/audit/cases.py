@@ -1,0 +1,106 @@
+"""A finished call that is to be audited in service, and the calls that this takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from laban.actors.calls import Call, Sampling, Scoring
+from laban.cluster.audit.findings import Source
+from laban.cluster.messages import Language, MessageBook, Opening
+from laban.cluster.spare_calls import RANK
+from laban.cluster.views import Entry
+from laban.cluster.workflow.fidelity import Fidelity
+from laban.cluster.workflow.schema import Workflow
+from laban.kvstore.encodings import EncodingId, EncodingSpec
+
+MAX_TOKENS = 256
+"""Of a text the first so many are compared: what is kept of each is a number for every word of the vocabulary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a step's call read, and how its message begins. `specs` holds all that the messages depend on."""
+
+    workflow: Workflow
+    opening: Opening
+    entries: tuple[Entry, ...]
+    indices: tuple[int | None, ...]  # which entry of the step's `read` each is of
+    language: Language
+    specs: Mapping[EncodingId, EncodingSpec]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The call as it was, which `name` sums up; or at a `level`, with `read` that entry alone, the others exact."""
+
+    name: str
+    level: Fidelity | None = None
+    read: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    workflow_id: str
+    address: str
+    step: str  # its path
+    tenant: str
+    worker_id: str  # where it ran
+    source: Source
+    said: Said
+    token_ids: tuple[int, ...]
+    trials: tuple[Trial, ...]
+    at_s: float  # when it ended, monotonic
+
+    @property
+    def name(self) -> str:
+        return self.said.workflow.name
+
+    @property
+    def num_tokens(self) -> int:
+        """That are encoded for it, about: the view under `exact`, and the text under that and each trial."""
+        view = sum(entry.message.home.num_tokens for entry in self.said.entries)
+        return view + (1 + len(self.trials)) * min(len(self.token_ids), MAX_TOKENS)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The call under `exact`, whose scores are kept, and each trial's, whose view is another. `same` are the trials
+    whose view is that of `exact`. `made` are the encodings that nobody had asked for before."""
+
+    exact: Call
+    others: tuple[tuple[Trial, Call], ...]
+    same: tuple[Trial, ...]
+    made: frozenset[EncodingId]
+
+
+def calls_of(case: Case, key: str) -> Pair:
+    """Slow for large views: call it off the event loop. Raises what composing a call raises."""
+    book = MessageBook(case.said.language, specs=dict(case.said.specs))
+    tokens = case.token_ids[:MAX_TOKENS]
+    sampling = Sampling(max_tokens=len(tokens), forced=tokens)
+
+    def call(name: str, entries: list[Entry], scoring: Scoring) -> Call:
+        made, _ = book.decode(f"{key}/{name}", case.address, entries, case.said.opening, sampling)
+        return replace(made, scoring=scoring, spare=True, rank=RANK)
+
+    exact = call("exact", [replace(entry, fidelity="exact") for entry in case.said.entries], Scoring(keep=key))
+    others, same = [], []
+    for number, trial in enumerate(case.trials):
+        other = call(str(number), list(_entries(case.said, trial)), Scoring(against=key))
+        if (other.view, other.start) == (exact.view, exact.start):
+            same.append(trial)
+        else:
+            others.append((trial, other))
+    if others:
+        trial, last = others[-1]
+        others[-1] = trial, replace(last, scoring=Scoring(against=key, release=True))
+    return Pair(exact, tuple(others), tuple(same), frozenset(book.specs) - frozenset(case.said.specs))
+
+
+def _entries(said: Said, trial: Trial) -> Iterator[Entry]:
+    for entry, index in zip(said.entries, said.indices, strict=True):
+        if trial.level is None:
+            yield entry
+        else:
+            yield replace(entry, fidelity=trial.level if trial.read in (None, index) else "exact")

@@ -1,0 +1,248 @@
+"""Audits in service run beside nothing, are given up for anything, and report who leaves the tolerance."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from audit_rig import AsciiTokenizer, AuditRig, audit_rig
+from executor_rig import until
+from scripted_engine import CharFraming
+
+from laban.cluster.audit.budget import Budget, is_chosen
+from laban.cluster.audit.findings import Subject
+from laban.cluster.audit.in_service import InService
+from laban.cluster.audit.knowledge import Remembered
+from laban.cluster.audit.records import RecordedStep, StepAudit
+from laban.cluster.audit.resolving import Levels
+from laban.cluster.audit.tally import MIN_CALLS, Tally
+from laban.cluster.audit.watching import Watch
+from laban.cluster.config_sections import AuditSection
+from laban.cluster.executor import Executor
+from laban.cluster.meter import Meter
+from laban.cluster.records import WorkflowRecord
+from laban.cluster.workflow.fidelity import CHEAPEST_FIRST
+from laban.cluster.workflow.parse import parse_yaml
+from laban.cluster.workflow.states import Overrides
+
+FLOW = """
+version: 1
+name: flow
+sampling: {max_tokens: 6, temperature: 0}
+messages: {a: "first words", b: "other words entirely"}
+steps:
+  - {step: one, read: [a]}
+  - {step: both, read: [b, one, a]}
+"""
+
+
+class Counts(Meter):
+    def __init__(self) -> None:
+        self.outcomes: list[str] = []
+        self.compared: list[tuple[str, str, Tally]] = []
+        self.spent_s = 0.0
+
+    def audit_ended(self, outcome: str) -> None:
+        self.outcomes.append(outcome)
+
+    def audit_compared(self, workflow: str, fidelity: str, tally: Tally) -> None:
+        self.compared.append((workflow, fidelity, tally))
+
+    def audit_spent(self, worker_id: str, seconds: float) -> None:
+        self.spent_s += seconds
+
+
+class Rig:
+    """The audit rig with audits in service."""
+
+    def __init__(self, rig: AuditRig, plan: AuditSection) -> None:
+        self.inner, self.meter, self.knowledge = rig, Counts(), Remembered()
+        self.tasks: list[asyncio.Task[None]] = []
+        self.levels = Levels(self.knowledge, rig.dispatcher.info.namespace, plan.fallback)
+        self.watch = Watch(self.knowledge, plan.tolerance, falls_back=plan.fallback)
+        self.audits = InService(plan, rig.dispatcher, self.levels, self.watch, self.meter)
+        self.executor = Executor(
+            rig.dispatcher, CharFraming(), AsciiTokenizer(), levels=self.levels, audits=self.audits
+        )
+
+    def begin(self) -> None:
+        self.tasks.append(asyncio.ensure_future(self.audits.run()))
+
+    async def subject(self, yaml: str, tenant: str = "") -> Subject:
+        return await self.levels.subject(parse_yaml(yaml), tenant)
+
+    async def run(self, yaml: str, fidelity: str | None = None, tenant: str = "") -> WorkflowRecord:
+        record = await self.executor.submit(parse_yaml(yaml), {}, Overrides(fidelity), tenant=tenant)
+        async with asyncio.timeout(60):
+            _ = [item async for item in self.executor.watch(record.workflow_id)]
+        return self.executor.get(record.workflow_id)
+
+
+def fidelities(record: WorkflowRecord) -> set[str]:
+    return {step.fidelity for step in record.steps}
+
+
+@asynccontextmanager
+async def in_service(*, begins: bool = True, **settings: float) -> AsyncIterator[Rig]:
+    async with audit_rig() as inner:
+        rig = Rig(inner, AuditSection(**({"share": 1.0, "budget": 1.0} | settings)))
+        if begins:
+            rig.begin()
+        try:
+            yield rig
+        finally:
+            for task in rig.tasks:
+                task.cancel()
+            await asyncio.gather(*rig.tasks, return_exceptions=True)
+
+
+def test_calls_that_are_not_exact_are_compared_with_exact() -> None:
+    async def main() -> None:
+        async with in_service() as rig:
+            await rig.run(FLOW, "direct")
+            await until(lambda: len(rig.meter.outcomes) == 2)
+            assert rig.meter.outcomes == ["done", "done"]
+            kinds = {(workflow, level) for workflow, level, _ in rig.meter.compared}
+            assert kinds == {("flow", "direct")}
+            one, both = (tally for _, _, tally in rig.meter.compared)
+            assert (one.kl_mean, one.num_agreed) == (0.0, 6)  # its view is the same
+            assert both.kl_mean > 1e-6
+            assert both.num_tokens == 6
+            found = await rig.knowledge.findings(await rig.subject(FLOW))
+            assert {(each.step, each.level, each.source) for each in found} == {
+                ("one", "direct", "served"),
+                ("both", "direct", "served"),
+            }
+
+    asyncio.run(main())
+
+
+def test_what_is_found_is_what_an_audit_of_the_same_run_finds() -> None:
+    async def main() -> None:
+        async with in_service() as rig:
+            record = await rig.run(FLOW, "direct")
+            await until(lambda: len(rig.meter.outcomes) == 2)
+            recorded = tuple(RecordedStep(step.address, step.text, step.token_ids) for step in record.steps)
+            items = await rig.inner.audit(FLOW, recorded)
+            expected = {i.step: Tally.of_call(i.kl, i.agrees) for i in items if isinstance(i, StepAudit) and not i.read}
+            found = {each.step: each.tally for each in await rig.knowledge.findings(await rig.subject(FLOW))}
+            assert found["both"].kl_mean == pytest.approx(expected["both"].kl_mean, rel=1e-4, abs=1e-7)
+            assert found["both"].num_agreed == expected["both"].num_agreed
+
+    asyncio.run(main())
+
+
+def test_an_audit_gives_way_to_any_call_and_leaves_nothing_behind() -> None:
+    async def main() -> None:
+        async with in_service() as rig:
+            worker = rig.inner.workers[0]
+            reference = {step.address: step.text for step in (await rig.run(FLOW, "direct")).steps}
+            await until(lambda: len(rig.meter.outcomes) == 2)
+            await rig.run(FLOW, "direct")
+            worker.paused = True
+            await until(lambda: worker.batches[-1][0].startswith("audit-"))
+            outcomes = len(rig.meter.outcomes)
+            other = asyncio.ensure_future(rig.run(FLOW.replace("name: flow", "name: other"), "direct"))
+            await until(lambda: len(rig.meter.outcomes) > outcomes)
+            assert rig.meter.outcomes[-1] == "dropped"
+            assert worker.aborted[-1].startswith("audit-")
+            assert not any(call.startswith("audit-") for call in worker.engine.scheduler.running)
+            worker.resume()
+            assert {step.address: step.text for step in (await other).steps} == reference
+            assert rig.meter.spent_s > 0.0
+
+    asyncio.run(main())
+
+
+def test_encodings_that_only_an_audit_made_are_removed_and_others_stay() -> None:
+    async def main() -> None:
+        async with in_service(begins=False) as rig:
+            engine = rig.inner.workers[0].engine
+            await rig.run(FLOW, "direct")
+            rig.begin()  # it has not looked yet
+            before = set(engine.store.ready_ids())
+            await until(lambda: len(rig.meter.outcomes) == 2)
+            assert rig.meter.outcomes == ["done", "done"]
+            await until(lambda: set(engine.store.ready_ids()) == before)
+
+    asyncio.run(main())
+
+
+def test_a_share_of_none_asks_for_nothing() -> None:
+    assert not any(is_chosen(f"wf-{n}", "answer", 0.0) for n in range(1000))
+    chosen = sum(is_chosen(f"wf-{n}", "answer", 0.1) for n in range(10_000))
+    assert 850 < chosen < 1150
+
+
+def test_a_workflow_that_is_deleted_is_not_looked_at() -> None:
+    async def main() -> None:
+        async with in_service() as rig:
+            worker = rig.inner.workers[0]
+            record = await rig.run(FLOW, "direct")
+            await until(lambda: len(rig.meter.outcomes) == 2)
+            record = await rig.run(FLOW, "direct")
+            worker.paused = True
+            await until(lambda: worker.batches[-1][0].startswith("audit-"))
+            await rig.executor.delete(record.workflow_id)
+            await until(lambda: "dropped" in rig.meter.outcomes)
+            worker.resume()
+            again = await rig.run(FLOW, "direct")
+            assert again.state == "succeeded"
+
+    asyncio.run(main())
+
+
+def test_a_workflow_that_leaves_its_tolerance_is_exact_from_then_on_for_its_tenant() -> None:
+    async def main() -> None:
+        async with in_service(tolerance=0.0, fallback=True) as rig:
+            for _ in range(MIN_CALLS // 2 + 1):
+                record = await rig.run(FLOW, "direct", "one")
+                assert fidelities(record) == {"direct"}
+            await until(lambda: bool(rig.watch.diverging))
+            (found,) = rig.watch.diverging
+            assert (found.tenant, found.workflow, found.falls_back) == ("one", "flow", True)
+            fallen = await rig.run(FLOW, "direct", "one")
+            assert fidelities(fallen) == {"exact"}
+            assert "left its tolerance" in fallen.notes[0].why
+            assert fidelities(await rig.run(FLOW, "direct", "two")) == {"direct"}
+            again = Levels(rig.knowledge, rig.levels.model, falls_back=True)  # after a restart
+            assert (await again.resolve(parse_yaml(FLOW), Overrides("direct"), "one")).overrides.fidelity == "exact"
+            assert await rig.knowledge.clear("one", "flow")
+            await rig.watch.refresh()
+            assert not rig.watch.diverging
+            assert fidelities(await rig.run(FLOW, "direct", "one")) == {"direct"}
+
+    asyncio.run(main())
+
+
+def test_calls_that_auto_left_exact_are_tried_at_other_levels() -> None:
+    async def main() -> None:
+        async with in_service() as rig:
+            record = await rig.run(FLOW, "auto")
+            assert fidelities(record) == {"exact"}
+            assert {note.why for note in record.notes} == {"nothing is known of other levels"}
+            await until(lambda: len(rig.meter.outcomes) == 2)
+            found = await rig.knowledge.findings(await rig.subject(FLOW))
+            assert {(each.step, each.level, each.source) for each in found} == {
+                (step, level, "shadow") for step in ("one", "both") for level in CHEAPEST_FIRST
+            }
+            assert not rig.watch.diverging
+            assert fidelities(await rig.run(FLOW, "exact")) == {"exact"}
+            await rig.run(FLOW, "exact")
+            assert len(rig.meter.outcomes) == 2
+
+    asyncio.run(main())
+
+
+def test_a_budget_is_kept_and_what_is_taken_too_much_paid_back() -> None:
+    budget = Budget(0.02)
+    assert not budget.allows("w", 0.1, 0.0)
+    assert not budget.allows("w", 0.1, 4.9)
+    assert budget.allows("w", 0.1, 5.1)
+    budget.spend("w", 1.0, 5.1)
+    assert not budget.allows("w", 0.0, 40.0)
+    assert budget.allows("w", 0.0, 51.0)
+    assert budget.left_s("w", 1e6) == pytest.approx(12.0)  # what is saved up has a limit
+    assert budget.allows("w", 1000.0, 1e6)
