@@ -1,6 +1,7 @@
 """What a constrained text must be, as a grammar of llguidance; and what that library cannot enforce, said by name.
 
-No tokenizer is needed here: whoever takes a request in checks it before any worker hears of it.
+No tokenizer is needed here: whoever takes a request in checks it before any worker hears of it. The library is not
+imported before something is constrained.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
-
-from llguidance import LLMatcher
 
 from laban.actors.calls import Constraint
 
@@ -75,6 +74,8 @@ def choices_problem(choices: object) -> tuple[str, str]:
 
 def grammar_of(constraint: Constraint) -> str:
     """What llguidance compiles."""
+    from llguidance import LLMatcher
+
     if constraint.schema:
         found: str = LLMatcher.grammar_from_json_schema(constraint.schema, overrides=_OPTIONS)
         return found
@@ -100,6 +101,11 @@ def _unserved(path: Sequence[str], part: Mapping[str, Any]) -> str | None:
     for keyword, value in part.items():
         if keyword in _UNSERVED and not (keyword == "uniqueItems" and value is False):
             return f"{_path((*path, keyword))}cannot be enforced while text is generated"
+    step = part.get("multipleOf")
+    if isinstance(step, float) and not step.is_integer():
+        return f"{_path((*path, 'multipleOf'))}fractions are none exactly once read as binary numbers; use a whole one"
+    if _is_narrow(part):
+        return f"{_path(path)}exclusive bounds less than 1 apart cannot be enforced; use minimum and maximum"
     # An object may name one key twice, which counts twice here and once for whoever reads it.
     is_open = part.get("additionalProperties", True) is not False or part.get("patternProperties")
     if is_open and part.get("minProperties", 0) > len(part.get("required", ())):
@@ -107,7 +113,18 @@ def _unserved(path: Sequence[str], part: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _is_narrow(part: Mapping[str, Any]) -> bool:
+    """Whether numbers are to lie between bounds, one of them exclusive, less than 1 apart: the library may take the
+    bound itself then."""
+    lows = [part[key] for key in ("minimum", "exclusiveMinimum") if key in part]
+    highs = [part[key] for key in ("maximum", "exclusiveMaximum") if key in part]
+    is_exclusive = "exclusiveMinimum" in part or "exclusiveMaximum" in part
+    return is_exclusive and part.get("type") != "integer" and bool(lows and highs) and min(highs) - max(lows) < 1
+
+
 def _complaint(schema: Any) -> str:
+    from llguidance import LLMatcher
+
     grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_OPTIONS)
     return " ".join(LLMatcher.validate_grammar(grammar).split())
 

@@ -67,8 +67,12 @@ class Tokenizer:
     def detokenizer(self) -> Detokenizer:
         return Detokenizer(self)
 
+    def to_json(self) -> str:
+        """As in a `tokenizer.json`, with the tokens that only the folder's configuration names."""
+        return str(self._backend.to_str())
+
     def __reduce__(self) -> tuple[object, ...]:
-        return (_from_json, (self._backend.to_str(),))
+        return (_from_json, (self.to_json(),))
 
 
 class Detokenizer:
@@ -87,7 +91,8 @@ class Detokenizer:
     def push(self, ids: Sequence[int]) -> str:
         """The text that `ids` complete; "" while they end within a character."""
         self._pending.extend(ids)
-        text = self._text()
+        if (text := self._text()) is None:
+            return ""
         # Up to three trailing bytes may still become a character.
         kept = len(text)
         while kept > len(text) - MAX_OPEN_BYTES and text[:kept].endswith(REPLACEMENT):
@@ -96,13 +101,19 @@ class Detokenizer:
 
     def flush(self) -> str:
         """The rest, bytes that make no character as U+FFFD."""
-        return self._give(self._text(), settled=True)
+        text = self._text()
+        return self._give(self._tokenizer.decode(self._pending) if text is None else text, settled=True)
 
-    def _text(self) -> str:
+    def _text(self) -> str | None:
+        """What the pending ids add; None while it cannot be told."""
         if not self._pending:
             return ""
         before = self._tokenizer.decode(self._context)
-        return self._tokenizer.decode([*self._context, *self._pending])[len(before) :]
+        text = self._tokenizer.decode([*self._context, *self._pending])
+        if text.startswith(before):
+            return text[len(before) :]
+        # Where single bytes are tokens, a row of them that ends within a character is decoded to none at all.
+        return None if len(self._pending) <= MAX_OPEN_BYTES else self._tokenizer.decode(self._pending)
 
     def _give(self, text: str, *, settled: bool) -> str:
         new = text[self._given :]

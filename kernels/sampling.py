@@ -30,11 +30,23 @@ class Draws:
 
 
 @dataclass(frozen=True, slots=True)
+class Allowed:
+    """The only tokens that some rows may take: token t of row `rows[i]` if bit t % 32 of `words[i, t // 32]` is set."""
+
+    rows: Tensor  # [num_constrained] int64, each once
+    words: Tensor  # [num_constrained, at least vocab_size / 32] int32
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token of each row is chosen. `forced` ids of 0 and more are taken whatever the logits say."""
+    """How the next token of each row is chosen. `forced` ids of 0 and more are taken whatever the logits say.
+
+    Top-k and top-p are of what is `allowed`.
+    """
 
     draws: Draws | None = None  # None: every row is greedy
     forced: Tensor | None = None  # [num_rows] int64; -1 forces nothing
+    allowed: Allowed | None = None  # None: every row may take any token
 
 
 GREEDY = SamplingParams()
@@ -50,13 +62,25 @@ def sample_rows(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]
         tokens [num_rows] int64, and sound [num_rows] bool: whether the row's logits are finite numbers. The
         token of a row that is not sound means nothing, but is below vocab_size.
     """
+    given = logits
+    if params.allowed is not None:
+        logits = keep_allowed(logits, params.allowed)
     tokens = logits.argmax(dim=-1)
     if params.draws is not None:
         drawn = _draw(logits, params.draws).argmax(dim=-1)
         tokens = torch.where(params.draws.temperature > 0, drawn, tokens)
     if params.forced is not None:
         tokens = torch.where(params.forced >= 0, params.forced, tokens)
-    return tokens, torch.isfinite(logits.sum(dim=-1))
+    return tokens, torch.isfinite(given.sum(dim=-1))
+
+
+def keep_allowed(logits: Tensor, allowed: Allowed) -> Tensor:
+    """A copy of `logits` [num_rows, vocab_size] with -inf for what its rows may not take."""
+    shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
+    bits = (allowed.words[:, :, None] >> shifts) & 1
+    barred = bits.view(len(bits), -1)[:, : logits.shape[1]] == 0
+    kept = logits.index_select(0, allowed.rows).masked_fill_(barred, -torch.inf)
+    return logits.index_copy(0, allowed.rows, kept)
 
 
 def _draw(logits: Tensor, draws: Draws) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from laban.actors.calls import Call, CallTokens, FinishReason, Sampling, TokenLogprob
+from laban.actors.engine.constraining import Matcher
 from laban.actors.engine.scoring import Scorer
 from laban.actors.tokenizer import Detokenizer, Tokenizer
 
@@ -29,6 +30,7 @@ class Decode:
     num_sent_tokens: int = 0
     num_sent_chars: int = 0
     finish_reason: FinishReason | None = None
+    matcher: Matcher | None = None  # of a text that is constrained
     scorer: Scorer | None = None  # of a call whose forced tokens are encoded all at once
 
     def force(self, scorer: Scorer) -> None:
@@ -41,6 +43,8 @@ class Decode:
     def push(self, token_id: int, logprob: TokenLogprob | None) -> None:
         """Takes the next sampled token and decides whether it was the last."""
         sampling = self.sampling
+        if self.matcher is not None:
+            self.matcher.take(self.num_sampled, token_id)
         self.num_sampled += 1
         if not sampling.forced and token_id in sampling.stop_token_ids:
             self._finish("stop")
@@ -55,6 +59,8 @@ class Decode:
             self.finish_reason = "stop"
         elif sampling.forced and self.num_sampled >= len(sampling.forced):
             self._finish("forced")
+        elif self.matcher is not None and self.matcher.is_over:
+            self._finish("stop")
         elif self.num_sampled >= sampling.max_tokens:
             self._finish("length")
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Pages
 from dataclasses import dataclass, replace
+from functools import partial
 from uuid import uuid4
 
 import numpy as np
@@ -33,6 +34,7 @@ from laban.actors.calls import (
     WorkerReport,
 )
 from laban.actors.engine.config import EngineConfig
+from laban.actors.engine.constraining import Constraining
 from laban.actors.engine.corrections import Corrections
 from laban.actors.engine.decoding import Decode
 from laban.actors.engine.exports import Exports
@@ -41,6 +43,7 @@ from laban.actors.engine.forgetting import Forgetting
 from laban.actors.engine.launched import BatchTooLarge, Launched
 from laban.actors.engine.loads import Loads
 from laban.actors.engine.runner import AnyRunner, bytes_per_token
+from laban.actors.engine.sampler import Masks
 from laban.actors.engine.scheduler import Scheduler
 from laban.actors.engine.scoring import KeptScores
 from laban.actors.engine.sequence import UNKNOWN, Chunk, RunningCall, Sequence
@@ -143,6 +146,7 @@ class Engine:
             free_tokens=FREE_TOKENS_ON_CARD if runner.device.type == "cuda" else 0,
         )
         self._scores = KeptScores(runner.vocab_size)
+        self._constraining = Constraining(tokenizer, runner.vocab_size)
         self._clock = clock
         self._events: list[CallEvent] = []
         self._advice: list[Advice] = []
@@ -159,12 +163,14 @@ class Engine:
         """Queues a call. One that can never run is answered with CallFailed."""
         try:
             self._scores.check(call)
-            self.scheduler.enqueue(call, self._clock())
+            if not self._constraining.holds(call, self._clock()):
+                self.scheduler.enqueue(call, self._clock())
         except LabanError as error:
             self._events.append(CallFailed(call.call_id, error.status, str(error)))
 
     def abort(self, call_id: str) -> None:
         """Drops a call, if it is still here. It is not reported on again."""
+        self._constraining.drop(call_id)
         self.scheduler.abort(call_id)
 
     def advise(self, advice: Advice) -> None:
@@ -193,6 +199,7 @@ class Engine:
         scheduler = self.scheduler
         waits = (
             self._events
+            or self._constraining
             or self._advice
             or self._forgetting.is_busy
             or self._trials.is_waiting
@@ -205,15 +212,17 @@ class Engine:
     def tick(self) -> Tick:
         """What the next step goes by; in a worker of several shards the first one's."""
         flights = self.tiers.flights
-        return Tick(self._clock(), () if flights is None else flights.landed(), self.tiers.rates.known)
+        landed = () if flights is None else flights.landed()
+        return Tick(self._clock(), landed, self.tiers.rates.known, self._constraining.ready)
 
     def step(self, tick: Tick | None = None) -> WorkerReport:
         """One iteration. Whatever goes wrong in it ends the calls that run, with an error, and not the engine."""
         try:
             self._begin(tick or self.tick())
-            waits = not self._iterate() and self.tiers.is_busy and not self._events
+            awaited = self.tiers.is_busy or self._constraining
+            waits = bool(not self._iterate() and awaited and not self._events)
             self._num_waits = self._num_waits + 1 if waits else 0
-            if waits:  # for copies: all there is to do
+            if waits:  # for copies, and grammars: all there is to do
                 time.sleep(POLL_S * min(MOST_POLLS, 1 + self._num_waits // 16))
         except Exception as error:  # a kernel, memory or model failure: the calls cannot go on, the next ones can
             if self.runner.group is not None:
@@ -251,6 +260,7 @@ class Engine:
         tiers.date(tick.now_s)
         self.store.now_s = tick.now_s
         tiers.rates.adopt(tick.rates)
+        self._release(tick.compiled)
         advice, self._advice = self._advice, []
         for each in advice:
             tiers.needs.take_uses(each.uses)
@@ -269,6 +279,17 @@ class Engine:
         self._forgetting.go_on()
         if not scheduler.running and not scheduler.num_waiting and (trial := self._trials.next()) is not None:
             self.submit(trial)
+
+    def _release(self, call_ids: Pages[str]) -> None:
+        """Queues calls whose grammars are there."""
+        for call, submitted_at, error in self._constraining.release(call_ids):
+            try:
+                if error is not None:
+                    raise error
+                self.scheduler.enqueue(call, submitted_at)
+            except LabanError as problem:
+                self._constraining.drop(call.call_id)
+                self._events.append(CallFailed(call.call_id, problem.status, str(problem)))
 
     def _iterate(self) -> bool:
         """False if the device was given nothing and had nothing to tell."""
@@ -289,6 +310,7 @@ class Engine:
                     self._finish(admitted)
             else:
                 call, error = admitted
+                self._constraining.drop(call.call_id)
                 self._events.append(CallFailed(call.call_id, error.status, str(error)))
         scheduler.prefetches.run()
         tiers.save(self.store)
@@ -327,7 +349,8 @@ class Engine:
         sampled = [c.sequence for c in chunks if c.sequence.wants_token and c.begin + c.count == len(c.sequence.tokens)]
         decodes = [sequence.decode for sequence in sampled if sequence.decode is not None]
         began_s = time.perf_counter()
-        launched = self.runner.launch(chunks, [d.sampling for d in decodes], [d.num_launched for d in decodes])
+        ask = None if all(d.matcher is None for d in decodes) else partial(self._masks, decodes)
+        launched = self.runner.launch(chunks, [d.sampling for d in decodes], [d.num_launched for d in decodes], ask)
         self._num_launched += 1
         for chunk in chunks:
             chunk.sequence.num_computed = chunk.sequence.entry.num_tokens = chunk.begin + chunk.count
@@ -342,6 +365,16 @@ class Engine:
                 sequence.tokens.append(UNKNOWN)
         return _Iteration(launched, chunks, list(zip(sampled, decodes, strict=True)), self._num_launched, began_s)
 
+    def _masks(self, decodes: list[Decode]) -> Masks | None:
+        """What an iteration's sampled rows may take, asked for while its forward runs: by now what the one before it
+        sampled is there, which constrained calls go by."""
+        if (before := self._under_way) is not None:
+            tokens, sound = before.launched.wait()
+            for row, (sequence, decode) in enumerate(before.sampled):
+                if decode.matcher is not None and sound[row] and self._awaits(sequence, decode):
+                    decode.matcher.take(decode.num_sampled, tokens[row])
+        return self._constraining.masks(decodes)
+
     def _settle(self, iteration: _Iteration) -> None:
         """Takes in what an iteration did. Calls may have ended since it was launched."""
         tokens, sound = iteration.launched.wait()
@@ -351,7 +384,10 @@ class Engine:
         logprobs = self._logprobs(iteration, [row for row in taken if sound[row]], tokens)
         for row in taken:
             sequence, decode = iteration.sampled[row]
-            if sound[row]:
+            if decode.matcher is not None and (problem := decode.matcher.problem) is not None:
+                self.scheduler.abort(decode.call.call_id)
+                self._events.append(CallFailed(decode.call.call_id, problem.status, str(problem)))
+            elif sound[row]:
                 self._take_token(sequence, decode, tokens[row], logprobs.get(row), now_s)
             else:
                 self.scheduler.abort(decode.call.call_id)
@@ -471,6 +507,7 @@ class Engine:
     def _make_decode(self, call: Call) -> Decode:
         assert call.sampling is not None
         decode = Decode(call, call.sampling, self.tokenizer, self.tokenizer.detokenizer())
+        decode.matcher = self._constraining.matcher(call)
         if call.scoring is not None:
             decode.force(self._scores.begin(call, self.store.now_s))
         return decode
@@ -479,7 +516,7 @@ class Engine:
         scheduler, allocator = self.scheduler, self.store.allocator
         return WorkerLoad(
             len(scheduler.running),
-            scheduler.num_waiting,
+            scheduler.num_waiting + len(self._constraining),
             scheduler.queued_tokens(),
             allocator.num_free,
             allocator.num_pages,
@@ -517,3 +554,4 @@ class Engine:
     def close(self) -> None:
         """Ends the threads of the tiers below. The runner may serve another engine."""
         self.tiers.close()
+        self._constraining.close()

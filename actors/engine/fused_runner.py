@@ -26,7 +26,7 @@ from laban.actors.engine.layer_gates import LayerGates
 from laban.actors.engine.layers import layer_kinds
 from laban.actors.engine.plan_buffers import PlanBuffers, TileChoice
 from laban.actors.engine.runner import head_dim, logits_of
-from laban.actors.engine.sampler import sampling_params
+from laban.actors.engine.sampler import AskMasks, sampling_params
 from laban.actors.engine.sequence import Chunk, scored_rows
 from laban.actors.engine.shard_group import ShardGroup
 from laban.actors.engine.sharding import local_num_heads, local_num_kv_heads
@@ -161,11 +161,18 @@ class FusedRunner:
         return tiles, TileChoice(*shapes)
 
     @torch.inference_mode()
-    def launch(self, chunks: Seq[Chunk], samplings: Seq[Sampling], indices: Seq[int]) -> Launched:
+    def launch(
+        self,
+        chunks: Seq[Chunk],
+        samplings: Seq[Sampling],
+        indices: Seq[int],
+        ask_masks: AskMasks | None = None,
+    ) -> Launched:
         """Gives the device an iteration: keys and values of `chunks` into the pool, and the next tokens.
 
         Those are of the sequences that want one, in order of the chunks: row i is token `indices[i]` of a call that
-        samples by `samplings[i]`. Returns at once. At most one launch may be under way before it.
+        samples by `samplings[i]`. Returns at once. At most one launch may be under way before it. With `ask_masks` some
+        rows are constrained: it is called once the forward is under way, and may wait for the launch before.
         """
         batch = self._flattener.flatten(chunks)
         hidden = self._forward(batch, chunks)
@@ -176,7 +183,8 @@ class FusedRunner:
             rows = hidden.index_select(0, self.inputs.logit_rows(size, num_rows))
         logits = logits_of(self.model, rows)
         scored = self._scored(hidden, chunks)
-        tokens, sound = sample_rows(logits, sampling_params(samplings, indices, self.device))
+        masks = None if ask_masks is None else ask_masks()
+        tokens, sound = sample_rows(logits, sampling_params(samplings, indices, self.device, masks))
         samples = torch.stack((tokens, sound.to(tokens.dtype)))
         if self.group is not None and num_rows:  # all shards go on with the first one's
             self.group.broadcast_(samples)

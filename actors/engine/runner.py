@@ -16,7 +16,7 @@ from laban.actors.engine.batch import Batch, build_batch
 from laban.actors.engine.launched import Launched
 from laban.actors.engine.layer_gates import LayerGates
 from laban.actors.engine.layers import layer_kinds
-from laban.actors.engine.sampler import sampling_params
+from laban.actors.engine.sampler import AskMasks, sampling_params
 from laban.actors.engine.sequence import Chunk, scored_rows
 from laban.actors.engine.shard_group import ShardGroup
 from laban.actors.engine.sharding import local_num_heads, local_num_kv_heads
@@ -43,7 +43,13 @@ class AnyRunner(Protocol):
     v_pool: Tensor
     gates: LayerGates | None  # at which its forwards wait for loads, layer by layer
 
-    def launch(self, chunks: Sequence[Chunk], samplings: Sequence[Sampling], indices: Sequence[int]) -> Launched: ...
+    def launch(
+        self,
+        chunks: Sequence[Chunk],
+        samplings: Sequence[Sampling],
+        indices: Sequence[int],
+        ask_masks: AskMasks | None = None,
+    ) -> Launched: ...
 
     def close(self) -> None: ...
 
@@ -81,10 +87,16 @@ class Runner:
         self.k_pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
         self.v_pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
 
-    def launch(self, chunks: Sequence[Chunk], samplings: Sequence[Sampling], indices: Sequence[int]) -> Launched:
+    def launch(
+        self,
+        chunks: Sequence[Chunk],
+        samplings: Sequence[Sampling],
+        indices: Sequence[int],
+        ask_masks: AskMasks | None = None,
+    ) -> Launched:
         """Keys and values of `chunks` into the pool, and the next tokens of the sequences that want one, in order.
 
-        Row i is token `indices[i]` of a call that samples by `samplings[i]`.
+        Row i is token `indices[i]` of a call that samples by `samplings[i]`. With `ask_masks` some are constrained.
         """
         batch = build_batch(chunks, self.kinds, self.dtype, self.device)
         num_sampled, rows = len(batch.logit_rows), scored_rows(chunks)
@@ -92,7 +104,8 @@ class Runner:
             batch = replace(batch, logit_rows=torch.cat((batch.logit_rows, batch.logit_rows.new_tensor(rows))))
         given = self.forward(batch)
         logits, scored = given[:num_sampled], given[num_sampled:]
-        tokens, sound = sample_rows(logits, sampling_params(samplings, indices, self.device))
+        masks = None if ask_masks is None else ask_masks()
+        tokens, sound = sample_rows(logits, sampling_params(samplings, indices, self.device, masks))
         samples = torch.stack((tokens, sound.to(tokens.dtype)))
         if self.group is not None and samples.numel():  # all shards go on with the first one's
             self.group.broadcast_(samples)

@@ -2,28 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from laban.actors.calls import Sampling, TokenLogprob
-from laban.kernels.sampling import GREEDY, Draws, SamplingParams, sample_rows
+from laban.kernels.sampling import GREEDY, Allowed, Draws, SamplingParams, sample_rows
 
 
-def sample(logits: Tensor, samplings: Sequence[Sampling], indices: Sequence[int]) -> list[int]:
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """The tokens that some rows may take: `words` [len(rows), num_words] int32, a bit for each, on the host."""
+
+    rows: list[int]
+    words: np.ndarray
+
+
+AskMasks = Callable[[], Masks | None]
+"""Gives the masks of an iteration's sampled rows; asked for once its forward is under way."""
+
+
+def sample(
+    logits: Tensor, samplings: Sequence[Sampling], indices: Sequence[int], masks: Masks | None = None
+) -> list[int]:
     """One token id a row. Row i is the `indices[i]`-th generated token of a call that samples by `samplings[i]`.
 
     Args:
         logits: [num_rows, vocab_size] float32. A row's result depends on that row alone.
     """
-    tokens, _ = sample_rows(logits, sampling_params(samplings, indices, logits.device))
+    tokens, _ = sample_rows(logits, sampling_params(samplings, indices, logits.device, masks))
     chosen: list[int] = tokens.tolist()
     return chosen
 
 
-def sampling_params(samplings: Sequence[Sampling], indices: Sequence[int], device: torch.device) -> SamplingParams:
-    """What `sample_rows` takes for these rows. One copy to a card, which the host does not wait for."""
+def sampling_params(
+    samplings: Sequence[Sampling], indices: Sequence[int], device: torch.device, masks: Masks | None = None
+) -> SamplingParams:
+    """What `sample_rows` takes for these rows. A copy to a card, with masks three, which the host does not wait for."""
+    params = _unmasked(samplings, indices, device)
+    if masks is None:
+        return params
+    words = torch.from_numpy(masks.words)
+    words = words.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else words
+    return replace(params, allowed=Allowed(_to_device([masks.rows], device)[0], words))
+
+
+def _unmasked(samplings: Sequence[Sampling], indices: Sequence[int], device: torch.device) -> SamplingParams:
     forced = [s.forced[i] if i < len(s.forced) else -1 for s, i in zip(samplings, indices, strict=True)]
     any_forced = any(token >= 0 for token in forced)
     if not any(s.temperature > 0 and token < 0 for s, token in zip(samplings, forced, strict=True)):

@@ -1,4 +1,4 @@
-"""What a step goes by that is not its calls: the time, which copies have ended, how fast things were so far."""
+"""What a step goes by beside its calls: the time, which copies and grammars are done, how fast things were so far."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from laban.actors.calls import WorkerRates
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """The same for all shards of a worker, so that they decide alike. `landed` are numbers of copies (Flights)."""
+    """The same for all shards of a worker, so that they decide alike. `landed` are numbers of copies (Flights),
+    `compiled` ids of calls whose grammars are there."""
 
     now_s: float
     landed: tuple[int, ...] = ()
     rates: WorkerRates = field(default_factory=WorkerRates)
+    compiled: tuple[str, ...] = ()

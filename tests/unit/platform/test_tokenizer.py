@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+from constrained_cases import sentencepiece_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -94,3 +95,12 @@ def test_folder_without_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(InvalidInput, match="cannot be read"):
         Tokenizer.from_folder(tmp_path)
+
+
+@given(text=st.text("a é日\U0001f600\U000fdc58", max_size=12))
+def test_characters_of_bytes_that_are_tokens_are_streamed_whole(text: str) -> None:
+    """A row of such tokens that ends within a character is decoded to none at all, not even those before it."""
+    tokenizer = sentencepiece_tokenizer()
+    detokenizer = tokenizer.detokenizer()
+    pieces = [detokenizer.push([token_id]) for token_id in tokenizer.encode(text)]
+    assert "".join(pieces) + detokenizer.flush() == text
