@@ -50,6 +50,11 @@ class Recent(Generic[K, V]):
         self._found.move_to_end(key)
         return self._found[key][0]
 
+    def peek(self, key: K) -> V | None:
+        """`get` that may be called in another thread."""
+        found = self._found.get(key)
+        return None if found is None else found[0]
+
     def put(self, key: K, value: V, size: int) -> None:
         """What is larger than all that fits is not kept."""
         self.drop(key)
@@ -67,12 +72,18 @@ class Recent(Generic[K, V]):
     def items(self) -> list[tuple[K, V]]:
         return [(key, value) for key, (value, _) in self._found.items()]
 
+    def adopt(self, other: Recent[K, V]) -> None:
+        """All that the other one has."""
+        for key, (value, size) in other._found.items():
+            self.put(key, value, size)
+
 
 class ChatMemory:
     """Lives in one event loop."""
 
-    def __init__(self, encode: Callable[[str], Sequence[int]]) -> None:
-        self._encode = encode
+    def __init__(self, encode: Callable[[str], Sequence[int]], behind: ChatMemory | None = None) -> None:
+        """What is not known here may be known `behind`."""
+        self._encode, self._behind = encode, behind
         self._tokens: Recent[str, tuple[int, ...]] = Recent(MAX_CHARS)
         self._cuts: Recent[bytes, tuple[Cut | None]] = Recent(MAX_CUTS)
         self._replies: Recent[str, Reply] = Recent(MAX_REPLY_TOKENS)
@@ -80,6 +91,8 @@ class ChatMemory:
     def encode(self, text: str) -> tuple[int, ...]:
         """Raises what the tokenizer raises."""
         found = self._tokens.get(text)
+        if found is None and self._behind is not None:
+            found = self._behind._tokens.peek(text)
         if found is None:
             found = tuple(self._encode(text))
             self._tokens.put(text, found, len(text) + 1)
@@ -88,10 +101,21 @@ class ChatMemory:
     def cut(self, said: bytes, find: Callable[[], Cut | None]) -> Cut | None:
         """That of the beginning with the digest `said`; found if it is not known."""
         kept = self._cuts.get(said)
+        if kept is None and self._behind is not None:
+            kept = self._behind._cuts.peek(said)
         if kept is None:
             kept = (find(),)
             self._cuts.put(said, kept, 1)
         return kept[0]
+
+    def beside(self) -> ChatMemory:
+        """One for another thread, which knows what this one does."""
+        return ChatMemory(self._encode, self)
+
+    def adopt(self, other: ChatMemory) -> None:
+        """The tokens and cuts that the other one found."""
+        self._tokens.adopt(other._tokens)
+        self._cuts.adopt(other._cuts)
 
     def reply(self, text: str) -> Reply | None:
         """The reply whose tokens spell this text, frame included; the newest of several."""

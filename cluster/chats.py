@@ -7,6 +7,7 @@ again by its tokens wherever it stands. A reply that comes back is the message t
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from laban.actors.calls import Call, Sampling
 from laban.actors.chat_messages import ChatMessage
 from laban.actors.errors import OutOfRange
 from laban.actors.frames import ROLES
-from laban.cluster.chat_memory import ChatMemory, Reply
+from laban.cluster.chat_memory import MAX_CHARS, ChatMemory, Reply
 from laban.cluster.chat_prompts import ChatPrompts
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.messages import Language, MessageBook
@@ -29,6 +30,8 @@ from laban.cluster.waiter import Finish, Waiter
 from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, Fidelity
 from laban.kvstore.encodings import closure
 
+MANY_CHARS = 16_384
+MANY_MESSAGES = 32
 MAX_TENANTS = 64  # whose chats are remembered
 MOST_TOKENS = 1_000_000  # asked for
 ROLE = "assistant"
@@ -94,6 +97,7 @@ class Chats:
         read.
         """
         memory = self._memory_of(tenant)
+        await self.prepare(ask, memory)
         source = f"chat-{secrets.token_hex(16)}"
         key = f"{source}/reply"
         book = MessageBook(self._language(tenant))
@@ -113,6 +117,16 @@ class Chats:
         finally:
             self._dispatcher.abort([key])
             self._dispatcher.directory.unwatch(source)
+
+    async def prepare(self, ask: ChatAsk, memory: ChatMemory) -> None:
+        """Before `compose`, for what would take long in the event loop. Raises as `reply` does."""
+        num_chars = sum(len(message.text) for message in ask.messages)
+        if num_chars > MAX_CHARS:
+            raise OutOfRange(f"{num_chars} characters, expected at most {MAX_CHARS}", field="messages")
+        if num_chars > MANY_CHARS or len(ask.messages) > MANY_MESSAGES:
+            beside = memory.beside()
+            await asyncio.to_thread(self.prompts.prompt, ask.messages, ask.tools, beside)
+            memory.adopt(beside)
 
     def compose(
         self, book: MessageBook, ask: ChatAsk, memory: ChatMemory, key: str, rank: int

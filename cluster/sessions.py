@@ -280,8 +280,10 @@ class Sessions:
         chats = self._chats
         if chats is None:
             raise FailedPrecondition("there is no chat template here")
-        message_id = self._new_id(session)
         memory = session.memory = session.memory or chats.memory()
+        await chats.prepare(ask, memory)
+        self._find(session_id, tenant)  # it may have ended meanwhile
+        message_id = self._new_id(session)
         key = f"{session_id}/{message_id}"
         call, composed = chats.compose(session.book, ask, memory, key, session.rank)
         waiter = Waiter(message_id)
