@@ -11,6 +11,7 @@ from executor_rig import FAST
 from scripted_engine import CharFraming, CharTokenizer, LoopSupervisor, LoopWorker, ScriptedEngine
 
 from laban.actors.errors import LabanError, Unavailable
+from laban.cluster.audit.resolving import Levels
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.executor import Executor, ExecutorLimits
 from laban.cluster.journal import Journal
@@ -89,6 +90,7 @@ class Server:
         ahead: bool = False,
         traces: Traces = NO_TRACES,
         meter: Meter = NO_METER,
+        levels: Levels | None = None,
         **limits: Any,
     ) -> None:
         self.store = store
@@ -103,6 +105,7 @@ class Server:
             journal=self.journal,
             traces=traces,
             lookout=lookout,
+            levels=levels,
             limits=ExecutorLimits(**limits),
         )
         self._handling: asyncio.Task[None] | None = None
