@@ -17,7 +17,7 @@ STAMP := .venv/.laban-set-up
 LINKS := build/links/laban
 FOLDERS := proto cluster actors kvstore kernels
 
-.PHONY: help setup demo test check unit lint types bench bench-fidelity bench-gpu bench-cache bench-gateway bench-isolation bench-journal bench-router bench-sim chaos fuzz soak sanitize monitor helm-test peer-vllm proto proto-check clean
+.PHONY: help setup demo test check unit lint types bench bench-fidelity bench-gpu bench-cache bench-constrained bench-gateway bench-http bench-isolation bench-journal bench-router bench-sim chaos fuzz soak sanitize monitor helm-test peer-vllm proto proto-check clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
@@ -75,8 +75,14 @@ bench-gpu: setup  ## measure the engine on this machine's GPU (ARGS= for options
 bench-cache: setup  ## measure tiers, foresight and routing on a CPU (ARGS= for options)
 	$(BIN)/python benchmarks/cache.py $(ARGS)
 
+bench-constrained: setup  ## measure what constrained decoding costs a batch of eight (ARGS= for options)
+	$(BIN)/python benchmarks/constrained.py $(ARGS)
+
 bench-gateway: setup  ## measure what gateway and executor add to a first token, and 500 open streams (ARGS= for options)
 	$(BIN)/python benchmarks/gateway.py $(ARGS)
+
+bench-http: setup  ## measure what HTTP adds to a chat's first token (ARGS= for options)
+	$(BIN)/python benchmarks/http_added.py $(ARGS)
 
 bench-isolation: setup  ## measure whether timing tells what another tenant has encoded (ARGS= for options)
 	$(BIN)/python benchmarks/isolation.py $(ARGS)

@@ -128,6 +128,7 @@ def test_the_examples_with_loops_branches_and_lists(cli: Cli, address: str) -> N
     for name, flags in {
         "plan_execute_review": ["--tool", tool, "--set", "review.forced_text= ok"],
         "map_reduce": ["--input", 'notes:=["Bees dance.", "Ants carry.", "Moths fly."]', "--set", "final.max_tokens=8"],
+        "review_until_good": ["--set", "write.max_tokens=8", "--input", 'labels:=["print", "burn"]'],
         "judge_panel": ["--set", "propose.max_tokens=8", "--set", "final.max_tokens=8"],
     }.items():
         done = cli("run", str(EXAMPLES / f"{name}.yaml"), *short, *flags)

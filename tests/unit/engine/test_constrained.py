@@ -18,9 +18,18 @@ from constrained_cases import (
     sentencepiece_tokenizer,
     with_tokenizer,
 )
-from constrained_checks import CHOICES, REVIEW, engine, mixed_calls, play, play_constrained, told
+from constrained_checks import (
+    CHOICES,
+    REVIEW,
+    check_masked_draws,
+    engine,
+    mixed_calls,
+    play,
+    play_constrained,
+    told,
+)
 from engine_harness import Driver, make_engine
-from sampling_cases import chi_square, random_rows
+from sampling_cases import random_rows
 from shard_processes import run_shards, sharded_engine
 
 from laban.actors.calls import CallFinished, Constraint, Sampling
@@ -97,23 +106,7 @@ def test_rows_without_a_mask_are_as_they_would_be_without_the_others(seed: int) 
 
 
 def test_draws_follow_the_softmax_over_what_is_allowed() -> None:
-    logits = torch.linspace(-2.0, 1.5, 40)[torch.randperm(40, generator=torch.Generator().manual_seed(1))]
-    may = torch.arange(40) % 3 != 0
-    words = torch.zeros(1, 2, dtype=torch.int64)
-    for token in may.nonzero()[:, 0].tolist():
-        words[0, token // 32] |= 1 << (token % 32)
-    words = torch.where(words >= 2**31, words - 2**32, words).int()
-    num_draws = 40_000
-    samplings = [Sampling(max_tokens=1, temperature=0.8, seed=seed) for seed in range(num_draws)]
-    params = sampling_params(samplings, [0] * num_draws, logits.device)
-    rows = torch.arange(num_draws)
-    params = replace(params, allowed=Allowed(rows, words.expand(num_draws, -1)))
-    tokens, _ = sample_rows(logits.expand(num_draws, -1), params)
-    assert may[tokens].all()
-    place = may.cumsum(0) - 1
-    assert chi_square(place[tokens], (logits[may] / 0.8).softmax(-1)) < 6
-    # What would come of drawing from all and taking the likeliest allowed one instead of another.
-    assert chi_square(place[tokens], (logits[may] / 0.9).softmax(-1)) > 8
+    check_masked_draws(torch.device("cpu"))
 
 
 def test_greedy_rows_take_the_best_of_what_is_allowed() -> None:

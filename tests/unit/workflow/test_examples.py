@@ -15,7 +15,7 @@ from laban.cluster.workflow.schema import Workflow
 
 FOLDER = Path(__file__).parents[3] / "examples"
 NAMES = ["branch_solve_merge", "judge_panel", "map_reduce", "parallel_debate", "plan_execute_review", "retrieval"]
-NAMES += ["tree_of_thoughts"]
+NAMES += ["review_until_good", "tree_of_thoughts"]
 
 
 LANGUAGE = Path(__file__).parents[3] / "docs" / "workflow-language.md"
