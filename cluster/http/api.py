@@ -47,7 +47,7 @@ class OpenAiApi:
         self._chats, self._why_not_ready = chats, why_not_ready
         self._exchanges = exchanges
         self._created = int(time.time())
-        self._format = format_of(chats.prompts.template_text)
+        self._format = format_of(chats.prompts.template_text) if chats.prompts.takes_tools else None
         self.app = Starlette(
             routes=[
                 Route("/v1/chat/completions", exchanges.app("Chat", self._complete), methods=["POST"]),

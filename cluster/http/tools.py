@@ -46,7 +46,8 @@ def read_tools(body: Fields, form: ToolFormat | None) -> Tools:
     if not definitions or choice == "none":
         return Tools()
     if form is None:
-        raise InvalidInput("this model calls tools in no way that is read here, expected none", field="tools")
+        why = "the model's chat template has no tools, or calls them in a way that is not read here; expected none"
+        raise InvalidInput(why, field="tools")
     most = 1 if not body.flag("parallel_tool_calls", True) else None
     if choice == "auto":
         return Tools(definitions, form, most)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import runpy
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -12,6 +14,7 @@ from api_fakes import eventually
 from chat_rig import Dense, chat_rig, rendered
 from scripted_engine import encode
 
+ROOT = Path(__file__).parents[3]
 TIE = 5e-4
 HI = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi there"}]
 
@@ -220,5 +223,25 @@ def test_many_at_once_get_their_own_answers(seed: int) -> None:
 
             first = await asyncio.gather(*(one(number) for number in range(24)))
             assert await asyncio.gather(*(one(number) for number in range(24))) == first
+
+    asyncio.run(main())
+
+
+def test_the_page_and_the_example_show_what_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def main() -> None:
+        async with chat_rig(scripted=True) as rig:
+            url = f"http://127.0.0.1:{rig.port}/v1"
+            page = (ROOT / "docs" / "openai.md").read_text()
+            program = page.split("```python\n")[1].split("```")[0]
+            assert "http://127.0.0.1:8471/v1" in program
+            await asyncio.to_thread(exec, program.replace("http://127.0.0.1:8471/v1", url), {})
+            assert "tokens were reused" in capsys.readouterr().out
+            monkeypatch.setattr("sys.argv", ["openai_client.py", "--url", url, "--fidelity", "direct", "--rounds", "2"])
+            await asyncio.to_thread(runpy.run_path, str(ROOT / "examples" / "openai_client.py"), run_name="__main__")
+            [last] = capsys.readouterr().out.strip().splitlines()[-1:]
+            found = [int(word) for word in last.split() if word.isdigit()]
+            assert 0 < found[0] < found[1]
 
     asyncio.run(main())

@@ -188,7 +188,7 @@ def test_choices_of_tools() -> None:
                     await client.chat.completions.create(**{**given, **changes})
                 assert raised.value.param == param
         async with chat_rig(scripted=True, template="^{% for m in messages %}[{{ m.content }}]{% endfor %}[") as rig:
-            with pytest.raises(openai.BadRequestError, match="no way") as raised:
+            with pytest.raises(openai.BadRequestError, match="not read here") as raised:
                 await rig.openai().chat.completions.create(**given)
             assert raised.value.param == "tools"
 
