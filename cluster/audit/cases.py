@@ -74,8 +74,11 @@ class Pair:
     made: frozenset[EncodingId]
 
 
-def calls_of(case: Case, key: str) -> Pair:
-    """Slow for large views: call it off the event loop. Raises what composing a call raises."""
+def calls_of(case: Case, key: str, kept: str) -> Pair:
+    """`key` is the calls' own, `kept` what the scores are kept under.
+
+    Slow for large views: call it off the event loop. Raises what composing a call raises.
+    """
     book = MessageBook(case.said.language, specs=dict(case.said.specs))
     tokens = case.token_ids[:MAX_TOKENS]
     sampling = Sampling(max_tokens=len(tokens), forced=tokens)
@@ -84,17 +87,17 @@ def calls_of(case: Case, key: str) -> Pair:
         made, _ = book.decode(f"{key}/{name}", case.address, entries, case.said.opening, sampling)
         return replace(made, scoring=scoring, spare=True, rank=RANK)
 
-    exact = call("exact", [replace(entry, fidelity="exact") for entry in case.said.entries], Scoring(keep=key))
+    exact = call("exact", [replace(entry, fidelity="exact") for entry in case.said.entries], Scoring(keep=kept))
     others, same = [], []
     for number, trial in enumerate(case.trials):
-        other = call(str(number), list(_entries(case.said, trial)), Scoring(against=key))
+        other = call(str(number), list(_entries(case.said, trial)), Scoring(against=kept))
         if (other.view, other.start) == (exact.view, exact.start):
             same.append(trial)
         else:
             others.append((trial, other))
     if others:
         trial, last = others[-1]
-        others[-1] = trial, replace(last, scoring=Scoring(against=key, release=True))
+        others[-1] = trial, replace(last, scoring=Scoring(against=kept, release=True))
     return Pair(exact, tuple(others), tuple(same), frozenset(book.specs) - frozenset(case.said.specs))
 
 

@@ -75,6 +75,7 @@ class InService:
         self._plan, self._workers, self._levels, self._watch, self._meter = plan, workers, levels, watch, meter
         self._clock = clock
         self._budget = Budget(plan.budget)
+        self._name = f"audit-{secrets.token_hex(8)}"  # one pair at a time: what was kept of the last is not kept longer
         self._cases: deque[Case] = deque()
         self._due = asyncio.Event()
         self._current: str = ""  # the workflow of the case under way
@@ -175,7 +176,7 @@ class InService:
         self._meter.audit_ended(outcome)
 
     async def _audit(self, case: Case) -> None:
-        pair = await asyncio.to_thread(calls_of, case, f"audit-{secrets.token_hex(8)}")
+        pair = await asyncio.to_thread(calls_of, case, f"{self._name}-{case.workflow_id}/{case.address}", self._name)
         slot = self._workers.idle(case.worker_id)
         if slot is None:
             raise GaveWay("the worker has something else to do")

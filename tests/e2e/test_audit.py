@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from command_line import Cli
 
+from laban.cluster.audit.findings import Finding
+from laban.cluster.audit.tally import Tally
+from laban.cluster.client import Client
+
 pytestmark = pytest.mark.e2e
 
 FLOW = """\
@@ -51,3 +55,31 @@ def test_bad_data_is_refused_before_anything_runs(cli: Cli, tmp_path: Path) -> N
     assert done.returncode == 2
     assert f"{data}:2: answer: unknown input" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_auto_is_what_a_server_was_told_of_until_that_is_cleared(cli: Cli, address: str, tmp_path: Path) -> None:
+    flow = tmp_path / "flow.yaml"
+    flow.write_text(FLOW.replace("name: pair ", "name: told "))
+    common = [str(flow), "--address", address, "--input", "question=Is it late?"]
+    kept = cli("audit", *common, "--levels", "direct", "--tolerance", "100", "--keep")
+    assert kept.returncode == 0, kept.stderr
+    assert "it takes 20 calls of a step, one has 1" in kept.stderr
+
+    def ran() -> tuple[dict[str, str], str]:
+        done = cli("run", *common, "--fidelity", "auto", "--tolerance", "100", "--json")
+        assert done.returncode == 0, done.stderr
+        record = json.loads(done.stdout)
+        [note] = [each for each in record["notes"] if each["why"] and each["step"] == "choice"]
+        return {step["address"]: step["fidelity"] for step in record["steps"]}, note["why"]
+
+    levels, why = ran()
+    assert levels["choice"] == "exact"
+    assert "over 1 audited calls, expected at least 20 calls" in why
+    with Client(address) as client:
+        enough = Tally(400, 4.0, 0.05, 400, 400)
+        client.record_findings(flow, [Finding("choice", None, "direct", "audit", enough)])
+    assert ran() == ({"one": "exact", "two": "exact", "choice": "direct"}, "within 100")
+    assert cli("clear", "told", "--address", address).returncode == 0
+    levels, why = ran()
+    assert (levels["choice"], why) == ("exact", "nothing is known of other levels")
+    assert cli("clear", "told", "--address", address).returncode == 2

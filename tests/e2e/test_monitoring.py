@@ -51,6 +51,13 @@ steps:
      sampling: {max_tokens: 4}}
   - {step: final, read: [common, answer], sampling: {max_tokens: 4}}
 """
+# Small enough for the pool to be audited in service.
+AUDITED = """
+version: 1
+name: audited
+messages: {one: "One.", two: "Two."}
+steps: [{step: say, read: [two, one], fidelity: direct, sampling: {max_tokens: 4}}]
+"""
 FAILS = """
 version: 1
 name: fails
@@ -92,13 +99,14 @@ def observed(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     (cli.folder / "laban.yaml").write_text(settings)
     (cli.folder / "fails.yaml").write_text(FAILS)
     (cli.folder / "flow.yaml").write_text(FLOW)
+    (cli.folder / "audited.yaml").write_text(AUDITED)
     serving = cli.start("serve", "--port", "0")
     assert serving.stdout is not None
     prometheus = None
     try:
         address = serving.stdout.readline().rpartition(" on ")[2].strip()
         prometheus = start(cli.folder / "prometheus", metrics, port=port, interval_s=SCRAPE_S)
-        flows = [("fails.yaml", {}), *(("flow.yaml", {"number": number}) for number in "123411")]
+        flows = [("fails.yaml", {}), *(("flow.yaml", {"number": number}) for number in "123411"), ("audited.yaml", {})]
         with Client(address) as client:
             for turn in range(2):  # rates need what was there before to have grown
                 for flow, inputs in flows:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 from audit_rig import AsciiTokenizer, AuditRig, audit_rig
-from executor_rig import until
 from scripted_engine import CharFraming
 
 from laban.cluster.audit.budget import Budget, is_chosen
-from laban.cluster.audit.findings import Subject
+from laban.cluster.audit.findings import Finding, Subject
 from laban.cluster.audit.in_service import InService
 from laban.cluster.audit.knowledge import Remembered
 from laban.cluster.audit.records import RecordedStep, StepAudit
@@ -78,6 +77,12 @@ class Rig:
         async with asyncio.timeout(60):
             _ = [item async for item in self.executor.watch(record.workflow_id)]
         return self.executor.get(record.workflow_id)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(120):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 def fidelities(record: WorkflowRecord) -> set[str]:
@@ -197,9 +202,9 @@ def test_a_workflow_that_is_deleted_is_not_looked_at() -> None:
 def test_a_workflow_that_leaves_its_tolerance_is_exact_from_then_on_for_its_tenant() -> None:
     async def main() -> None:
         async with in_service(tolerance=0.0, fallback=True) as rig:
-            for _ in range(MIN_CALLS // 2 + 1):
-                record = await rig.run(FLOW, "direct", "one")
-                assert fidelities(record) == {"direct"}
+            before = Finding("both", None, "direct", "served", Tally(MIN_CALLS - 2, 1.0 * MIN_CALLS, 1.2 * MIN_CALLS))
+            await rig.knowledge.add(await rig.levels.subject(parse_yaml(FLOW), "one"), [before])
+            assert fidelities(await rig.run(FLOW, "direct", "one")) == {"direct"}
             await until(lambda: bool(rig.watch.diverging))
             (found,) = rig.watch.diverging
             assert (found.tenant, found.workflow, found.falls_back) == ("one", "flow", True)
