@@ -20,7 +20,6 @@ from laban.cluster.workflow.fidelity import (
     AUTO,
     MAX_TOLERANCE,
     RECOMPUTE_SHARE,
-    RESERVED,
     Asked,
     Fidelity,
     expected,
@@ -123,14 +122,12 @@ def read_id(value: str, path: str) -> str:
 
 
 def read_fidelity(number: int, path: str) -> Fidelity | None:
-    """None where the request leaves it open. Raises NotBuilt for the levels that are reserved."""
+    """None where the request leaves it open."""
     word = fidelity_word(number)
     if number == 0:
         return None
     if is_served(word):
         return word
-    if word in RESERVED:
-        raise NotBuilt(f"reserved in the schema, not served yet; expected {expected()}", field=path, value=word)
     raise InvalidInput(f"expected {expected()}", field=path, value=word or number)
 
 

@@ -35,7 +35,7 @@ LABELS: Mapping[str, str] = {
     "outcome": "how it ended",
     "state": "what it is doing",
     "kind": "of a step: `generate`, `external`, `workflow`; of an error: `request`, `call`, `step`, `workflow`",
-    "fidelity": "of the step's or the session's reads: `exact`, `blended`, `direct`, `mixed`",
+    "fidelity": "of the step's or the session's reads: `exact`, `corrected`, `blended`, `direct`, `mixed`",
     "code": "name of the gRPC status; `OK` where nothing went wrong",
     "method": "of the API, as `Service/Method`",
     "policy": "of routing, or of eviction",
@@ -221,6 +221,14 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
             "outcome",
         ),
         _sum("laban_load_wait_seconds_total", "Time that calls waited for loads alone.", "worker"),
+        _sum(
+            "laban_corrected_tokens_total",
+            "Of `corrected` reads that were not there; `outcome` is accepted (predicted) or refused (encoded).",
+            "worker",
+            "outcome",
+        ),
+        _now("laban_anchors", "Encodings that corrected reads are predicted from.", "worker"),
+        _now("laban_anchor_bytes", "What is kept of them beside their keys and values.", "worker"),
         _sum(
             "laban_transfers_total", "Copies over a link; of loads from the host, those at full rate.", "worker", "link"
         ),

@@ -140,6 +140,10 @@ def _of_cache(worker: str, each: WorkerSurvey) -> Iterator[Sample]:
     yield "laban_prefetches_total", (worker, "late"), cache.prefetches_late
     yield "laban_prefetches_total", (worker, "wasted"), cache.prefetches_wasted
     yield "laban_load_wait_seconds_total", (worker,), cache.wait_load_s
+    yield "laban_corrected_tokens_total", (worker, "accepted"), tallies.tokens_corrected
+    yield "laban_corrected_tokens_total", (worker, "refused"), tallies.tokens_not_corrected
+    yield "laban_anchors", (worker,), tallies.num_anchors
+    yield "laban_anchor_bytes", (worker,), tallies.anchor_bytes
     for link, copies in (("host", tallies.copies_host), ("disk", tallies.copies_disk), ("peer", tallies.copies_peer)):
         yield "laban_transfers_total", (worker, link), copies.num
         yield "laban_transfers_failed_total", (worker, link), copies.num_failed

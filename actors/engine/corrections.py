@@ -84,7 +84,8 @@ class Corrections:
         self._mixed[spec.encoding_id] = entry, mix
         if len(self._mixed) > 2 * len(self._store):
             self._mixed = {i: each for i, each in self._mixed.items() if self._store.get(i) is each[0]}
-        self._tallying.add("tokens_corrected", spec.num_tokens)
+        if spec.tolerance != TRIAL:
+            self._tallying.add("tokens_corrected", spec.num_tokens)
         return entry
 
     def encodes(self, spec: EncodingSpec, specs: Specs) -> None:

@@ -129,6 +129,28 @@ ROUTING = Dashboard(
             ),
         ),
         Row(
+            "Corrected reads",
+            (
+                Panel(
+                    "Tokens that could be predicted",
+                    (Query(rate("laban_corrected_tokens_total", "outcome"), "{{outcome}}"),),
+                    "A second. Refused: encoded, as nothing was known to be good enough.",
+                    stacked=True,
+                ),
+                Panel(
+                    "Anchors",
+                    (Query(now("laban_anchors", "worker"), "{{worker}}"),),
+                    "Encodings that reads are predicted from.",
+                ),
+                Panel(
+                    "Memory of the pool",
+                    (Query(now("laban_anchor_bytes", "worker"), "{{worker}}"),),
+                    "Beside keys and values.",
+                    "bytes",
+                ),
+            ),
+        ),
+        Row(
             "Audits in service",
             (
                 Panel(

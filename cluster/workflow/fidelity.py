@@ -6,7 +6,6 @@ from typing import Literal, TypeGuard, get_args
 
 Fidelity = Literal["exact", "corrected", "blended", "direct"]
 LEVELS: tuple[Fidelity, ...] = get_args(Fidelity)
-RESERVED: tuple[str, ...] = ()
 _BY_COST = ("direct", "corrected", "blended")
 CHEAPEST_FIRST: tuple[Fidelity, ...] = tuple(sorted((each for each in LEVELS if each != "exact"), key=_BY_COST.index))
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from laban.cluster.workflow.diagnostics import Problem, suggest
 from laban.cluster.workflow.explain import explain
-from laban.cluster.workflow.fidelity import AUTO, RESERVED, Fidelity, expected, is_served
+from laban.cluster.workflow.fidelity import AUTO, Fidelity, expected, is_served
 from laban.cluster.workflow.graph import Node, StepGraph
 from laban.cluster.workflow.sampling import SamplingSpec, instance_seed, merge
 from laban.cluster.workflow.schema import Sampling, Step
@@ -24,9 +24,6 @@ def check_fidelity(overrides: Overrides) -> tuple[Fidelity | None, list[Problem]
     level = "exact" if overrides.fidelity == AUTO else overrides.fidelity
     if level is None or is_served(level):
         return level, []
-    if level in RESERVED:
-        message = f"fidelity '{level}' is reserved, not served yet"
-        return None, [Problem(("fidelity",), message, None, expected(), code="not_built", in_file=False)]
     return None, [Problem(("fidelity",), "not a fidelity", level, expected(), in_file=False)]
 
 

@@ -92,7 +92,7 @@ class Read(Model):
 
     read: SelectorText
     fidelity: Asked | None = None
-    tolerance: Tolerance | None = None  # of `auto`
+    tolerance: Tolerance | None = None  # of `auto`, and of `corrected` reads
     recompute_share: RecomputeShare | None = None  # of `blended` reads' tokens
     order: ExpressionText | None = None  # gives members, or one: only these, in its order
     begin: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
@@ -260,7 +260,7 @@ class Step(Model):
     response_schema: ResponseSchema | None = None
     choices: Choices = None  # a list of texts, or an expression that gives one
     fidelity: Asked | None = None
-    tolerance: Tolerance | None = None  # of `auto`
+    tolerance: Tolerance | None = None  # of `auto`, and of `corrected` reads
     recompute_share: RecomputeShare | None = None  # of `blended` reads' tokens
     sampling: Sampling = Sampling()
     private: bool = False
@@ -336,7 +336,7 @@ class Workflow(Model):
     description: str = Field(default="", max_length=10_000)
     inputs: dict[Label, Input] = {}
     fidelity: Asked = "exact"
-    tolerance: Tolerance | None = None  # of `auto`, and of audits in service
+    tolerance: Tolerance | None = None  # of `auto`, of `corrected` reads, and of audits in service
     recompute_share: RecomputeShare = RECOMPUTE_SHARE
     sampling: Sampling = Sampling()
     messages: dict[Name, Annotated[Message, spelled(shorthands.bare("text"))]] = {}

@@ -32,12 +32,6 @@ def _name(value: str) -> str:
     return value
 
 
-def _fidelity(value: Any) -> Any:
-    if value in fidelity.RESERVED:
-        raise PydanticCustomError("not_built", "fidelity '{level}' is reserved, not served yet", {"level": value})
-    return value
-
-
 def _selector(value: str) -> str:
     try:
         parse_selector(value)
@@ -114,7 +108,7 @@ def _label(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(_name)]  # of what reads may name
 Label = Annotated[str, AfterValidator(_label)]  # of what they may not
-Asked = Annotated[fidelity.Asked, BeforeValidator(_fidelity)]
+Asked = fidelity.Asked
 Tolerance = Annotated[float, Field(ge=0, le=fidelity.MAX_TOLERANCE, allow_inf_nan=False)]  # nats a token
 RecomputeShare = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 SelectorText = Annotated[str, Field(max_length=MAX_CHARS), AfterValidator(_selector)]

@@ -158,7 +158,25 @@ def private_leaks(graph: StepGraph, given: Collection[str] = ()) -> list[Problem
     if not (given or is_private(graph.workflow)):
         return []
     own = _own_leaks(graph, given) if direct else []
+    own += _corrected(graph)
     return [*own, *(problem for name in graph.workflow.workflows for problem in _leaks_within(graph, name, given))]
+
+
+def _corrected(graph: StepGraph) -> list[Problem]:
+    """Corrected reads, of a workflow in which something is private: one of each step."""
+    found: dict[str, Node] = {}
+    for node in graph.nodes.values():
+        if any(source.fidelity == "corrected" for source in node.sources):
+            found.setdefault(node.step.step, node)
+    return [
+        Problem(
+            node.loc,
+            f"'{step}' reads `corrected`, which is predicted from what the same text was after other messages and may"
+            " carry traces of these, and something in this workflow is private",
+            expected="another fidelity, or nothing private",
+        )
+        for step, node in found.items()
+    ]
 
 
 def _leaks_within(graph: StepGraph, name: str, given: Collection[str]) -> list[Problem]:
