@@ -40,7 +40,3 @@ class Budget:
 
     def spend(self, worker_id: str, spent_s: float, now_s: float) -> None:
         self._accounts[worker_id] = (self.left_s(worker_id, now_s) - spent_s, now_s)
-
-    def keep_only(self, worker_ids: set[str]) -> None:
-        """The others are gone."""
-        self._accounts = {worker: account for worker, account in self._accounts.items() if worker in worker_ids}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -251,3 +252,18 @@ def test_a_budget_is_kept_and_what_is_taken_too_much_paid_back() -> None:
     assert budget.allows("w", 0.0, 51.0)
     assert budget.left_s("w", 1e6) == pytest.approx(12.0)  # what is saved up has a limit
     assert budget.allows("w", 1000.0, 1e6)
+
+
+def test_in_the_long_run_no_more_is_taken_than_the_share() -> None:
+    for seed in range(20):
+        rng, now_s, spent_s, largest_s = random.Random(seed), 0.0, 0.0, 0.0
+        budget = Budget(0.02)
+        budget.left_s("w", now_s)
+        for _ in range(2000):
+            now_s += rng.expovariate(1.0)
+            expected_s = rng.expovariate(10.0)
+            if budget.allows("w", expected_s, now_s):
+                took_s = expected_s * rng.uniform(0.5, 3.0)  # estimates may be wrong
+                budget.spend("w", took_s, now_s)
+                spent_s, largest_s = spent_s + took_s, max(largest_s, took_s)
+        assert 0.0 < spent_s <= 0.02 * now_s + largest_s

@@ -13,7 +13,7 @@ from api_fakes import DRAINED, EXPLANATION, STATUS, WORKER, FakeFleet, serving
 from laban.actors.errors import Exhausted
 from laban.cluster.cli import main
 from laban.cluster.cli.arguments import parse
-from laban.cluster.records import ClusterStatus
+from laban.cluster.records import ClusterStatus, Divergence
 from laban.cluster.render_cluster import print_status
 
 Run = Callable[..., tuple[int, str, str]]
@@ -62,6 +62,17 @@ def test_status_shows_tiers_rates_and_what_the_cache_did(run: Run) -> None:
     found = json.loads(out)
     assert found["workers"][0]["cache"]["tokens_loaded_disk"] == 70
     assert found["directory"] == asdict(STATUS.directory)
+
+
+def test_status_names_the_workflows_that_left_their_tolerance(capsys: pytest.CaptureFixture[str]) -> None:
+    lost = Divergence("acme", "debate", 0.0, 0.1234, 40, 0.05, falls_back=True)
+    print_status(replace(STATUS, divergences=(lost, replace(lost, tenant="", falls_back=False))))
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("degraded: ")]
+    first = "degraded: workflow debate of acme has left its tolerance 0.05: KL 0.123 over 40 audited calls, since "
+    assert told[0].startswith(first)
+    assert told[0].endswith("; what is submitted of it is exact")
+    assert told[1].startswith("degraded: workflow debate has left")
+    assert "submitted" not in told[1]
 
 
 def test_status_of_workers_without_lower_tiers(capsys: pytest.CaptureFixture[str]) -> None:
