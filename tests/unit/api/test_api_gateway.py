@@ -153,8 +153,6 @@ BAD = [
     ("Submit", submit(idempotency_key="k" * 129), "idempotency_key", "INVALID_ARGUMENT"),
     ("Submit", submit(inputs={"who": {}}), "inputs.who", "INVALID_ARGUMENT"),
     ("Submit", submit(inputs={"who": {"number_value": float("nan")}}), "inputs.who", "INVALID_ARGUMENT"),
-    ("Submit", submit(overrides=pb.Overrides(fidelity=2)), "overrides.fidelity", "UNIMPLEMENTED"),
-    ("Submit", submit(overrides=pb.Overrides(fidelity=5)), "overrides.fidelity", "UNIMPLEMENTED"),
     ("Submit", submit(overrides=pb.Overrides(fidelity=6)), "overrides.fidelity", "INVALID_ARGUMENT"),
     ("Submit", submit(overrides=pb.Overrides(fidelity=99)), "overrides.fidelity", "INVALID_ARGUMENT"),
     ("Submit", submit(overrides=pb.Overrides(seed=-1)), "overrides.seed", "INVALID_ARGUMENT"),

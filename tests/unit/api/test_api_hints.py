@@ -99,9 +99,9 @@ def test_hints_that_make_no_sense_name_the_field() -> None:
             for bad, path in BAD:
                 error = await error_of(channel.call(channel.choreography.Hint, bad))
                 assert (type(error), error.field) == (InvalidInput, path), bad
-            reserved = request({"fidelity": pb.FIDELITY_AUTO})
-            error = await error_of(channel.call(channel.choreography.Hint, reserved))
-            assert (error.status, error.field) == ("UNIMPLEMENTED", "hints[1].fidelity")
+            chosen = request({"fidelity": pb.FIDELITY_AUTO})  # nothing is known of what a session's calls do
+            error = await error_of(channel.call(channel.choreography.Hint, chosen))
+            assert (error.status, error.field) == ("INVALID_ARGUMENT", "hints[1].fidelity")
             foreign = pb.HintRequest(session_id="gone", hints=[pb.Hint(agent="a")])
             error = await error_of(channel.call(channel.choreography.Hint, foreign))
             assert (type(error), error.field) == (NotFound, "session_id")

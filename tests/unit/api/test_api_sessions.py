@@ -128,7 +128,7 @@ BAD = [
     ("Prefill", pb.PrefillRequest(session_id="s-1", text="x", role="robot"), "role", ""),
     ("Prefill", pb.PrefillRequest(text="x", role="user"), "session_id", ""),
     ("Prefill", pb.PrefillRequest(session_id="s-1", text="x", role="user", position=-1), "position", "OUT_OF_RANGE"),
-    ("Prefill", pb.PrefillRequest(session_id="s-1", text="x", role="user", fidelity=5), "fidelity", "UNIMPLEMENTED"),
+    ("Prefill", pb.PrefillRequest(session_id="s-1", text="x", role="user", fidelity=5), "fidelity", "INVALID_ARGUMENT"),
     (
         "Prefill",
         pb.PrefillRequest(session_id="s-1", text="x", role="user", view=placed(position=-7)),
@@ -138,7 +138,7 @@ BAD = [
     ("Decode", pb.DecodeRequest(session_id="s-1", view=pb.View(layout=9)), "view.layout", ""),
     ("Decode", pb.DecodeRequest(session_id="s-1", view=pb.View(placements=[{}])), "view.placements[0].message_id", ""),
     ("Decode", pb.DecodeRequest(session_id="s-1", role="robot"), "role", ""),
-    ("Decode", pb.DecodeRequest(session_id="s-1", fidelity=2), "fidelity", "UNIMPLEMENTED"),
+    ("Decode", pb.DecodeRequest(session_id="s-1", fidelity=6), "fidelity", "INVALID_ARGUMENT"),
     ("Decode", pb.DecodeRequest(session_id="s-1", tools=[pb.Tool(name="t")]), "tools", "UNIMPLEMENTED"),
     ("Decode", pb.DecodeRequest(session_id="s-1", response_schema={}), "response_schema", ""),
     ("Decode", pb.DecodeRequest(session_id="s-1", response_schema={"json": '{"not": {}}'}), "response_schema", ""),
