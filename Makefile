@@ -17,7 +17,7 @@ STAMP := .venv/.laban-set-up
 LINKS := build/links/laban
 FOLDERS := proto cluster actors kvstore kernels
 
-.PHONY: help setup demo test check unit lint types bench bench-fidelity bench-gpu bench-cache bench-constrained bench-gateway bench-http bench-isolation bench-journal bench-router bench-sim chaos fuzz soak sanitize monitor helm-test peer-vllm proto proto-check clean
+.PHONY: help setup demo test check unit lint types bench bench-fidelity bench-gpu bench-cache bench-constrained bench-corrections bench-gateway bench-http bench-isolation bench-journal bench-router bench-sim chaos fuzz soak sanitize monitor helm-test peer-vllm proto proto-check clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
@@ -68,6 +68,9 @@ bench: setup  ## measure reuse against recomputing and prefix caching (ARGS= for
 
 bench-fidelity: setup  ## measure what each level of fidelity changes, beside CacheBlend's and EPIC's choices (ARGS= for options)
 	$(BIN)/python benchmarks/fidelity.py $(ARGS)
+
+bench-corrections: setup  ## measure what `corrected` changes where the same texts are read again and again (ARGS= for options)
+	$(BIN)/python benchmarks/corrections.py $(ARGS)
 
 bench-gpu: setup  ## measure the engine on this machine's GPU (ARGS= for options)
 	$(BIN)/python benchmarks/gpu.py $(ARGS)

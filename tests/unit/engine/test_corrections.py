@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import pytest
@@ -13,6 +14,7 @@ from laban.actors.calls import Advice, Sampling
 from laban.kvstore.anchors import MIN_ERRORS, AnchorPool
 
 ROOT = (1, 2, 3)
+LONG = pytest.mark.skipif("LABAN_LONG" not in os.environ, reason="takes minutes: set LABAN_LONG")
 ANY = 50.0  # nats: more than anything can diverge by
 
 
@@ -22,15 +24,15 @@ def learnt(reader: Reader, text: tuple[int, ...], rng: random.Random, num: int) 
         reader.read((ROOT, 0.0), (words(rng, 12), 0.0), (text, ANY))
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize(("kind", "fused"), [("llama", False), ("qwen3", False), ("gemma3", False), ("llama", True)])
 @pytest.mark.parametrize("num_others", [0, 14])
-def test_the_same_text_under_the_same_view_is_the_dense_one(kind: str, num_others: int) -> None:
+def test_the_same_text_under_the_same_view_is_the_dense_one(kind: str, fused: bool, num_others: int) -> None:
     rng, text, before = random.Random(1), words(random.Random(2), 40), words(random.Random(3), 12)
-    reader = Reader(make_engine(kind))
+    reader = Reader(make_engine(kind, fused=fused))
     learnt(reader, text, rng, num_others)
     first = reader.read((ROOT, 0.0), (before, 0.0), (text, 1e-9))[-1]
     again = reader.read((ROOT, 0.0), (before, 0.0), (text, 2e-9))[-1]
-    dense = Reader(make_engine(kind))
+    dense = Reader(make_engine(kind, fused=fused))
     wanted = dense.read((ROOT, 0.0), (before, 0.0), (text, 0.0))[-1]
     mix = reader.mix(again)
     assert reader.mix(first) is None
@@ -87,7 +89,7 @@ def test_a_tolerance_below_the_error_refuses() -> None:
         assert (reader.mix(found) is not None) is predicted
 
 
-@pytest.mark.parametrize("num_pairs", [6, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_pairs", [6, pytest.param(1000, marks=LONG)])
 @pytest.mark.parametrize("num_tokens", [16, 64, 256])
 def test_other_tokens_are_refused(num_tokens: int, num_pairs: int) -> None:
     rng = random.Random(num_tokens)
@@ -180,12 +182,13 @@ def test_aborted_calls_leave_no_anchors_and_deleted_texts_none_either() -> None:
     assert reader.corrections.pool.num_anchors == 0
 
 
-def test_a_batch_of_all_kinds_gives_what_each_gives_alone() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_batch_of_all_kinds_gives_what_each_gives_alone(fused: bool) -> None:
     rng, text = random.Random(1), words(random.Random(2), 30)
     others = [words(rng, 12) for _ in range(4)]
     told = []
     for together in (False, True):
-        reader = Reader(make_engine())
+        reader = Reader(make_engine(fused=fused))
         learnt(reader, text, random.Random(9), MIN_ERRORS + 2)
         home = reader.prefill(list(text), reader.view_of((ROOT, 0.0))[0])
         views = [reader.view_of((ROOT, 0.0), (others[0], 0.0), (text, 0.0))[0]]
@@ -206,7 +209,7 @@ def test_a_batch_of_all_kinds_gives_what_each_gives_alone() -> None:
         assert alone.encoding == beside.encoding
 
 
-@pytest.mark.parametrize("num_requests", [120, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_requests", [120, pytest.param(10_000, marks=LONG)])
 def test_memory_stays_flat(num_requests: int) -> None:
     rng = random.Random(4)
     reader = Reader(make_engine(pool_tokens=2048))
