@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_SCHEMA_CHARS = 100_000
 MAX_CHOICES = 1_000
-MAX_CHOICE_CHARS = 10_000
+MAX_CHOICES_CHARS = 100_000  # in all
 
 # One way to write each document: free white space would let a model write nothing else without end.
 _OPTIONS: JsonCompileOptions = {
@@ -63,12 +63,14 @@ def choices_problem(choices: object) -> tuple[str, str]:
     for place, text in enumerate(choices):
         if not isinstance(text, str):
             return "expected text", f"[{place}]"
-        if not 0 < len(text) <= MAX_CHOICE_CHARS:
-            return f"{len(text)} characters, expected 1 to {MAX_CHOICE_CHARS}", f"[{place}]"
+        if not text:
+            return "is empty", f"[{place}]"
         if text != text.strip():
             return f"{text!r} begins or ends with white space, which tokenizers may drop", f"[{place}]"
         if (first := first_at.setdefault(text, place)) < place:
             return f"{text!r} is there already, at [{first}]", f"[{place}]"
+    if (length := sum(map(len, choices))) > MAX_CHOICES_CHARS:
+        return f"{length} characters, expected at most {MAX_CHOICES_CHARS} in all", ""
     return "", ""
 
 

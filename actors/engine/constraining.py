@@ -163,7 +163,10 @@ class Constraining:
         from llguidance import LLMatcher
 
         assert self._tokens is not None
-        matcher = LLMatcher(self._tokens, grammar_of(constraint), log_level=0)
+        try:
+            matcher = LLMatcher(self._tokens, grammar_of(constraint), log_level=0)
+        except ValueError as error:  # no JSON object
+            raise InvalidInput(str(error), field=field_of(constraint)) from None
         if not matcher.is_error():
             first = Matcher(matcher, field_of(constraint), ())
             first.fill(np.empty((1, self._num_words), np.int32))

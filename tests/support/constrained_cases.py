@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,12 @@ class Player:
     def text(self, tokens: list[int]) -> str:
         detokenizer = self.tokenizer.detokenizer()
         return "".join(detokenizer.push([token]) for token in tokens) + detokenizer.flush()
+
+
+@cache
+def players() -> tuple[Player, ...]:
+    """With tokens of bytes, and of pieces."""
+    return Player(byte_level_tokenizer()), Player(sentencepiece_tokenizer())
 
 
 def check_schema(seed: int, players: Sequence[Player]) -> str:

@@ -294,10 +294,18 @@ def one_document(data: st.DataObject) -> None:
     read_document(data.draw(documents()))
 
 
+def one_schema(data: st.DataObject) -> None:
+    """Texts made of any logits follow it, or it is refused."""
+    from constrained_cases import check_schema, players
+
+    check_schema(data.draw(st.integers(0, 2**48)), players())
+
+
 TARGETS: dict[str, tuple[float, Callable[..., None], bool]] = {
-    "documents": (0.45, one_document, False),
+    "documents": (0.40, one_document, False),
     "requests": (0.40, one_request, True),
     "sequences": (0.05, some_calls, True),
     "disk": (0.10, one_folder, False),
+    "schemas": (0.05, one_schema, False),
 }
 """Name: the share of inputs, what is done with one, whether it needs a server."""

@@ -10,12 +10,11 @@ import pytest
 import torch
 from constrained_cases import (
     STOP,
-    Player,
     byte_level_tokenizer,
     check_schema,
     constrained,
+    players,
     problem_with_text,
-    sentencepiece_tokenizer,
     with_tokenizer,
 )
 from constrained_checks import (
@@ -39,40 +38,35 @@ from laban.kernels import row_attention
 from laban.kernels.sampling import Allowed, SamplingParams, keep_allowed, sample_rows
 
 
-@pytest.fixture(scope="module")
-def players() -> list[Player]:
-    return [Player(byte_level_tokenizer()), Player(sentencepiece_tokenizer())]
-
-
-def check_schemas(seeds: range, players: list[Player]) -> None:
-    ends = [check_schema(seed, players) for seed in seeds]
+def check_schemas(seeds: range) -> None:
+    ends = [check_schema(seed, players()) for seed in seeds]
     assert ends.count("followed") > 0.7 * len(seeds)
     assert ends.count("refused") < 0.25 * len(seeds)
 
 
-def test_random_schemas_are_followed_by_any_logits_or_refused(players: list[Player]) -> None:
-    check_schemas(range(100), players)
+def test_random_schemas_are_followed_by_any_logits_or_refused() -> None:
+    check_schemas(range(100))
 
 
 @pytest.mark.slow
-def test_a_thousand_random_schemas(players: list[Player]) -> None:
-    check_schemas(range(100, 1100), players)
+def test_a_thousand_random_schemas() -> None:
+    check_schemas(range(100, 1100))
 
 
-def test_texts_are_among_their_choices(players: list[Player]) -> None:
+def test_texts_are_among_their_choices() -> None:
     draw = random.Random(0)
     letters = ["a", "b", " ", "no", "é", "日本", "\n", "{2}", "&&", *'.*(\\"/[|^$-']
     for _ in range(40):
         texts = {"".join(draw.choices(letters, k=draw.randrange(1, 6))).strip() for _ in range(6)} - {""}
         constraint = Constraint(choices=tuple(sorted(texts)))
-        for player in players:
+        for player in players():
             made = {player.play(constraint, draw) for _ in range(12)}
             assert made <= texts
             assert len(made) > 1 or len(texts) == 1
 
 
-def test_every_choice_can_be_made_even_one_that_begins_another(players: list[Player]) -> None:
-    for player in players:
+def test_every_choice_can_be_made_even_one_that_begins_another() -> None:
+    for player in players():
         made = {player.play(Constraint(choices=tuple(CHOICES)), random.Random(seed)) for seed in range(200)}
         assert made == set(CHOICES)
 
@@ -172,12 +166,13 @@ def test_a_call_that_makes_room_goes_on_with_the_same_text(fused: bool) -> None:
 def test_calls_that_can_never_run_are_answered() -> None:
     driver = Driver(engine())
     asked = constrained(choices=["a"])
+    broken = driver.submit([1], sampling=replace(asked, constraint=Constraint(schema="[1]")))
     unsound = driver.submit([1], sampling=replace(asked, constraint=Constraint(schema='{"not": {}}')))
     endless = '{"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}'
     impossible = driver.submit([1], sampling=replace(asked, constraint=Constraint(schema=endless)))
     endless_text = driver.submit([1], sampling=replace(asked, stop_token_ids=()))
     driver.run()
-    for call_id in (unsound, impossible):
+    for call_id in (broken, unsound, impossible):
         failure = driver.failure(call_id)
         assert (failure.status, failure.message.split(":")[0]) == ("INVALID_ARGUMENT", "response_schema")
     assert driver.failure(endless_text).status == "INVALID_ARGUMENT"

@@ -7,7 +7,7 @@ from fuzz_runs import fuzz
 from fuzz_targets import TARGETS
 
 pytestmark = pytest.mark.slow
-NUM_INPUTS = {"documents": 150, "requests": 150, "sequences": 20, "disk": 80}
+NUM_INPUTS = {"documents": 150, "requests": 150, "sequences": 20, "disk": 80, "schemas": 30}
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -167,7 +167,7 @@ def test_computed_choices_that_are_none_fail_the_step(following: str) -> None:
         ({"response_schema": []}, "steps[0].response_schema"),
         ({"choices": []}, "steps[0].choices: 0 texts, expected 1 to 1000"),
         ({"choices": ["a", "b", "a"]}, "steps[0].choices: [2] 'a' is there already, at [0]"),
-        ({"choices": ["a", ""]}, "steps[0].choices: [1] 0 characters"),
+        ({"choices": ["a", ""]}, "steps[0].choices: [1] is empty"),
         ({"choices": ["a", " b"]}, "begins or ends with white space"),
         ({"choices": ["a", 1]}, "steps[0].choices: [1] expected text"),
         ({"choices": 3}, "steps[0].choices: expected a list of texts"),
