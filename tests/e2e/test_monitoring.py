@@ -89,6 +89,17 @@ class Prometheus:
         return found
 
 
+def await_audits(metrics: str, num: int) -> None:
+    """Until so many audits in service are done: what comes next would end one that is under way."""
+    for _ in range(240):
+        with urlopen(f"http://{metrics}/metrics", timeout=10) as answer:
+            done = re.search(r'^laban_audits_total\{.*outcome="done".*\} (\S+)$', answer.read().decode(), re.MULTILINE)
+        if done is not None and float(done[1]) >= num:
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"not {num} audits are done")
+
+
 @pytest.fixture(scope="module")
 def observed(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheus, str]]:
     """A Prometheus that has seen a run, and the address of the metrics."""
@@ -112,6 +123,7 @@ def observed(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
                 for flow, inputs in flows:
                     record = client.wait(client.submit(cli.folder / flow, inputs).workflow_id)
                     assert record.state == ("failed" if flow == "fails.yaml" else "succeeded"), record.error
+                await_audits(metrics, turn + 1)
                 with client.open_session() as session:
                     session.prefill(f"hello {turn}")
                 time.sleep(3 * SCRAPE_S)

@@ -17,9 +17,11 @@ from laban.cluster.gateway import Gateway, GatewayLimits
 from laban.cluster.records import (
     ClusterStatus,
     DirectoryStatus,
+    Divergence,
     DrainProgress,
     ErrorInfo,
     Event,
+    FidelityNote,
     Hint,
     HintOutcome,
     Lease,
@@ -76,9 +78,10 @@ STEP = StepResult(
     {"path": "src", "deep": {"n": [1, True]}},
 )
 FAILED = StepResult("final", "final", state="failed", attempt=3, error=ErrorInfo("UNAVAILABLE", "died", "steps[1]"))
+NOTES = (FidelityNote("draft", 1, "direct", 0.25, 40, "within 0.5"), FidelityNote("draft", level="blended", kl=0.5))
 RECORD = WorkflowRecord(
     "wf-1", "greet", "failed", 1_700_000_000.125, 1_700_000_001.5, (("b", "x"), ("a", "y")), (STEP, FAILED),
-    ErrorInfo("UNAVAILABLE", "died"), 9, "waits",
+    ErrorInfo("UNAVAILABLE", "died"), 9, "waits", NOTES,
 )  # fmt: skip
 LEASE = Lease(
     "lease-1", "wf-1", "human[2]", "tests", 3, {"path": "src", "n": 2},
@@ -86,7 +89,7 @@ LEASE = Lease(
     "Run them.", 30.5, 1_700_000_030.5, {"type": "object"},
 )  # fmt: skip
 EVENTS: tuple[Event | TokenChunk, ...] = (
-    Event(1, "wf-1", 5.0, "workflow_state", workflow_state="running", held="waits"),
+    Event(1, "wf-1", 5.0, "workflow_state", workflow_state="running", held="waits", notes=NOTES),
     Event(
         2, "wf-1", 6.0, "step_state", address="answer", attempt=1, step_state="running", worker="w0", tool="tests",
         args={"path": "src"},
@@ -119,6 +122,7 @@ STATUS = ClusterStatus(
     DirectoryStatus(2, 40, 12, 3, 1000, 10, 1200),
     journal="available",
     members=(MemberStatus("4711", "10.0.0.7:8470", "up", 3, True),),
+    divergences=(Divergence("acme", "debate", 1_700_000_000.5, 0.25, 40, 0.125, falls_back=True),),
 )
 EXPLANATION = StepExplanation(
     "wf-1",

@@ -260,4 +260,4 @@ def test_the_generated_stubs_reach_every_method() -> None:
 
     asyncio.run(main())
     methods = {method.name for service in pb.DESCRIPTOR.services_by_name.values() for method in service.methods}
-    assert len(methods) == 25
+    assert len(methods) == 27

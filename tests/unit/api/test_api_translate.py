@@ -80,7 +80,7 @@ def test_every_field_of_the_samples_is_set() -> None:
     worker, decision = STATUS.workers[0], EXPLANATION.decision
     cluster = (STATUS, worker, worker.rates, worker.cache, STATUS.directory, OUTCOME)
     routing = (EXPLANATION, decision, decision.candidates[0], *EXPLANATION.uses)
-    for sample in (STEP, MESSAGE, RECORD, LEASE, *cluster, *routing):
+    for sample in (STEP, MESSAGE, RECORD, RECORD.notes[0], STATUS.divergences[0], LEASE, *cluster, *routing):
         empty = [item.name for item in fields(sample) if not getattr(sample, item.name)]
         assert empty in ([], ["error"]), sample
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 from statistics import fmean
 
+import pytest
 import yaml
 from audit_rig import AuditRig, audit_rig
 
@@ -38,6 +39,7 @@ async def _audited(rig: AuditRig, text: str, topic: str, levels: tuple[str, ...]
     return await rig.audit(text, recorded, inputs, levels=levels)
 
 
+@pytest.mark.slow
 def test_auto_keeps_to_its_tolerance_on_inputs_that_it_was_not_chosen_by() -> None:
     async def main() -> None:
         rng = random.Random(11)
