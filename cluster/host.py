@@ -36,7 +36,7 @@ from laban.cluster.journal_members import Presence
 from laban.cluster.journal_place import EVERYWHERE, open_store, peer_address
 from laban.cluster.lookout import Lookout
 from laban.cluster.membership import Membership
-from laban.cluster.metrics_server import MetricsServer
+from laban.cluster.metrics_server import MetricsServer, settled
 from laban.cluster.records import ClusterStatus
 from laban.cluster.routing.recorder import Recorder
 from laban.cluster.run_log import RunLog
@@ -98,8 +98,7 @@ class ControlPlane:
         self._traces = traces
         set_up_logs(config.log.settings, trace_of=traces.trace_id)
         check_address(config.server.host, config.server.port)  # before the model takes its time
-        if config.http.port is not None:
-            check_address(config.http.host, config.http.port)
+        listens = settled(config.http)
         if config.metrics.port is not None:
             await self._metrics.start(config.metrics.host, config.metrics.port)
         presence = Presence(socket.gethostname())
@@ -216,8 +215,8 @@ class ControlPlane:
                 meter=meter,
                 traces=traces,
             )
-            if config.http.port is not None:
-                await http.start(config.http.host, config.http.port)
+            if listens.port is not None:
+                await http.start(listens.host, listens.port)
         except BaseException:
             await executor.stop()
             raise
