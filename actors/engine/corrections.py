@@ -17,7 +17,7 @@ from laban.actors.engine.layers import layer_kinds
 from laban.actors.engine.runner import AnyRunner
 from laban.actors.engine.tallying import Tallying
 from laban.kernels.mixed_copy import copy_mixed
-from laban.kvstore.anchors import Anchor, AnchorPool, Mix
+from laban.kvstore.anchors import MAX_ANCHORS, Anchor, AnchorPool, Mix
 from laban.kvstore.encodings import EncodingId, EncodingSpec, flatten, make_spec
 from laban.kvstore.store import EncodingStore, Entry
 from laban.kvstore.surroundings import Surroundings, surroundings
@@ -80,6 +80,8 @@ class Corrections:
         for first, stop, inv_freq in self._stretches():
             k_pool, v_pool = self._runner.k_pool[first:stop], self._runner.v_pool[first:stop]
             copy_mixed(k_pool, v_pool, slots, offsets, weights, target, inv_freq)
+        if target.is_cuda:  # copies between tiers wait for iterations, and this is none
+            torch.cuda.current_stream().synchronize()
         self._store.publish(entry, spec.encoding_id, spec.num_tokens, spec)
         self._mixed[spec.encoding_id] = entry, mix
         if len(self._mixed) > 2 * len(self._store):
@@ -105,7 +107,10 @@ class Corrections:
         around = self._due.pop(entry.key, None)
         if around is None or entry.spec is None:
             return
-        others = [anchor.encoding_id for anchor in self.pool.anchors(entry.spec) if self._usable(anchor.encoding_id)]
+        known = [anchor.encoding_id for anchor in self.pool.anchors(entry.spec)]
+        others = [encoding_id for encoding_id in known if self._usable(encoding_id)]
+        if len(known) == MAX_ANCHORS and len(others) < len(known):  # what the device has lost makes room first
+            self.pool.forget(next(encoding_id for encoding_id in known if encoding_id not in others))
         self.pool.add(entry.spec, around, self._gaps(entry, others))
 
     def forget(self, encoding_ids: tuple[EncodingId, ...]) -> None:

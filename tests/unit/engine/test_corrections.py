@@ -11,7 +11,7 @@ from correction_checks import HEADER, Reader, largest_difference, words
 from engine_harness import force, make_engine
 
 from laban.actors.calls import Advice, Sampling
-from laban.kvstore.anchors import MIN_ERRORS, AnchorPool
+from laban.kvstore.anchors import MAX_ANCHORS, MIN_ERRORS, AnchorPool
 
 ROOT = (1, 2, 3)
 LONG = pytest.mark.skipif("LABAN_LONG" not in os.environ, reason="takes minutes: set LABAN_LONG")
@@ -113,6 +113,16 @@ def test_an_empty_pool_gives_what_exact_gives() -> None:
         said.append(reader.result(call_id).generated)
         assert reader.corrections.pool.num_anchors == 0
     assert said[0] == said[1]
+
+
+def test_what_the_device_lost_makes_room_first() -> None:
+    rng, text = random.Random(1), words(random.Random(2), 30)
+    reader = Reader(make_engine())
+    specs = [reader.read((ROOT, 0.0), (words(rng, 12), 0.0), (text, 1e-9))[-1] for _ in range(MAX_ANCHORS)]
+    assert reader.engine.store.drop(specs[7].encoding_id)
+    found = reader.read((ROOT, 0.0), (words(rng, 12), 0.0), (text, 1e-9))[-1]
+    left = {anchor.encoding_id for anchor in reader.corrections.pool.anchors(found)}
+    assert left == {spec.encoding_id for spec in [*specs[:7], *specs[8:], found]}
 
 
 def test_errors_within_one_view_add_up() -> None:
