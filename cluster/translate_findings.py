@@ -39,6 +39,8 @@ def findings_from_pb(findings: Iterable[pb.Finding], path: str) -> list[Finding]
             raise InvalidInput("expected a step's name, of up to 1000 characters", field=f"{at}.step", value=each.step)
         if not is_served(each.level) or each.level == "exact":
             raise InvalidInput("expected a level beside exact", field=f"{at}.level", value=each.level)
+        if each.read < 0:
+            raise InvalidInput("expected 0 or more", field=f"{at}.read", value=each.read)
         tally = Tally(**{field.name: getattr(each, field.name) for field in fields(Tally)})
         if not tally.is_possible:
             raise InvalidInput("counts and sums that no calls come to", field=at, value=asdict(tally))

@@ -15,6 +15,9 @@ MIN_CALLS = 20
 ALPHA = 0.05
 """How often a bound may be wrong, at any of all the times that it is looked at."""
 
+MOST = 10**12
+"""Of any count or sum: they are added up in a database."""
+
 TIGHTEST_CALLS = 50
 """The bound is tightest for about so many calls."""
 
@@ -48,6 +51,8 @@ class Tally:
         counts = (self.num_calls, self.num_tokens - self.num_agreed, self.num_agreed, self.num_flips)
         sums = (self.kl_sum, self.kl_squares)
         if min(counts) < 0 or self.num_flips > self.num_decisions or not all(map(math.isfinite, sums)):
+            return False
+        if max(self.num_calls, self.num_tokens, self.num_decisions, *sums) > MOST:
             return False
         return self.kl_sum >= 0 and self.kl_squares * self.num_calls >= self.kl_sum**2 * (1 - 1e-6)
 
