@@ -7,6 +7,7 @@ is not computed. Shapes depend on no value on a device other than the CPU, so no
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -76,11 +77,15 @@ def sample_rows(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]
 
 def keep_allowed(logits: Tensor, allowed: Allowed) -> Tensor:
     """A copy of `logits` [num_rows, vocab_size] with -inf for what its rows may not take."""
-    shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
-    bits = (allowed.words[:, :, None] >> shifts) & 1
-    barred = bits.view(len(bits), -1)[:, : logits.shape[1]] == 0
-    kept = logits.index_select(0, allowed.rows).masked_fill_(barred, -torch.inf)
-    return logits.index_copy(0, allowed.rows, kept)
+    spread = _biases(logits.device).index_select(0, allowed.words.view(torch.uint8).flatten().int())
+    return logits.index_add(0, allowed.rows, spread.view(len(allowed.rows), -1)[:, : logits.shape[1]])
+
+
+@cache
+def _biases(device: torch.device) -> Tensor:
+    """[256, 8] float32: for each byte of a mask 0 where its bits are set, lowest first, and -inf elsewhere."""
+    bits = torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device)
+    return torch.where(bits & 1 == 1, 0.0, -torch.inf)
 
 
 def _draw(logits: Tensor, draws: Draws) -> Tensor:
