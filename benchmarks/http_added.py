@@ -26,7 +26,7 @@ from openai import AsyncOpenAI
 from report import Clock, Report, Row, add_arguments, finish, new_report
 
 from laban.cluster.client_async_session import AsyncSession
-from laban.cluster.config import JournalSection, LabanConfig, MetricsSection, ServerSection
+from laban.cluster.config import LabanConfig, MetricsSection, ServerSection
 from laban.cluster.http.section import HttpSection
 from laban.cluster.launch import _end_ray, _start_ray
 from laban.cluster.records import TokenChunk
@@ -111,7 +111,6 @@ async def measure(report: Report, args: argparse.Namespace, clock: Clock) -> Non
         server=ServerSection(port=0),
         http=HttpSection(port=free_port()),
         metrics=MetricsSection(port=None),
-        journal=JournalSection(url="none"),
     )
     clock.say("first tokens")
     report.rows += rows_of(await first_tokens(config, args.repetitions))

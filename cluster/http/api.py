@@ -108,11 +108,12 @@ class OpenAiApi:
                     if isinstance(item, ChatBegun):
                         answer.prompt_tokens = item.prompt_tokens
                         continue
+                    opening = b""
                     if not exchange.begun:
                         await _begin(exchange)
-                        await _send(exchange, answer.first())
+                        opening = answer.first()
                     events = answer.more(item) if isinstance(item, TokenChunk) else answer.last(item)
-                    if sent := b"".join(events):
+                    if sent := opening + b"".join(events):
                         await _send(exchange, sent)
             await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
         except asyncio.CancelledError:

@@ -194,17 +194,18 @@ def test_a_client_that_leaves_ends_its_call() -> None:
             asked: dict[str, Any] = {"model": rig.model, "messages": HI, "max_tokens": 400}
             stream = await client.chat.completions.create(**asked, stream=True)
             await anext(aiter(stream))
-            assert rig.dispatcher.num_outstanding == 1
+            rig.worker.paused = True  # nothing ends by itself
             await stream.close()
-            await eventually(lambda: not rig.dispatcher.num_outstanding, "the call is aborted")
+            await eventually(lambda: len(rig.worker.aborted) == 1, "the call is aborted")
             waiting = asyncio.create_task(client.chat.completions.create(**asked))
             await eventually(lambda: rig.dispatcher.num_outstanding == 1, "the call is there")
             waiting.cancel()
-            await eventually(lambda: not rig.dispatcher.num_outstanding, "the call is aborted")
+            await eventually(lambda: len(rig.worker.aborted) == 2, "the call is aborted")
             with pytest.raises(openai.InternalServerError) as raised:
                 await client.chat.completions.create(**asked, extra_body={"laban": {"timeout_s": 0.05}})
             assert (raised.value.status_code, raised.value.param) == (504, "laban.timeout_s")
-            await eventually(lambda: not rig.dispatcher.num_outstanding, "the call is aborted")
+            await eventually(lambda: len(rig.worker.aborted) == 3, "the call is aborted")
+            rig.worker.resume()
 
     asyncio.run(main())
 
