@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from command_line import Cli
 
+from laban.actors.errors import NotFound
 from laban.cluster.audit.findings import Finding
 from laban.cluster.audit.tally import Tally
 from laban.cluster.client import Client
@@ -58,28 +59,27 @@ def test_bad_data_is_refused_before_anything_runs(cli: Cli, tmp_path: Path) -> N
 
 
 def test_auto_is_what_a_server_was_told_of_until_that_is_cleared(cli: Cli, address: str, tmp_path: Path) -> None:
-    flow = tmp_path / "flow.yaml"
+    flow, inputs = tmp_path / "flow.yaml", {"question": "Is it late?"}
     flow.write_text(FLOW.replace("name: pair ", "name: told "))
     common = [str(flow), "--address", address, "--input", "question=Is it late?"]
     kept = cli("audit", *common, "--levels", "direct", "--tolerance", "100", "--keep")
     assert kept.returncode == 0, kept.stderr
     assert "it takes 20 calls of a step, one has 1" in kept.stderr
-
-    def ran() -> tuple[dict[str, str], str]:
-        done = cli("run", *common, "--fidelity", "auto", "--tolerance", "100", "--json")
-        assert done.returncode == 0, done.stderr
-        record = json.loads(done.stdout)
-        [note] = [each for each in record["notes"] if each["why"] and each["step"] == "choice"]
-        return {step["address"]: step["fidelity"] for step in record["steps"]}, note["why"]
-
-    levels, why = ran()
-    assert levels["choice"] == "exact"
-    assert "over 1 audited calls, expected at least 20 calls" in why
     with Client(address) as client:
+
+        def chosen() -> tuple[str, str]:
+            record = client.wait(client.submit(flow, inputs, fidelity="auto", tolerance=100.0).workflow_id)
+            [note] = [each for each in record.notes if each.why and each.step == "choice"]
+            [step] = [each for each in record.steps if each.address == "choice"]
+            return step.fidelity, note.why
+
+        level, why = chosen()
+        assert level == "exact"
+        assert "over 1 audited calls, expected at least 20 calls" in why
         enough = Tally(400, 4.0, 0.05, 400, 400)
         client.record_findings(flow, [Finding("choice", None, "direct", "audit", enough)])
-    assert ran() == ({"one": "exact", "two": "exact", "choice": "direct"}, "within 100")
-    assert cli("clear", "told", "--address", address).returncode == 0
-    levels, why = ran()
-    assert (levels["choice"], why) == ("exact", "nothing is known of other levels")
-    assert cli("clear", "told", "--address", address).returncode == 2
+        assert chosen() == ("direct", "within 100")
+        client.clear_findings("told")
+        assert chosen() == ("exact", "nothing is known of other levels")
+        with pytest.raises(NotFound):
+            client.clear_findings("told")

@@ -75,6 +75,13 @@ def test_status_names_the_workflows_that_left_their_tolerance(capsys: pytest.Cap
     assert "submitted" not in told[1]
 
 
+def test_clear_asks_the_server_to_forget(run: Run) -> None:
+    code, out, err = run("clear", "debate")
+    assert code != 0
+    assert out == ""
+    assert "this server runs no audits" in err
+
+
 def test_status_of_workers_without_lower_tiers(capsys: pytest.CaptureFixture[str]) -> None:
     bare = replace(WORKER, draining=False, host_bytes=0, disk_bytes=0, rates=type(WORKER.rates)())
     print_status(ClusterStatus("0.1.0", True, "tiny", 64, (bare, replace(bare, alive=False)), 0, 0, 1.0))
