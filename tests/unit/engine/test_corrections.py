@@ -12,6 +12,7 @@ from engine_harness import force, make_engine
 
 from laban.actors.calls import Advice, Sampling
 from laban.kvstore.anchors import MAX_ANCHORS, MIN_ERRORS, AnchorPool
+from laban.kvstore.surroundings import surroundings
 
 ROOT = (1, 2, 3)
 LONG = pytest.mark.skipif("LABAN_LONG" not in os.environ, reason="takes minutes: set LABAN_LONG")
@@ -130,8 +131,7 @@ def test_errors_within_one_view_add_up() -> None:
     rng, one, other = random.Random(1), words(random.Random(2), 30), words(random.Random(3), 30)
     reader = Reader(make_engine())
     for _ in range(MIN_ERRORS + 3):
-        reader.read((ROOT, 0.0), (words(rng, 12), 0.0), (one, ANY))
-        reader.read((ROOT, 0.0), (words(rng, 12), 0.0), (other, ANY))
+        reader.read((ROOT, 0.0), (words(rng, 12), 0.0), (one, ANY), (other, ANY))
     _, specs = reader.view_of((ROOT, 0.0), (words(rng, 12), 0.0), (one, ANY), (other, ANY))
     pool = reader.corrections.pool
     enough = 1.01 * max(pool.bound(spec, 0.2) for spec in specs[2:])
@@ -162,6 +162,23 @@ def test_what_is_predicted_never_serves_exact_and_is_nobodys_anchor() -> None:
     assert [anchor.encoding_id for anchor, _ in mix.parts] == [exact.encoding_id]
     assert largest_difference(reader, twin, dense, wanted) < 1e-5
     assert not any(a.encoding_id == poisoned.encoding_id for a in reader.corrections.pool.anchors(exact))
+
+
+def test_an_anchor_that_was_lost_and_is_predicted_now_serves_no_more() -> None:
+    rng, text = random.Random(1), words(random.Random(2), 30)
+    reader = Reader(make_engine())
+    learnt(reader, text, rng, MIN_ERRORS + 1)
+    before = words(rng, 12)
+    lost = reader.read((ROOT, 0.0), (before, 0.0), (text, 1e-9))[-1]
+    assert reader.mix(lost) is None
+    assert reader.engine.store.drop(lost.encoding_id)
+    corrections = reader.corrections
+    from_others = corrections.pool.predict(lost, surroundings(lost, reader.specs), corrections._usable)
+    assert from_others is not None
+    reader.engine.store.unpin(corrections.make(lost, from_others))
+    found = reader.read((ROOT, 0.0), (before, 0.0), (text, ANY))[-1]
+    mix = reader.mix(found)
+    assert mix is None or lost.encoding_id not in {anchor.encoding_id for anchor, _ in mix.parts}
 
 
 def test_tenants_have_their_own() -> None:
