@@ -43,8 +43,8 @@ class Sequence:
     """A message being encoded into `entry`. `tokens` grows while the message is generated.
 
     `producers` are the sequences whose encodings it reads and that were unfinished when it was admitted. With a `load`
-    its last tokens come from the host, and only those before them are computed. `prefetched` while no call wants it, `spare`
-    while only calls do that are.
+    its last tokens come from the host, and only those before them are computed. `prefetched` while no call wants it,
+    `spare` while only calls do that are.
     """
 
     entry: Entry
