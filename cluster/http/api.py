@@ -19,7 +19,7 @@ from laban.cluster.callers import caller
 from laban.cluster.chat_prompts import ChatPrompts
 from laban.cluster.chats import ChatAsk, ChatBegun, ChatItem
 from laban.cluster.http.answers import Answer, error_event
-from laban.cluster.http.errors import DeadlineExceeded, Refused, error_body, error_response
+from laban.cluster.http.errors import Refused, error_body, error_response
 from laban.cluster.http.exchange import STOPPING, Exchange, Exchanges, incident_of
 from laban.cluster.http.fields import read_object
 from laban.cluster.http.requests import Completion, read_completion
@@ -130,7 +130,7 @@ class OpenAiApi:
             await _fail(exchange, incident_of(error))
 
     async def _items(self, asked: Completion) -> AsyncGenerator[ChatItem, None]:
-        """Raises DeadlineExceeded once the request's own time is over."""
+        """Raises LabanError of DEADLINE_EXCEEDED once the request's own time is over."""
         loop = asyncio.get_running_loop()
         end_s = None if asked.timeout_s is None else loop.time() + asked.timeout_s
         async with aclosing(self._chats.reply(asked.ask, tenant=caller().tenant)) as items:
@@ -140,7 +140,9 @@ class OpenAiApi:
                         item = await anext(items, None)
                 except TimeoutError:
                     why = "the answer took longer than was asked for"
-                    raise DeadlineExceeded(why, field="laban.timeout_s", value=asked.timeout_s) from None
+                    late = LabanError(why, field="laban.timeout_s", value=asked.timeout_s)
+                    late.status = "DEADLINE_EXCEEDED"
+                    raise late from None
                 if item is None:
                     return
                 yield item

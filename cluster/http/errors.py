@@ -37,10 +37,6 @@ class Refused(LabanError):
         super().__init__(message, field=field, value=value)
 
 
-class DeadlineExceeded(LabanError):
-    status = "DEADLINE_EXCEEDED"
-
-
 def error_body(error: LabanError) -> dict[str, Any]:
     _, kind, code = _kind(error)
     param = None if error.field in HIDDEN_FIELDS else error.field or None
