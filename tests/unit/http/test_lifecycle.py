@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from laban.actors.errors import FailedPrecondition
 from laban.cluster.chats import ChatBegun
 from laban.cluster.door import Door
 from laban.cluster.gateway import GatewayLimits
+from laban.cluster.http.server import _listen
 from laban.cluster.meter import Meter
 from laban.cluster.records import TokenChunk
 from laban.cluster.tls import ServerTls
@@ -226,3 +228,10 @@ def test_a_port_that_is_taken_is_named() -> None:
                 await other.stop()
 
     asyncio.run(main())
+
+
+def test_no_event_waits_for_the_one_before_it_to_be_acknowledged() -> None:
+    with _listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        taken, _ = listening.accept()
+        with taken:
+            assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
