@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
 
 from laban.actors.errors import InvalidInput
-from laban.cluster.client_requests import fidelity_of, put, put_sampling
+from laban.cluster.client_requests import SamplingOptions, fidelity_of, put, put_sampling
 from laban.proto import laban_pb2 as pb
 
 MESSAGE_FIELDS = {"role": "role", "content": "text", "name": "name"}
@@ -14,19 +13,11 @@ ChatMessages = Sequence[Mapping[str, str]]
 """Of `role` ("system", "user" or "assistant"), `content` and, maybe, `name`, in any order."""
 
 
-class ChatOptions(TypedDict, total=False):
+class ChatOptions(SamplingOptions, total=False):
     """How messages are read, and how the answer is generated."""
 
     fidelity: str
     recompute_share: float
-    max_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int
-    stop: str | Sequence[str]
-    forced_text: str
-    logprobs: int
 
 
 def chat_request(session_id: str, messages: ChatMessages, options: ChatOptions) -> pb.ChatRequest:

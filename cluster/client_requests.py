@@ -69,13 +69,9 @@ class PlaceOptions(TypedDict, total=False):
     recompute_share: float
 
 
-class DecodeOptions(PlaceOptions, total=False):
-    """And how it is generated. `prefill` is the text at its start. What comes after it is JSON that follows
-    `response_schema`, or one of `choices`, if one of these is given."""
+class SamplingOptions(TypedDict, total=False):
+    """How text is generated."""
 
-    prefill: str
-    response_schema: Mapping[str, Any] | None
-    choices: Sequence[str] | None
     max_tokens: int
     temperature: float
     top_p: float
@@ -84,6 +80,15 @@ class DecodeOptions(PlaceOptions, total=False):
     stop: str | Sequence[str]
     forced_text: str
     logprobs: int
+
+
+class DecodeOptions(PlaceOptions, SamplingOptions, total=False):
+    """And how it is generated. `prefill` is the text at its start. What comes after it is JSON that follows
+    `response_schema`, or one of `choices`, if one of these is given."""
+
+    prefill: str
+    response_schema: Mapping[str, Any] | None
+    choices: Sequence[str] | None
 
 
 _NO_SAMPLING = {*PlaceOptions.__annotations__, "prefill", "response_schema", "choices"}
