@@ -202,6 +202,7 @@ class Bench:
             found[variant.name] = 1000 * table.run(workflows, AGENTS, new, out) / AGENTS
             rows = [
                 Row(f"cyclic.{variant.name}.step", found[variant.name], "ms", better="lower"),
+                Row(f"cyclic.{variant.name}.slowest_step", max(table.steps_ms), "ms", better="lower"),
                 Row(f"cyclic.{variant.name}.ttft", median(table.firsts_ms), "ms", better="lower"),
                 *_counted(f"cyclic.{variant.name}", table),
             ]
