@@ -300,6 +300,7 @@ class WorkerInfo:
     num_shards: int = 1  # processes, each with a device of its own
     host_bytes: int = 0  # budgets of the lower tiers
     disk_bytes: int = 0
+    adapters: tuple[str, ...] = ()  # fingerprints of those that it computes with
     fetches: bool = False  # encodings from other workers, as a call's `sources` say
 
     @property

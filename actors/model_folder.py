@@ -66,7 +66,7 @@ def check_model_folder(path: str | Path) -> ModelFacts:
     num_layers = _count(folder, config, "num_hidden_layers")
     num_heads = _count(folder, config, "num_attention_heads")
     hidden_size = _count(folder, config, "hidden_size")
-    headers = {file.name: _read_header(file) for file in _weight_files(folder)}
+    headers = {file.name: read_header(file) for file in _weight_files(folder)}
     _require_tensors(folder, headers, num_layers)
 
     digest = blake2b(digest_size=16)
@@ -170,7 +170,15 @@ def _weight_files(folder: Path) -> list[Path]:
     raise NotFound("the model folder has no model.safetensors", field="model", value=str(folder))
 
 
-def _read_header(file: Path) -> dict[str, Any]:
+def weight_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Of every tensor of a model folder, by its name."""
+    headers = map(read_header, _weight_files(Path(path).expanduser()))
+    return {
+        name: tuple(tensor["shape"]) for header in headers for name, tensor in header.items() if name != "__metadata__"
+    }
+
+
+def read_header(file: Path) -> dict[str, Any]:
     """The JSON header of a safetensors file, whose size is checked against it."""
     size = file.stat().st_size
     with file.open("rb") as handle:

@@ -16,7 +16,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from laban.kvstore.encodings import EncodingId, EncodingSpec, owner_of
+from laban.kvstore.encodings import EncodingId, EncodingSpec, adapter_of, owner_of
 from laban.kvstore.surroundings import Surroundings, digest_of, distance
 
 MAX_MIXED = 4
@@ -32,7 +32,7 @@ ANCHOR_BYTES = 600
 PIECE_BYTES = 200
 
 Tokens = tuple[str, str]
-"""Whose they are (`owner_of`) and their digest."""
+"""Whose they are (`owner_of`), and their digest with the adapter that encodes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +217,7 @@ class AnchorPool:
 
 
 def tokens_of(spec: EncodingSpec) -> Tokens:
-    return owner_of(spec.namespace), digest_of(spec.tokens)
+    return owner_of(spec.namespace), digest_of(spec.tokens) + adapter_of(spec.namespace)
 
 
 def _pair(one: EncodingId, other: EncodingId) -> tuple[EncodingId, EncodingId]:

@@ -7,8 +7,8 @@ it. An `EncodingSpec` is that truth: whoever holds it can compute the encoding a
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 EncodingId = str
@@ -78,6 +78,7 @@ class EncodingSpec:
 
 
 Specs = Mapping[EncodingId, EncodingSpec]
+MutableSpecs = MutableMapping[EncodingId, EncodingSpec]
 
 
 def owner_of(namespace: str) -> str:
@@ -87,6 +88,44 @@ def owner_of(namespace: str) -> str:
     ('model/tenant', 'model/tenant')
     """
     return namespace.partition("#")[0]
+
+
+ADAPTER = "#adapter="
+
+
+def with_adapter(namespace: str, fingerprint: str) -> str:
+    """The part of a namespace in which an adapter computes. "" is the plain model, the namespace itself.
+
+    >>> with_adapter("model/tenant", "5f"), with_adapter("model/tenant", "")
+    ('model/tenant#adapter=5f', 'model/tenant')
+    """
+    return f"{namespace}{ADAPTER}{fingerprint}" if fingerprint else namespace
+
+
+def adapter_of(namespace: str) -> str:
+    """The fingerprint of the adapter that a namespace's encodings are computed with; "" for none.
+
+    >>> adapter_of("model/tenant#trial#adapter=5f"), adapter_of("model/tenant#trial")
+    ('5f', '')
+    """
+    return namespace.partition(ADAPTER)[2]
+
+
+def moved(root: EncodingId, namespace: str, specs: MutableSpecs, known: dict[EncodingId, EncodingId]) -> EncodingId:
+    """The encoding of the same tokens, at the same place under the same view, in `namespace`; so of all it depends on.
+
+    Specs that are not there yet are put into `specs`. `known` (id -> id there) is filled, and saves work next time.
+    """
+    for spec in closure([root], specs):
+        if spec.encoding_id in known:
+            continue
+        placements = tuple(replace(p, encoding_id=known[p.encoding_id]) for p in spec.view.placements)
+        prefix_id = None if spec.view.prefix_id is None else known[spec.view.prefix_id]
+        view = View(prefix_id, placements)
+        made = make_spec(namespace, spec.tokens, spec.start, view, specs, tolerance=spec.tolerance)
+        specs.setdefault(made.encoding_id, made)
+        known[spec.encoding_id] = made.encoding_id
+    return known[root]
 
 
 def make_spec(

@@ -33,6 +33,7 @@ class EngineConfig:
     eviction: str = "cost"  # a policy's name, or package.module:Class
     tenant_share: float = 1.0  # of each tier, for one tenant's encodings at most
     num_workers: int = 1  # that may share this machine's memory
+    adapters: tuple[str, ...] = ()  # folders of those that calls may ask for
     link_bytes_per_s: float | None = None  # limit of copies between host and device, to try slower links
 
     @property

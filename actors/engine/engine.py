@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Pages
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +28,7 @@ from laban.actors.calls import (
     CallFailed,
     CallFinished,
     CallStarted,
+    Prefetch,
     TokenLogprob,
     WorkerInfo,
     WorkerLoad,
@@ -52,11 +53,11 @@ from laban.actors.engine.tick import Tick
 from laban.actors.engine.tiers import Tiers
 from laban.actors.engine.tiers_setup import make_tiers
 from laban.actors.engine.trials import Trials
-from laban.actors.errors import LabanError
+from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError
 from laban.actors.tallies import WorkerTallies
 from laban.actors.tokenizer import Tokenizer
 from laban.actors.transfers import Export, ExportRequest, FindPeer
-from laban.kvstore.encodings import make_spec
+from laban.kvstore.encodings import EncodingSpec, adapter_of, make_spec
 from laban.kvstore.store import EncodingStore, Entry
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,7 @@ class Engine:
             num_shards=1 if runner.group is None else runner.group.size,
             host_bytes=self.tiers.host_bytes,
             disk_bytes=self.tiers.disk_bytes,
+            adapters=runner.adapters.fingerprints,
         )
         flights, per_token = self.tiers.flights, self.tiers.needs.bytes_per_token
         loads = None if flights is None else Loads(flights, per_token, config.page_size, self._after)
@@ -162,11 +164,28 @@ class Engine:
     def submit(self, call: Call) -> None:
         """Queues a call. One that can never run is answered with CallFailed."""
         try:
+            self._check_adapters(call.namespace, call.specs)
             self._scores.check(call)
             if not self._constraining.holds(call, self._clock()):
                 self.scheduler.enqueue(call, self._clock())
         except LabanError as error:
             self._events.append(CallFailed(call.call_id, error.status, str(error)))
+
+    def _check_adapters(self, namespace: str, specs: Iterable[EncodingSpec]) -> None:
+        """What one adapter encodes is never read by another. Raises FailedPrecondition for one that is not here."""
+        found = {adapter_of(each) for each in {namespace, *(spec.namespace for spec in specs)}}
+        if len(found) > 1:
+            raise InvalidInput("its encodings are of several adapters, expected those of one", field="namespace")
+        (adapter,) = found
+        if not self.runner.adapters.knows(adapter):
+            raise FailedPrecondition("the worker has no such adapter", field="namespace", value=adapter)
+
+    def _can_compute(self, prefetch: Prefetch) -> bool:
+        try:
+            self._check_adapters(prefetch.specs[-1].namespace, prefetch.specs)
+        except LabanError:
+            return False
+        return True
 
     def abort(self, call_id: str) -> None:
         """Drops a call, if it is still here. It is not reported on again."""
@@ -265,7 +284,7 @@ class Engine:
         for each in advice:
             tiers.needs.take_uses(each.uses)
             tiers.needs.take_pins(each.pins)
-            scheduler.prefetches.order(each.prefetches)
+            scheduler.prefetches.order([one for one in each.prefetches if self._can_compute(one)])
             scheduler.prefetches.cancel(each.cancelled)
         for encoding_id, failed in tiers.take_arrivals():
             scheduler.prefetches.may_begin = True

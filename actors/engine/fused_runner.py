@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from laban.actors.calls import Sampling
+from laban.actors.engine.adapters import Adapters
 from laban.actors.engine.batch import build_batch
 from laban.actors.engine.flat_batch import FlatBatch, Flattener
 from laban.actors.engine.inputs import Inputs
@@ -83,6 +84,7 @@ class FusedRunner:
         max_running: int,
         group: ShardGroup | None = None,
         attention: str | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         """`model` is a slice of the whole where `group` are the shards that have the rest. It is changed in place.
 
@@ -107,10 +109,12 @@ class FusedRunner:
                 f"{type(model).__name__} rotates its heads in a way that is not served", field="model"
             )
         self.stack = FusedStack.of(model.base_model)
+        self.inputs = Inputs(max(max_batch_tokens, SIZES[-1]), max_running, self.device)
+        self.adapters = adapters or Adapters()
+        self.adapters.attach(model, group, self.inputs.adapters if self.on_card else None)
         self.flash = pick_flash(self.device, self.dtype, self.head_dim, attention)
         self.attention_backend = f"fused-triton+{self.flash.name}" if self.on_card else "fused-reference"
         self._flattener = Flattener(page_size)
-        self.inputs = Inputs(max(max_batch_tokens, SIZES[-1]), max_running, self.device)
         self._samples = torch.zeros(max_running, dtype=torch.int64, device=self.device)
         self._told = [torch.zeros(2 * max_running, dtype=torch.int64, pin_memory=self.on_card) for _ in range(2)]
         self._turn = 0
@@ -174,6 +178,11 @@ class FusedRunner:
         samples by `samplings[i]`. Returns at once. At most one launch may be under way before it. With `ask_masks` some
         rows are constrained: it is called once the forward is under way, and may wait for the launch before.
         """
+        if self.adapters:
+            if self.on_card:
+                self.inputs.send_adapters(self.adapters.numbers_of(chunks))
+            else:
+                self.adapters.set_rows(chunks)
         batch = self._flattener.flatten(chunks)
         hidden = self._forward(batch, chunks)
         num_rows = len(batch.logit_rows)

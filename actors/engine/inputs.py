@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,10 @@ class Inputs:
         self._staged = [torch.zeros(size, dtype=torch.int32, pin_memory=self._on_card) for _ in range(2)]
         self._turn = 0
         self._ints = torch.zeros(size, dtype=torch.int32, device=device)
+        self._staged_adapters = [torch.zeros(max_tokens, dtype=torch.int32, pin_memory=self._on_card) for _ in range(2)]
+        self._adapters_turn = 0
+        self.adapters = torch.full((max_tokens,), -1, dtype=torch.int32, device=device)
+        """Of each token, as `AdapterRows` has them. Of padding it does not matter."""
 
     def send(self, batch: FlatBatch | None, size: int, padding_slot: int = -1) -> None:
         """Copies `batch` (None: nothing but padding), padded to `size` tokens; the host does not wait."""
@@ -32,6 +38,13 @@ class Inputs:
             staged[4 * size : 4 * size + num_rows] = batch.logit_rows
         used = 4 * size + num_rows
         self._ints[:used].copy_(self._staged[self._turn][:used], non_blocking=True)
+
+    def send_adapters(self, numbers: Sequence[int]) -> None:
+        """Copies the tokens' adapters; the host does not wait. At most one launch may be under way before it."""
+        self._adapters_turn = 1 - self._adapters_turn
+        staged = self._staged_adapters[self._adapters_turn][: len(numbers)]
+        staged.numpy()[:] = numbers
+        self.adapters[: len(numbers)].copy_(staged, non_blocking=True)
 
     def token_ids(self, size: int, samples: Tensor) -> Tensor:
         """[size] with the tokens sampled in the last iteration in their places."""

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from laban.actors.disk_folder import prepare_disk_folder
+from laban.actors.engine.adapters import Adapters, load_adapter
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.engine import Engine
 from laban.actors.engine.host_memory import default_host_bytes
@@ -60,6 +61,7 @@ def load_engine(
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, dtype=DTYPES[config.dtype], attn_implementation="eager", local_files_only=True
     )
+    adapters = Adapters([load_adapter(each, folder) for each in config.adapters])
     engine = make_engine(
         model,
         Tokenizer.from_folder(folder),
@@ -71,6 +73,7 @@ def load_engine(
         namespace=f"{facts.fingerprint}/{config.dtype}",
         model_name=Path(folder).name,
         max_context=facts.max_context,
+        adapters=adapters,
     )
     info = engine.info
     log.info(
@@ -87,6 +90,7 @@ def make_engine(
     device: torch.device,
     group: ShardGroup | None = None,
     progress: Progress = say_nothing,
+    adapters: Adapters | None = None,
     **identity: Any,
 ) -> Engine:
     """An engine over a model in memory, which is changed in place: sliced, moved, its layers merged or packed.
@@ -100,9 +104,9 @@ def make_engine(
         model.to(device)  # type: ignore[arg-type]  # its signature is a decorator's
     runner: AnyRunner
     if device.type == "cuda":
-        runner = _runner_on_gpu(model, config, group, progress)
+        runner = _runner_on_gpu(model, config, group, progress, adapters)
     else:
-        runner = Runner(model, _all(num_slots(model, config), group), group)
+        runner = Runner(model, _all(num_slots(model, config), group), group, adapters)
     tiers = _tiers(runner, config, group, identity.get("namespace", ""), progress)
     return Engine(runner, tokenizer, config, tiers=tiers, **identity)
 
@@ -124,7 +128,11 @@ def _tiers(
 
 
 def _runner_on_gpu(
-    model: PreTrainedModel, config: EngineConfig, group: ShardGroup | None, progress: Progress
+    model: PreTrainedModel,
+    config: EngineConfig,
+    group: ShardGroup | None,
+    progress: Progress,
+    adapters: Adapters | None,
 ) -> FusedRunner:
     from laban.actors.engine.fused_runner import FusedRunner
 
@@ -137,6 +145,7 @@ def _runner_on_gpu(
             max_running=config.max_running,
             group=group,
             attention=None if config.attention == "auto" else config.attention,
+            adapters=adapters,
         )
     except ValueError as error:
         raise InvalidInput(str(error), field="engine.attention", value=config.attention) from None

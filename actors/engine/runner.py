@@ -12,6 +12,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from laban.actors.calls import Sampling
+from laban.actors.engine.adapters import Adapters
 from laban.actors.engine.batch import Batch, build_batch
 from laban.actors.engine.launched import Launched
 from laban.actors.engine.layer_gates import LayerGates
@@ -41,6 +42,7 @@ class AnyRunner(Protocol):
     attention_backend: str
     k_pool: Tensor
     v_pool: Tensor
+    adapters: Adapters
     gates: LayerGates | None  # at which its forwards wait for loads, layer by layer
 
     def launch(
@@ -63,7 +65,13 @@ class Runner:
     overlaps = False
     gates: LayerGates | None = None
 
-    def __init__(self, model: PreTrainedModel, num_slots: int, group: ShardGroup | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        num_slots: int,
+        group: ShardGroup | None = None,
+        adapters: Adapters | None = None,
+    ) -> None:
         """`model` is a slice of the whole where `group` are the shards that have the rest of it."""
         config = model.config
         self.group = group
@@ -82,6 +90,8 @@ class Runner:
             compile_rotary(model, self.head_dim)
         if self.device.type == "cpu" and can_pack(self.dtype):
             pack_linears(model)
+        self.adapters = adapters or Adapters()
+        self.adapters.attach(model, group)
         if has_compiled_rows(self.device, self.dtype):
             compile_rows(local_num_heads(model), num_kv_heads, self.head_dim)
         self.k_pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
@@ -98,6 +108,7 @@ class Runner:
 
         Row i is token `indices[i]` of a call that samples by `samplings[i]`. With `ask_masks` some are constrained.
         """
+        self.adapters.set_rows(chunks)
         batch = build_batch(chunks, self.kinds, self.dtype, self.device)
         num_sampled, rows = len(batch.logit_rows), scored_rows(chunks)
         if rows:

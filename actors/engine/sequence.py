@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from laban.actors.calls import Call, CallPhases
 from laban.actors.engine.decoding import Decode
-from laban.kvstore.encodings import EncodingSpec
+from laban.kvstore.encodings import EncodingSpec, adapter_of
 from laban.kvstore.store import Entry
 
 if TYPE_CHECKING:
@@ -61,6 +61,13 @@ class Sequence:
     prefetched: bool = False
     spare: bool = False
     num_iterations: int = 0
+
+    @property
+    def adapter(self) -> str:
+        """The fingerprint of the one that computes it, as its identity says; "" for none."""
+        if self.spec is not None:
+            return adapter_of(self.spec.namespace)
+        return "" if self.decode is None else adapter_of(self.decode.call.namespace)
 
     @property
     def num_pending(self) -> int:

@@ -116,13 +116,30 @@ def _styles(model: PreTrainedModel) -> dict[str, str]:
     return plan
 
 
-def _slice(own_name: str, linear: nn.Linear, style: str, config: Any, group: ShardGroup) -> nn.Module:
+def _kept(own_name: str, num_features: int, config: Any, group: ShardGroup) -> slice:
+    """The features of a layer that is cut which are this shard's."""
     num_parts = group.size
     if own_name in ("k_proj", "v_proj"):  # shards whose query heads use the same KV head have it each
         num_parts = min(group.size, config.num_key_value_heads)
     part = group.rank * num_parts // group.size
-    num_features = linear.in_features if style == "rowwise" else linear.out_features
-    kept = slice(num_features * part // num_parts, num_features * (part + 1) // num_parts)
+    return slice(num_features * part // num_parts, num_features * (part + 1) // num_parts)
+
+
+def slice_factors(model: PreTrainedModel, name: str, a: Tensor, b: Tensor, group: ShardGroup) -> tuple[Tensor, Tensor]:
+    """This shard's part of an adapter's factors a [rank, in_features], b [out_features, rank] in the layer `name` of
+    the base model: what its slice of the weight needs. Those of a layer that is whole on every shard stay so."""
+    styles = _styles(model)
+    style = next((style for pattern, style in styles.items() if fnmatchcase(name, pattern)), "replicated")
+    if style.startswith("replicated"):
+        return a, b
+    own_name = name.rpartition(".")[2]
+    if style == "rowwise":  # what the shards have adds up, and so do the products with their columns of a
+        return a[:, _kept(own_name, a.shape[1], model.config, group)], b
+    return a, b[_kept(own_name, b.shape[0], model.config, group)]
+
+
+def _slice(own_name: str, linear: nn.Linear, style: str, config: Any, group: ShardGroup) -> nn.Module:
+    kept = _kept(own_name, linear.in_features if style == "rowwise" else linear.out_features, config, group)
     weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
     if style == "rowwise":
         return RowParallelLinear(_linear(_copy(weight[:, kept], group)), bias, group)

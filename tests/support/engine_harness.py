@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
 from laban.actors.calls import Call, CallEvent, CallFailed, CallFinished, CallTokens, Sampling, Source
+from laban.actors.engine.adapters import Adapters
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.engine import Engine
 from laban.actors.engine.fused_runner import FusedRunner
@@ -48,13 +49,14 @@ def make_engine(
     dtype: torch.dtype = torch.float32,
     host_tokens: int = 0,
     disk_folder: Path | None = None,
+    adapters: Adapters | None = None,
     **config: Any,
 ) -> Engine:
     """An engine over `random_model(kind, seed)`, with room for `host_tokens` in host memory."""
     settings = EngineConfig(pool_tokens=pool_tokens, **config)
     model = random_model(kind, seed).to(device, dtype)  # type: ignore[arg-type]
     slots = pool_tokens // settings.page_size * settings.page_size
-    runner: Runner | FusedRunner = Runner(model, slots)
+    runner: Runner | FusedRunner = Runner(model, slots, adapters=None if fused else adapters)
     if fused:
         runner = FusedRunner(
             random_model(kind, seed).to(device, dtype),  # type: ignore[arg-type]
@@ -62,6 +64,7 @@ def make_engine(
             page_size=settings.page_size,
             max_batch_tokens=settings.batch_tokens,
             max_running=settings.max_running,
+            adapters=adapters,
         )
     host_bytes = host_tokens * 2 * runner.k_pool[:, 0].numel() * runner.k_pool.itemsize
     tiers = make_tiers(runner, settings, host_bytes, namespace="test", disk_folder=disk_folder)
@@ -93,12 +96,12 @@ class Driver:
 
     def submit(
         self, tokens: list[int], view: View = EMPTY_VIEW, start: int | None = None, sampling: Sampling | None = None,
-        terminator: tuple[int, ...] = (), rank: int = 0, sources: tuple[Source, ...] = (),
+        terminator: tuple[int, ...] = (), rank: int = 0, sources: tuple[Source, ...] = (), namespace: str = "test",
     ) -> str:  # fmt: skip
         call_id = f"call-{next(_ids)}"
         start = view_stop(view, self.specs) if start is None else start
         specs = tuple(closure(dependencies(view), self.specs))
-        call = Call(call_id, "test", view, start, tuple(tokens), specs, sampling, terminator, rank, sources)
+        call = Call(call_id, namespace, view, start, tuple(tokens), specs, sampling, terminator, rank, sources)
         self.engine.submit(call)
         self.events[call_id] = []
         return call_id
@@ -133,8 +136,10 @@ class Driver:
         chunks = [e for e in self.events[call_id] if isinstance(e, CallTokens)]
         return [t for c in chunks for t in c.token_ids], "".join(c.text for c in chunks)
 
-    def prefill(self, tokens: list[int], view: View = EMPTY_VIEW, start: int | None = None) -> EncodingSpec:
-        call_id = self.submit(tokens, view, start)
+    def prefill(
+        self, tokens: list[int], view: View = EMPTY_VIEW, start: int | None = None, namespace: str = "test"
+    ) -> EncodingSpec:
+        call_id = self.submit(tokens, view, start, namespace=namespace)
         self.run()
         return self.result(call_id).encoding
 
