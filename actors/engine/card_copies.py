@@ -111,8 +111,10 @@ class CardMover:
         copy_units(*self._sources, *self._targets, table.send(units), layers, self._num_programs)
         table.free.record(self.stream)
 
-    def synchronize(self) -> None:
+    def close(self) -> None:
+        """Waits for what is on the stream and lets go of the pools. Nothing may be moved after."""
         self.stream.synchronize()
+        del self._sources, self._targets
 
 
 class _Table:

@@ -149,11 +149,12 @@ class Copier:
         return copy
 
     def close(self) -> None:
-        """Ends the threads and waits for what is under way; what has not begun fails."""
+        """Ends the threads and waits for what is under way; what has not begun fails. The pools are let go."""
         for way in self._ways.values():
             way.lane.close()
             if way.mover is not None:
-                way.mover.synchronize()
+                way.mover.close()
+        self._planes = []
 
 
 @dataclass(frozen=True, slots=True)

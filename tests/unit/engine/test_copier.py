@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import mmap
 import threading
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -286,3 +289,21 @@ def test_no_copies_overtake_within_a_direction(pools: Pools, monkeypatch: pytest
         copy.wait()
     assert order == slots
     copier.close()
+
+
+def test_what_is_closed_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the copier itself is still held: another pool may be made before it is let go."""
+    rooms: list[weakref.ref[mmap.mmap]] = []
+
+    class Room(mmap.mmap):
+        def __init__(self, *_: object) -> None:
+            rooms.append(weakref.ref(self))
+
+    monkeypatch.setattr(mmap, "mmap", Room)
+    pools = Pools()
+    copier = Copier(pools.k, pools.v, pools.host)
+    copier.start("save", [(0, 8)], [(8, 8)]).wait()
+    copier.close()
+    pools.host.close()
+    gc.collect()
+    assert [room() for room in rooms] == [None]
