@@ -43,8 +43,11 @@ class WorkerPort(Protocol):
 class WorkerSupervisor(Protocol):
     """Makes workers, and makes them anew."""
 
-    async def start(self, worker_id: str) -> WorkerPort:
-        """A new life of the worker, ready to serve, under a new epoch. Raises WorkerLost if it does not come up."""
+    async def start(self, worker_id: str, model: str = "") -> WorkerPort:
+        """A new life of the worker, ready to serve, under a new epoch. One that there never was serves that `model`.
+
+        Raises WorkerLost if it does not come up.
+        """
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,8 @@ class WorkerPlan:
 
     `engine_factory` is "module:name" of a callable taking (model_folder, config, worker_id), the ShardGroup where
     there are several shards, and `progress`, to say how far it is. Ray limits a process's threads to its `num_cpus`
-    (OMP_NUM_THREADS) unless `env` or the engine's own setting says otherwise.
+    (OMP_NUM_THREADS) unless `env` or the engine's own setting says otherwise. `model` is what others call the model;
+    "": by its folder.
     """
 
     worker_id: str
@@ -57,6 +58,7 @@ class WorkerPlan:
     env: Mapping[str, str] = field(default_factory=dict)
     directory: Any = None  # the handle of `spawn_directory`; None: the worker tells nobody what it holds
     log: LogSettings = field(default_factory=LogSettings)
+    model: str = ""
 
 
 def import_path(path: str) -> Callable[..., Any]:
@@ -141,7 +143,8 @@ class WorkerProcess:
                     publishing.stop()
                 raise
             self._exporting = Exporting(self._loop)
-        return self._loop.info
+        info = self._loop.info
+        return replace(info, model_name=self._plan.model or info.model_name)
 
     @ray.method(concurrency_group="control")
     def progress(self) -> tuple[str, float | None] | None:

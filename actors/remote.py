@@ -255,18 +255,18 @@ class RemoteSupervisor:
         self,
         plans: Sequence[WorkerPlan],
         handles: Mapping[str, WorkerHandle] | None = None,
-        another: Callable[[str, int], WorkerPlan] | None = None,
+        another: Callable[[str, str, int], WorkerPlan] | None = None,
     ) -> None:
         """`handles` are of workers spawned already, by id; each is used for the first start. `another` plans workers
-        that are not among `plans`, by id and how many there are then; None: there are no others."""
+        that are not among `plans`, by id, model and how many there are then; None: there are no others."""
         self._plans = {plan.worker_id: plan for plan in plans}
         self._handles = dict(handles or {})
         self._another = another
         self._up: dict[str, RemoteWorker] = {}
 
-    async def start(self, worker_id: str) -> RemoteWorker:
+    async def start(self, worker_id: str, model: str = "") -> RemoteWorker:
         """Raises Exhausted for a worker that is not among the plans and that Ray has no room for."""
-        plan = self._plans.get(worker_id) or await self._plan_another(worker_id)
+        plan = self._plans.get(worker_id) or await self._plan_another(worker_id, model)
         handle = self._handles.pop(worker_id, None) or spawn_worker(plan)
         worker = await RemoteWorker.attach(handle, worker_id)
         self._introduce(worker)
@@ -283,10 +283,10 @@ class RemoteSupervisor:
         newcomer.meet(PeerNews(tuple(other.as_peer for other in others)))
         self._up[newcomer.info.worker_id] = newcomer
 
-    async def _plan_another(self, worker_id: str) -> WorkerPlan:
+    async def _plan_another(self, worker_id: str, model: str) -> WorkerPlan:
         if self._another is None:
             raise FailedPrecondition("is none of the workers planned", field="worker_id", value=worker_id)
-        plan = self._another(worker_id, len(self._plans) + 1)
+        plan = self._another(worker_id, model, len(self._plans) + 1)
         # Ray would let it wait until there is room, without a word.
         lacking = await asyncio.to_thread(lacking_for, plan)
         if lacking:

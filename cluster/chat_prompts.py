@@ -18,7 +18,7 @@ from laban.actors.chat_messages import ChatMessage, for_template
 from laban.actors.chat_template import ChatTemplate, Refused
 from laban.actors.errors import InvalidInput
 from laban.cluster.chat_memory import ChatMemory, Cut
-from laban.cluster.messages import FramingPort
+from laban.cluster.messages import FramingPort, TokenizerPort
 
 PROBE = ({"role": "user", "content": "zqUser"},)
 PROBE_TOOL = ({"type": "function", "function": {"name": "zqTool", "description": "zq", "parameters": {}}},)
@@ -33,10 +33,9 @@ class TextFraming(FramingPort, Protocol):
     def header_text(self, role: str, name: str | None = None, *, first: bool = False) -> str: ...
 
 
-class ChatTokenizer(Protocol):
+class ChatTokenizer(TokenizerPort, Protocol):
     """What is needed of `laban.actors.tokenizer.Tokenizer`."""
 
-    def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
     def is_special(self, token_id: int) -> bool: ...
 

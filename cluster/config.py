@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from laban.actors.engine.config import EngineConfig
 from laban.actors.errors import InvalidInput, NotFound
+from laban.cluster.config_models import MAX_MODELS, ModelName, ModelPlan, ModelSection
 from laban.cluster.config_sections import (
     AuditSection,
     AuthSection,
@@ -42,6 +43,7 @@ __all__ = [
     "LimitsSection",
     "LogSection",
     "MetricsSection",
+    "ModelSection",
     "RaySection",
     "Resolved",
     "RoutingSection",
@@ -68,6 +70,15 @@ class LabanConfig(Section):
 
     model: str | None = Field(default=None, description="folder of the model; null: SmolLM2-135M-Instruct")
     workers: int = Field(default=1, gt=0, le=1024, description="model replicas")
+    models: Mapping[ModelName, ModelSection] = Field(
+        default={},
+        max_length=MAX_MODELS,
+        description="several models in the place of `model`: name -> path, workers, shards, dtype, device_memory, "
+        "host_memory, disk",
+    )
+    default_model: str | None = Field(
+        default=None, description="of `models`, that of whoever names none; null: the first"
+    )
     engine: EngineSection = Field(default=EngineSection(), description="the engine inside each worker")
     cache: CacheSection = Field(
         default=CacheSection(), description="the KV cache of each worker below its device, and what goes first"
@@ -86,11 +97,63 @@ class LabanConfig(Section):
     limits: LimitsSection = Field(default=LimitsSection(), description="how much is kept and allowed")
     ray: RaySection = Field(default=RaySection(), description="the Ray cluster underneath")
 
+    @field_validator("models", mode="before")
+    @classmethod
+    def _spelled_out(cls, value: object) -> object:
+        """A variable of the environment, or a flag, has it as YAML."""
+        if isinstance(value, str):
+            try:
+                value = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
+        if isinstance(value, dict):
+            return {name: {} if section is None else section for name, section in value.items()}
+        return {} if value is None else value
+
+    @model_validator(mode="after")
+    def _one_form(self) -> LabanConfig:
+        if self.models and self.model is not None:
+            raise ValueError("`model` and `models` are both set, expected one of them")
+        if self.default_model is not None and self.default_model not in self.models:
+            known = f"one of {', '.join(self.models)}" if self.models else "`models` first"
+            raise ValueError(f"default_model is {self.default_model!r}, expected {known}")
+        if self.models and self.engine.pool_tokens is not None and any(m.device_memory for m in self.models.values()):
+            raise ValueError("engine.pool_tokens and a model's device_memory are both set, expected one of them")
+        return self
+
+    def model_plans(self) -> tuple[ModelPlan, ...]:
+        """What is to be served, the default first, with the cores of this machine shared out among all processes."""
+        if not self.models:
+            return (ModelPlan(None, self.model, self.workers, self.engine.shards, self.engine_config()),)
+        default = self.default_model or next(iter(self.models))
+        named = {default: self.models[default], **self.models}
+        sizes = {n: (m.workers or self.workers, m.shards or self.engine.shards) for n, m in named.items()}
+        num_workers = sum(workers for workers, _ in sizes.values())
+        common = self._engine_config(num_workers, sum(workers * shards for workers, shards in sizes.values()))
+        plans = []
+        for name, section in named.items():
+            engine = replace(common, dtype=section.dtype or common.dtype)
+            if section.device_memory is not None and section.device_memory > 1:
+                engine = replace(engine, pool_bytes=int(section.device_memory))
+            if section.host_memory is not None and section.host_memory > 1:
+                engine = replace(engine, host_bytes=int(section.host_memory))
+            if section.disk is not None:
+                disk = section.disk if section.disk > 1 else section.disk * common.disk_bytes
+                engine = replace(engine, disk_bytes=int(disk))
+            plans.append(
+                ModelPlan(name, section.path, *sizes[name], engine, section.device_memory, section.host_memory)
+            )
+        return tuple(plans)
+
     def engine_config(self) -> EngineConfig:
-        """The engine's own, with the cores of this machine shared out among the workers and their shards."""
-        values = self.engine.model_dump(exclude={"shards"}) | self.cache.model_dump() | {"num_workers": self.workers}
+        """The engine's own of the one model, with the cores of this machine shared out among the workers and their
+        shards."""
+        return self._engine_config(self.workers, self.workers * self.engine.shards)
+
+    def _engine_config(self, num_workers: int, num_processes: int) -> EngineConfig:
+        values = self.engine.model_dump(exclude={"shards"}) | self.cache.model_dump() | {"num_workers": num_workers}
         if values["num_threads"] is None:
-            values["num_threads"] = max(1, _num_cores() // (self.workers * self.engine.shards))
+            values["num_threads"] = max(1, _num_cores() // num_processes)
         return EngineConfig(**values)
 
 
@@ -132,10 +195,12 @@ def resolve(
         config = LabanConfig.model_validate(_nested(settings))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise InvalidInput(
-            f"{_sentence(first)}, in {sources.get(key, 'the configuration')}", field=key, value=first["input"]
-        ) from None
+        loc = [str(part) for part in first["loc"] if part != "[key]"]
+        key, where = ".".join(loc), sources.get(".".join(loc), "the configuration")
+        if loc[:1] == ["models"]:
+            where = sources["models"]
+        given = None if isinstance(first["input"], BaseModel | dict) else first["input"]
+        raise InvalidInput(f"{_sentence(first)}, in {where}", field=key, value=given) from None
     return Resolved(config, sources, path)
 
 
@@ -150,7 +215,11 @@ def describe(resolved: Resolved) -> str:
             continue
         if key == "journal.url" and isinstance(value, str):
             value = PASSWORD.sub(r"\1***", value)
-        shown = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1000).split("\n")[0]
+        if key == "models":
+            value = {name: section.model_dump(exclude_none=True) for name, section in resolved.config.models.items()}
+        shown = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1000).split(
+            "\n"
+        )[0]
         source = f" (set by {resolved.sources[key]})" if key in resolved.sources else ""
         lines.append(f"{'  ' * depth}{name}: {shown}  # {field.description}{source}")
     return "\n".join(lines) + "\n"
@@ -245,6 +314,11 @@ def _nested(settings: Mapping[str, object]) -> dict[str, Any]:
 
 def _sentence(error: Any) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        near = get_close_matches(str(error["loc"][-1]), ModelSection.model_fields, n=1)
+        return f"no such setting; did you mean {near[0]}?" if near else "no such setting of a model"
+    if error["type"] == "string_pattern_mismatch" and error["loc"][0] == "models":
+        return "not a model's name, expected letters, digits and . _ : / - after one of the first two"
     return message[0].lower() + message[1:]
 
 

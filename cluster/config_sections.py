@@ -19,6 +19,9 @@ class EngineSection(Section):
     """The engine inside each worker."""
 
     pool_tokens: int | None = Field(default=None, gt=0, description="tokens the pool holds; null: as memory allows")
+    pool_bytes: Bytes | None = Field(
+        default=None, gt=0, le=MAX_BYTES, description="bytes of the pool, such as 2GiB, unless pool_tokens is set"
+    )
     page_size: int = Field(default=16, gt=0, le=1024, description="tokens a page")
     max_batch_tokens: int | None = Field(
         default=None,

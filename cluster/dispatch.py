@@ -13,14 +13,24 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from laban.actors.calls import Advice, Call, CallEvent, CallFailed, CallFinished, CallStarted, CallTokens, WorkerReport
-from laban.actors.errors import FailedPrecondition, Unavailable
+from laban.actors.calls import (
+    Advice,
+    Call,
+    CallEvent,
+    CallFailed,
+    CallFinished,
+    CallStarted,
+    CallTokens,
+    WorkerInfo,
+    WorkerReport,
+)
 from laban.actors.ports import DirectoryPort, WorkerPort, WorkerSupervisor
 from laban.cluster.decisions import Decisions
 from laban.cluster.draining import Foreseen
 from laban.cluster.fleet import Fleet
 from laban.cluster.lives import Lives
 from laban.cluster.meter import NO_METER, Meter
+from laban.cluster.pools import Pool, Pools
 from laban.cluster.records import ErrorInfo, RoutingDecision, WorkerStatus
 from laban.cluster.routing.call_view import view_call
 from laban.cluster.routing.directory_feed import DirectoryFeed
@@ -34,7 +44,6 @@ from laban.cluster.slots import Order, Slot, Ticket
 from laban.cluster.survey import FleetSurvey, Queue
 from laban.cluster.tenants import NO_TENANTS, Tenants, tenant_in
 from laban.cluster.traces import NO_TRACES, Traces
-from laban.cluster.waiting_orders import WaitingOrders
 from laban.kvstore.encodings import EncodingId
 
 logger = logging.getLogger(__name__)
@@ -67,31 +76,28 @@ class Dispatcher:
         meter: Meter = NO_METER,
         traces: Traces = NO_TRACES,
         tenants: Tenants = NO_TENANTS,
+        default_model: str = "",
         clock: Callable[[], float] = time.monotonic,
         time_of_day: Callable[[], float] = time.time,
     ) -> None:
-        """`policy` is a name as in `load_routing`; it is the dispatcher that closes `recorder`.
+        """`policy` is a name as in `load_routing`; it is the dispatcher that closes `recorder`. Workers may serve
+        several models; `default_model` "" is the first one's.
 
-        Raises Unavailable for no workers, FailedPrecondition for workers that serve different models, ValueError for a
-        policy that is none.
+        Raises what Pools raises, and ValueError for a policy that is none.
         """
-        if not workers:
-            raise Unavailable("no worker is up")
         self._limits = limits or DispatchLimits()
         self._clock, self._time_of_day = clock, time_of_day
-        self.info = workers[0].info  # what all workers have in common: namespace, model, max_context
-        for port in workers:
-            if port.info.namespace != self.info.namespace:
-                other = f"worker {port.info.worker_id} serves another model than worker {self.info.worker_id}"
-                raise FailedPrecondition(other, field="namespace", value=port.info.namespace)
         if directory is None:  # nobody else says what workers hold: what calls left there is all there is to go by
             self.directory = DirectoryView(expire_s=math.inf, clock=clock)
         else:
             self.directory = DirectoryView(directory.num_shards, expire_s=EXPIRE_S, clock=clock)
         self._feed = None if directory is None else DirectoryFeed(directory, self.directory)
         self.policy = policy
-        self.router = Router(load_routing(policy), self.directory, Ledger(), Replication() if replicate else None)
-        self._ledger = self.router.ledger
+
+        def make_router() -> Router:
+            return Router(load_routing(policy), self.directory, Ledger(), Replication() if replicate else None)
+
+        self.pools = Pools((port.info for port in workers), make_router, default_model)
         self._decisions = Decisions(self.router.policy, policy)
         self._recorder, self._meter, self._traces, self._tenants = recorder, meter, traces, tenants
         self.directory.on_confirmed = meter.directory_confirmed
@@ -99,7 +105,7 @@ class Dispatcher:
         self._ports = list(workers)
         self._lives = Lives(
             self,
-            self.info.namespace,
+            self.pools,
             supervisor,
             restart_delays_s=self._limits.restart_delays_s,
             start_timeout_s=self._limits.start_timeout_s,
@@ -107,15 +113,24 @@ class Dispatcher:
         self._slots = self._lives.up
         self.fleet = Fleet(
             self._lives,
-            self.router,
+            self.pools,
             self.directory,
             drain_timeout_s=self._limits.drain_timeout_s,
             interval_s=self._limits.drain_interval_s,
         )
-        self._waiting = WaitingOrders()
         self._num_ordered = 0
         self._sent: dict[str, tuple[Slot, Ticket]] = {}  # by the order's key
         self._flush_due = False
+
+    @property
+    def info(self) -> WorkerInfo:
+        """What all workers of the default model have in common: namespace, model, max_context."""
+        return self.pools.default.info
+
+    @property
+    def router(self) -> Router:
+        """The default model's."""
+        return self.pools.default.router
 
     def start(self) -> None:
         self._lives.start(self._ports)
@@ -135,14 +150,16 @@ class Dispatcher:
             self.directory.watch_also(order.source, (spec.encoding_id for spec in order.call.specs))
             self._num_ordered += 1
             origin = self._traces.here()
-            self._waiting.add(Ticket(order, self._num_ordered, self._clock(), order.attempt, origin=origin))
+            ticket = Ticket(order, self._num_ordered, self._clock(), order.attempt, origin=origin)
+            self.pools.of(order.call.namespace).waiting.add(ticket)
         self._schedule_flush()
 
     def abort(self, keys: Iterable[str]) -> None:
         """Stop calls; their sinks hear nothing more. Unknown keys are ignored."""
         aborted: dict[str, tuple[Slot, list[str]]] = {}
         for key in keys:
-            self._waiting.discard(key)
+            for pool in self.pools:
+                pool.waiting.discard(key)
             if key in self._sent:
                 slot, ticket = self._sent[key]
                 self._forget(slot, ticket, "CANCELLED")
@@ -169,7 +186,8 @@ class Dispatcher:
 
     def predict(self, order: Order) -> str | None:
         """The worker that a call would go to now; None if none takes any. Nothing is sent."""
-        choice = self.router.choose(view_call(order.call, order.successors, order.family), self._clock())
+        router = self.pools.of(order.call.namespace).router
+        choice = router.choose(view_call(order.call, order.successors, order.family), self._clock())
         return None if choice is None else choice.worker_id
 
     def explain(self, key: str) -> RoutingDecision | None:
@@ -182,12 +200,14 @@ class Dispatcher:
 
     @property
     def num_outstanding(self) -> int:
-        return len(self._waiting) + len(self._sent)
+        return sum(len(pool.waiting) for pool in self.pools) + len(self._sent)
 
     def idle(self, worker_id: str) -> Slot | None:
         """A worker that is up, takes calls and has none, while none waits."""
-        slot = None if self._waiting else self._slots.get(worker_id)
-        return slot if slot is not None and slot.is_idle else None
+        slot = self._slots.get(worker_id)
+        if slot is None or self._pool_of(slot).waiting:
+            return None
+        return slot if slot.is_idle else None
 
     def workers(self) -> tuple[WorkerStatus, ...]:
         up = [slot.status(alive=True) for slot in self._slots.values()]
@@ -196,11 +216,13 @@ class Dispatcher:
 
     def survey(self) -> FleetSurvey:
         """Looks at every call that has not begun."""
-        now_s, here_s = self._clock(), self._waiting.oldest_at()
+        now_s = self._clock()
+        here_s = min((at_s for pool in self.pools if (at_s := pool.waiting.oldest_at()) is not None), default=None)
+        num_waiting = sum(len(pool.waiting) for pool in self.pools)
         sent = (ticket for slot in self._slots.values() for ticket in slot.tickets.values())
         at_workers_s = [ticket.ordered_at for ticket in sent if not ticket.started]
         queues = {
-            "gateway": Queue(len(self._waiting), 0.0 if here_s is None else now_s - here_s),
+            "gateway": Queue(num_waiting, 0.0 if here_s is None else now_s - here_s),
             "worker": Queue(len(at_workers_s), now_s - min(at_workers_s, default=now_s)),
         }
         return FleetSurvey(
@@ -218,28 +240,31 @@ class Dispatcher:
     # Sending
 
     def _schedule_flush(self) -> None:
-        if self._waiting and not self._flush_due:
+        if not self._flush_due and any(pool.waiting for pool in self.pools):
             self._flush_due = True
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flush_due = False
-        if not self._slots:
-            if not self._lives.awaited:
-                self._fail_waiting()
-            return
+        for pool in self.pools:
+            if pool.router.ledger.accounts:
+                self._flush_pool(pool)
+            elif not self._lives.awaits(pool.info.namespace):
+                self._fail_waiting(pool)
+
+    def _flush_pool(self, pool: Pool) -> None:
         batches: dict[str, list[Call]] = {}
-        while (ticket := self._waiting.first()) is not None:
+        while (ticket := pool.waiting.first()) is not None:
             key = ticket.order.key
             try:
-                call = self._route(ticket)
+                call = self._route(pool, ticket)
             except Exception as error:
                 logger.exception("routing call %s failed", ticket.call_id)
-                self._waiting.discard(key)
+                pool.waiting.discard(key)
                 self._tell(ticket, ErrorInfo("INTERNAL", f"routing failed: {error!r}"))
                 continue
             if call is None and ticket.order.worker_id is not None:
-                self._waiting.discard(key)
+                pool.waiting.discard(key)
                 self._tell(ticket, ErrorInfo("UNAVAILABLE", f"worker {ticket.order.worker_id} takes no more calls"))
                 continue
             if call is None:  # every worker is full: the rest waits until calls end
@@ -248,25 +273,26 @@ class Dispatcher:
         for worker_id, calls in batches.items():
             self._slots[worker_id].submit(calls, self._tenants.kv_bytes)
 
-    def _route(self, ticket: Ticket) -> Call | None:
+    def _route(self, pool: Pool, ticket: Ticket) -> Call | None:
         """The call as it is to be sent to the worker that it is now counted for; None if none takes any."""
         order, now_s = ticket.order, self._clock()
         if ticket.view is None:
             ticket.view = view_call(order.call, order.successors, order.family)
-        choice = self.router.choose(ticket.view, now_s, order.worker_id)
+        choice = pool.router.choose(ticket.view, now_s, order.worker_id)
         if choice is None:
             return None
         ticket.decided_s = self._clock() - now_s
         self._meter.call_routed(self.policy, choice.worker_id, ticket.decided_s)
         slot = self._slots[choice.worker_id]
-        ticket.sent = self.router.send(ticket.view, choice, now_s)
+        ticket.sent = pool.router.send(ticket.view, choice, now_s)
         ticket.tokens_predicted = choice.tokens_found
         ticket.waited_ms = (now_s - ticket.ordered_at) * 1000.0
         if self._recorder is not None and self._foreseen is not None:
             uses = ((need.encoding_id, self._foreseen.next_use(need.encoding_id)) for need in ticket.view.needs)
             ticket.uses = {encoding_id: use for encoding_id, use in uses if use is not None}
-        self._decisions.keep(order.key, ticket.attempt, self._time_of_day(), choice, len(self._slots))
-        self._waiting.discard(order.key)
+        num_workers = len(pool.router.ledger.accounts)
+        self._decisions.keep(order.key, ticket.attempt, self._time_of_day(), choice, num_workers)
+        pool.waiting.discard(order.key)
         self._sent[order.key] = (slot, ticket)
         slot.tickets[ticket.call_id] = ticket
         self._see_room(slot)
@@ -274,17 +300,24 @@ class Dispatcher:
 
     def _see_room(self, slot: Slot) -> None:
         room = len(slot.tickets) < self._limits.max_calls_per_worker
-        self._ledger.set_open(slot.account, room and not slot.draining)
+        self._ledger_of(slot).set_open(slot.account, room and not slot.draining)
 
-    def _fail_waiting(self) -> None:
-        for ticket in self._waiting.take_all():
-            self._tell(ticket, ErrorInfo("UNAVAILABLE", "no worker is up"))
+    def _fail_waiting(self, pool: Pool) -> None:
+        why = f"no worker of model {pool.name} is up" if self.pools.are_several else "no worker is up"
+        for ticket in pool.waiting.take_all():
+            self._tell(ticket, ErrorInfo("UNAVAILABLE", why))
+
+    def _pool_of(self, slot: Slot) -> Pool:
+        return self.pools.of(slot.info.namespace)
+
+    def _ledger_of(self, slot: Slot) -> Ledger:
+        return self._pool_of(slot).router.ledger
 
     # Listening
 
     def reported(self, slot: Slot, report: WorkerReport) -> None:
         slot.take(report)
-        self._ledger.report(slot.account, report.load, report.rates)
+        self._ledger_of(slot).report(slot.account, report.load, report.rates)
         for event in report.events:
             ticket = slot.tickets.get(event.call_id)
             if ticket is None:  # aborted, of an attempt given up, or of what it does in spare time
@@ -317,14 +350,14 @@ class Dispatcher:
             self.directory.count(ticket.tokens_predicted, event.tokens_reused)
         elif isinstance(event, CallTokens):
             assert ticket.sent is not None
-            self._ledger.started(ticket.sent)
+            self._ledger_of(slot).started(ticket.sent)
             ticket.first_token_at = ticket.first_token_at or self._clock()
             sink.call_tokens(key, ticket.attempt, event)
         else:
             assert ticket.sent is not None
             encoded, generated = event.tokens_encoded, event.tokens_generated
-            self._tenants.spent(tenant_in(ticket.order.call.namespace, self.info.namespace), encoded + generated)
-            self._ledger.observe(ticket.sent, encoded, event.ttft_ms, event.wall_ms, generated)
+            self._tenants.spent(tenant_in(ticket.order.call.namespace, slot.info.namespace), encoded + generated)
+            self._ledger_of(slot).observe(ticket.sent, encoded, event.ttft_ms, event.wall_ms, generated)
             self._expect(slot, ticket, event)
             self._forget(slot, ticket, event)
             self._meter.call_ended(worker_id, "OK")
@@ -351,7 +384,7 @@ class Dispatcher:
         """It has ended there: how, or the name of the status that it failed with."""
         self._traces.call_ended(ticket, slot.info.worker_id, self._clock(), end)
         assert ticket.sent is not None
-        self._ledger.ended(ticket.sent)
+        self._ledger_of(slot).ended(ticket.sent)
         del slot.tickets[ticket.call_id]
         del self._sent[ticket.order.key]
         self._see_room(slot)
@@ -368,14 +401,14 @@ class Dispatcher:
         info = port.info
         self.directory.begin(info.worker_id, info.epoch)
         self._schedule_flush()
-        return Slot(port, self._ledger.add(info))
+        return Slot(port, self.pools.of(info.namespace).router.ledger.add(info))
 
     def detached(self, slot: Slot, reason: str) -> None:
         info = slot.info
         if info.worker_id not in self._lives.gone:
             self._meter.worker_lost()
         slot.give_way()
-        self._ledger.remove(info.worker_id)
+        self._ledger_of(slot).remove(info.worker_id)
         self.directory.drop(info.worker_id, info.epoch)
         if self._feed is not None:
             self._lives.spawn(self._feed.drop(info.worker_id, info.epoch), f"death of {info.worker_id}")
@@ -390,13 +423,14 @@ class Dispatcher:
             again = Ticket(
                 order, ticket.number, ticket.ordered_at, ticket.attempt + 1, ticket.view, origin=ticket.origin
             )
-            self._waiting.add(again)
+            waiting = self._pool_of(slot).waiting
+            waiting.add(again)
             self._meter.call_requeued()
             try:
                 order.sink.call_requeued(order.key, again.attempt)
             except Exception as error:
                 logger.exception("requeueing call %s failed", again.call_id)
-                self._waiting.discard(order.key)
+                waiting.discard(order.key)
                 self._tell(again, ErrorInfo("INTERNAL", f"requeueing failed: {error!r}"))
         self._schedule_flush()
 

@@ -82,13 +82,13 @@ class Execution:
         notes: tuple[FidelityNote, ...] = (),
         log: MoveLog | None = None,
         on_change: Callable[[Execution, StepResult | None], None] = lambda execution, ended: None,
-        successors: Callable[[], Mapping[EncodingId, int] | None] = lambda: None,
+        successors: Callable[[str], Mapping[EncodingId, int] | None] = lambda namespace: None,
         on_end: Callable[[Execution], None] = lambda execution: None,
     ) -> None:
         """`book` holds the run's fixed messages. `seed` is the workflow's, from which each step's is derived, `rank`
         its place in the order of submission, `created_at` the time of it. Moves are written to `log` first, if there
         is one. `on_change` is told of every step whose state has changed; of one that has ended, with its result.
-        `successors` says what later calls will read, as for Order."""
+        `successors` says what later calls will read of a namespace, as for Order."""
         self.workflow_id = workflow_id
         self._at = clock() if created_at is None else created_at  # of the move that is being applied
         steps = [StepResult(each.address, each.step, each.agent) for each in run.instances]
@@ -177,7 +177,7 @@ class Execution:
     def next_uses(self, address: str, uses: Mapping[EncodingId, Use]) -> tuple[NextUse, ...]:
         """When what a step reads will be read next, as far as `uses` say; nothing once the workflow has ended."""
         step, book = self._steps.get(address), self._book
-        return () if step is None or book is None else next_uses(step.reads, book, uses)
+        return () if step is None or book is None else next_uses(step.reads, book.of(step.model), uses)
 
     def said(self, address: str) -> Said | None:
         """What a step's call read; None if it has none, or the workflow has ended."""
@@ -185,7 +185,7 @@ class Execution:
         if step is None or run is None or book is None or step.kind != "generate":
             return None
         opening, indices = Opening(step.role, step.name, step.prefill), tuple(read.index for read in step.reads)
-        workflow = run.graph.workflow
+        workflow, book = run.graph.workflow, book.of(step.model)
         return Said(workflow, opening, tuple(book.entries(step.reads)), indices, book.language, book.specs)
 
     # What the dispatcher tells
@@ -293,7 +293,7 @@ class Execution:
         assert book is not None
         problem = run.unfit(address, text)
         if not problem:
-            book.add_text(address, step.role, step.prefill + text, step.name, path="text")
+            book.give(address, step.role, step.prefill + text, step.name, path="text")
         return problem
 
     def succeed(self, address: str, **changes: Any) -> None:
@@ -329,13 +329,17 @@ class Execution:
         address, task = step.address, step.task
         self._steps[address] = step
         attempt = self._open[address] = Attempt(step, self._at)
-        result = replace(self.board.steps[address], fidelity=step.fidelity)
+        result = replace(self.board.steps[address], fidelity=step.fidelity, model=self._model_of(step))
         self.board.steps[address] = result if task is None else replace(result, tool=task.tool, args=task.args)
         self.board.set_state(address, "ready", attempt=1)
         if step.problem:
             self._end_failed(address, ErrorInfo("FAILED_PRECONDITION", step.problem))
         else:
             self._try(attempt, orders)
+
+    def _model_of(self, step: ReadyStep) -> str:
+        assert self._book is not None
+        return self._book.of(step.model).language.model if step.kind == "generate" else ""
 
     def _try(self, attempt: Attempt, orders: list[Order]) -> None:
         """Offer the step to handlers, or add its call to `orders`. What cannot be ordered has failed for good."""
@@ -354,11 +358,12 @@ class Execution:
     def _order(self, attempt: Attempt) -> Order:
         book, step = self._book, attempt.step
         assert book is not None
+        book = book.of(step.model)
         sampling = sampling_of(step, self._seed, book.language, attempt.failures)
         opening = Opening(step.role, step.name, step.prefill)
         key, what = f"{self.workflow_id}/{step.address}", f"step {step.address}"
         call, _ = book.decode(key, what, book.entries(step.reads), opening, sampling, rank=self._rank)
-        return Order(call, self, book.specs, attempt.number, self._rank, self._successors())
+        return Order(call, self, book.specs, attempt.number, self._rank, self._successors(call.namespace))
 
     def _finish(self, address: str, worker_id: str, event: CallFinished, waited_ms: float) -> None:
         run, book = self._run, self._book
@@ -369,7 +374,8 @@ class Execution:
             self._try_failed(address, ErrorInfo("FAILED_PRECONDITION", problem))
             return
         step = self._steps[address]
-        book.add_encoded(address, step.role, step.name, event.encoding)
+        book.of(step.model).add_encoded(address, step.role, step.name, event.encoding)
+        book.tell(address, step.role, step.prefill + event.text, step.name)
         waited_ms += self._open[address].earlier_ms
         self._succeed(generated(self.board.steps[address], worker_id, event, waited_ms))
 
@@ -432,7 +438,7 @@ class Execution:
         self._close([address])
         result = replace(self.board.steps[address], state="failed", error=error)
         if step.tries.on_error == "message":
-            book.add_text(address, step.role, step.prefill + error.message, step.name, path="text")
+            book.give(address, step.role, step.prefill + error.message, step.name, path="text")
             result = replace(result, text=error.message, finish_reason="error")
         self.board.end_step(result)
         self._error = error

@@ -12,6 +12,8 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 
 from laban.actors.errors import Exhausted, FailedPrecondition, LabanError, Unavailable
 from laban.cluster.answers import check_output, text_of
@@ -37,7 +39,7 @@ from laban.cluster.journal_records import (
 )
 from laban.cluster.lease_desk import LeaseDesk, ended
 from laban.cluster.lookout import Lookout, Prepared, Watching
-from laban.cluster.messages import FramingPort, Language, MessageBook, TokenizerPort
+from laban.cluster.messages import FramingPort, Language, MessageBook, TokenizerPort, Voice
 from laban.cluster.meter import NO_METER, Meter
 from laban.cluster.moves import Stopped
 from laban.cluster.records import (
@@ -53,13 +55,17 @@ from laban.cluster.records import (
 from laban.cluster.shelf import Shelf, clock_place
 from laban.cluster.status import cluster_status
 from laban.cluster.traces import NO_TRACES, Traces
+from laban.cluster.workflow.diagnostics import WorkflowErrors
 from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
+from laban.cluster.workflow.models import unknown_models
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
 from laban.kvstore.encodings import EncodingId
 
 logger = logging.getLogger(__name__)
+
+NO_VOICES: Mapping[str, Voice] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +91,16 @@ class Executor:
         meter: Meter = NO_METER,
         levels: Levels | None = None,
         audits: InService | None = None,
+        voices: Mapping[str, Voice] = NO_VOICES,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Without a `lookout` workers are told nothing of what is to come, and no workflow is ever held back. Without a
         `journal` workflows end with the process; one that is given has been opened, and is closed with the executor.
-        Without `levels` nothing is known of any, and `auto` is exact; without `audits` no call is run again."""
+        Without `levels` nothing is known of any, and `auto` is exact; without `audits` no call is run again. `framing`
+        and `tokenizer` are the default model's, `voices` those of others by their names."""
         self._dispatcher = dispatcher
         self._desks: dict[str, LeaseDesk] = {}  # by tenant: nobody is handed another's step
-        self._framing = framing
-        self._tokenizer = tokenizer
+        self._voices = {**voices, dispatcher.info.model_name: Voice(framing, tokenizer)}
         self._limits = limits or ExecutorLimits()
         self._clock = clock
         self._started_at = clock()
@@ -146,10 +153,25 @@ class Executor:
         if self._journal is not None:
             await self._journal.close()
 
-    def language(self, tenant: str) -> Language:
-        """What turns this tenant's text into calls. Encodings never cross tenants."""
-        info = self._dispatcher.info
-        return Language(self._framing, self._tokenizer, f"{info.namespace}/{tenant}", info.max_context)
+    def language(self, tenant: str, model: str = "", *, part: str = "") -> Language:
+        """What turns this tenant's text into calls of a model, "" being the default. Encodings never cross tenants, nor
+        into or out of what is set apart as a `part`.
+
+        Raises InvalidInput for a model that is not served.
+        """
+        info = self._dispatcher.pools.named(model).info
+        voice = self._voices[info.model_name]
+        namespace = f"{info.namespace}/{tenant}" + (f"#{part}" if part else "")
+        return Language(voice.framing, voice.tokenizer, namespace, info.max_context, info.model_name)
+
+    def namespace(self, tenant: str) -> str:
+        """Of a tenant's workflows in the journal: which models they may call, and whose they are."""
+        return f"{self._dispatcher.pools.identity}/{tenant}"
+
+    def new_book(self, tenant: str, part: str = "") -> MessageBook:
+        """For a workflow, which may call any of the models. `part` as in `language`."""
+        others = partial(self.language, tenant, part=part) if self._dispatcher.pools.are_several else None
+        return MessageBook(self.language(tenant, part=part), languages=others)
 
     async def submit(
         self,
@@ -164,12 +186,13 @@ class Executor:
         """Start a workflow, or return the one that the same key and content started before. What else there is to do
         with one takes a `tenant` too, to whom others' workflows are not there; None may see all.
 
-        Raises WorkflowErrors for bad inputs, Conflict for a key that was used with other content, Exhausted
-        for too many active workflows, of all or of the tenant, InvalidInput and OutOfRange for a message that cannot be
-        framed or is longer than the context, Unavailable while nothing can be written to the journal, KeyTaken for a
-        key whose workflow, of the same content, is in the journal but not here.
+        Raises WorkflowErrors for bad inputs and models that are not served, Conflict for a key that was used with other
+        content, Exhausted for too many active workflows, of all or of the tenant, InvalidInput and OutOfRange for a
+        message that cannot be framed or is longer than the context, Unavailable while nothing can be written to the
+        journal, KeyTaken for a key whose workflow, of the same content, is in the journal but not here.
         """
         overrides = overrides or Overrides()
+        self.check_models(workflow)
         origin = self._traces.here()
         key = key_of(tenant, idempotency_key)
         content = "" if key is None else digest(workflow, inputs, overrides)
@@ -203,7 +226,7 @@ class Executor:
                 tenant=tenant,
                 idempotency_key=idempotency_key or None,
                 content=content,
-                namespace=prepared.book.language.namespace,
+                namespace=self.namespace(tenant),
                 max_context=prepared.book.language.max_context,
                 seed=_seed_of(prepared.run),
                 created_at=self._clock(),
@@ -218,6 +241,12 @@ class Executor:
         finally:
             self._admitting[tenant] -= 1
         return execution.board.record()
+
+    def check_models(self, workflow: Workflow) -> None:
+        """Raises WorkflowErrors for models that are not served."""
+        problems = unknown_models(workflow, self._dispatcher.pools.all)
+        if problems:
+            raise WorkflowErrors(workflow.marks.locate(problems))
 
     async def _accept(self, submission: Submission, execution: Execution, prepared: Prepared, origin: str) -> None:
         """Start it, once it is in the journal. Raises Unavailable."""
@@ -262,7 +291,7 @@ class Executor:
                     continue
                 self.shelf.keep(submission, finished)
                 ended.append(finished)
-            elif submission.namespace != self.language(submission.tenant).namespace:
+            elif submission.namespace != self.namespace(submission.tenant):
                 num_foreign += 1
             else:
                 await self._restore(each, life)
@@ -483,9 +512,13 @@ class Executor:
     ) -> Prepared:
         """`max_context` is the one that the workflow was accepted with, where that was before."""
         run = Run(workflow, inputs, overrides)
-        language = self.language(tenant)
-        book = MessageBook(language if max_context is None else replace(language, max_context=max_context))
+        book = self.new_book(tenant)
+        if max_context is not None:
+            book.language = replace(book.language, max_context=max_context)
         book.add_fixed(run.messages.values())
+        for node in run.graph.nodes.values():
+            if node.kind == "generate" and self._dispatcher.pools.are_several:
+                book.of(node.model).read([key for source in node.sources if source.fixed for key in source.keys])
         return Prepared(run, book) if self._lookout is None else self._lookout.prepare(run, book)
 
     def _desk(self, tenant: str) -> LeaseDesk:

@@ -42,7 +42,10 @@ def next_uses(reads: Sequence[ReadRef], book: MessageBook, uses: Mapping[Encodin
 
     `book` has the messages. A message is what the step reads of it, or else the encoding made when it was.
     """
-    if not reads or any(read.key not in book.messages for read in reads):
+    try:
+        if not reads or any(book.find(read.key) is None for read in reads):
+            return ()
+    except LabanError:  # the call said so
         return ()
     entries = book.entries(reads)
     language = book.language

@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, Mapping
 from laban.actors.errors import FailedPrecondition, NotFound
 from laban.cluster.draining import Foreseen, Mover
 from laban.cluster.lives import Lives
+from laban.cluster.pools import Pools
 from laban.cluster.records import DrainProgress, WorkerStatus
 from laban.cluster.routing.directory_view import DirectoryView
-from laban.cluster.routing.router import Router
 from laban.cluster.slots import Slot
 
 NAME = "worker-{}"
@@ -20,10 +20,10 @@ class Fleet:
     """Lives in the dispatcher's event loop."""
 
     def __init__(
-        self, lives: Lives, router: Router, view: DirectoryView, *, drain_timeout_s: float, interval_s: float = 0.1
+        self, lives: Lives, pools: Pools, view: DirectoryView, *, drain_timeout_s: float, interval_s: float = 0.1
     ) -> None:
         """`drain_timeout_s` is how long a worker that leaves waits for others to take over what they will need."""
-        self._lives, self._router, self._view = lives, router, view
+        self._lives, self._pools, self._view = lives, pools, view
         self._drain_timeout_s, self._interval_s = drain_timeout_s, interval_s
         self._drains: dict[str, tuple[asyncio.Task[None], Mover]] = {}
         self.foreseen: Foreseen | None = None  # who knows what will be read, where somebody does
@@ -39,35 +39,38 @@ class Fleet:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def add_worker(self, worker_id: str | None = None) -> WorkerStatus:
-        """One worker more, like the others, once it serves; without an id it gets the first name that is free. It comes
-        up even if this is cancelled.
+    async def add_worker(self, worker_id: str | None = None, *, model: str = "") -> WorkerStatus:
+        """One worker more, like the others of that model, once it serves; without an id it gets the first name that is
+        free. It comes up even if this is cancelled.
 
-        Raises FailedPrecondition if nobody can start workers, Conflict for one that is there already, Exhausted if it
-        was not up in time, Unavailable if it died before.
+        Raises InvalidInput for an unknown model, FailedPrecondition if nobody can start workers, Conflict for one that
+        is there already, Exhausted if it was not up in time, Unavailable if it died before.
         """
-        slot = await self._lives.add(worker_id or self._free_name())
+        slot = await self._lives.add(worker_id or self._free_name(), self._pools.named(model))
         return slot.status(alive=True)
 
     def drain(self, worker_id: str) -> asyncio.Future[None]:
         """Take a worker out, once its calls have ended and others have what they will need of it. Done when it is gone;
         goes on if whoever waits leaves. Asking again joins it; nothing happens to one that is out already.
 
-        Raises NotFound for an unknown worker, FailedPrecondition for the last one that takes calls.
+        Raises NotFound for an unknown worker, FailedPrecondition for the last one of its model that takes calls.
         """
         if worker_id not in self._drains:
             slot = self._slots.get(worker_id)
             if slot is None:
                 return self._take_out_lost(worker_id)
-            if not any(other is not slot and not other.draining for other in self._slots.values()):
+            pool = self._pools.of(slot.info.namespace)
+            alike = [each for each in self._slots.values() if self._pools.of(each.info.namespace) is pool]
+            if not any(other is not slot and not other.draining for other in alike):
+                of_model = f" of model {pool.name}" if self._pools.are_several else ""
                 raise FailedPrecondition(
-                    "is the last worker that takes calls, expected another one to be up first",
+                    f"is the last worker{of_model} that takes calls, expected another one to be up first",
                     field="worker_id",
                     value=worker_id,
                 )
             slot.draining = True
-            self._router.ledger.set_open(slot.account, False)
-            mover = Mover(slot, self._slots, self._view, self._router)
+            pool.router.ledger.set_open(slot.account, False)
+            mover = Mover(slot, self._slots, self._view, pool.router)
             task = asyncio.get_running_loop().create_task(self._drain(slot, mover), name=f"drain {worker_id}")
             self._drains[worker_id] = (task, mover)
             task.add_done_callback(lambda _: self._drains.pop(worker_id))

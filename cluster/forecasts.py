@@ -42,8 +42,8 @@ class Forecast(Protocol):
 class RunForecast:
     """Of a workflow, whose id is `source`."""
 
-    def __init__(self, source: str, outlook: RunOutlook, namespace: str, rank: int) -> None:
-        self._source, self._outlook, self._namespace, self._rank = source, outlook, namespace, rank
+    def __init__(self, source: str, outlook: RunOutlook, rank: int) -> None:
+        self._source, self._outlook, self._rank = source, outlook, rank
 
     @property
     def specs(self) -> Mapping[EncodingId, EncodingSpec]:
@@ -66,7 +66,7 @@ class RunForecast:
             at_s=now_s + reader.in_s,
             likelihood=reader.likelihood,
             rank=self._rank,
-            namespace=self._namespace,
+            namespace=reader.namespace,
             view=reader.spot.view,
             start=reader.spot.stop,
             encodings=encodings,

@@ -70,7 +70,7 @@ class _Source:
     forecast: Forecast
     not_before_s: float = 0.0
     uses: dict[EncodingId, Use] = field(default_factory=dict)
-    successors: Mapping[EncodingId, int] | None = None  # of these, once somebody has asked
+    successors: Sequence[EncodingSpec] | None = None  # of these, once somebody has asked
 
 
 class Foresight:
@@ -121,7 +121,7 @@ class Foresight:
     ) -> None:
         """`source` is the workflow's id; `tree` may know some of its views."""
         outlook = RunOutlook(run, tree or ViewTree(book), steps, self._history, self._likelihoods, rank)
-        self._add(source, RunForecast(source, outlook, book.language.namespace, rank))
+        self._add(source, RunForecast(source, outlook, rank))
 
     def moved(self, source: str) -> None:
         """Something ended or began, or may be read. Cheap; an unknown source is ignored."""
@@ -148,16 +148,21 @@ class Foresight:
         now_s = self._clock()
         return {} if found is None else {each: dated(use, -now_s) for each, use in found.uses.items()}
 
-    def successors(self, source: str) -> Mapping[EncodingId, int] | None:
-        """The tokens of what the calls of a source will read, the soonest first; None while nobody knows."""
+    def successors(self, source: str, namespace: str = "") -> Mapping[EncodingId, int] | None:
+        """The tokens of what the calls of a source will read, the soonest first; None while nobody knows. With a
+        `namespace` that of its encodings alone."""
         found = self._sources.get(source)
         if found is None or not found.uses:
             return None
         if found.successors is None:
             specs = found.forecast.specs
             soonest = (each for each in found.uses if each in specs)
-            found.successors = {each: specs[each].num_tokens for each in islice(soonest, MAX_SUCCESSORS)}
-        return found.successors
+            found.successors = [specs[each] for each in islice(soonest, MAX_SUCCESSORS)]
+        return {
+            spec.encoding_id: spec.num_tokens
+            for spec in found.successors
+            if not namespace or spec.namespace == namespace
+        }
 
     def next_use(self, encoding_id: EncodingId) -> Use | None:
         """The nearest of all, from now on; None if nobody is known to read it."""

@@ -36,6 +36,7 @@ from laban.cluster.journal_members import Presence
 from laban.cluster.journal_place import EVERYWHERE, open_store, peer_address
 from laban.cluster.lookout import Lookout
 from laban.cluster.membership import Membership
+from laban.cluster.messages import Voice
 from laban.cluster.metrics_server import MetricsServer, settled
 from laban.cluster.records import ClusterStatus
 from laban.cluster.routing.recorder import Recorder
@@ -56,19 +57,29 @@ READY_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
+class ModelPlace:
+    """A model that is served: what it is called, and its folder."""
+
+    name: str
+    folder: str
+
+
+@dataclass(frozen=True)
 class HostPlan:
-    """What the control plane is made of. Handles are of processes that have been started already."""
+    """What the control plane is made of, the default model first. Handles are of processes that have been started
+    already."""
 
     config: LabanConfig
-    model_folder: str
+    models: Sequence[ModelPlace]
     workers: Sequence[WorkerPlan]
     worker_handles: Mapping[str, Any]
     directory_handle: Any
     variables: Mapping[str, str] = field(default_factory=dict)  # OpenTelemetry's, of who started the cluster
 
-    def another(self, worker_id: str, num_workers: int) -> WorkerPlan:
-        """Of a worker that is added to those planned, one of `num_workers` then."""
-        plan, folder = self.workers[0], self.config.cache.disk_folder
+    def another(self, worker_id: str, model: str, num_workers: int) -> WorkerPlan:
+        """Of a worker of that model that is added to those planned, one of `num_workers` then."""
+        folder = self.config.cache.disk_folder
+        plan = next((each for each in self.workers if each.model == model), self.workers[0])
         engine = replace(plan.config, num_workers=num_workers, disk_folder=worker_folder(folder, worker_id))
         return replace(plan, worker_id=worker_id, config=engine)
 
@@ -93,7 +104,7 @@ class ControlPlane:
         """
         from laban.actors.remote import RemoteDirectory, RemoteSupervisor
 
-        config, folder = self._plan.config, self._plan.model_folder
+        config, places = self._plan.config, self._plan.models
         traces = _traces(config.tracing.endpoint, self._plan.variables)
         self._traces = traces
         set_up_logs(config.log.settings, trace_of=traces.trace_id)
@@ -107,8 +118,9 @@ class ControlPlane:
         )
         journal = None if store is None else Journal(store)
         supervisor = RemoteSupervisor(self._plan.workers, self._plan.worker_handles, self._plan.another)
-        tokenizer = await asyncio.to_thread(Tokenizer.from_folder, folder)
-        framing = await asyncio.to_thread(derive_framing, folder, tokenizer)
+        spoken = {place.name: await asyncio.to_thread(_prompts_of, place.folder) for place in places}
+        prompts = spoken[places[0].name]
+        framing, tokenizer = prompts.framing, prompts.tokenizer
         workers = await supervisor.start_all()
 
         def status() -> ClusterStatus:
@@ -137,14 +149,15 @@ class ControlPlane:
             meter=meter,
             traces=traces,
             tenants=door,
+            default_model=workers[0].info.model_name,
         )
         lookout = Lookout(
             dispatcher, prefetch=config.routing.prefetch, admission=config.routing.admission, meter=RunLog(meter)
         )
         knowledge: Knowledge = Remembered()
         if store is not None and journal is not None:
-            knowledge = JournalKnowledge(journal, store, dispatcher.info.namespace)
-        levels = Levels(knowledge, dispatcher.info.namespace, config.audit.fallback)
+            knowledge = JournalKnowledge(journal, store, dispatcher.pools.identity)
+        levels = Levels(knowledge, dispatcher.pools.identity, config.audit.fallback)
         watch = Watch(knowledge, config.audit.tolerance, falls_back=config.audit.fallback)
         auditing = InService(config.audit, dispatcher, levels, watch, meter) if config.audit.share else None
         executor = Executor(
@@ -160,6 +173,7 @@ class ControlPlane:
             meter=meter,
             levels=levels,
             audits=auditing,
+            voices={name: Voice(each.framing, each.tokenizer) for name, each in spoken.items()},
         )
         membership = None
         if store is not None and journal is not None:
@@ -167,7 +181,7 @@ class ControlPlane:
         chats = Chats(
             dispatcher,
             executor.language,
-            ChatPrompts(framing, tokenizer, ChatTemplate.from_folder(folder)),
+            prompts,
             next_rank=executor.next_rank,
             meter=meter,
         )
@@ -192,7 +206,7 @@ class ControlPlane:
             status,
             limits,
             fleet=dispatcher.fleet,
-            audits=Audits(dispatcher, executor.language, executor.next_rank, levels, watch),
+            audits=Audits(dispatcher, executor.new_book, executor.next_rank, levels, watch),
             meter=meter,
             traces=traces,
             door=door,
@@ -204,7 +218,7 @@ class ControlPlane:
             server = config.server
             if membership is not None:
                 here = peer_address(server.peer_address, server.host, server.port)
-                await membership.start(here, dispatcher.info.namespace)
+                await membership.start(here, dispatcher.pools.identity)
             port = await gateway.start(server.host, server.port)
             http = HttpServer(
                 chats,
@@ -262,7 +276,11 @@ class ControlPlane:
     def _why_not_ready(self) -> str:
         if self._gateway is None or self._executor is None:
             return "the workers are loading the model, or the control plane is stopping"
-        return "" if self._executor.status().ready else "no worker is up"
+        status = self._executor.status()
+        if status.ready:
+            return ""
+        missing = ", ".join(model.name for model in status.models if not model.workers_up)
+        return f"no worker of {missing} is up" if len(status.models) > 1 else "no worker is up"
 
     async def _tick(self, gateway: Gateway, executor: Executor, sessions: Sessions, meter: Instruments) -> None:
         """Keep health true and forget sessions that have expired."""
@@ -275,6 +293,12 @@ class ControlPlane:
             await gateway.set_ready(executor.status().ready)
             if self._http is not None:
                 self._http.refresh()
+
+
+def _prompts_of(folder: str) -> ChatPrompts:
+    """How a model writes and is spoken to."""
+    tokenizer = Tokenizer.from_folder(folder)
+    return ChatPrompts(derive_framing(folder, tokenizer), tokenizer, ChatTemplate.from_folder(folder))
 
 
 def _traces(endpoint: str | None, variables: Mapping[str, str]) -> Traces:

@@ -8,18 +8,20 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laban.actors.errors import FailedPrecondition, InvalidInput, Unavailable
 from laban.actors.framing import derive_framing
+from laban.actors.machine_memory import memory_bytes
 from laban.actors.models import ModelFacts, check_model_folder, prepare_default_model
 from laban.actors.shards import heads_per_shard
 from laban.cluster.config import LabanConfig, MetricsSection
+from laban.cluster.config_models import ModelPlan, Settled, settle
 from laban.cluster.gateway import check_address
-from laban.cluster.host import FACTORY, HostPlan
+from laban.cluster.host import FACTORY, HostPlan, ModelPlace
 from laban.cluster.http.section import HttpSection
 from laban.cluster.journal_place import EVERYWHERE
 from laban.cluster.metrics_server import settled
@@ -101,24 +103,28 @@ def start_cluster(config: LabanConfig, progress: Progress = lambda doing, share:
     if config.ray.address is None:
         check_address(config.server.host, config.server.port)
         config = config.model_copy(update={"metrics": settled(config.metrics), "http": settled(config.http)})
-    folder = model_folder(config, progress)
-    progress("checking the model", None)
-    facts = check_model_folder(folder)
-    heads_per_shard(facts.num_heads, facts.num_kv_heads, config.engine.shards)
-    derive_framing(folder)  # refuses a chat template before anything is started
+    models = [_checked_model(plan, progress) for plan in config.model_plans()]
     owns_ray = _start_ray(config, progress)
     try:
-        return _start_services(config, facts, progress, owns_ray)
+        return _start_services(config, models, progress, owns_ray)
     except BaseException:
         _end_ray(owns_ray)
         raise
 
 
-def model_folder(config: LabanConfig, progress: Progress) -> Path:
-    """The configured model's folder; the default model is converted first if need be."""
-    if config.model is not None:
-        return Path(config.model).expanduser()
-    return prepare_default_model(progress)
+def _checked_model(plan: ModelPlan, progress: Progress) -> tuple[ModelPlan, ModelFacts]:
+    """Refuses a model before anything is started."""
+    folder = model_folder(plan.path, progress)
+    progress("checking the model" if plan.name is None else f"checking model {plan.name}", None)
+    facts = check_model_folder(folder)
+    heads_per_shard(facts.num_heads, facts.num_kv_heads, plan.shards)
+    derive_framing(folder)
+    return plan, facts if plan.name is None else replace(facts, name=plan.name)
+
+
+def model_folder(path: str | None, progress: Progress) -> Path:
+    """Where a model lies; the default model is converted first if need be."""
+    return prepare_default_model(progress) if path is None else Path(path).expanduser()
 
 
 def _start_ray(config: LabanConfig, progress: Progress) -> bool:
@@ -129,6 +135,7 @@ def _start_ray(config: LabanConfig, progress: Progress) -> bool:
         return False
     for name, value in (QUIET_RAY if config.ray.address is not None else QUIET_RAY | OWN_RAY).items():
         os.environ.setdefault(name, value)
+    num_workers = sum(plan.workers for plan in config.model_plans())
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     address = config.ray.address
     on_terminate = signal.getsignal(signal.SIGTERM)
@@ -142,7 +149,7 @@ def _start_ray(config: LabanConfig, progress: Progress) -> bool:
                 address="local",
                 include_dashboard=False,
                 num_cpus=config.ray.num_cpus,
-                object_store_memory=min(MOST_STORE_BYTES, OBJECT_STORE_BYTES + config.workers * TRANSFER_BYTES),
+                object_store_memory=min(MOST_STORE_BYTES, OBJECT_STORE_BYTES + num_workers * TRANSFER_BYTES),
                 **quiet,
             )
     except Exception as error:  # Ray raises plain Exceptions, too, such as for a raylet that died while it started
@@ -156,40 +163,45 @@ def _start_ray(config: LabanConfig, progress: Progress) -> bool:
     return True
 
 
-def _start_services(config: LabanConfig, facts: ModelFacts, progress: Progress, owns_ray: bool) -> ClusterHandle:
+def _start_services(
+    config: LabanConfig, models: Sequence[tuple[ModelPlan, ModelFacts]], progress: Progress, owns_ray: bool
+) -> ClusterHandle:
     import ray
 
     from laban.actors.remote import LoadingWatch, RemoteHost, WorkerPlan, spawn_directory, spawn_worker
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    num_gpus = gpus_each(config, resources.get("GPU", 0.0))
-    num_processes = config.workers * config.engine.shards
+    settled_models = _settled(config, [plan for plan, _ in models], resources.get("GPU", 0.0))
+    num_processes = sum(plan.workers * plan.shards for plan, _ in models)
     # Ray counts CPUs in ten thousandths: rounded up, the shares would be more than there is.
     num_cpus = min(1.0, math.floor(10_000 * resources.get("CPU", 1.0) / num_processes) / 10_000)
-    engine_config = config.engine_config()
-    if 0 < num_gpus < 1:  # workers of one card share its memory
-        engine_config = replace(engine_config, memory_share=engine_config.memory_share * num_gpus)
-    names = [f"worker-{number}" for number in range(config.workers)]
     directory = spawn_directory(config.routing.directory_shards, config.log.settings)
-    plans = [
-        WorkerPlan(
-            worker_id=name,
-            model_folder=str(facts.folder),
-            config=replace(engine_config, disk_folder=worker_folder(config.cache.disk_folder, name)),
-            num_shards=config.engine.shards,
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            directory=directory,
-            log=config.log.settings,
-        )
-        for name in names
-    ]
+    plans: list[WorkerPlan] = []
+    for (plan, facts), each in zip(models, settled_models, strict=True):
+        for _ in range(plan.workers):
+            name = f"worker-{len(plans)}"
+            plans.append(
+                WorkerPlan(
+                    worker_id=name,
+                    model_folder=str(facts.folder),
+                    config=replace(each.engine, disk_folder=worker_folder(config.cache.disk_folder, name)),
+                    num_shards=plan.shards,
+                    num_cpus=num_cpus,
+                    num_gpus=each.num_gpus,
+                    directory=directory,
+                    log=config.log.settings,
+                    model=plan.name or "",
+                )
+            )
     # Workers load while the control plane's process starts.
     handles = {plan.worker_id: spawn_worker(plan) for plan in plans}
-    host = RemoteHost(FACTORY, HostPlan(config, str(facts.folder), plans, handles, directory, _otel_variables()))
-    loading = f"loading {facts.name} into {config.workers} worker{'s' if config.workers > 1 else ''}"
+    facts = models[0][1]
+    places = tuple(ModelPlace(found.name, str(found.folder)) for _, found in models)
+    host = RemoteHost(FACTORY, HostPlan(config, places, plans, handles, directory, _otel_variables()))
+    names = " and ".join(found.name for _, found in models)
+    loading = f"loading {names} into {len(plans)} worker{'s' if len(plans) > 1 else ''}"
     progress(loading, None)
-    watch = LoadingWatch(handles[plans[0].worker_id])  # they all do the same; the first one speaks for them
+    watch = LoadingWatch(handles[plans[0].worker_id])  # they all do much the same; the first one speaks for them
     began = time.monotonic()
     try:
         while (address := host.wait(0.2)) is None:
@@ -203,7 +215,7 @@ def _start_services(config: LabanConfig, facts: ModelFacts, progress: Progress, 
     except BaseException:
         host.stop(timeout_s=1.0)
         raise
-    progress(f"serving {facts.name} on {address}", 1.0)
+    progress(f"serving {names} on {address}", 1.0)
     return ClusterHandle(
         address,
         facts,
@@ -226,8 +238,21 @@ def _local_address(section: MetricsSection | HttpSection) -> str:
     return f"{'127.0.0.1' if host in EVERYWHERE else host}:{port}" if port else ""
 
 
+def _settled(config: LabanConfig, plans: Sequence[ModelPlan], num_gpus: float) -> list[Settled]:
+    """How the workers of each model are made, by what there is for them. Raises InvalidInput for too little."""
+    if not config.models:
+        part = gpus_each(config, num_gpus)
+        engine = plans[0].engine
+        if 0 < part < 1:  # workers of one card share its memory
+            engine = replace(engine, memory_share=engine.memory_share * part)
+        return [Settled(engine, part)]
+    here = memory_bytes() if config.ray.address is None else None
+    return settle(plans, num_gpus if gpus_each(config, num_gpus) else 0.0, here)
+
+
 def gpus_each(config: LabanConfig, available: float) -> float:
-    """GPUs a shard: one. Workers of one shard have equal shares where there are fewer GPUs than workers."""
+    """GPUs a shard: one. Workers of one shard have equal shares where there are fewer GPUs than workers. Of several
+    models: whether they take any."""
     if config.engine.device == "cpu":
         return 0.0
     if available < 1:
@@ -242,6 +267,8 @@ def gpus_each(config: LabanConfig, available: float) -> float:
             field="engine.device",
             value=config.engine.device,
         )
+    if config.models:
+        return 1.0
     needed = config.workers * config.engine.shards
     if config.engine.shards > 1 and available < needed:
         raise InvalidInput(

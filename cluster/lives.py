@@ -12,6 +12,7 @@ from laban.actors.calls import WorkerReport
 from laban.actors.errors import Conflict, Exhausted, FailedPrecondition, Unavailable
 from laban.actors.logs import about
 from laban.actors.ports import WorkerLost, WorkerPort, WorkerSupervisor
+from laban.cluster.pools import Pool, Pools
 from laban.cluster.slots import Slot
 
 logger = logging.getLogger(__name__)
@@ -39,25 +40,26 @@ class Lives:
     def __init__(
         self,
         owner: LifeOwner,
-        namespace: str,
+        pools: Pools,
         supervisor: WorkerSupervisor | None,
         *,
         restart_delays_s: Sequence[float],
         start_timeout_s: float,
     ) -> None:
-        self._owner, self._namespace, self._supervisor = owner, namespace, supervisor
+        self._owner, self._pools, self._supervisor = owner, pools, supervisor
         self._restart_delays_s, self._start_timeout_s = restart_delays_s, start_timeout_s
         self.up: dict[str, Slot] = {}
         self.lost: dict[str, Slot] = {}  # the last life of those that are not up
         self.returning: set[str] = set()
         self.gone: set[str] = set()  # taken out
         self.adding: dict[str, asyncio.Task[Slot]] = {}
+        self._coming: dict[str, str] = {}  # the namespace of each of those
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def awaited(self) -> bool:
-        """Whether a worker may come up without being asked for."""
-        return bool(self.returning or self.adding)
+    def awaits(self, namespace: str) -> bool:
+        """Whether a worker of that model may come up without being asked for."""
+        back = any(self.lost[each].info.namespace == namespace for each in self.returning if each in self.lost)
+        return back or any(each == namespace for each in self._coming.values())
 
     def count(self) -> Mapping[str, int]:
         """How many workers are up, draining, lost, returning (lost, and being made anew) and starting."""
@@ -84,8 +86,8 @@ class Lives:
             await slot.port.close()
         self.up.clear()
 
-    async def add(self, worker_id: str) -> Slot:
-        """A worker more, once it is up. The worker comes up even if this is cancelled.
+    async def add(self, worker_id: str, pool: Pool) -> Slot:
+        """A worker more of that model, once it is up. The worker comes up even if this is cancelled.
 
         Raises FailedPrecondition if nobody can make workers, or for one of another model, Conflict for one that is
         there, Exhausted if it is not up in time, Unavailable if it dies before.
@@ -97,8 +99,9 @@ class Lives:
                 raise Conflict("is a worker already", field="worker_id", value=worker_id)
             self.lost.pop(worker_id, None)
             self.gone.discard(worker_id)
-            task = asyncio.get_running_loop().create_task(self._add(self._supervisor, worker_id))
+            task = asyncio.get_running_loop().create_task(self._add(self._supervisor, worker_id, pool))
             self.adding[worker_id] = task
+            self._coming[worker_id] = pool.info.namespace
             task.add_done_callback(lambda done: self._added(worker_id, done))
         return await asyncio.shield(self.adding[worker_id])
 
@@ -156,16 +159,16 @@ class Lives:
         self._end(slot, reason)
         await slot.port.close()
         if worker_id in self.returning and self._supervisor is not None:
-            await self._restart(self._supervisor, worker_id)
+            await self._restart(self._supervisor, worker_id, self._pools.of(slot.info.namespace))
 
-    async def _restart(self, supervisor: WorkerSupervisor, worker_id: str) -> None:
+    async def _restart(self, supervisor: WorkerSupervisor, worker_id: str, pool: Pool) -> None:
         try:
             for delay_s in self._restart_delays_s:
                 await asyncio.sleep(delay_s)
                 if worker_id in self.gone:
                     return
                 try:
-                    port = await self._start(supervisor, worker_id)
+                    port = await self._start(supervisor, worker_id, pool)
                 except Exception as error:
                     logger.warning("the worker did not come back: %s", error, extra=about(worker=worker_id))
                     continue
@@ -180,10 +183,10 @@ class Lives:
             self.returning.discard(worker_id)
             self._owner.settled()
 
-    async def _add(self, supervisor: WorkerSupervisor, worker_id: str) -> Slot:
+    async def _add(self, supervisor: WorkerSupervisor, worker_id: str, pool: Pool) -> Slot:
         try:
             async with asyncio.timeout(self._start_timeout_s):
-                port = await self._start(supervisor, worker_id)
+                port = await self._start(supervisor, worker_id, pool)
         except TimeoutError:
             why = f"worker {worker_id} was not up after {self._start_timeout_s:g} s; is there room for it?"
             raise Exhausted(why) from None
@@ -192,14 +195,14 @@ class Lives:
         return self._begin(port)
 
     def _added(self, worker_id: str, task: asyncio.Task[Slot]) -> None:
-        del self.adding[worker_id]
+        del self.adding[worker_id], self._coming[worker_id]
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.warning("worker %s was not added: %s", worker_id, error)
         self._owner.settled()
 
-    async def _start(self, supervisor: WorkerSupervisor, worker_id: str) -> WorkerPort:
-        port = await supervisor.start(worker_id)
-        if port.info.namespace != self._namespace:
+    async def _start(self, supervisor: WorkerSupervisor, worker_id: str, pool: Pool) -> WorkerPort:
+        port = await supervisor.start(worker_id, pool.name)
+        if port.info.namespace != pool.info.namespace:
             await port.close()
             raise FailedPrecondition(f"worker {worker_id} serves another model than the others")
         return port

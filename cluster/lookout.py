@@ -42,7 +42,7 @@ class Watching(TypedDict, total=False):
     """Arguments of Execution."""
 
     on_change: Callable[[Execution, StepResult | None], None]
-    successors: Callable[[], Mapping[EncodingId, int] | None]
+    successors: Callable[[str], Mapping[EncodingId, int] | None]
 
 
 class Lookout:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -37,12 +37,21 @@ class TokenizerPort(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """What turns text into calls for one model and tenant. `max_context` is in tokens."""
+    """What turns text into calls for one model and tenant. `max_context` is in tokens, `model` the model's name."""
 
     framing: FramingPort
     tokenizer: TokenizerPort
     namespace: str
     max_context: int
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """How one model writes: what a Language of it has, whoever's."""
+
+    framing: FramingPort
+    tokenizer: TokenizerPort
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,16 @@ class Opening:
     role: str
     name: str | None = None
     prefill: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A message as text, which is what crosses from one model to another. `path` is its field in errors."""
+
+    role: str
+    text: str
+    name: str | None
+    path: str
 
 
 def tokens_of(
@@ -78,11 +97,54 @@ def tokens_of(
 
 @dataclass(slots=True)
 class MessageBook:
-    """Grows only; `keep_only` forgets. Specs stay as long as a message here descends from them."""
+    """Grows only; `keep_only` forgets. Specs stay as long as a message here descends from them.
+
+    Where a workflow may call several models this is the book of the default one, and `of` has one for each other. They
+    have their texts in common. What one model wrote, or was given, is framed and encoded for another one once a call of
+    that one reads it.
+    """
 
     language: Language
     messages: dict[str, Message] = field(default_factory=dict)
     specs: dict[EncodingId, EncodingSpec] = field(default_factory=dict)
+    languages: Callable[[str], Language] | None = None  # of other models, by name; None: there are none
+    _texts: dict[str, Written] = field(default_factory=dict)
+    _others: dict[str, MessageBook] = field(default_factory=dict)
+
+    def of(self, model: str) -> MessageBook:
+        """The book of one model, "" being the default. Raises what `languages` does for an unknown one."""
+        if self.languages is None or model in ("", self.language.model):
+            return self
+        other = self._others.get(model)
+        if other is None:
+            other = self._others[model] = MessageBook(self.languages(model), _texts=self._texts)
+        return other
+
+    def find(self, key: str) -> Message | None:
+        """In this model's tokens; None if there is no such message yet. Raises as `add_text` does for a text that this
+        model cannot read."""
+        message = self.messages.get(key)
+        if message is None and (written := self._texts.get(key)) is not None:
+            message = self.add_text(key, written.role, written.text, written.name, path=written.path)
+        return message
+
+    def read(self, keys: Iterable[str]) -> None:
+        """Have messages that are there in this model's tokens. Raises as `find` does."""
+        for key in keys:
+            self.find(key)
+
+    def give(self, key: str, role: str, text: str, name: str | None, *, path: str) -> None:
+        """A message that was given, to whatever models will read it. Raises as `add_text` does where there is but one
+        model; where there are several, `find` does."""
+        if self.languages is None:
+            self.add_text(key, role, text, name, path=path)
+        else:
+            self._texts[key] = Written(role, text, name, path)
+
+    def tell(self, key: str, role: str, text: str, name: str | None) -> None:
+        """What a model wrote, to the other ones."""
+        if self.languages is not None:
+            self._texts[key] = Written(role, text, name, key)
 
     def add_text(self, key: str, role: str, text: str, name: str | None, *, path: str) -> Message:
         """A message that was given, at home right after its root. `path` is its field in errors.
@@ -111,13 +173,13 @@ class MessageBook:
         for message in messages:
             key = message.key
             path = f"agents.{key[6:]}.prompt" if key.startswith("agent:") else f"messages.{key}"
-            self.add_text(key, message.role, message.text, message.name, path=path)
+            self.give(key, message.role, message.text, message.name, path=path)
 
     def entries(self, reads: Iterable[ReadRef]) -> list[Entry]:
-        """A step's reads as a view's entries."""
+        """A step's reads as a view's entries. Raises as `find` does."""
         return [
             Entry(
-                self.messages[read.key],
+                self._found(read.key),
                 read.fidelity,
                 begin=read.begin,
                 end=read.end,
@@ -126,6 +188,12 @@ class MessageBook:
             )
             for read in reads
         ]
+
+    def _found(self, key: str) -> Message:
+        message = self.find(key)
+        if message is None:
+            raise KeyError(key)
+        return message
 
     def add_encoded(self, key: str, role: str, name: str | None, home: EncodingSpec) -> Message:
         """A message that a call made. KeyError unless all that its encoding depends on is here."""

@@ -69,4 +69,4 @@ class NestedSteps:
 
     def _add(self, message: MessageText, book: MessageBook) -> None:
         self.fixed[message.key] = message
-        book.add_text(message.key, message.role, message.text, message.name, path=message.key)
+        book.give(message.key, message.role, message.text, message.name, path=message.key)

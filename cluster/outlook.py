@@ -51,6 +51,7 @@ class Reader:
     spot: Spot
     encodings: Sequence[tuple[EncodingId, bool]]  # read there, and whether fixed
     whole: bool
+    namespace: str  # of its model's encodings
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +186,7 @@ class _Level:
         reads = self._steps.queued_reads(self._path + node.address)
         if reads is None:
             return False
+        tree = tree.of(node.model)
         spot = self._placed(None, reads, role_of(node), tree)
         uses.add_all([] if spot is None else spot.encodings(), found)
         return True
@@ -192,6 +194,7 @@ class _Level:
     def reader(self, found: _Found, tree: ViewTree, uses: _Uses) -> Reader | None:
         """Put down what an instance will read. Returns it if something of its view is known."""
         number, node = found.number, self._nodes[found.number]
+        tree = tree.of(node.model)
         awaited = self._awaited.get(number)
         if awaited is None:
             awaited = self._awaited[number] = _Awaited(self.run.expectation(node.address))
@@ -213,7 +216,16 @@ class _Level:
         if awaited.spot is None:
             return None
         address = self._path + node.address
-        return Reader(address, found.steps, found.in_s, found.likelihood, awaited.spot, awaited.encodings, whole)
+        return Reader(
+            address,
+            found.steps,
+            found.in_s,
+            found.likelihood,
+            awaited.spot,
+            awaited.encodings,
+            whole,
+            tree.namespace,
+        )
 
     def _add_possible(
         self, ref: ReadRef, share: float, is_next: bool, spot: Spot | None, found: _Found, tree: ViewTree, uses: _Uses

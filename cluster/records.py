@@ -44,7 +44,7 @@ class StepResult:
     disk or another worker.
     `text` is what was generated, without the step's prefill text; `token_ids` are its tokens as kept. `values` are what
     was found in it. `tool` and `args` are of an external step that has begun, whose `worker` is its handler.
-    `attempt` counts from 1; 0 means that the instance has not run.
+    `attempt` counts from 1; 0 means that the instance has not run. `model` is the name of the one that was called.
     """
 
     address: str
@@ -69,6 +69,7 @@ class StepResult:
     values: Mapping[str, object] = field(default_factory=dict)
     tool: str = ""
     args: Mapping[str, object] = field(default_factory=dict)
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +367,17 @@ class WorkerStatus:
     disk_bytes_used: int = 0
     rates: WorkerRates = field(default_factory=WorkerRates)
     cache: CacheCounters = field(default_factory=CacheCounters)
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """A model, by what workflows, sessions and requests call it, and its workers: all, and those that are up."""
+
+    name: str
+    max_context: int  # tokens
+    workers: int
+    workers_up: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,9 +428,9 @@ class Divergence:
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
     version: str
-    ready: bool  # at least one worker is up
-    model: str
-    max_context: int  # tokens
+    ready: bool  # at least one worker is up, of each model
+    model: str  # the default one
+    max_context: int  # of that one, in tokens
     workers: tuple[WorkerStatus, ...]
     workflows_running: int
     sessions_open: int
@@ -430,3 +442,4 @@ class ClusterStatus:
     journal: str = ""  # JOURNAL_AVAILABLE, or since when not; "" if there is no journal
     members: tuple[MemberStatus, ...] = ()  # those that share it
     divergences: tuple[Divergence, ...] = ()
+    models: tuple[ModelStatus, ...] = ()  # the default first

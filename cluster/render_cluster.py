@@ -8,6 +8,7 @@ from laban.cluster.records import (
     ClusterStatus,
     DrainProgress,
     MemberStatus,
+    ModelStatus,
     RoutingCandidate,
     StepExplanation,
     WorkerStatus,
@@ -18,6 +19,7 @@ from laban.cluster.sizes import shown_bytes
 WORKER_COLUMNS = ("worker", "state", "device", "attention", "running", "waiting", "tokens queued", "pool", "encodings")
 TIER_COLUMNS = ("worker", "host", "disk", "read on device", "loaded: host", "disk", "peer", "encoded again", "waited")
 USE_COLUMNS = ("worker", "prefetches: useful", "late", "wasted", "evicted: device", "host", "disk", "preempted")
+MODEL_COLUMNS = ("model", "context", "workers", "")
 MEMBER_COLUMNS = ("member", "", "address", "state", "workflows")
 RATE_COLUMNS = ("worker", "encode", "decode", "host to device", "disk to host", "peer to host")
 
@@ -26,6 +28,8 @@ def print_status(status: ClusterStatus) -> None:
     """Workers, queues and pools, the tiers below them, and how fast all that is."""
     ready = "ready" if status.ready else "not ready"
     print(f"Laban {status.version}: {ready}, {status.model}, context {status.max_context} tokens")
+    if len(status.models) > 1:
+        print_table(MODEL_COLUMNS, map(_model, status.models))
     held = f" ({status.workflows_held} of them held back until there is memory)" if status.workflows_held else ""
     print(
         f"up {shown_ms(status.uptime_s * 1000)}, {status.workflows_running} workflows running{held}, "
@@ -59,14 +63,21 @@ def print_status(status: ClusterStatus) -> None:
     print_table(RATE_COLUMNS, map(_rates, status.workers), title="rates")
 
 
+def _model(model: ModelStatus) -> tuple[str, ...]:
+    missing = "" if model.workers_up else "missing: no worker of it is up"
+    return model.name, str(model.max_context), f"{model.workers_up} of {model.workers} up", missing
+
+
 def print_workers(workers: Iterable[WorkerStatus]) -> None:
+    workers = tuple(workers)
+    several = len({worker.model for worker in workers}) > 1
     rows = []
     for worker in workers:
         used, total = worker.pages - worker.pages_free, worker.pages
         pool_mib = total * worker.page_size * worker.bytes_per_token / (1 << 20)
         rows.append(
             (
-                worker.worker_id,
+                f"{worker.worker_id} ({worker.model})" if several else worker.worker_id,
                 state_of(worker),
                 f"{worker.device}, {worker.dtype}",
                 worker.attention_backend,

@@ -163,4 +163,5 @@ class Slot:
             disk_bytes_used=load.disk_bytes_used,
             rates=self.last.rates,
             cache=self.last.cache,
+            model=info.model_name,
         )

@@ -37,7 +37,7 @@ def checked(config: LabanConfig) -> LabanConfig:
         read_tokens(tokens)
     folder, record = config.cache.disk_folder, config.routing.record
     if folder is not None:
-        if config.engine.shards > 1:
+        if any(plan.shards > 1 for plan in config.model_plans()):
             raise InvalidInput(
                 "workers of several shards keep nothing on disk", field="cache.disk_folder", value=folder
             )

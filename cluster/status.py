@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from laban.actors.calls import WorkerInfo
 from laban.cluster.dispatch import Dispatcher
-from laban.cluster.records import ClusterStatus, DirectoryStatus
+from laban.cluster.records import ClusterStatus, DirectoryStatus, ModelStatus, WorkerStatus
 from laban.cluster.routing.directory_view import DirectoryView
 
 
@@ -15,9 +17,10 @@ def cluster_status(
     """As of now, as far as the dispatcher and its caller know: which policies serve is for others to say."""
     workers = dispatcher.workers()
     info = dispatcher.info
+    models = tuple(_model_status(pool.info, workers) for pool in dispatcher.pools)
     return ClusterStatus(
         version=laban_version(),
-        ready=any(worker.alive for worker in workers),
+        ready=all(model.workers_up for model in models),
         model=info.model_name,
         max_context=info.max_context,
         workers=workers,
@@ -25,7 +28,13 @@ def cluster_status(
         sessions_open=sessions_open,
         uptime_s=uptime_s,
         directory=directory_status(dispatcher.directory),
+        models=models,
     )
+
+
+def _model_status(info: WorkerInfo, workers: Sequence[WorkerStatus]) -> ModelStatus:
+    own = [worker for worker in workers if worker.model == info.model_name]
+    return ModelStatus(info.model_name, info.max_context, len(own), sum(worker.alive for worker in own))
 
 
 def directory_status(view: DirectoryView) -> DirectoryStatus:

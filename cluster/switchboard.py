@@ -108,7 +108,7 @@ class Switchboard:
             if not found.address:
                 raise Unavailable("the Laban that runs the workflow is not up yet: try again")
             return There(found.address)
-        if found.namespace != executor.language(found.tenant).namespace:
+        if found.namespace != executor.namespace(found.tenant):
             raise FailedPrecondition(
                 "no Laban that is up serves the workflow's model", field="workflow_id", value=workflow_id
             )

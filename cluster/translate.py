@@ -129,6 +129,7 @@ def step_to_pb(step: records.StepResult) -> pb.StepResult:
         values=struct_from_python(step.values),
         tool=step.tool,
         args=struct_from_python(step.args),
+        model=step.model,
         **figures_to_pb(step),
     )
 
@@ -145,6 +146,7 @@ def step_from_pb(step: pb.StepResult) -> records.StepResult:
         values=struct_to_python(step.values),
         tool=step.tool,
         args=struct_to_python(step.args),
+        model=step.model,
         **figures_from_pb(step),
     )
 

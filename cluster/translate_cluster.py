@@ -46,21 +46,23 @@ def worker_from_pb(worker: pb.WorkerStatus) -> records.WorkerStatus:
 
 def status_to_pb(status: records.ClusterStatus) -> pb.ClusterStatus:
     return pb.ClusterStatus(
-        **plain(status, "workers", "directory", "members", "divergences"),
+        **plain(status, "workers", "directory", "members", "divergences", "models"),
         workers=[worker_to_pb(worker) for worker in status.workers],
         directory=pb.DirectoryStatus(**plain(status.directory)),
         members=[pb.MemberStatus(**plain(member)) for member in status.members],
         divergences=[pb.Divergence(**plain(each)) for each in status.divergences],
+        models=[pb.ModelStatus(**plain(each)) for each in status.models],
     )
 
 
 def status_from_pb(status: pb.ClusterStatus) -> records.ClusterStatus:
     return records.ClusterStatus(
-        **values(records.ClusterStatus, status, "workers", "directory", "members", "divergences"),
+        **values(records.ClusterStatus, status, "workers", "directory", "members", "divergences", "models"),
         workers=tuple(worker_from_pb(worker) for worker in status.workers),
         directory=records.DirectoryStatus(**values(records.DirectoryStatus, status.directory)),
         members=tuple(records.MemberStatus(**values(records.MemberStatus, member)) for member in status.members),
         divergences=tuple(records.Divergence(**values(records.Divergence, each)) for each in status.divergences),
+        models=tuple(records.ModelStatus(**values(records.ModelStatus, each)) for each in status.models),
     )
 
 

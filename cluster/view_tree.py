@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from laban.actors.errors import LabanError
 from laban.cluster.messages import MessageBook
-from laban.cluster.views import Entry, place
+from laban.cluster.views import Entry, Message, place
 from laban.cluster.workflow.states import ReadRef
 from laban.kvstore.encodings import EMPTY_VIEW, EncodingId, EncodingSpec, View, dependencies, make_spec
 
@@ -50,10 +50,27 @@ class ViewTree:
         self._book = book
         self._foreseen: dict[EncodingId, EncodingSpec] = {}
         self._roots: dict[str, Spot] = {}
+        self._others: dict[str, ViewTree] = {}
+
+    def of(self, model: str) -> ViewTree:
+        """The tree of one model's calls, "" being the default; where there is but one model, this one."""
+        book = self._book.of(model)
+        if book is self._book:
+            return self
+        other = self._others.get(model)
+        if other is None:
+            other = self._others[model] = ViewTree(book)
+        return other
+
+    @property
+    def namespace(self) -> str:
+        return self._book.language.namespace
 
     @property
     def specs(self) -> ChainMap[EncodingId, EncodingSpec]:
-        return ChainMap(self._foreseen, self._book.specs)
+        """Those of other models' trees, too."""
+        others = [spec for other in list(self._others.values()) for spec in other.specs.maps]
+        return ChainMap(self._foreseen, self._book.specs, *others)
 
     def root(self, role: str) -> Spot:
         """Of views whose first message is of this role, or that read nothing and make such a message."""
@@ -70,7 +87,7 @@ class ViewTree:
         return spot
 
     def role_of(self, ref: ReadRef) -> str | None:
-        message = self._book.messages.get(ref.key)
+        message = self._message(ref)
         return None if message is None else message.role
 
     def after(self, spot: Spot, ref: ReadRef, *, fixed: bool) -> Spot | None:
@@ -78,7 +95,7 @@ class ViewTree:
         yet, or no room for it."""
         if ref in spot.after:
             return spot.after[ref]
-        message = self._book.messages.get(ref.key)
+        message = self._message(ref)
         if message is None:
             return None
         specs = self.specs
@@ -101,5 +118,11 @@ class ViewTree:
 
     def home(self, ref: ReadRef) -> EncodingId | None:
         """What a direct read of a message reads, wherever it stands."""
-        message = self._book.messages.get(ref.key)
+        message = self._message(ref)
         return None if message is None else message.home.encoding_id
+
+    def _message(self, ref: ReadRef) -> Message | None:
+        try:
+            return self._book.find(ref.key)
+        except LabanError:  # the call that reads it will say so
+            return None

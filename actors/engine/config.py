@@ -6,17 +6,20 @@ from dataclasses import dataclass, replace
 
 CPU_BATCH_TOKENS = 512
 GPU_BATCH_TOKENS = 8192
+CPU_POOL_BYTES = 1 << 30
+CPU_HOST_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Sizes in tokens. None, and "auto", leave the choice to the device that the model is loaded on.
 
-    `pool_tokens` None takes 1 GiB on a CPU; on a GPU what weights, the largest forward and captured graphs leave of
-    `memory_share` of the card.
+    `pool_tokens` and `pool_bytes` None take 1 GiB on a CPU; on a GPU what weights, the largest forward and captured
+    graphs leave of `memory_share` of the card.
     """
 
     pool_tokens: int | None = None
+    pool_bytes: int | None = None  # of a worker's shards together, unless pool_tokens says
     page_size: int = 16
     max_batch_tokens: int | None = None  # new tokens of one iteration; longer prefills are cut into chunks
     max_running: int = 64  # calls admitted at once

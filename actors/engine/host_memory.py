@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from laban.actors.engine.config import CPU_HOST_BYTES
 from laban.actors.engine.cuda_runtime import cuda_runtime
+from laban.actors.machine_memory import memory_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +28,6 @@ HUGE_PAGE = 2 << 20
 SMALL_PAGE = 4096
 MOST_TOUCHERS = 16
 PORTABLE_AND_MAPPED = 3  # cudaHostRegisterPortable | cudaHostRegisterMapped: for every stream, and for kernels
-DEFAULT_CPU_BYTES = 256 << 20
 GPU_SHARE = 0.25
 
 Share = Callable[[float], None]
@@ -111,43 +112,5 @@ def _register(block: Tensor) -> None:
 def default_host_bytes(*, on_gpu: bool, workers_sharing: int, root: Path = Path("/")) -> int:
     """For one of `workers_sharing` workers of a machine: its part of a quarter of the memory, on a CPU 256 MiB."""
     if not on_gpu:
-        return DEFAULT_CPU_BYTES
+        return CPU_HOST_BYTES
     return int(GPU_SHARE * memory_bytes(root)) // max(workers_sharing, 1)
-
-
-def memory_bytes(root: Path = Path("/")) -> int:
-    """Of this machine, or what the control groups of this process leave of it."""
-    limits = [_total_memory(root)]
-    for path in _limit_files(root):
-        try:
-            text = path.read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit():  # "max" is none
-            limits.append(int(text))
-    return min(limits)
-
-
-def _total_memory(root: Path) -> int:
-    lines = (root / "proc/meminfo").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemTotal:"))
-
-
-def _limit_files(root: Path) -> list[Path]:
-    """Of both versions of control groups, of this process's own group and all those above it."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        lines = []
-    files = []
-    for line in ("0::/", ":memory:/", *lines):
-        _, controllers, group = line.split(":", 2)
-        if controllers == "":
-            base, name = root / "sys/fs/cgroup", "memory.max"
-        elif "memory" in controllers.split(","):
-            base, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
-        else:
-            continue
-        parts = Path(group.strip("/")).parts
-        files += [base.joinpath(*parts[:depth], name) for depth in range(len(parts) + 1)]
-    return files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from laban.actors.disk_folder import prepare_disk_folder
 from laban.actors.engine.adapters import Adapters, load_adapter
-from laban.actors.engine.config import EngineConfig
+from laban.actors.engine.config import CPU_POOL_BYTES, EngineConfig
 from laban.actors.engine.engine import Engine
 from laban.actors.engine.host_memory import default_host_bytes
 from laban.actors.engine.runner import AnyRunner, Runner, bytes_per_token
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CPU_POOL_BYTES = 1 << 30
 GRAPH_BYTES = 1 << 30  # for captured graphs and what libraries take for themselves at their first use
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -100,6 +100,8 @@ def make_engine(
     progress("preparing the model", None)
     if group is not None:
         shard_model(model, group)
+        if config.pool_bytes is not None:
+            config = replace(config, pool_bytes=config.pool_bytes // group.size)
     elif model.device != device:
         model.to(device)  # type: ignore[arg-type]  # its signature is a decorator's
     runner: AnyRunner
@@ -194,7 +196,8 @@ def keep_freed_memory() -> None:
 
 
 def num_slots(model: PreTrainedModel, config: EngineConfig, forward_bytes: int = 0) -> int:
-    """Slots of the pool: `config.pool_tokens`, or what memory allows beside a forward's, in whole pages."""
+    """Slots of the pool: `config.pool_tokens`, `config.pool_bytes`, or what memory allows beside a forward's, in whole
+    pages. Raises Exhausted for less than a page, and more bytes than a GPU has left."""
     per_token = (
         bytes_per_token(model.config, model.dtype) * local_num_kv_heads(model) // model.config.num_key_value_heads
     )
@@ -204,9 +207,15 @@ def num_slots(model: PreTrainedModel, config: EngineConfig, forward_bytes: int =
         torch.cuda.empty_cache()
         free_bytes, total_bytes = torch.cuda.mem_get_info(model.device)
         own_bytes = config.memory_share * total_bytes - torch.cuda.memory_allocated(model.device)
-        tokens = int(min(own_bytes, free_bytes) - forward_bytes - GRAPH_BYTES) // per_token
+        left_bytes = int(min(own_bytes, free_bytes) - forward_bytes - GRAPH_BYTES)
+        if config.pool_bytes is not None and config.pool_bytes > left_bytes:
+            raise Exhausted(
+                f"{config.pool_bytes} bytes for keys and values, but weights and forwards leave {max(0, left_bytes)}",
+                field="engine.pool_bytes",
+            )
+        tokens = (left_bytes if config.pool_bytes is None else config.pool_bytes) // per_token
     else:
-        tokens = CPU_POOL_BYTES // per_token
+        tokens = (CPU_POOL_BYTES if config.pool_bytes is None else config.pool_bytes) // per_token
     pages = tokens // config.page_size
     if pages < 1:
         raise Exhausted(

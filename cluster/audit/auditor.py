@@ -11,7 +11,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Protocol
@@ -22,7 +22,7 @@ from laban.cluster.attempts import sampling_of
 from laban.cluster.audit.calling import Caller, Calls, Ended, Forced
 from laban.cluster.audit.records import AuditItem, Decision, RecordedStep, Refused, Replayed, StepAudit
 from laban.cluster.audit.replaying import Variant, replay
-from laban.cluster.messages import Language
+from laban.cluster.messages import MessageBook
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
 from laban.kvstore.encodings import flatten
@@ -55,9 +55,15 @@ class Audit:
     """One audit, under way."""
 
     def __init__(
-        self, request: AuditRequest, language: Language, dispatcher: Calls, directory: Forgetful, rank: int
+        self,
+        request: AuditRequest,
+        new_book: Callable[[str], MessageBook],
+        dispatcher: Calls,
+        directory: Forgetful,
+        rank: int,
     ) -> None:
-        self._request, self._language, self._directory = request, language, directory
+        """`new_book` gives an empty one of the caller's, or of a part of its encodings."""
+        self._request, self._new_book, self._directory = request, new_book, directory
         self._name = f"audit-{secrets.token_hex(8)}"
         self._caller = Caller(dispatcher, rank=rank)
         self._found: asyncio.Queue[AuditItem | None] = asyncio.Queue()
@@ -95,10 +101,8 @@ class Audit:
             await self._time(variant.level)
 
     def _variant(self, level: str, part: str = "") -> Variant:
-        request, language = self._request, self._language
-        if part:
-            language = replace(language, namespace=f"{language.namespace}#{part}")
-        return Variant.of(level, request.workflow, request.inputs, request.overrides, language)
+        request = self._request
+        return Variant.of(level, request.workflow, request.inputs, request.overrides, self._new_book(part))
 
     # Side by side
 
@@ -121,8 +125,7 @@ class Audit:
             ended = [await self._caller.run(one) for one in [base, *forced]]
         self._worker_of[step.address] = ended[0].worker_id
         for variant, one in zip([exact, *others], ended, strict=True):
-            ready = variant.steps[step.address]
-            variant.book.add_encoded(step.address, ready.role, ready.name, one.event.encoding)
+            variant.keep(step.address, one.event.encoding, step.text)
         for other, one, call, is_other in zip(others, ended[1:], forced, differs, strict=True):
             if compares or not is_other:
                 self._add(_audited(step, other, one, call, None, is_same=not is_other))
@@ -139,9 +142,10 @@ class Audit:
             return
         samples = ready.sampling.temperature > 0
         for variant in [*([exact] if samples and others else []), *others]:
-            sampling = replace(sampling_of(ready, self._seed, variant.book.language), temperature=0.0)
+            book = variant.book.of(ready.model)
+            sampling = replace(sampling_of(ready, self._seed, book.language), temperature=0.0)
             call, _ = variant.call(self._key(step, variant.level, "free"), step.address, sampling)
-            ended = await self._caller.run(Forced(call, variant.book.specs), self._worker_of[step.address])
+            ended = await self._caller.run(Forced(call, book.specs), self._worker_of[step.address])
             self._free[variant.level, step.address] = ended.event.text
 
     def _decide(self, exact: Variant, others: Sequence[Variant]) -> None:
@@ -192,8 +196,8 @@ class Audit:
 
         async def generate(step: RecordedStep) -> None:
             ended = await self._caller.run(variant.forced(self._key(step, level, "timed"), step))
-            ready, event = variant.steps[step.address], ended.event
-            variant.book.add_encoded(step.address, ready.role, ready.name, event.encoding)
+            event = ended.event
+            variant.keep(step.address, event.encoding, step.text)
             ttfts_ms.append(event.ttft_ms + ended.waited_ms)
             tokens[0] += event.tokens_read
             tokens[1] += event.tokens_read - event.tokens_reused
@@ -239,7 +243,8 @@ def _audited(
 
 def _num_reusable(variant: Variant, step: RecordedStep, forced: Forced) -> int:
     """Tokens of the view that are read where their messages were encoded when they were made."""
-    homes = {message.home.encoding_id for message in variant.book.messages.values()}
+    book = variant.book.of(variant.steps[step.address].model)
+    homes = {message.home.encoding_id for message in book.messages.values()}
     specs = {spec.encoding_id: spec for spec in forced.call.specs}
     placed = flatten(forced.call.view, specs)
     return sum(each.num_tokens for each in placed if each.encoding_id in homes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
+from functools import partial
 from typing import Protocol
 
 from laban.actors.errors import Exhausted, NotBuilt, NotFound
@@ -14,7 +15,7 @@ from laban.cluster.audit.findings import Finding
 from laban.cluster.audit.records import AuditItem
 from laban.cluster.audit.resolving import Levels
 from laban.cluster.audit.watching import Watch
-from laban.cluster.messages import Language
+from laban.cluster.messages import MessageBook
 from laban.cluster.workflow.schema import Workflow
 
 MAX_AT_ONCE = 16
@@ -34,13 +35,14 @@ class Audits:
     def __init__(
         self,
         dispatcher: AuditedCalls,
-        language: Callable[[str], Language],
+        new_book: Callable[[str, str], MessageBook],
         next_rank: Callable[[], int],
         levels: Levels | None = None,
         watch: Watch | None = None,
     ) -> None:
-        """Without `levels` nothing that they find can be kept; `watch` is told when that is cleared."""
-        self._dispatcher, self._language, self._next_rank = dispatcher, language, next_rank
+        """`new_book` gives an empty one of a tenant, and of a part of its encodings. Without `levels` nothing that they
+        find can be kept; `watch` is told when that is cleared."""
+        self._dispatcher, self._new_book, self._next_rank = dispatcher, new_book, next_rank
         self._levels, self._watch = levels, watch
         self._active: Counter[str] = Counter()  # by tenant
 
@@ -58,7 +60,7 @@ class Audits:
         self._active[tenant] += 1
         try:
             dispatcher = self._dispatcher
-            audit = Audit(request, self._language(tenant), dispatcher, dispatcher.directory, self._next_rank())
+            audit = Audit(request, partial(self._new_book, tenant), dispatcher, dispatcher.directory, self._next_rank())
             async with aclosing(audit.items()) as items:
                 async for item in items:
                     yield item

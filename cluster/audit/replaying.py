@@ -10,12 +10,13 @@ from laban.actors.calls import Call, Sampling
 from laban.actors.errors import FailedPrecondition, NotFound
 from laban.cluster.audit.calling import Forced
 from laban.cluster.audit.records import AS_WRITTEN, RecordedStep
-from laban.cluster.messages import Language, MessageBook, Opening
+from laban.cluster.messages import MessageBook, Opening
 from laban.cluster.views import Composed
 from laban.cluster.workflow.children import Began
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides, ReadRef, ReadyStep
+from laban.kvstore.encodings import EncodingSpec
 
 MAX_AT_ONCE = 4
 """Instances that are measured at the same time: what is kept of each takes memory."""
@@ -32,12 +33,11 @@ class Variant:
 
     @classmethod
     def of(
-        cls, level: str, workflow: Workflow, inputs: Mapping[str, object], overrides: Overrides, language: Language
+        cls, level: str, workflow: Workflow, inputs: Mapping[str, object], overrides: Overrides, book: MessageBook
     ) -> Variant:
-        """Raises what a submission raises."""
+        """`book` is empty. Raises what a submission raises."""
         fidelity = None if level == AS_WRITTEN else level
         run = Run(workflow, inputs, Overrides(fidelity, overrides.seed, overrides.set))
-        book = MessageBook(language)
         book.add_fixed(run.messages.values())
         return cls(level, run, book)
 
@@ -47,10 +47,10 @@ class Variant:
         for news in self.run.take_news():
             if isinstance(news, Began):
                 for message in news.messages:
-                    self.book.add_text(message.key, message.role, message.text, message.name, path=message.key)
+                    self.book.give(message.key, message.role, message.text, message.name, path=message.key)
             elif news.message is not None:
                 ended = news.message
-                self.book.add_text(ended.key, ended.role, ended.text, ended.name, path=ended.key)
+                self.book.give(ended.key, ended.role, ended.text, ended.name, path=ended.key)
         self.steps |= {step.address: step for step in ready}
         return list(ready)
 
@@ -59,23 +59,30 @@ class Variant:
     ) -> tuple[Call, Composed]:
         """The instance's call, with other `reads` if some are given."""
         step = self.steps[address]
-        entries = self.book.entries(step.reads if reads is None else reads)
-        return self.book.decode(
-            call_id, f"step {address}", entries, Opening(step.role, step.name, step.prefill), sampling
-        )
+        book = self.book.of(step.model)
+        entries = book.entries(step.reads if reads is None else reads)
+        return book.decode(call_id, f"step {address}", entries, Opening(step.role, step.name, step.prefill), sampling)
 
     def forced(self, call_id: str, recorded: RecordedStep, reads: Sequence[ReadRef] | None = None) -> Forced:
         """The same, forced to the recorded text. One without text only encodes the message that it makes."""
         address, tokens = recorded.address, recorded.token_ids
+        step = self.steps[address]
+        book = self.book.of(step.model)
         if tokens:
             call, _ = self.call(call_id, address, Sampling(max_tokens=len(tokens), forced=tokens), reads)
-            return Forced(call, self.book.specs)
-        step, framing = self.steps[address], self.book.language.framing
-        entries = self.book.entries(step.reads if reads is None else reads)
+            return Forced(call, book.specs)
+        framing = book.language.framing
+        entries = book.entries(step.reads if reads is None else reads)
         header = framing.header(step.role, step.name, first=not entries, prefill=step.prefill)
         empty = (*header, *framing.terminator(step.role, after_stop_token=False))
-        call, _ = self.book.prefill(call_id, f"step {address}", entries, step.role, empty)
-        return Forced(call, self.book.specs)
+        call, _ = book.prefill(call_id, f"step {address}", entries, step.role, empty)
+        return Forced(call, book.specs)
+
+    def keep(self, address: str, encoding: EncodingSpec, text: str) -> None:
+        """What a call made of an instance's message, which is `text`."""
+        step = self.steps[address]
+        self.book.of(step.model).add_encoded(address, step.role, step.name, encoding)
+        self.book.tell(address, step.role, step.prefill + text, step.name)
 
     def stands_for_a_run(self, address: str) -> bool:
         """Whether an instance runs a workflow of its own."""
@@ -90,7 +97,7 @@ class Variant:
         failed_as_message = recorded.state == "failed" and step.tries.on_error == "message"
         if failed_as_message or (step.kind == "external" and recorded.state == "succeeded"):
             text = step.prefill + (recorded.error if failed_as_message else recorded.text)
-            self.book.add_text(recorded.address, step.role, text, step.name, path="text")
+            self.book.give(recorded.address, step.role, text, step.name, path="text")
         if recorded.state == "failed":
             self.run.fail(recorded.address, recorded.error)
         else:

@@ -71,6 +71,7 @@ class Steps:
         choices: Sequence[str] | str | None = None,
         fidelity: str | None = None,
         recompute_share: float | None = None,
+        model: str | None = None,
         sampling: Mapping[str, Any] | None = None,
         private: bool | None = None,
     ) -> Self:
@@ -80,7 +81,8 @@ class Steps:
         fields |= {"external": external, "workflow": workflow, "inputs": inputs, "messages": messages}
         fields |= {"output": output, "values": values, "vote": vote, "role": role, "name": name, "prefill": prefill}
         fields |= {"response_schema": response_schema, "choices": choices}
-        fields |= {"fidelity": fidelity, "recompute_share": recompute_share, "sampling": sampling, "private": private}
+        fields |= {"fidelity": fidelity, "recompute_share": recompute_share, "model": model}
+        fields |= {"sampling": sampling, "private": private}
         self._steps.append(_plain({"step": step, "read": list(read), **_given(**fields)}))
         return self
 
@@ -118,11 +120,13 @@ class Workflow(Steps):
         description: str = "",
         fidelity: str | None = None,
         recompute_share: float | None = None,
+        model: str | None = None,
         version: int = 1,
     ) -> None:
         super().__init__()
         self._data: dict[str, Any] = {"version": version, "name": name}
         self._data |= _given(description=description or None, fidelity=fidelity, recompute_share=recompute_share)
+        self._data |= _given(model=model)
 
     def sampling(self, **values: Any) -> Self:
         """Sampling defaults of the whole workflow."""
@@ -140,10 +144,12 @@ class Workflow(Steps):
         *,
         role: str | None = None,
         private: bool | None = None,
+        model: str | None = None,
         sampling: Mapping[str, Any] | None = None,
     ) -> Self:
         """A role with its prompt."""
-        return self._add("agents", name, _given(prompt=prompt, role=role, private=private, sampling=sampling))
+        fields = _given(prompt=prompt, role=role, private=private, model=model, sampling=sampling)
+        return self._add("agents", name, fields)
 
     def message(
         self,

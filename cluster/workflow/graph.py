@@ -89,7 +89,8 @@ class Node:
     """An instance. It runs once `required` of the units `waits` are there and all its gates let it.
 
     `own` are the variables that it has beside the inputs. `arguments` are of an external step or of the workflow that
-    it runs, or `choices` that are an expression: expressions bound, all else stands for itself.
+    it runs, or `choices` that are an expression: expressions bound, all else stands for itself. `model` "" is the
+    server's default.
     """
 
     address: str
@@ -107,6 +108,7 @@ class Node:
     own: Mapping[str, object] = field(default_factory=dict)
     arguments: Mapping[str, object] = field(default_factory=dict)
     bindings: Mapping[str, Source] = field(default_factory=dict)  # messages of the workflow that it runs
+    model: str = ""
 
     @property
     def kind(self) -> Kind:

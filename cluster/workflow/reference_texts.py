@@ -39,6 +39,7 @@ TEXTS: Mapping[type[Model], Mapping[str, str]] = {
         "fidelity": "for every read that does not say otherwise",
         "tolerance": "of `auto`, `corrected` reads, audits in service: mean KL from `exact`, nats a token; 0.05",
         "recompute_share": "of the tokens of `blended` reads, those that are encoded again",
+        "model": "the name of the model that steps call; the server's default if nobody says",
         "sampling": "defaults for every step",
         "messages": "name -> a fixed message",
         "agents": "name -> a role",
@@ -62,6 +63,7 @@ TEXTS: Mapping[type[Model], Mapping[str, str]] = {
         "prompt": "a template: the first thing its steps read",
         "role": "of the prompt",
         "private": "as of a message",
+        "model": "that its steps call; the workflow's if left out",
         "sampling": "defaults for its steps",
     },
     schema.Sampling: {
@@ -101,6 +103,7 @@ TEXTS: Mapping[type[Model], Mapping[str, str]] = {
         "fidelity": "of its reads",
         "tolerance": "of `auto`, and of its `corrected` reads; default: the workflow's",
         "recompute_share": "of its `blended` reads; default: the workflow's",
+        "model": "that it calls; its agent's if left out",
         "sampling": "of this step",
         "private": "what it makes must not leak",
     },

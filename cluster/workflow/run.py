@@ -405,4 +405,5 @@ class Run:
             task=task,
             problem=problem,
             constraint=constraint,
+            model=node.model,
         )

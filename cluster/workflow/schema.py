@@ -28,6 +28,7 @@ from laban.cluster.workflow.schema_types import (
     ExpressionText,
     JsonSchema,
     Label,
+    ModelName,
     Name,
     Pattern,
     Pointer,
@@ -74,6 +75,7 @@ class Agent(Model):
     prompt: Text | None = None
     role: Role = "system"
     private: bool = False
+    model: ModelName | None = None  # None: the workflow's
     sampling: Sampling = Sampling()
 
 
@@ -262,6 +264,7 @@ class Step(Model):
     fidelity: Asked | None = None
     tolerance: Tolerance | None = None  # of `auto`, and of `corrected` reads
     recompute_share: RecomputeShare | None = None  # of `blended` reads' tokens
+    model: ModelName | None = None  # None: its agent's
     sampling: Sampling = Sampling()
     private: bool = False
 
@@ -338,6 +341,7 @@ class Workflow(Model):
     fidelity: Asked = "exact"
     tolerance: Tolerance | None = None  # of `auto`, of `corrected` reads, and of audits in service
     recompute_share: RecomputeShare = RECOMPUTE_SHARE
+    model: ModelName | None = None  # of all steps that name none; None: the server's default
     sampling: Sampling = Sampling()
     messages: dict[Name, Annotated[Message, spelled(shorthands.bare("text"))]] = {}
     agents: dict[Name, Annotated[Agent, spelled(shorthands.bare("prompt"))]] = {}

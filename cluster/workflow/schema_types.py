@@ -108,6 +108,7 @@ def _label(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(_name)]  # of what reads may name
 Label = Annotated[str, AfterValidator(_label)]  # of what they may not
+ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 Asked = fidelity.Asked
 Tolerance = Annotated[float, Field(ge=0, le=fidelity.MAX_TOLERANCE, allow_inf_nan=False)]  # nats a token
 RecomputeShare = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]

@@ -93,6 +93,7 @@ class ReadyStep:
     task: Task | None = None
     problem: str = ""
     constraint: Constraint | None = None  # of what is generated
+    model: str = ""  # that is called; "": the default
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from laban.cluster.records import (
     LeaseMessage,
     MemberStatus,
     MessageRecord,
+    ModelStatus,
     NextUse,
     RoutingCandidate,
     RoutingDecision,
@@ -76,6 +77,7 @@ STEP = StepResult(
     {"score": 7, "why": None, "all": ["a", 0.5]},
     "tests",
     {"path": "src", "deep": {"n": [1, True]}},
+    "tiny",
 )
 FAILED = StepResult("final", "final", state="failed", attempt=3, error=ErrorInfo("UNAVAILABLE", "died", "steps[1]"))
 NOTES = (FidelityNote("draft", 1, "direct", 0.25, 40, "within 0.5"), FidelityNote("draft", level="blended", kl=0.5))
@@ -105,7 +107,7 @@ MESSAGE = MessageRecord(
 WORKER = WorkerStatus(
     "w0", "e1", True, "cpu", "float32", "reference", 1, 2, 300, 64, 60, 16, 1024, 9, True, 1 << 30, 3 << 20, 1 << 40,
     5 << 32, WorkerRates(1200.5, 0.007, 2.5e10, 3e9, 1e9),
-    CacheCounters(900, 80, 70, 60, 50, 1 << 33, 1 << 34, 7, 6, 5, 4, 3, 2, 1, 0.25),
+    CacheCounters(900, 80, 70, 60, 50, 1 << 33, 1 << 34, 7, 6, 5, 4, 3, 2, 1, 0.25), "tiny",
 )  # fmt: skip
 STATUS = ClusterStatus(
     "0.1.0",
@@ -123,6 +125,7 @@ STATUS = ClusterStatus(
     journal="available",
     members=(MemberStatus("4711", "10.0.0.7:8470", "up", 3, True),),
     divergences=(Divergence("acme", "debate", 1_700_000_000.5, 0.25, 40, 0.125, falls_back=True),),
+    models=(ModelStatus("tiny", 2048, 1, 1), ModelStatus("other", 4096, 2, 0)),
 )
 EXPLANATION = StepExplanation(
     "wf-1",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class AuditRig:
         levels: tuple[str, ...] = ("direct",), num_apart: int = 0,
     ) -> list[AuditItem]:  # fmt: skip
         request = AuditRequest(parse_yaml(yaml), inputs or {}, Overrides(), recorded, levels, num_apart)
-        audit = Audit(request, self.executor.language(""), self.dispatcher, self.dispatcher.directory, 1000)
+        audit = Audit(request, partial(self.executor.new_book, ""), self.dispatcher, self.dispatcher.directory, 1000)
         async with asyncio.timeout(60):
             return [item async for item in audit.items()]
 

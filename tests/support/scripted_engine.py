@@ -102,6 +102,8 @@ class ScriptedEngine:
     config: object = None
     worker_id: str = "w0"
     namespace: str = "model"
+    model: str = "scripted"
+    max_context: int = MAX_CONTEXT
     chunk: int = 1  # tokens an iteration
     progress: Callable[[str, float | None], None] = lambda doing, share: None
     epoch: str = field(default_factory=lambda: uuid4().hex)
@@ -117,8 +119,8 @@ class ScriptedEngine:
             worker_id=self.worker_id,
             epoch=self.epoch,
             namespace=self.namespace,
-            model_name="scripted",
-            max_context=MAX_CONTEXT,
+            model_name=self.model,
+            max_context=self.max_context,
             num_pages=1000,
             page_size=16,
             bytes_per_token=1,
@@ -332,7 +334,7 @@ class LoopSupervisor:
         self.directory = directory
         self.made: list[LoopWorker] = []
 
-    async def start(self, worker_id: str) -> WorkerPort:
+    async def start(self, worker_id: str, model: str = "") -> WorkerPort:
         if self.failures > 0:
             self.failures -= 1
             raise WorkerLost("did not come up")

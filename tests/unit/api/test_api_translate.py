@@ -58,6 +58,7 @@ def test_records_come_back_equal() -> None:
         (records.MessageRecord, pb.MessageRecord),
         (records.WorkerStatus, pb.WorkerStatus),
         (records.ClusterStatus, pb.ClusterStatus),
+        (records.ModelStatus, pb.ModelStatus),
         (WorkerRates, pb.WorkerRates),
         (CacheCounters, pb.CacheCounters),
         (records.DirectoryStatus, pb.DirectoryStatus),
@@ -185,10 +186,10 @@ def test_documents_that_cannot_be_structured(document: dict[str, Any], path: str
 
 
 def test_what_is_reserved_is_said_to_be() -> None:
-    spec = spec_from_dict({"agents": {"bob": {"prompt": "", "model": "other"}}})
+    spec = spec_from_dict({"agents": {"bob": {"prompt": "", "adapter": "other"}}})
     with pytest.raises(NotBuilt) as caught:
         spec_to_dict(spec)
-    assert caught.value.field == "agents.bob.model"
+    assert caught.value.field == "agents.bob.adapter"
     spec = spec_from_dict({"steps": [{"step": "a"}, {"step": "b", "tools": [{"name": "search"}]}]})
     with pytest.raises(NotBuilt) as caught:
         spec_to_dict(spec)

@@ -162,7 +162,7 @@ def test_a_worker_that_comes_back_with_another_model_is_not_taken():
         def __init__(self):
             self.made = []
 
-        async def start(self, worker_id):
+        async def start(self, worker_id, model=""):
             self.made.append(LoopWorker(ScriptedEngine(worker_id=worker_id, namespace="other")))
             return self.made[-1]
 

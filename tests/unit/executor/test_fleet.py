@@ -77,7 +77,7 @@ def test_a_worker_more_serves_and_takes_what_waits():
 
 def test_a_worker_comes_up_though_whoever_asked_has_left():
     class Slow(LoopSupervisor):
-        async def start(self, worker_id):
+        async def start(self, worker_id, model=""):
             await asyncio.sleep(0.02)
             return await super().start(worker_id)
 
@@ -96,7 +96,7 @@ def test_a_worker_comes_up_though_whoever_asked_has_left():
 
 def test_what_keeps_a_worker_from_joining_is_said():
     class Stuck(LoopSupervisor):
-        async def start(self, worker_id):
+        async def start(self, worker_id, model=""):
             if worker_id == "dies":
                 raise WorkerLost("out of memory")
             if worker_id == "other":
@@ -201,7 +201,7 @@ def test_a_draining_worker_that_dies_is_just_lost():
 
 def test_a_lost_worker_can_be_taken_out():
     class Never(LoopSupervisor):
-        async def start(self, worker_id):
+        async def start(self, worker_id, model=""):
             raise WorkerLost("gone for good")
 
     async def scenario(dispatcher, workers, sink):

@@ -76,7 +76,7 @@ def test_calls_that_come_and_go_while_all_workers_are_full_leave_nothing():
         for n in range(2000):
             dispatcher.submit([order(sink, f"x{n}")])
             dispatcher.abort([f"x{n}"])
-        assert len(dispatcher._waiting._heap) < 200
+        assert len(dispatcher.pools.default.waiting._heap) < 200
         workers[0].resume()
         dispatcher.submit([order(sink, "b")])
         await until(lambda: len(sink.ended) == 2)

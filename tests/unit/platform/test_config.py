@@ -108,9 +108,9 @@ def test_the_engine_is_told_all_of_its_section(tmp_path: Path) -> None:
     told = engine | LabanConfig().cache.model_dump() | {"num_workers": LabanConfig().workers}
     assert told == asdict(EngineConfig())
     changed: dict[str, object] = {
-        "pool_tokens": 320, "page_size": 32, "max_batch_tokens": 64, "max_running": 3, "max_waiting": 5,
-        "dtype": "float16", "device": "cuda", "num_threads": 2, "memory_share": 0.5, "attention": "cudnn",
-        "cuda_graphs": False,
+        "pool_tokens": 320, "pool_bytes": 640, "page_size": 32, "max_batch_tokens": 64, "max_running": 3,
+        "max_waiting": 5, "dtype": "float16", "device": "cuda", "num_threads": 2, "memory_share": 0.5,
+        "attention": "cudnn", "cuda_graphs": False,
     }  # fmt: skip
     assert changed.keys() == engine.keys()
     variables = {variable_of(f"engine.{name}"): str(value).lower() for name, value in changed.items()}

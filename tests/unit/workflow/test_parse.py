@@ -132,7 +132,7 @@ def test_every_error_is_reported_in_the_order_of_the_file() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        "model: x\nsteps: [{step: a}]",
+        "adapter: x\nsteps: [{step: a}]",
         "agents: {bob: {adapter: x}}\nsteps: [{step: a, agent: bob}]",
         "steps: [{step: a, tools: [x]}]",
     ],

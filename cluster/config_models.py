@@ -1,0 +1,177 @@
+"""Several models in one cluster: what the configuration says of each, and the memory that its workers have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from laban.actors.engine.config import CPU_HOST_BYTES, CPU_POOL_BYTES, EngineConfig
+from laban.actors.errors import InvalidInput
+from laban.cluster.sizes import MAX_BYTES, parse_size, shown_bytes
+
+MAX_MODELS = 32
+NEARLY = 1e-6  # parts of a GPU are sums of fractions
+
+
+def parse_budget(value: object) -> object:
+    """A share, as a number up to 1 or in percent, or bytes. ValueError for other text.
+
+    >>> parse_budget("40%"), parse_budget("0.4"), parse_budget("2GiB")
+    (0.4, 0.4, 2147483648)
+    """
+    if not isinstance(value, str):
+        return parse_size(value)
+    text = value.strip()
+    try:
+        return float(text[:-1]) / 100.0 if text.endswith("%") else float(text)
+    except ValueError:
+        pass
+    try:
+        return parse_size(value)
+    except ValueError:
+        raise ValueError("expected bytes, such as 2GiB, or a share, such as 40%") from None
+
+
+Budget = Annotated[float, Field(gt=0, le=MAX_BYTES, allow_inf_nan=False), BeforeValidator(parse_budget)]
+"""Up to 1 a share of what there is, else bytes."""
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
+
+
+class ModelSection(BaseModel):
+    """One of several models. What it leaves out is as the configuration says for all."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str | None = Field(default=None, min_length=1, description="folder; null: SmolLM2-135M-Instruct")
+    workers: int | None = Field(default=None, gt=0, le=1024, description="model replicas")
+    shards: int | None = Field(default=None, gt=0, le=64, description="a worker's GPUs, or processes")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(
+        default=None, description="of weights, keys and values"
+    )
+    device_memory: Budget | None = Field(
+        default=None,
+        description="of each worker: a share of its GPU, such as 40%; or bytes for keys and values, such as 2GiB",
+    )
+    host_memory: Budget | None = Field(
+        default=None, description="of each worker, below its device: bytes, or a share of the machine's memory"
+    )
+    disk: Budget | None = Field(
+        default=None, description="of each worker, of cache.disk_folder: bytes, or a share of cache.disk_bytes"
+    )
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """One model to be served; `name` None is called by its folder. In `engine` shares of memory are still open: they
+    depend on the machine."""
+
+    name: str | None
+    path: str | None
+    workers: int
+    shards: int
+    engine: EngineConfig
+    device_memory: float | None = None
+    host_memory: float | None = None
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Of each of a model's workers: how it is made, and the part of a GPU that each of its shards has."""
+
+    engine: EngineConfig
+    num_gpus: float
+
+
+def settle(plans: Sequence[ModelPlan], num_gpus: float, memory_bytes: int | None) -> list[Settled]:
+    """Share out the GPUs there are, and this machine's memory: None if the workers are on others.
+
+    Raises InvalidInput for more than there is.
+    """
+    parts = _parts(plans, num_gpus) if num_gpus >= 1 else [0.0] * len(plans)
+    found = []
+    for plan, part in zip(plans, parts, strict=True):
+        engine, share = plan.engine, plan.device_memory
+        if part:
+            stated = share if share is not None and share <= 1 else engine.memory_share * part
+            engine = replace(engine, memory_share=stated)
+        elif share is not None and share <= 1:
+            engine = replace(engine, pool_bytes=_bytes(share, memory_bytes, f"models.{plan.name}.device_memory"))
+        if plan.host_memory is not None and plan.host_memory <= 1:
+            own = _bytes(plan.host_memory, memory_bytes, f"models.{plan.name}.host_memory")
+            engine = replace(engine, host_bytes=own)
+        found.append(Settled(engine, part))
+    if memory_bytes is not None:
+        _check_memory(plans, found, memory_bytes)
+    return found
+
+
+def _parts(plans: Sequence[ModelPlan], num_gpus: float) -> list[float]:
+    """Of a GPU, for each shard: the share stated, of what all together may have of one; a whole one where a worker has
+    several; else an equal part of what is left, one at most."""
+    pot = plans[0].engine.memory_share
+    parts: list[float | None] = []
+    for plan in plans:
+        share = plan.device_memory
+        if plan.shards > 1:
+            parts.append(1.0)
+        elif share is None or share > 1:
+            parts.append(None)
+        elif share > pot + NEARLY:
+            expected = f"more than engine.memory_share, {pot:g}, leaves of a GPU for all models, expected less"
+            raise InvalidInput(expected, field=f"models.{plan.name}.device_memory", value=share)
+        else:
+            parts.append(share / pot)
+    stated = sum(plan.workers * plan.shards * (part or 0.0) for plan, part in zip(plans, parts, strict=True))
+    num_open = sum(plan.workers for plan, part in zip(plans, parts, strict=True) if part is None)
+    rest = num_gpus - stated
+    each = min(1.0, max(rest, 0.0) / num_open) if num_open else 0.0
+    found = [_counted(each if part is None else part) for part in parts]
+    if rest < -NEARLY or (num_open and not each) or not _fit(plans, found, num_gpus):
+        said = ", ".join(
+            f"{plan.name} {plan.workers * plan.shards} x {part:g}" for plan, part in zip(plans, found, strict=True)
+        )
+        raise InvalidInput(f"more than the {num_gpus:g} GPUs that Ray sees: {said}", field="models")
+    return found
+
+
+def _counted(part: float) -> float:
+    """Ray counts in ten thousandths: rounded up, equal parts would be more than there is."""
+    return math.floor(10_000 * part + NEARLY) / 10_000
+
+
+def _fit(plans: Sequence[ModelPlan], parts: Sequence[float], num_gpus: float) -> bool:
+    """Whether the parts go on whole GPUs, each on the fullest that has room for it, as Ray puts them."""
+    free = [1.0] * math.floor(num_gpus + NEARLY)
+    shards = [part for plan, part in zip(plans, parts, strict=True) for _ in range(plan.workers * plan.shards)]
+    for part in sorted(shards, reverse=True):
+        room = [left for left in free if left >= part - NEARLY]
+        if not room:
+            return False
+        free[free.index(min(room))] -= part
+    return True
+
+
+def _check_memory(plans: Sequence[ModelPlan], settled: Sequence[Settled], memory_bytes: int) -> None:
+    taken = []
+    for plan, each in zip(plans, settled, strict=True):
+        engine, on_gpu = each.engine, each.num_gpus > 0
+        pool = 0 if on_gpu else CPU_POOL_BYTES if engine.pool_bytes is None else engine.pool_bytes
+        host = (0 if on_gpu else CPU_HOST_BYTES) if engine.host_bytes is None else engine.host_bytes
+        taken.append(plan.workers * (pool + host))
+    if sum(taken) > memory_bytes:
+        said = ", ".join(f"{plan.name} {shown_bytes(own)}" for plan, own in zip(plans, taken, strict=True))
+        raise InvalidInput(
+            f"keys and values of all workers would take {shown_bytes(sum(taken))} ({said}), expected at most the "
+            f"machine's {shown_bytes(memory_bytes)}",
+            field="models",
+        )
+
+
+def _bytes(share: float, memory_bytes: int | None, field: str) -> int:
+    if memory_bytes is None:
+        raise InvalidInput("a share of the memory of other machines, expected bytes", field=field, value=share)
+    return int(share * memory_bytes)
