@@ -105,7 +105,7 @@ def test_named_file_must_exist(tmp_path: Path) -> None:
 
 def test_the_engine_is_told_all_of_its_section(tmp_path: Path) -> None:
     engine = LabanConfig().engine.model_dump(exclude={"shards"})
-    told = engine | LabanConfig().cache.model_dump() | {"num_workers": LabanConfig().workers}
+    told = engine | LabanConfig().cache.model_dump() | {"num_workers": LabanConfig().workers, "adapters": ()}
     assert told == asdict(EngineConfig())
     changed: dict[str, object] = {
         "pool_tokens": 320, "pool_bytes": 640, "page_size": 32, "max_batch_tokens": 64, "max_running": 3,
