@@ -12,6 +12,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from laban.actors.calls import Call, Sampling
@@ -21,7 +22,7 @@ from laban.actors.frames import ROLES
 from laban.cluster.chat_memory import MAX_CHARS, ChatMemory, Reply
 from laban.cluster.chat_prompts import ChatPrompts
 from laban.cluster.dispatch import Dispatcher
-from laban.cluster.messages import Language, MessageBook
+from laban.cluster.messages import LanguageOf, MessageBook
 from laban.cluster.meter import NO_METER, Meter
 from laban.cluster.records import MessageRecord, TokenChunk
 from laban.cluster.slots import Order
@@ -32,7 +33,8 @@ from laban.kvstore.encodings import closure
 
 MANY_CHARS = 16_384
 MANY_MESSAGES = 32
-MAX_TENANTS = 64  # whose chats are remembered
+MAX_TENANTS = 64  # whose chats are remembered, with each model
+NO_OTHERS: Mapping[str, ChatPrompts] = MappingProxyType({})
 MOST_TOKENS = 1_000_000  # asked for
 ROLE = "assistant"
 
@@ -48,6 +50,7 @@ class ChatAsk:
     fidelity: Fidelity = "exact"
     recompute_share: float = RECOMPUTE_SHARE
     opening: str = ""
+    model: str = ""  # "": the default; in a session it is the session's
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,41 +69,48 @@ class Chats:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        language: Callable[[str], Language],
+        language: LanguageOf,
         prompts: ChatPrompts,
         *,
+        others: Mapping[str, ChatPrompts] = NO_OTHERS,
         next_rank: Callable[[], int] = lambda: 0,
         meter: Meter = NO_METER,
     ) -> None:
-        """`language` gives a tenant's. `next_rank` gives a chat its place among the workflows."""
+        """`prompts` are the default model's, `others` those of other models by their names. `next_rank` gives a chat
+        its place among the workflows."""
         self._dispatcher, self._language = dispatcher, language
-        self.prompts = prompts
+        self._prompts = {**others, dispatcher.info.model_name: prompts}
         self._next_rank, self._meter = next_rank, meter
-        self._memories: OrderedDict[str, ChatMemory] = OrderedDict()
+        self._memories: OrderedDict[tuple[str, str], ChatMemory] = OrderedDict()  # by tenant and model
 
     @property
     def model(self) -> str:
+        """The default one."""
         return self._dispatcher.info.model_name
 
     @property
-    def max_context(self) -> int:
-        """Tokens."""
-        return self._dispatcher.info.max_context
+    def models(self) -> Mapping[str, int]:
+        """All that are served, the default first, with their contexts in tokens."""
+        return {pool.name: pool.info.max_context for pool in self._dispatcher.pools}
 
-    def memory(self) -> ChatMemory:
-        return ChatMemory(self.prompts.tokenizer.encode)
+    def prompts(self, model: str) -> ChatPrompts:
+        return self._prompts[model]
+
+    def memory(self, model: str) -> ChatMemory:
+        return ChatMemory(self.prompts(model).tokenizer.encode)
 
     async def reply(self, ask: ChatAsk, *, tenant: str = "") -> AsyncGenerator[ChatItem, None]:
         """That it has begun, chunks, then the message. Closing the generator aborts the call.
 
-        Raises InvalidInput for messages that the model's template does not accept, OutOfRange for more than it can
-        read.
+        Raises InvalidInput for a model that is not served and messages that its template does not accept, OutOfRange
+        for more than it can read.
         """
-        memory = self._memory_of(tenant)
-        await self.prepare(ask, memory)
+        book = MessageBook(self._language(tenant, ask.model))
+        model = book.language.model
+        memory = self._memory_of(tenant, model)
+        await self.prepare(ask, memory, model)
         source = f"chat-{secrets.token_hex(16)}"
         key = f"{source}/reply"
-        book = MessageBook(self._language(tenant))
         rank = self._next_rank()
         call, composed = self.compose(book, ask, memory, key, rank)
         waiter = Waiter("reply")
@@ -118,21 +128,21 @@ class Chats:
             self._dispatcher.abort([key])
             self._dispatcher.directory.unwatch(source)
 
-    async def prepare(self, ask: ChatAsk, memory: ChatMemory) -> None:
+    async def prepare(self, ask: ChatAsk, memory: ChatMemory, model: str) -> None:
         """Before `compose`, for what would take long in the event loop. Raises as `reply` does."""
         num_chars = sum(len(message.text) for message in ask.messages)
         if num_chars > MAX_CHARS:
             raise OutOfRange(f"{num_chars} characters, expected at most {MAX_CHARS}", field="messages")
         if num_chars > MANY_CHARS or len(ask.messages) > MANY_MESSAGES:
             beside = memory.beside()
-            await asyncio.to_thread(self.prompts.prompt, ask.messages, ask.tools, beside)
+            await asyncio.to_thread(self.prompts(model).prompt, ask.messages, ask.tools, beside)
             memory.adopt(beside)
 
     def compose(
         self, book: MessageBook, ask: ChatAsk, memory: ChatMemory, key: str, rank: int
     ) -> tuple[Call, Composed]:
-        """The call for an answer; what it needs is put into the book. Raises as `reply` does."""
-        prompt = self.prompts.prompt(ask.messages, ask.tools, memory)
+        """The call for an answer of the book's model; what it needs is put into the book. Raises as `reply` does."""
+        prompt = self.prompts(book.language.model).prompt(ask.messages, ask.tools, memory)
         entries = []
         for part in prompt.parts:
             reply = memory.reply(part.text) if part.role == ROLE else None
@@ -155,7 +165,8 @@ class Chats:
         home = finish.event.encoding
         specs = book.specs | {home.encoding_id: home}
         reply = Reply(Message(ROLE, home), tuple(closure([home.encoding_id], specs)))
-        memory.keep_reply(self.prompts.tokenizer.decode(home.tokens), reply)
+        text = self.prompts(book.language.model).tokenizer.decode(home.tokens)
+        memory.keep_reply(text, reply)
 
     def _given(self, book: MessageBook, role: str, tokens: tuple[int, ...]) -> Message:
         language = book.language
@@ -175,11 +186,12 @@ class Chats:
                 f" {language.max_context}",
                 field="messages",
             )
-        return min(rest, max(256, self._dispatcher.info.pool_tokens // 8))
+        pool_tokens = self._dispatcher.pools.named(language.model).info.pool_tokens
+        return min(rest, max(256, pool_tokens // 8))
 
-    def _memory_of(self, tenant: str) -> ChatMemory:
-        memory = self._memories.pop(tenant, None) or self.memory()
-        self._memories[tenant] = memory
+    def _memory_of(self, tenant: str, model: str) -> ChatMemory:
+        memory = self._memories.pop((tenant, model), None) or self.memory(model)
+        self._memories[tenant, model] = memory
         if len(self._memories) > MAX_TENANTS:
             self._memories.popitem(last=False)
         return memory

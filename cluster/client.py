@@ -218,18 +218,20 @@ class Client:
             grace_s=grace_s,
         ).serve()
 
-    def open_session(self, ttl_s: float | None = None) -> Session:
-        """A session that ends when it has not been used for `ttl_s` seconds; None: the server's default."""
-        request = requests.open_request(ttl_s)
+    def open_session(self, ttl_s: float | None = None, *, model: str = "") -> Session:
+        """A session that ends when it has not been used for `ttl_s` seconds; None: the server's default. `model` is the
+        name of the one that it calls; "": the server's default. Raises InvalidInput for one that is not served."""
+        request = requests.open_request(ttl_s, model)
         session = self._channel.call(self._channel.choreography.OpenSession, request)
         return Session(self._channel, session_from_pb(session))
 
     def status(self) -> ClusterStatus:
         return status_from_pb(self._channel.call(self._channel.cluster.GetStatus, pb.GetStatusRequest()))
 
-    def add_worker(self, *, timeout_s: float | None = None) -> WorkerStatus:
-        """Start one more worker, and wait until it is up: minutes, for a large model. Raises Exhausted for no room."""
-        request = pb.AddWorkerRequest()
+    def add_worker(self, *, model: str = "", timeout_s: float | None = None) -> WorkerStatus:
+        """Start one more worker of a model, "" being the default, and wait until it is up: minutes, for a large one.
+        Raises Exhausted for no room."""
+        request = pb.AddWorkerRequest(model=model)
         return worker_from_pb(self._channel.call_within(self._channel.cluster.AddWorker, request, timeout_s))
 
     def drain_worker(self, worker_id: str) -> Generator[DrainProgress, None, None]:

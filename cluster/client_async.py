@@ -178,18 +178,20 @@ class AsyncClient:
             self, tools, workflow_id=workflow_id, handler=handler, concurrency=concurrency, grace_s=grace_s
         ).serve()
 
-    async def open_session(self, ttl_s: float | None = None) -> AsyncSession:
-        """A session that ends when it has not been used for `ttl_s` seconds; None: the server's default."""
-        request = requests.open_request(ttl_s)
+    async def open_session(self, ttl_s: float | None = None, *, model: str = "") -> AsyncSession:
+        """A session that ends when it has not been used for `ttl_s` seconds; None: the server's default. `model` is the
+        name of the one that it calls; "": the server's default. Raises InvalidInput for one that is not served."""
+        request = requests.open_request(ttl_s, model)
         session = await self._channel.call(self._channel.choreography.OpenSession, request)
         return AsyncSession(self._channel, session_from_pb(session))
 
     async def status(self) -> ClusterStatus:
         return status_from_pb(await self._channel.call(self._channel.cluster.GetStatus, pb.GetStatusRequest()))
 
-    async def add_worker(self, *, timeout_s: float | None = None) -> WorkerStatus:
-        """Start one more worker, and wait until it is up: minutes, for a large model. Raises Exhausted for no room."""
-        request = pb.AddWorkerRequest()
+    async def add_worker(self, *, model: str = "", timeout_s: float | None = None) -> WorkerStatus:
+        """Start one more worker of a model, "" being the default, and wait until it is up: minutes, for a large one.
+        Raises Exhausted for no room."""
+        request = pb.AddWorkerRequest(model=model)
         return worker_from_pb(await self._channel.call_within(self._channel.cluster.AddWorker, request, timeout_s))
 
     def drain_worker(self, worker_id: str) -> AsyncGenerator[DrainProgress, None]:

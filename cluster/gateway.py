@@ -66,7 +66,9 @@ class Gateway:
         self._limits = limits or GatewayLimits()
         self._servicers = {
             "Workflows": WorkflowService(executor, audits, None if sharing is None else sharing.page),
-            "Choreography": SessionService(sessions, lambda text: executor.language("").tokenizer.encode(text)),
+            "Choreography": SessionService(
+                sessions, lambda text, model: executor.language("", model).tokenizer.encode(text)
+            ),
             "Cluster": ClusterService(status, fleet),
         }
         self._sharing = sharing

@@ -33,7 +33,7 @@ class ClusterService:
 
     async def AddWorker(self, request: pb.AddWorkerRequest) -> pb.WorkerStatus:
         # In a task of its own: a client that leaves does not leave a worker half started.
-        task = asyncio.ensure_future(self._changeable().add_worker())
+        task = asyncio.ensure_future(self._changeable().add_worker(model=request.model))
         self._adding.add(task)
         task.add_done_callback(self._added)
         return worker_to_pb(await asyncio.shield(task))

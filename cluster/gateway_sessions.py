@@ -33,16 +33,16 @@ from laban.proto import laban_pb2 as pb
 
 
 class SessionService:
-    """laban.v1.Choreography over the sessions. `encode` makes token ids of forced text."""
+    """laban.v1.Choreography over the sessions. `encode` makes token ids of forced text, for a model."""
 
-    def __init__(self, sessions: SessionsPort, encode: Callable[[str], Sequence[int]]) -> None:
+    def __init__(self, sessions: SessionsPort, encode: Callable[[str, str], Sequence[int]]) -> None:
         self._sessions = sessions
         self._encode = encode
 
     async def OpenSession(self, request: pb.OpenSessionRequest) -> pb.Session:
-        refuse_reserved(request, "model", "adapter")
+        refuse_reserved(request, "adapter")
         ttl_s = duration_s(request.ttl) if request.HasField("ttl") else None
-        return session_to_pb(self._sessions.open(ttl_s, tenant=caller().tenant))
+        return session_to_pb(self._sessions.open(ttl_s, model=request.model, tenant=caller().tenant))
 
     async def GetSession(self, request: pb.GetSessionRequest) -> pb.Session:
         return session_to_pb(self._sessions.get(read_id(request.session_id, "session_id"), tenant=caller().tenant))
@@ -63,7 +63,7 @@ class SessionService:
 
     async def Decode(self, request: pb.DecodeRequest) -> AsyncGenerator[pb.DecodeResponse, None]:
         refuse_reserved(request, "tools")
-        sampling = read_sampling(request.sampling, self._encode)
+        sampling = read_sampling(request.sampling, self._encoder(request.session_id))
         if request.choices or request.HasField("response_schema"):
             sampling = replace(sampling, constraint=await asyncio.to_thread(read_constraint, request))
         with _request_paths():
@@ -79,7 +79,8 @@ class SessionService:
                     yield _response(item)
 
     async def Chat(self, request: pb.ChatRequest) -> AsyncGenerator[pb.DecodeResponse, None]:
-        session_id, ask = read_id(request.session_id, "session_id"), read_chat(request, self._encode)
+        session_id = read_id(request.session_id, "session_id")
+        ask = read_chat(request, self._encoder(session_id))
         async with aclosing(self._sessions.chat(session_id, ask, tenant=caller().tenant)) as items:
             async for item in items:
                 yield _response(item)
@@ -108,6 +109,11 @@ class SessionService:
     async def CloseSession(self, request: pb.CloseSessionRequest) -> pb.CloseSessionResponse:
         self._sessions.close(read_id(request.session_id, "session_id"), tenant=caller().tenant)
         return pb.CloseSessionResponse()
+
+    def _encoder(self, session_id: str) -> Callable[[str], Sequence[int]]:
+        """With the tokenizer of the session's model."""
+        tenant = caller().tenant
+        return lambda text: self._encode(text, self._sessions.model_of(session_id, tenant=tenant))
 
 
 def _response(item: TokenChunk | MessageRecord) -> pb.DecodeResponse:

@@ -182,6 +182,7 @@ class ControlPlane:
             dispatcher,
             executor.language,
             prompts,
+            others=spoken,
             next_rank=executor.next_rank,
             meter=meter,
         )

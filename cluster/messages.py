@@ -46,6 +46,12 @@ class Language:
     model: str = ""
 
 
+class LanguageOf(Protocol):
+    """Gives a tenant's language of a model, "" being the default. Raises InvalidInput for one that is not served."""
+
+    def __call__(self, tenant: str, model: str = "") -> Language: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Voice:
     """How one model writes: what a Language of it has, whoever's."""

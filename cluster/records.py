@@ -243,6 +243,7 @@ class SessionRecord:
     created_at: float
     expires_at: float
     messages: tuple[MessageRecord, ...] = ()
+    model: str = ""
 
 
 HintStatus = Literal["accepted", "clipped", "ignored"]

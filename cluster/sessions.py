@@ -13,7 +13,7 @@ from laban.actors.errors import Exhausted, FailedPrecondition, InvalidInput, Not
 from laban.cluster.chat_memory import ChatMemory
 from laban.cluster.chats import ROLE, ChatAsk, Chats, record_of
 from laban.cluster.dispatch import Dispatcher
-from laban.cluster.messages import Language, MessageBook, Opening, tokens_of
+from laban.cluster.messages import LanguageOf, MessageBook, Opening, tokens_of
 from laban.cluster.meter import NO_METER, Meter
 from laban.cluster.records import (
     ErrorInfo,
@@ -63,9 +63,13 @@ class _Session:
     def specs(self) -> Mapping[EncodingId, EncodingSpec]:
         return self.book.specs
 
+    @property
+    def model(self) -> str:
+        return self.book.language.model
+
     def record(self) -> SessionRecord:
         messages = tuple(self.records.values())
-        return SessionRecord(self.session_id, self.ttl_s, self.created_at, self.expires_at, messages)
+        return SessionRecord(self.session_id, self.ttl_s, self.created_at, self.expires_at, messages, self.model)
 
 
 class Onlooker(Protocol):
@@ -92,7 +96,7 @@ class Sessions:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        language: Callable[[str], Language],
+        language: LanguageOf,
         *,
         limits: SessionLimits | None = None,
         hint_taker: HintTaker | None = None,
@@ -102,7 +106,7 @@ class Sessions:
         meter: Meter = NO_METER,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`language` gives a tenant's. Without a `hint_taker` hints are ignored, and answered so. The `onlooker` is
+        """Without a `hint_taker` hints are ignored, and answered so. The `onlooker` is
         told of messages that may be read again. `next_rank` gives a session its place among the workflows. `chats`
         knows the model's chat template."""
         self._dispatcher = dispatcher
@@ -120,8 +124,9 @@ class Sessions:
         self.sweep()
         return len(self._sessions)
 
-    def open(self, ttl_s: float | None = None, *, tenant: str = "") -> SessionRecord:
-        """Raises InvalidInput for a time to live out of range, Exhausted for too many sessions."""
+    def open(self, ttl_s: float | None = None, *, model: str = "", tenant: str = "") -> SessionRecord:
+        """With the `model` of all its calls, "" being the default. Raises InvalidInput for a time to live out of range
+        and a model that is not served, Exhausted for too many sessions."""
         limits = self._limits
         ttl_s = limits.default_ttl_s if ttl_s is None else ttl_s
         if not 0 < ttl_s <= limits.max_ttl_s:
@@ -132,7 +137,7 @@ class Sessions:
         if len(self._sessions) >= limits.max_sessions:
             raise Exhausted(f"{len(self._sessions)} sessions are open, expected at most {limits.max_sessions}")
         now = self._clock()
-        book = MessageBook(self._language(tenant))
+        book = MessageBook(self._language(tenant, model))
         session = _Session(f"s-{secrets.token_hex(16)}", tenant, ttl_s, now, now + ttl_s, book, self._next_rank())
         self._sessions[session.session_id] = session
         if self._onlooker is not None:
@@ -141,6 +146,10 @@ class Sessions:
 
     def get(self, session_id: str, *, tenant: str = "") -> SessionRecord:
         return self._find(session_id, tenant).record()
+
+    def model_of(self, session_id: str, *, tenant: str = "") -> str:
+        """The name of the model of its calls."""
+        return self._find(session_id, tenant).model
 
     def close(self, session_id: str, *, tenant: str = "") -> None:
         self._end(self._find(session_id, tenant))
@@ -280,8 +289,8 @@ class Sessions:
         chats = self._chats
         if chats is None:
             raise FailedPrecondition("there is no chat template here")
-        memory = session.memory = session.memory or chats.memory()
-        await chats.prepare(ask, memory)
+        memory = session.memory = session.memory or chats.memory(session.model)
+        await chats.prepare(ask, memory, session.model)
         self._find(session_id, tenant)  # it may have ended meanwhile
         message_id = self._new_id(session)
         key = f"{session_id}/{message_id}"

@@ -87,6 +87,7 @@ def _of_step(span: _Span, pid: int, lane: int) -> Iterator[dict[str, Any]]:
     if result is not None:
         names = ("fidelity", "tokens_read", "tokens_reused", "tokens_loaded", "tokens_encoded", "tokens_generated")
         about |= {name: getattr(result, name) for name in names}
+        about |= {"model": result.model} if result.model else {}
     yield _complete(span.address, pid, lane, span.ready_s, span.end_s, about)
     running_s = span.end_s if span.running_s is None else min(span.running_s, span.end_s)
     for at in span.attempts:

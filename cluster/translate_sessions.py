@@ -61,6 +61,7 @@ def session_to_pb(record: records.SessionRecord) -> pb.Session:
         created_at=timestamp(record.created_at),
         expires_at=timestamp(record.expires_at),
         messages=[message_to_pb(message) for message in record.messages],
+        model=record.model,
     )
 
 
@@ -71,4 +72,5 @@ def session_from_pb(session: pb.Session) -> records.SessionRecord:
         created_at=seconds(session.created_at),
         expires_at=seconds(session.expires_at),
         messages=tuple(message_from_pb(message) for message in session.messages),
+        model=session.model,
     )

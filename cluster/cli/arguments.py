@@ -87,6 +87,7 @@ EXAMPLES = {
     "workers": """\
     laban workers                             who there is, and what they do
     laban workers add                         one more, like the others
+    laban workers add --model large           one more of a model, where there are several
     laban workers drain worker-1              take one out, once it has done what it has
     laban workers drain worker-1 --no-wait""",
     "token": """\
@@ -253,6 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     _client_flags(workers)
     actions = workers.add_subparsers(dest="action", metavar="[ACTION]")
     add = actions.add_parser("add", help="start one more and wait until it is up", allow_abbrev=False)
+    add.add_argument("--model", metavar="NAME", default="", help="one of `models`; default: the default model's")
     drain = actions.add_parser("drain", help="give one no new calls, and end it once it is done", allow_abbrev=False)
     drain.add_argument("worker", metavar="WORKER", help="its id, as in `laban workers`")
     drain.add_argument("--no-wait", action="store_true", help="do not wait until it is gone")

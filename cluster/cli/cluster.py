@@ -56,7 +56,7 @@ def _list(client: Client, arguments: Namespace) -> int:
 
 def _add(client: Client, arguments: Namespace) -> int:
     print("starting a worker; it comes up even if this command is interrupted ...", file=sys.stderr, flush=True)
-    worker = client.add_worker()
+    worker = client.add_worker(model=arguments.model)
     if arguments.json:
         print(json.dumps(asdict(worker)))
     else:

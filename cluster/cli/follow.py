@@ -116,7 +116,8 @@ class Followed:
 
 
 STEP_KEYS = ("address", "state", "attempt", "fidelity", "text", "values", "token_ids", "tokens_read", "tokens_reused",
-             "tokens_loaded", "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms", "worker")  # fmt: skip
+             "tokens_loaded", "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms", "worker",
+             "model")  # fmt: skip
 
 
 def document(record: WorkflowRecord) -> str:

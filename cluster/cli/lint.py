@@ -57,7 +57,9 @@ def lint_file(arguments: Namespace) -> int:
     """Prints the report; returns 0, or 2 if there are errors."""
     text = read_file(arguments.file)
     config = resolve(arguments.config, flags={"model": arguments.model}).config
-    measure = _measure(config.model)
+    plans = config.model_plans()
+    measure = _measure(plans[0].path)
+    models = {plan.name: measured(_measure(plan.path)) for plan in plans if plan.name is not None} or None
     overrides = Overrides(fidelity=arguments.fidelity)
     try:
         workflow = parse_yaml(text, arguments.file, files_named_in(text, Path(arguments.file)))
@@ -67,6 +69,7 @@ def lint_file(arguments: Namespace) -> int:
             overrides,
             framing=measure.framing,
             max_context=measure.max_context,
+            models=models,
         )
     except WorkflowErrors as error:
         report = LintReport(error.diagnostics)
@@ -85,6 +88,10 @@ def _measure(model: str | None) -> Measure:
     facts = check_model_folder(folder)
     framing = derive_framing(folder)
     return Measure(framing, facts.max_context, facts.name, framing.notes)
+
+
+def measured(measure: Measure) -> tuple[Framing | EstimatedFraming, int]:
+    return measure.framing, measure.max_context
 
 
 def _print(name: str, report: LintReport, measure: Measure) -> None:

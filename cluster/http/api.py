@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -22,8 +22,8 @@ from laban.cluster.http.answers import Answer, error_event
 from laban.cluster.http.errors import Refused, error_body, error_response
 from laban.cluster.http.exchange import STOPPING, Exchange, Exchanges, incident_of
 from laban.cluster.http.fields import read_object
-from laban.cluster.http.requests import Completion, read_completion
-from laban.cluster.http.tool_formats import format_of
+from laban.cluster.http.requests import Completion, no_such_model, read_completion
+from laban.cluster.http.tool_formats import ToolFormat, format_of
 from laban.cluster.records import MessageRecord, TokenChunk
 
 LARGE_BODY_BYTES = 64 << 10  # read in a thread
@@ -33,11 +33,8 @@ class ChatsPort(Protocol):
     """`cluster.chats.Chats`, which says what it does and raises."""
 
     @property
-    def prompts(self) -> ChatPrompts: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def max_context(self) -> int: ...
+    def models(self) -> Mapping[str, int]: ...
+    def prompts(self, model: str) -> ChatPrompts: ...
     def reply(self, ask: ChatAsk, *, tenant: str = "") -> AsyncGenerator[ChatItem, None]: ...
 
 
@@ -47,7 +44,7 @@ class OpenAiApi:
         self._chats, self._why_not_ready = chats, why_not_ready
         self._exchanges = exchanges
         self._created = int(time.time())
-        self._format = format_of(chats.prompts.template_text) if chats.prompts.takes_tools else None
+        self._formats = {model: _format_of(chats.prompts(model)) for model in chats.models}
         self.app = Starlette(
             routes=[
                 Route("/v1/chat/completions", exchanges.app("Chat", self._complete), methods=["POST"]),
@@ -59,18 +56,17 @@ class OpenAiApi:
         )
 
     async def _models(self, exchange: Exchange) -> Response:
-        return JSONResponse({"object": "list", "data": [self._described()]})
+        return JSONResponse({"object": "list", "data": [self._described(model) for model in self._chats.models]})
 
     async def _model(self, exchange: Exchange) -> Response:
         asked = exchange.request.path_params["model"]
-        if asked != self._chats.model:
-            why = f"no such model, expected {self._chats.model}"
-            raise Refused(why, field="model", value=asked, http_status=404, code="model_not_found")
-        return JSONResponse(self._described())
+        if asked not in self._chats.models:
+            raise no_such_model(asked, self._chats.models)
+        return JSONResponse(self._described(asked))
 
-    def _described(self) -> dict[str, Any]:
-        found = {"id": self._chats.model, "object": "model", "created": self._created, "owned_by": "laban"}
-        return {**found, "max_model_len": self._chats.max_context}
+    def _described(self, model: str) -> dict[str, Any]:
+        found = {"id": model, "object": "model", "created": self._created, "owned_by": "laban"}
+        return {**found, "max_model_len": self._chats.models[model]}
 
     async def _health(self, request: Request) -> Response:
         why = STOPPING if self._exchanges.closing else self._why_not_ready()
@@ -80,16 +76,15 @@ class OpenAiApi:
         body = await exchange.body()
         large = len(body) > LARGE_BODY_BYTES
         asked = await asyncio.to_thread(self._read, body) if large else self._read(body)
-        answer = Answer(asked, self._chats.model, self._chats.prompts.tokenizer.decode)
+        model = asked.ask.model
+        answer = Answer(asked, model, self._chats.prompts(model).tokenizer.decode)
         if not asked.stream:
             return JSONResponse(await exchange.while_there(self._whole(asked, answer)))
         await exchange.while_there(self._streamed(exchange, asked, answer))
         return None
 
     def _read(self, body: bytes) -> Completion:
-        return read_completion(
-            read_object(body), model=self._chats.model, form=self._format, fidelity=caller().fidelity
-        )
+        return read_completion(read_object(body), forms=self._formats, fidelity=caller().fidelity)
 
     async def _whole(self, asked: Completion, answer: Answer) -> dict[str, Any]:
         async with aclosing(self._items(asked)) as items:
@@ -146,6 +141,10 @@ class OpenAiApi:
                 if item is None:
                     return
                 yield item
+
+
+def _format_of(prompts: ChatPrompts) -> ToolFormat | None:
+    return format_of(prompts.template_text) if prompts.takes_tools else None
 
 
 async def _begin(exchange: Exchange) -> None:

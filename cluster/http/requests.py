@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,29 +57,40 @@ class Completion:
     timeout_s: float | None = None
 
 
+def no_such_model(asked: str, served: Iterable[str]) -> Refused:
+    why = f"no such model, expected {' or '.join(served)}"
+    return Refused(why, field="model", value=asked, http_status=404, code="model_not_found")
+
+
 def read_completion(
-    given: dict[str, Any], *, model: str, form: ToolFormat | None, fidelity: Fidelity = "exact"
+    given: dict[str, Any], *, forms: Mapping[str, ToolFormat | None], fidelity: Fidelity = "exact"
 ) -> Completion:
-    """`model` is the one that is served, `form` how it calls tools, `fidelity` the caller's unless it says otherwise.
+    """`forms` are the models that are served, and how each calls tools; `fidelity` is the caller's unless it says
+    otherwise.
 
     Slow for large schemas: call it off the event loop. Raises InvalidInput, NotBuilt and Refused with the field.
     """
     body = Fields(given)
     _refuse_others(body)
     asked = body.text("model")
-    if asked != model:
-        why = f"no such model, expected {model}"
-        raise Refused(why, field="model", value=asked, http_status=404, code="model_not_found")
+    if asked not in forms:
+        raise no_such_model(asked, forms)
     options = body.inner("stream_options") if body.has("stream_options") else Fields({})
     options.only(("include_usage", "include_obfuscation"))
-    tools = read_tools(body, form)
+    tools = read_tools(body, forms[asked])
     level, share, timeout_s = _own(body, fidelity)
     constraint = _response_format(body)
     if constraint is not None and tools.definitions:
         raise InvalidInput("given beside tools, expected one of the two", field="response_format")
     messages = tuple(_message(Fields(item, path)) for path, item in body.items("messages", MAX_MESSAGES))
     ask = ChatAsk(
-        messages, _sampling(body, constraint or tools.constraint), tools.definitions, level, share, tools.opening
+        messages,
+        _sampling(body, constraint or tools.constraint),
+        tools.definitions,
+        level,
+        share,
+        tools.opening,
+        asked,
     )
     return Completion(ask, tools, body.flag("stream"), options.flag("include_usage"), timeout_s)
 

@@ -13,6 +13,7 @@ from laban.cluster.workflow.diagnostics import Diagnostic, Loc, Problem
 from laban.cluster.workflow.fits import Framing, ViewFit, view_fits
 from laban.cluster.workflow.graph import Bound, StepGraph, prompt_key
 from laban.cluster.workflow.inputs import check_inputs, placeholder
+from laban.cluster.workflow.models import unknown_models
 from laban.cluster.workflow.overrides import SamplingPlan, check_fidelity, plan_sampling
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import MessageText, Overrides
@@ -49,10 +50,12 @@ def lint(
     *,
     framing: Framing | None = None,
     max_context: int | None = None,
+    models: Mapping[str, tuple[Framing, int]] | None = None,
 ) -> LintReport:
     """What a parsed workflow would do wrong, leak or block. `parse_yaml` has found what keeps it from running at all.
 
-    Inputs that are missing are stood in for, and said so: the lengths of views then leave them out.
+    Inputs that are missing are stood in for, and said so: the lengths of views then leave them out. `models` are those
+    that steps may name, each with its framing and its context; None: any, and all are measured as the default one.
     """
     level, problems = check_fidelity(overrides)
     given = dict(inputs or {})
@@ -75,9 +78,13 @@ def lint(
     problems += [*more, *even_more, *last, *private_leaks(graph)]
     problems += [*_unused(workflow, graph), *_empty(messages), *_same_texts(graph, plan, texts)]
     problems += [*_trailing_spaces(graph, texts), *unchosen(workflow, overrides)]
+    problems += [] if models is None else unknown_models(workflow, models)
     views: list[ViewFit] = []
     if framing is not None and max_context is not None and not more and not even_more:
         views = view_fits(graph, messages, texts, plan, framing, max_context)
+        for name, measure in (models or {}).items():
+            own = {fit.address: fit for fit in view_fits(graph, messages, texts, plan, *measure)}
+            views = [own[fit.address] if graph.nodes[fit.address].model == name else fit for fit in views]
         problems += _too_long(graph, views)
     visibility = Visibility(graph)
     leaks, blockages = tuple(islice(visibility.leaks(), MAX_LEAKS)), tuple(visibility.blockages())

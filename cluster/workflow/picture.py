@@ -151,6 +151,9 @@ def _about(instances: list[Node], *, in_loop: bool) -> tuple[str, ...]:
         lines.append(f"asks {step.external.tool or step.step}")
     if rounds and not in_loop:
         lines.append(f"{rounds} rounds")
+    models = list(dict.fromkeys(node.model for node in instances if node.model and node.kind == "generate"))
+    if models:
+        lines.append(f"by {', '.join(models)}")
     return tuple(lines)
 
 

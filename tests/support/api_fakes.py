@@ -161,7 +161,7 @@ class FakeExecutor:
     endless: bool = False
     submit_gate: asyncio.Event | None = None
 
-    def language(self, tenant: str) -> Any:
+    def language(self, tenant: str, model: str = "") -> Any:
         return SimpleNamespace(tokenizer=SimpleNamespace(encode=lambda text: [ord(char) for char in text]))
 
     async def submit(self, workflow: Any, inputs: Any, overrides: Any = None, **options: Any) -> WorkflowRecord:
@@ -270,6 +270,10 @@ class FakeSessions:
         self.open_sessions.add("s-1")
         return SessionRecord("s-1", 600.0 if ttl_s is None else ttl_s, 10.0, 610.0)
 
+    def model_of(self, session_id: str, **options: Any) -> str:
+        self._find(session_id)
+        return ""
+
     def get(self, session_id: str, **options: Any) -> SessionRecord:
         self._find(session_id)
         return SessionRecord("s-1", 600.0, 10.0, 610.0, (MESSAGE,))
@@ -337,7 +341,7 @@ class FakeFleet:
     drains_open: int = 0
     gate: asyncio.Event | None = None
 
-    async def add_worker(self) -> WorkerStatus:
+    async def add_worker(self, *, model: str = "") -> WorkerStatus:
         if self.error is not None:
             raise self.error
         if self.gate is not None:

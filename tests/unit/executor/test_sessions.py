@@ -27,7 +27,7 @@ class World:
         self.worker = LoopWorker(ScriptedEngine())
         self.dispatcher = Dispatcher([self.worker], supervisor=LoopSupervisor(), limits=FAST)
 
-        def language(tenant: str) -> Language:
+        def language(tenant: str, model: str = "") -> Language:
             return Language(CharFraming(), CharTokenizer(), f"model/{tenant}", MAX_CONTEXT)
 
         self.sessions = Sessions(self.dispatcher, language, limits=LIMITS, clock=lambda: self.now)
