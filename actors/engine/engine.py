@@ -48,6 +48,7 @@ from laban.actors.engine.sampler import Masks
 from laban.actors.engine.scheduler import Scheduler
 from laban.actors.engine.scoring import KeptScores
 from laban.actors.engine.sequence import UNKNOWN, Chunk, RunningCall, Sequence
+from laban.actors.engine.shared_beginnings import SharedBeginnings
 from laban.actors.engine.tenant_limits import TenantLimits
 from laban.actors.engine.tick import Tick
 from laban.actors.engine.tiers import Tiers
@@ -143,6 +144,7 @@ class Engine:
             self.tiers,
             loads,
             self.corrections,
+            SharedBeginnings(runner, self.store),
             self.info.max_context,
             runner.vocab_size,
             free_tokens=FREE_TOKENS_ON_CARD if runner.device.type == "cuda" else 0,

@@ -20,6 +20,7 @@ from laban.actors.engine.loads import Load, Loads
 from laban.actors.engine.planning import Plan, plan_call
 from laban.actors.engine.prefetching import Prefetches
 from laban.actors.engine.sequence import Chunk, Read, RunningCall, Sequence
+from laban.actors.engine.shared_beginnings import SharedBeginnings
 from laban.actors.engine.tiers import Tiers, Way
 from laban.actors.engine.waiting import Waiting, WaitingQueue
 from laban.actors.errors import Exhausted, InvalidInput, LabanError
@@ -48,6 +49,7 @@ class Scheduler:
         tiers: Tiers,
         loads: Loads | None,
         corrections: Corrections,
+        beginnings: SharedBeginnings,
         max_context: int,
         vocab_size: int,
         *,
@@ -59,6 +61,7 @@ class Scheduler:
         self.tiers = tiers
         self.loads = loads
         self.corrections = corrections
+        self.beginnings = beginnings
         self.max_context = max_context
         self.vocab_size = vocab_size
         self.free_tokens = free_tokens
@@ -194,10 +197,14 @@ class Scheduler:
             done = Sequence(found, plan.target.start, list(plan.target.tokens), (), (), plan.target, finished=True)
             sequence = self._producers.get(found, done)
             tokens = []
-        brought = {}  # of what is missing, how many of its first tokens
+        brought, shared = {}, {}  # of what is missing, how many of its first tokens; of these, what another had
         for spec, way in plan.missing:
             held = self.tiers.held_tokens(spec.encoding_id) if way is Way.RESUME else spec.num_tokens
-            brought[spec.encoding_id] = 0 if way is Way.ENCODE else held
+            if way is Way.ENCODE:
+                made = self.store.get(spec.encoding_id)
+                assert made is not None
+                held = shared[spec.encoding_id] = made.num_tokens
+            brought[spec.encoding_id] = held
         encoded = len(tokens) + sum(spec.num_tokens - brought[spec.encoding_id] for spec, _ in plan.missing)
         if before is not None:
             before.sequence = sequence
@@ -215,7 +222,7 @@ class Scheduler:
             running.tokens_reused += placed.num_tokens if there is None else loaded
             if placed.encoding_id in plan.mixes:
                 corrected += loaded
-            else:
+            elif placed.encoding_id not in shared:
                 running.tokens_loaded += loaded
         self.tiers.counters.add("tokens_hit_device", running.tokens_reused - running.tokens_loaded - corrected)
         running.tokens_encoded = encoded
@@ -235,8 +242,9 @@ class Scheduler:
         sequence = self._add(entry, spec.start, list(spec.tokens), view, specs, spec, None)
         sequence.prefetched = prefetched
         if way is Way.ENCODE:
+            sequence.num_computed = entry.num_tokens = self.beginnings.copy(spec, entry)
             if self.tiers.was_here(spec.encoding_id) and not prefetched:
-                self.tiers.counters.add("tokens_encoded_again", spec.num_tokens)
+                self.tiers.counters.add("tokens_encoded_again", sequence.num_pending)
             return sequence
         assert self.loads is not None
         source = self.tiers.take_source(spec.encoding_id)
@@ -420,6 +428,7 @@ class Scheduler:
         if sequence.prefetched:
             self.prefetches.done(entry)
         self.corrections.published(entry)
+        self.beginnings.published(entry)
         self.tiers.published(entry)
 
     def take_loaded(self) -> list[Sequence]:
