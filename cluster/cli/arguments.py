@@ -41,6 +41,11 @@ EXAMPLES = {
     laban audit flow.yaml --data held_out.jsonl --levels written
     laban audit flow.yaml --data inputs.jsonl --keep --address 127.0.0.1:8470   for `fidelity: auto` there
     laban audit flow.yaml --input question='Why?' --json | jq .wholes""",
+    "tune": """\
+    laban tune flow.yaml --data inputs.jsonl --out tuned     200 to 500 lines {"question": "..."} are a good start
+    laban tune flow.yaml --data inputs.jsonl --out tuned     the same again goes on where it was
+    laban tune flow.yaml --data inputs.jsonl --out tuned --processes 8     on eight GPUs
+    laban tune flow.yaml --data inputs.jsonl --out tuned --model ~/models/Qwen3-8B --epochs 8 --learning-rate 2e-5""",
     "submit": """\
     laban submit flow.yaml --key nightly-2026-11-22     the same key again gives the same workflow
     laban watch "$(laban submit flow.yaml)\"""",
@@ -117,6 +122,19 @@ alone. Last, whole runs are replayed from an empty cache, for time.
 It ends with the cheapest level within the tolerance T for each step, or each read: at most T nats a token on average,
 and at most a share T of the decisions flipped. Intervals are over inputs, so give it more than a few.
 """
+TUNE = """\
+Train an adapter (LoRA) with which a workflow that reads encodings as they are says what it says under `exact`.
+
+1. Each line of the data is run under `exact`, as FILE says otherwise: what the steps say is recorded.
+2. Each run is replayed under the level (direct, unless --fidelity says otherwise): the same messages, encoded and read
+   as that level does. The adapter is trained so that the distribution of every next token is that of `exact` by the
+   plain model (KL over the whole vocabulary); gradients flow through the encodings into those who made them.
+3. On a share of the inputs, held out, the level is compared with `exact` before and after.
+
+Everything is in the folder --out: the recorded runs, checkpoints, progress.jsonl, scores.json, and in `adapter` the
+adapter as PEFT saves one, with a card. The same command again goes on where it was. With GPUs each process takes one;
+on several machines --out must be a folder that all of them reach. Training needs `pip install '.[server,tune]'`.
+"""
 FILE_HELP = "the workflow, a YAML file"
 
 
@@ -172,6 +190,8 @@ def _parser() -> argparse.ArgumentParser:
     _tool_flag(audit)
     _json_flag(audit)
     _cluster_flags(audit)
+
+    _tune_flags(command("tune", "train an adapter that makes up for what reuse changes in a workflow"))
 
     submit = command("submit", "start a workflow on a cluster and print its id")
     submit.add_argument("file", metavar="FILE", help=FILE_HELP)
@@ -296,6 +316,33 @@ def _cluster_flags(parser: argparse.ArgumentParser, *, only_model: bool = False)
     group.add_argument("--disk-folder", metavar="FOLDER", help="where workers keep encodings on disk; default: nowhere")
     group.add_argument("--disk-bytes", metavar="SIZE", help="of that folder a worker, such as 100GiB")
     group.add_argument("--record", metavar="FILE", help="record every call to this file, for `benchmarks/simulate.py`")
+
+
+def _tune_flags(tune: argparse.ArgumentParser) -> None:
+    tune.description = TUNE
+    tune.add_argument("file", metavar="FILE", help=FILE_HELP)
+    tune.add_argument("--data", metavar="FILE.jsonl", required=True, help="input values, a JSON object a line")
+    tune.add_argument("--out", metavar="FOLDER", required=True, help="where everything is kept")
+    tune.add_argument("--address", metavar="HOST:PORT", help="a cluster of --model to record on; none: start one here")
+    tune.add_argument("--held-out", type=float, default=0.1, metavar="SHARE", help="of the inputs (default 0.1)")
+    tune.add_argument("--processes", type=int, default=1, metavar="N", help="that train together (default 1)")
+    group = tune.add_argument_group("training (the defaults are those of arXiv 2512.23049, but for the loss)")
+    group.add_argument("--rank", type=int, metavar="N", help="of the adapter (64)")
+    group.add_argument("--alpha", type=float, metavar="X", help="its scale times the rank (32)")
+    group.add_argument("--dropout", type=float, metavar="P", help="of the adapter's input (0.05)")
+    group.add_argument("--targets", metavar="T,T", help="layers with an adapter (q_proj,k_proj,v_proj,o_proj)")
+    group.add_argument("--learning-rate", type=float, metavar="X", help="at its highest (5e-5); then a cosine to 0")
+    group.add_argument("--epochs", type=int, metavar="N", help="passes over the inputs (4)")
+    group.add_argument("--batch", type=int, metavar="N", help="inputs a step (4)")
+    group.add_argument(
+        "--hard", type=float, metavar="W", help="weight of the texts themselves: 1 is imitation alone (0)"
+    )
+    group.add_argument("--checkpoint-every", type=int, metavar="N", help="steps (10)")
+    group.add_argument("--dtype", help="of the plain model: float32 on a CPU, bfloat16 on a GPU; factors are float32")
+    _run_flags(tune)
+    _tool_flag(tune)
+    _json_flag(tune)
+    _cluster_flags(tune)
 
 
 def _auto_flag(parser: argparse.ArgumentParser) -> None:

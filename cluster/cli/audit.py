@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError, Unavailable
+from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError
 from laban.cluster.audit.advice import Advice, advise
 from laban.cluster.audit.data import read_data
 from laban.cluster.audit.findings import found_in
@@ -23,8 +23,7 @@ from laban.cluster.audit.tally import MIN_CALLS
 from laban.cluster.audit.writing import Path as YamlPath
 from laban.cluster.audit.writing import set_fidelities
 from laban.cluster.cli.files import read_file
-from laban.cluster.cli.tools import serving
-from laban.cluster.records import Event
+from laban.cluster.cli.recording import record_run
 from laban.cluster.workflow.build import build_graph
 from laban.cluster.workflow.fidelity import AUTO, CHEAPEST_FIRST, expected
 from laban.cluster.workflow.inputs import check_inputs
@@ -115,27 +114,7 @@ class Auditing:
         return found
 
     def _record(self, inputs: Mapping[str, object]) -> tuple[list[RecordedStep], str]:
-        """The instances in the order in which they ended, or why the run failed."""
-        options = self._plan.options(fidelity=BASELINE)
-        order: list[RecordedStep] = []
-        workflow_id = ""
-        with serving(self._client, self._tools) as served:
-            for item in self._client.run(inputs=inputs, cancel_on_disconnect=True, **options):
-                if not workflow_id:
-                    workflow_id = item.workflow_id
-                    served.begin(workflow_id)
-                result = item.result if isinstance(item, Event) else None
-                if result is not None and result.state == "succeeded":
-                    order.append(RecordedStep(result.address, result.text, tuple(result.token_ids)))
-                elif result is not None and result.state == "failed":
-                    why = result.error.message if result.error is not None else ""
-                    order.append(RecordedStep(result.address, state="failed", error=why))
-        if not workflow_id:
-            raise Unavailable("the server ended the run before it began; try again")
-        record = self._client.get(workflow_id)
-        if record.state != "succeeded":
-            return [], record.error.message if record.error is not None else record.state
-        return order, ""
+        return record_run(self._client, inputs, self._plan.options(fidelity=BASELINE), self._tools)
 
     def _compare(
         self, place: int, inputs: Mapping[str, object], recorded: Sequence[RecordedStep]

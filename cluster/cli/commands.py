@@ -112,6 +112,30 @@ def audit(arguments: Namespace) -> int:
     return finish(plan, found, arguments)
 
 
+def tune(arguments: Namespace) -> int:
+    from laban.actors.models import check_model_folder
+    from laban.actors.tuning.distributed import check_installed
+    from laban.cluster.cli.tune import Tuning
+    from laban.cluster.cli.tune import tune as train
+    from laban.cluster.launch import model_folder
+    from laban.cluster.render import screen_for
+
+    request = _request(arguments)
+    tools = parse_tools(arguments.tools)
+    if tools:
+        check_names(tools, request["workflow"], request["source_name"], request["files"])
+    tuning = Tuning(request, arguments)
+    check_installed()
+    screen = screen_for()
+    with screen:
+        tuning.open(check_model_folder(model_folder(_configuration(arguments).config, screen.phase)))
+    if not tuning.is_recorded():
+        with _given_or_own(arguments, screen_for()) as client, screen_for() as recording:
+            tuning.record(client, tools, recording)
+    num_lessons, _ = tuning.write_lessons()
+    return train(tuning, arguments, screen_for(), num_lessons)
+
+
 def clear(arguments: Namespace) -> int:
     with _client(arguments) as client:
         client.clear_findings(arguments.workflow)

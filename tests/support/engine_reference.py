@@ -67,6 +67,10 @@ class Interpreter:
 
     @torch.no_grad()
     def encode(self, tokens: list[int], start: int, view: list[Placed]) -> Recorded:
+        return self.encode_differentiably(tokens, start, view)
+
+    def encode_differentiably(self, tokens: list[int], start: int, view: list[Placed]) -> Recorded:
+        """`encode`, with gradients for what the weights made of the messages that are read, too."""
         self.view = view
         self.positions = torch.arange(start, start + len(tokens))
         self.recorded: list[tuple[Tensor, Tensor]] = []

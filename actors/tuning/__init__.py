@@ -1,0 +1,1 @@
+"""Training an adapter on what workflows say: plain torch and PEFT; `distributed` alone knows Ray."""

@@ -1,0 +1,153 @@
+"""A whole graph of messages in one differentiable forward: the definition of views, packed.
+
+All messages are one sequence of rows, each with its own position. In a layer every message attends, by plain attention
+over all that it sees at once, to its own tokens and to the rows of the messages that it reads, whose keys are turned
+for where its view puts them. So a loss on what one message says is differentiated through the keys and values of all
+that it read, of what those read, and so on: through the encodings as they are reused. Nothing is merged by log-sum-exp.
+
+Memory: activations of one layer, and with checkpoints [num_rows, hidden_size] a layer besides, for one graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+from laban.actors.engine.layers import LayerKind, layer_kinds
+from laban.actors.tuning.lessons import Graph, Node
+from laban.kernels.rotary import turn, turn_tables
+
+ATTENTION = "laban_packed"
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """Rows [begin, end) of the pack, `offset` positions further on than they were encoded."""
+
+    begin: int
+    end: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A message's rows [begin, end), and what they read."""
+
+    begin: int
+    end: int
+    reads: tuple[_Read, ...]
+    masks: dict[int, Tensor | None] = field(default_factory=dict)  # by kind of layer; None: nothing but causal
+
+
+class Packed:
+    """A model, prepared once, and graphs laid out for it. The model is left as it is but for its attention function."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.kinds, self.kind_of_layer = layer_kinds(model)
+        model.set_attn_implementation(ATTENTION)
+
+    def hidden(self, graph: Graph) -> Tensor:
+        """The last layer's [num_tokens, hidden_size], message after message."""
+        device = self.model.device
+        tokens = [token for node in graph.nodes for token in node.tokens]
+        positions = [node.start + i for node in graph.nodes for i in range(len(node.tokens))]
+        layout = Layout(self, graph.nodes, device)
+        out = self.model.base_model(
+            input_ids=torch.tensor([tokens], device=device),
+            position_ids=torch.tensor([positions], device=device),
+            use_cache=False,
+            laban_layout=layout,
+        )
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden
+
+
+class Layout:
+    """One graph: who attends to which rows, and by how much keys are turned."""
+
+    def __init__(self, packed: Packed, nodes: Sequence[Node], device: torch.device) -> None:
+        self._packed, self._device = packed, device
+        self._turns: dict[tuple[int, int, torch.dtype], tuple[Tensor, Tensor]] = {}
+        first = [0]
+        for node in nodes:
+            first.append(first[-1] + len(node.tokens))
+        self.blocks = []
+        for number, node in enumerate(nodes):
+            reads = tuple(
+                _Read(
+                    first[part.message] + part.begin,
+                    first[part.message] + part.end,
+                    part.position - nodes[part.message].start - part.begin,
+                )
+                for part in node.view
+            )
+            block = _Block(first[number], first[number + 1], reads)
+            for index, kind in enumerate(packed.kinds):
+                block.masks[index] = _mask(node, block, kind).to(device)
+            self.blocks.append(block)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """q [num_rows, num_heads, head_dim], k, v [num_rows, num_kv_heads, head_dim], rotated -> as q."""
+        index = self._packed.kind_of_layer[layer]
+        out = []
+        for block in self.blocks:
+            keys = [
+                *(self._turned(k[r.begin : r.end], index, r.offset) for r in block.reads),
+                k[block.begin : block.end],
+            ]
+            values = [*(v[r.begin : r.end] for r in block.reads), v[block.begin : block.end]]
+            out.append(
+                functional.scaled_dot_product_attention(
+                    q[None, block.begin : block.end].transpose(1, 2),
+                    torch.cat(keys)[None].transpose(1, 2),
+                    torch.cat(values)[None].transpose(1, 2),
+                    attn_mask=block.masks[index],
+                    scale=scale,
+                    enable_gqa=q.shape[1] != k.shape[1],
+                )[0].transpose(0, 1)
+            )
+        return torch.cat(out)
+
+    def _turned(self, keys: Tensor, index: int, offset: int) -> Tensor:
+        if offset == 0:
+            return keys
+        key = index, offset, keys.dtype
+        if key not in self._turns:
+            back = torch.tensor([-offset], device=self._device)  # the tables are of turns back
+            self._turns[key] = turn_tables(back, self._packed.kinds[index].inv_freq, keys.dtype)
+        return turn(keys, *self._turns[key])
+
+
+def _mask(node: Node, block: _Block, kind: LayerKind) -> Tensor:
+    """[num_rows, num_keys] of what is seen: all that is read and what is before, and in a layer with a window only what
+    is less than that behind."""
+    num_rows = len(node.tokens)
+    num_read = sum(read.end - read.begin for read in block.reads)
+    seen = torch.ones(num_rows, num_read + num_rows, dtype=torch.bool)
+    seen[:, num_read:].tril_()
+    if kind.window is not None:
+        own = torch.arange(node.start, node.start + num_rows)
+        places = [torch.arange(part.position, part.position + part.end - part.begin) for part in node.view]
+        seen &= own[:, None] - torch.cat([*places, own])[None, :] < kind.window
+    return seen
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
+    scaling: float, laban_layout: Layout, **_: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """transformers' attention interface: query [1, heads, rows, dim], key and value [1, kv_heads, rows, dim]."""
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return laban_layout.attend(module.layer_idx, q, k, v, scaling)[None], None  # type: ignore[arg-type]
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)

@@ -1,0 +1,1 @@
+"""From recorded runs to lessons: what an adapter is trained on. Never imports torch."""
