@@ -1,4 +1,4 @@
-"""What is learned from: one recorded run, as the graph of its messages under `exact` and under a level that reuses them.
+"""What is learned from: a recorded run, as the graph of its messages under `exact` and under a level that reuses them.
 
 Plain values: made where workflows are known, written to a file, read where the model is.
 """
@@ -6,9 +6,10 @@ Plain values: made where workflows are known, written to a file, read where the 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from laban.kvstore.encodings import EncodingId, EncodingSpec, closure, flatten
 
@@ -110,10 +111,7 @@ def _to_json(graph: Graph) -> list[object]:
     return [nodes, [(s.step, s.message, s.begin, s.end) for s in graph.said]]
 
 
-def _from_json(document: Sequence[list[list[object]]]) -> Graph:
+def _from_json(document: Any) -> Graph:
     nodes, said = document
-    made = (
-        Node(tuple(tokens), start, tuple(Part(*part) for part in view))  # type: ignore[arg-type]
-        for tokens, start, view in nodes
-    )
-    return Graph(tuple(made), tuple(Said(*each) for each in said))  # type: ignore[arg-type]
+    made = (Node(tuple(tokens), start, tuple(Part(*part) for part in view)) for tokens, start, view in nodes)
+    return Graph(tuple(made), tuple(Said(*each) for each in said))

@@ -68,7 +68,7 @@ def _in_parts(part: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     total = tensors[0].new_zeros((), dtype=torch.float32)
     for begin in range(0, tensors[0].shape[0], ROWS_AT_ONCE):
         own = [each[begin : begin + ROWS_AT_ONCE] for each in tensors]
-        total = total + checkpoint(part, *own, use_reentrant=False)  # type: ignore[operator]
+        total = total + checkpoint(part, *own, use_reentrant=False)
     return total
 
 

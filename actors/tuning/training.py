@@ -29,12 +29,14 @@ from laban.actors.tuning.plan import Said, Scores, StepScore, TunePlan
 INSTALL = "pip install '.[server,tune]'"
 CHECKPOINT = "checkpoint.pt"
 NUM_RESAMPLES = 1000
+TEACHER_BYTES = 2 << 30
+ACTIVATION_BYTES = 2 << 30  # on a CPU
 
 Tell = Callable[[Said], None]
 
 
 class Learner:
-    """A model with an adapter, and what trains it. `rank` of `size` processes."""
+    """A model with an adapter, and what trains it. `rank` of `size` processes. Lessons are told by identity."""
 
     def __init__(
         self, model: PreTrainedModel, plan: TunePlan, num_lessons: int, *, rank: int = 0, size: int = 1
@@ -46,19 +48,33 @@ class Learner:
             raise FailedPrecondition(f"PEFT is not installed, and trains the adapter: {INSTALL}") from None
         self.plan, self.rank, self.size = plan, rank, size
         torch.manual_seed(plan.seed)  # every process begins with the same factors
+        alpha: Any = plan.alpha  # declared as a whole number; any will do
         config = LoraConfig(
-            r=plan.rank, lora_alpha=plan.alpha, lora_dropout=plan.dropout, target_modules=list(plan.targets),
+            r=plan.rank, lora_alpha=alpha, lora_dropout=plan.dropout, target_modules=list(plan.targets),
             bias="none", task_type="CAUSAL_LM",
         )  # fmt: skip
         self.packed = Packed(model)
         self.peft: Any = get_peft_model(model, config)
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._taught: dict[int, Tensor] = {}
+        self._num_kept_bytes = 0
         self.weights: dict[str, nn.Parameter] = {n: p for n, p in self.peft.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(self.weights.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
         self.num_steps = plan.num_steps(num_lessons)
         self.num_warm = round(plan.warmup * self.num_steps)
         self.step = 0
         torch.manual_seed(plan.seed + rank)  # of dropout
+
+    def teacher(self, lesson: Lesson) -> Tensor:
+        """What the plain model has under `exact` before each token said: [num_said, hidden_size]. Kept on the host for
+        the next epoch, as far as there is room."""
+        kept = self._taught.get(id(lesson))
+        if kept is not None:
+            return kept.to(self.packed.model.device)
+        taught = self.taught(lesson.exact)
+        if self._num_kept_bytes < TEACHER_BYTES:
+            self._taught[id(lesson)] = taught.cpu()
+            self._num_kept_bytes += taught.numel() * taught.itemsize
+        return taught
 
     def taught(self, graph: Graph) -> Tensor:
         """What the plain model has before the tokens that `graph` says: [num_said, hidden_size]."""
@@ -68,10 +84,22 @@ class Learner:
 
     def loss(self, lesson: Lesson) -> Tensor:
         """The sum over the tokens said, with a gradient for the adapter."""
-        taught = self.taught(lesson.exact)
+        taught = self.teacher(lesson)
         self.peft.train()
+        self._recompute(lesson.level)
         hidden, tokens = said_hidden(self.packed, lesson.level)
         return divergence(self.packed, taught, hidden, tokens, self.plan.hard)
+
+    def _recompute(self, graph: Graph) -> None:
+        """Layers are computed again for the gradient where the activations of all of them would not fit."""
+        model: Any = self.packed.model
+        config, device = model.config, model.device
+        per_token = model.dtype.itemsize * (16 * config.hidden_size + 4 * config.intermediate_size)
+        room = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else ACTIVATION_BYTES
+        if graph.num_tokens * config.num_hidden_layers * per_token > room:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_disable()
 
     def learn(self, lessons: Sequence[Lesson]) -> float:
         """A step of the optimizer on a batch, of which this process takes its part. The mean loss, nats a token."""
@@ -108,7 +136,7 @@ class Learner:
 
     def measured(self, lesson: Lesson, *, plain: bool = False) -> Measured:
         """What the level says, with the adapter or by the plain model, against what that says under `exact`."""
-        taught = self.taught(lesson.exact)
+        taught = self.teacher(lesson)
         if plain:
             return measure(self.packed, taught, self.taught(lesson.level))
         self.peft.eval()
@@ -190,7 +218,7 @@ def train(
 
 
 def score(learner: Learner, held_out: Sequence[Lesson], tell: Callable[[str], None]) -> Scores:
-    """The level on held-out lessons, of the plain model and with the adapter, both against the plain model's `exact`."""
+    """The level on held-out lessons, of the plain model and with the adapter, both against the plain model's exact."""
     found = []
     for number, lesson in enumerate(held_out, 1):
         tell(f"comparing on held-out input {number} of {len(held_out)}")
@@ -239,4 +267,5 @@ def load_model(folder: str | Path, dtype: str, device: torch.device) -> PreTrain
         folder, dtype=getattr(torch, chosen), attn_implementation="sdpa", local_files_only=True
     )
     model.requires_grad_(False)
-    return model.to(device)  # type: ignore[arg-type, return-value]
+    model.to(device)  # type: ignore[arg-type]
+    return model

@@ -6,7 +6,9 @@ import asyncio
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from laban.cluster.workflow.schema import Workflow
 
 RUN, TRACES, ADAPTER = "run.json", "traces.jsonl", "adapter"
+RUNS_AT_ONCE = 16
 OPTIONS = ("rank", "alpha", "dropout", "learning_rate", "epochs", "batch", "hard", "checkpoint_every", "dtype")
 
 
@@ -99,8 +102,8 @@ class Tuning:
         if differs:
             name = differs[0]
             raise FailedPrecondition(
-                f"holds a run with another {name} ({known.get(name)}, now {mine[name]}): name another folder, or remove "
-                "this one", field="--out", value=str(self.folder),
+                f"holds a run with another {name} ({known.get(name)}, now {mine[name]}): name another folder, or "
+                "remove this one", field="--out", value=str(self.folder),
             )  # fmt: skip
 
     # Traces
@@ -122,16 +125,17 @@ class Tuning:
     def record(self, client: Client, tools: dict[str, ShellTool], screen: Screen) -> None:
         """Runs under `exact` what has not been. Runs that fail are left out."""
         known = self.known()
-        with (self.folder / TRACES).open("a") as file:
+        num_done = len(known)
+        with (self.folder / TRACES).open("a") as file, _pool() as pool:
             file.write("\n" if known else "")  # whatever was cut off ends here
-            for place, (line, inputs) in enumerate(self.inputs, 1):
-                if line in known:
-                    continue
-                screen.phase(
-                    f"recording input {place} of {len(self.inputs)} under {BASELINE}", place / len(self.inputs)
-                )
-                options = {key: value for key, value in self.request.items() if key != "inputs"}
-                recorded, error = record_run(client, inputs, options | {"fidelity": BASELINE}, tools)
+            options = {key: value for key, value in self.request.items() if key != "inputs"} | {"fidelity": BASELINE}
+            waiting = [(line, inputs) for line, inputs in self.inputs if line not in known]
+            runs = {pool.submit(record_run, client, inputs, options, tools): (line, inputs) for line, inputs in waiting}
+            for run in as_completed(runs):
+                (line, inputs), (recorded, error) = runs[run], run.result()
+                num_done += 1
+                doing = f"recorded {num_done} of {len(self.inputs)} runs under {BASELINE}"
+                screen.phase(doing, num_done / len(self.inputs))
                 if error:
                     screen.note(f"line {line} is left out: its run failed: {error}")
                     continue
@@ -184,6 +188,16 @@ class Tuning:
         (self.folder / ADAPTER / "README.md").write_text(text)
 
 
+@contextmanager
+def _pool() -> Iterator[ThreadPoolExecutor]:
+    """What has not begun when something goes wrong is not begun."""
+    pool = ThreadPoolExecutor(RUNS_AT_ONCE)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def tune(tuning: Tuning, arguments: Namespace, screen: Screen, num_lessons: int) -> int:
     """Trains, shows what came of it, and returns the exit code."""
     with screen:
@@ -214,7 +228,9 @@ def _phase(said: Said) -> tuple[str, float | None]:
 
 
 def _table(steps: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [("step", "tokens", "KL before", "after", "p95 before", "after", "top-1 before", "after")]
+    rows: list[tuple[str, ...]] = [
+        ("step", "tokens", "KL before", "after", "p95 before", "after", "top-1 before", "after")
+    ]
     for step in steps:
         rows.append(
             (
