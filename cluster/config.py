@@ -11,11 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from laban.actors.engine.config import EngineConfig
 from laban.actors.errors import InvalidInput, NotFound
-from laban.cluster.config_models import MAX_MODELS, ModelName, ModelPlan, ModelSection
+from laban.cluster.config_models import (
+    MAX_ADAPTERS,
+    MAX_MODELS,
+    AdapterName,
+    AdapterSection,
+    ModelName,
+    ModelPlan,
+    ModelSection,
+)
 from laban.cluster.config_sections import (
     AuditSection,
     AuthSection,
@@ -79,6 +87,11 @@ class LabanConfig(Section):
     default_model: str | None = Field(
         default=None, description="of `models`, that of whoever names none; null: the first"
     )
+    adapters: Mapping[AdapterName, AdapterSection] = Field(
+        default={},
+        max_length=MAX_ADAPTERS,
+        description="low-rank adapters (LoRA): name -> path, model; a bare text is the path",
+    )
     engine: EngineSection = Field(default=EngineSection(), description="the engine inside each worker")
     cache: CacheSection = Field(
         default=CacheSection(), description="the KV cache of each worker below its device, and what goes first"
@@ -97,9 +110,9 @@ class LabanConfig(Section):
     limits: LimitsSection = Field(default=LimitsSection(), description="how much is kept and allowed")
     ray: RaySection = Field(default=RaySection(), description="the Ray cluster underneath")
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "adapters", mode="before")
     @classmethod
-    def _spelled_out(cls, value: object) -> object:
+    def _spelled_out(cls, value: object, field: ValidationInfo) -> object:
         """A variable of the environment, or a flag, has it as YAML."""
         if isinstance(value, str):
             try:
@@ -107,7 +120,10 @@ class LabanConfig(Section):
             except yaml.YAMLError as error:
                 raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
         if isinstance(value, dict):
-            return {name: {} if section is None else section for name, section in value.items()}
+            value = {name: {} if section is None else section for name, section in value.items()}
+            if field.field_name == "adapters":
+                return {name: {"path": each} if isinstance(each, str) else each for name, each in value.items()}
+            return value
         return {} if value is None else value
 
     @model_validator(mode="after")
@@ -119,12 +135,27 @@ class LabanConfig(Section):
             raise ValueError(f"default_model is {self.default_model!r}, expected {known}")
         if self.models and self.engine.pool_tokens is not None and any(m.device_memory for m in self.models.values()):
             raise ValueError("engine.pool_tokens and a model's device_memory are both set, expected one of them")
+        for name, adapter in self.adapters.items():
+            if adapter.model is not None and adapter.model not in self.models:
+                known = f"one of {', '.join(self.models)}" if self.models else "none where `models` are not set"
+                raise ValueError(f"adapters.{name}.model is {adapter.model!r}, expected {known}")
         return self
+
+    def _adapters_of(self, model: str | None) -> tuple[tuple[str, str], ...]:
+        """Names and folders of those for a model; None is the default one."""
+        default = None if model is None else self.default_model or next(iter(self.models))
+        return tuple(
+            (name, str(Path(each.path).expanduser()))
+            for name, each in self.adapters.items()
+            if each.model == model or (each.model is None and model == default)
+        )
 
     def model_plans(self) -> tuple[ModelPlan, ...]:
         """What is to be served, the default first, with the cores of this machine shared out among all processes."""
         if not self.models:
-            return (ModelPlan(None, self.model, self.workers, self.engine.shards, self.engine_config()),)
+            adapters = self._adapters_of(None)
+            engine = replace(self.engine_config(), adapters=tuple(path for _, path in adapters))
+            return (ModelPlan(None, self.model, self.workers, self.engine.shards, engine, adapters=adapters),)
         default = self.default_model or next(iter(self.models))
         named = {default: self.models[default], **self.models}
         sizes = {n: (m.workers or self.workers, m.shards or self.engine.shards) for n, m in named.items()}
@@ -140,9 +171,10 @@ class LabanConfig(Section):
             if section.disk is not None:
                 disk = section.disk if section.disk > 1 else section.disk * common.disk_bytes
                 engine = replace(engine, disk_bytes=int(disk))
-            plans.append(
-                ModelPlan(name, section.path, *sizes[name], engine, section.device_memory, section.host_memory)
-            )
+            adapters = self._adapters_of(name)
+            engine = replace(engine, adapters=tuple(path for _, path in adapters))
+            memory = section.device_memory, section.host_memory
+            plans.append(ModelPlan(name, section.path, *sizes[name], engine, *memory, adapters))
         return tuple(plans)
 
     def engine_config(self) -> EngineConfig:
@@ -197,8 +229,8 @@ def resolve(
         first = error.errors()[0]
         loc = [str(part) for part in first["loc"] if part != "[key]"]
         key, where = ".".join(loc), sources.get(".".join(loc), "the configuration")
-        if loc[:1] == ["models"]:
-            where = sources["models"]
+        if loc[:1] in (["models"], ["adapters"]):
+            where = sources[loc[0]]
         given = None if isinstance(first["input"], BaseModel | dict) else first["input"]
         raise InvalidInput(f"{_sentence(first)}, in {where}", field=key, value=given) from None
     return Resolved(config, sources, path)
@@ -215,8 +247,8 @@ def describe(resolved: Resolved) -> str:
             continue
         if key == "journal.url" and isinstance(value, str):
             value = PASSWORD.sub(r"\1***", value)
-        if key == "models":
-            value = {name: section.model_dump(exclude_none=True) for name, section in resolved.config.models.items()}
+        if key in ("models", "adapters") and isinstance(value, Mapping):
+            value = {name: section.model_dump(exclude_none=True) for name, section in value.items()}
         shown = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1000).split(
             "\n"
         )[0]
@@ -315,8 +347,11 @@ def _nested(settings: Mapping[str, object]) -> dict[str, Any]:
 def _sentence(error: Any) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        near = get_close_matches(str(error["loc"][-1]), ModelSection.model_fields, n=1)
-        return f"no such setting; did you mean {near[0]}?" if near else "no such setting of a model"
+        what, section = ("an adapter", AdapterSection) if error["loc"][0] == "adapters" else ("a model", ModelSection)
+        near = get_close_matches(str(error["loc"][-1]), section.model_fields, n=1)
+        return f"no such setting; did you mean {near[0]}?" if near else f"no such setting of {what}"
+    if error["type"] == "string_pattern_mismatch" and error["loc"][0] == "adapters":
+        return "not an adapter's name, expected letters, digits, _ and -, no digit or - first"
     if error["type"] == "string_pattern_mismatch" and error["loc"][0] == "models":
         return "not a model's name, expected letters, digits and . _ : / - after one of the first two"
     return message[0].lower() + message[1:]

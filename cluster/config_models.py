@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from laban.actors.engine.config import CPU_HOST_BYTES, CPU_POOL_BYTES, EngineConfig
 from laban.actors.errors import InvalidInput
 from laban.cluster.sizes import MAX_BYTES, parse_size, shown_bytes
 
 MAX_MODELS = 32
+MAX_ADAPTERS = 64
 NEARLY = 1e-6  # parts of a GPU are sums of fractions
 
 
@@ -38,6 +39,19 @@ def parse_budget(value: object) -> object:
 
 Budget = Annotated[float, Field(gt=0, le=MAX_BYTES, allow_inf_nan=False), BeforeValidator(parse_budget)]
 """Up to 1 a share of what there is, else bytes."""
+
+
+def _adapter_name(name: str) -> str:
+    if name == NONE:
+        raise ValueError(f"not an adapter's name: {NONE} asks for the plain model")
+    return name
+
+
+NONE = "none"
+"""What asks for the plain model: no adapter's name."""
+AdapterName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$"), AfterValidator(_adapter_name)
+]
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
 
 
@@ -64,6 +78,15 @@ class ModelSection(BaseModel):
     )
 
 
+class AdapterSection(BaseModel):
+    """A low-rank adapter that agents and steps may name. A bare text is its `path`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(min_length=1, description="folder in PEFT's format")
+    model: str | None = Field(default=None, description="of `models`, the one that it is for; null: the default")
+
+
 @dataclass(frozen=True)
 class ModelPlan:
     """One model to be served; `name` None is called by its folder. In `engine` shares of memory are still open: they
@@ -76,6 +99,7 @@ class ModelPlan:
     engine: EngineConfig
     device_memory: float | None = None
     host_memory: float | None = None
+    adapters: tuple[tuple[str, str], ...] = ()  # names and folders
 
 
 @dataclass(frozen=True)

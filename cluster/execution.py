@@ -177,7 +177,7 @@ class Execution:
     def next_uses(self, address: str, uses: Mapping[EncodingId, Use]) -> tuple[NextUse, ...]:
         """When what a step reads will be read next, as far as `uses` say; nothing once the workflow has ended."""
         step, book = self._steps.get(address), self._book
-        return () if step is None or book is None else next_uses(step.reads, book.of(step.model), uses)
+        return () if step is None or book is None else next_uses(step.reads, _book_of(book, step), uses)
 
     def said(self, address: str) -> Said | None:
         """What a step's call read; None if it has none, or the workflow has ended."""
@@ -185,7 +185,7 @@ class Execution:
         if step is None or run is None or book is None or step.kind != "generate":
             return None
         opening, indices = Opening(step.role, step.name, step.prefill), tuple(read.index for read in step.reads)
-        workflow, book = run.graph.workflow, book.of(step.model)
+        workflow, book = run.graph.workflow, _book_of(book, step)
         return Said(workflow, opening, tuple(book.entries(step.reads)), indices, book.language, book.specs)
 
     # What the dispatcher tells
@@ -329,7 +329,9 @@ class Execution:
         address, task = step.address, step.task
         self._steps[address] = step
         attempt = self._open[address] = Attempt(step, self._at)
-        result = replace(self.board.steps[address], fidelity=step.fidelity, model=self._model_of(step))
+        result = replace(
+            self.board.steps[address], fidelity=step.fidelity, model=self._model_of(step), adapter=step.adapter
+        )
         self.board.steps[address] = result if task is None else replace(result, tool=task.tool, args=task.args)
         self.board.set_state(address, "ready", attempt=1)
         if step.problem:
@@ -358,7 +360,7 @@ class Execution:
     def _order(self, attempt: Attempt) -> Order:
         book, step = self._book, attempt.step
         assert book is not None
-        book = book.of(step.model)
+        book = _book_of(book, step)
         sampling = sampling_of(step, self._seed, book.language, attempt.failures)
         opening = Opening(step.role, step.name, step.prefill)
         key, what = f"{self.workflow_id}/{step.address}", f"step {step.address}"
@@ -531,3 +533,8 @@ class Execution:
 
     def _address(self, key: str) -> str:
         return key[len(self.workflow_id) + 1 :]
+
+
+def _book_of(book: MessageBook, step: ReadyStep) -> MessageBook:
+    """What a step's call sees of the workflow's."""
+    return book.of(step.model).under(step.adapter)

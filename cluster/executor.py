@@ -57,7 +57,7 @@ from laban.cluster.status import cluster_status
 from laban.cluster.traces import NO_TRACES, Traces
 from laban.cluster.workflow.diagnostics import WorkflowErrors
 from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
-from laban.cluster.workflow.models import unknown_models
+from laban.cluster.workflow.models import unknown_adapters, unknown_models
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
@@ -100,7 +100,7 @@ class Executor:
         and `tokenizer` are the default model's, `voices` those of others by their names."""
         self._dispatcher = dispatcher
         self._desks: dict[str, LeaseDesk] = {}  # by tenant: nobody is handed another's step
-        self._voices = {**voices, dispatcher.info.model_name: Voice(framing, tokenizer)}
+        self._voices = {dispatcher.info.model_name: Voice(framing, tokenizer), **voices}
         self._limits = limits or ExecutorLimits()
         self._clock = clock
         self._started_at = clock()
@@ -162,7 +162,9 @@ class Executor:
         info = self._dispatcher.pools.named(model).info
         voice = self._voices[info.model_name]
         namespace = f"{info.namespace}/{tenant}" + (f"#{part}" if part else "")
-        return Language(voice.framing, voice.tokenizer, namespace, info.max_context, info.model_name)
+        return Language(
+            voice.framing, voice.tokenizer, namespace, info.max_context, info.model_name, adapters=voice.adapters
+        )
 
     def namespace(self, tenant: str) -> str:
         """Of a tenant's workflows in the journal: which models they may call, and whose they are."""
@@ -243,8 +245,9 @@ class Executor:
         return execution.board.record()
 
     def check_models(self, workflow: Workflow) -> None:
-        """Raises WorkflowErrors for models that are not served."""
+        """Raises WorkflowErrors for models that are not served, and adapters that are not, or are of another model."""
         problems = unknown_models(workflow, self._dispatcher.pools.all)
+        problems = problems or unknown_adapters(workflow, lambda model: self.language("", model).adapters)
         if problems:
             raise WorkflowErrors(workflow.marks.locate(problems))
 
@@ -304,6 +307,7 @@ class Executor:
         submission = stored.submission
         try:
             asked = await asyncio.to_thread(read_document, submission.document)
+            self.check_models(asked[0])
             prepared = await asyncio.to_thread(self._prepare, *asked, submission.tenant, submission.max_context)
             notes = notes_of(submission.document)
         except (LabanError, ValueError, TypeError) as error:  # by a version that understands it, it may

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from laban.actors.adapter_folder import check_adapter_folder
 from laban.actors.chat_template import ChatTemplate
 from laban.actors.framing import derive_framing
 from laban.actors.logs import set_up_logs
@@ -58,10 +59,15 @@ READY_EVERY_S = 1.0
 
 @dataclass(frozen=True)
 class ModelPlace:
-    """A model that is served: what it is called, and its folder."""
+    """A model that is served: what it is called, its folder, and its adapters' names and folders."""
 
     name: str
     folder: str
+    adapters: tuple[tuple[str, str], ...] = ()
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of its adapters, by name. Reads them whole."""
+        return {name: check_adapter_folder(path, self.folder).fingerprint for name, path in self.adapters}
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,7 @@ class ControlPlane:
         journal = None if store is None else Journal(store)
         supervisor = RemoteSupervisor(self._plan.workers, self._plan.worker_handles, self._plan.another)
         spoken = {place.name: await asyncio.to_thread(_prompts_of, place.folder) for place in places}
+        adapters = {place.name: await asyncio.to_thread(place.fingerprints) for place in places}
         prompts = spoken[places[0].name]
         framing, tokenizer = prompts.framing, prompts.tokenizer
         workers = await supervisor.start_all()
@@ -173,7 +180,7 @@ class ControlPlane:
             meter=meter,
             levels=levels,
             audits=auditing,
-            voices={name: Voice(each.framing, each.tokenizer) for name, each in spoken.items()},
+            voices={name: Voice(each.framing, each.tokenizer, adapters[name]) for name, each in spoken.items()},
         )
         membership = None
         if store is not None and journal is not None:

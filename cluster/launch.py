@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from laban.actors.adapter_folder import check_adapter_folder
 from laban.actors.errors import FailedPrecondition, InvalidInput, Unavailable
 from laban.actors.framing import derive_framing
 from laban.actors.machine_memory import memory_bytes
@@ -119,6 +120,8 @@ def _checked_model(plan: ModelPlan, progress: Progress) -> tuple[ModelPlan, Mode
     facts = check_model_folder(folder)
     heads_per_shard(facts.num_heads, facts.num_kv_heads, plan.shards)
     derive_framing(folder)
+    for name, path in plan.adapters:
+        check_adapter_folder(path, folder, field=f"adapters.{name}")
     return plan, facts if plan.name is None else replace(facts, name=plan.name)
 
 
@@ -196,7 +199,7 @@ def _start_services(
     # Workers load while the control plane's process starts.
     handles = {plan.worker_id: spawn_worker(plan) for plan in plans}
     facts = models[0][1]
-    places = tuple(ModelPlace(found.name, str(found.folder)) for _, found in models)
+    places = tuple(ModelPlace(found.name, str(found.folder), plan.adapters) for plan, found in models)
     host = RemoteHost(FACTORY, HostPlan(config, places, plans, handles, directory, _otel_variables()))
     names = " and ".join(found.name for _, found in models)
     loading = f"loading {names} into {len(plans)} worker{'s' if len(plans) > 1 else ''}"

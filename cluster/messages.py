@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from laban.actors.errors import InvalidInput, UnsupportedModel
 from laban.cluster.records import Layout
 from laban.cluster.views import Composed, Entry, Message, check_fits, compose, home_of
 from laban.cluster.workflow.states import MessageText, ReadRef
-from laban.kvstore.encodings import EncodingId, EncodingSpec, closure, dependencies
+from laban.kvstore.encodings import EncodingId, EncodingSpec, closure, dependencies, moved, with_adapter
 
 
 class FramingPort(Protocol):
@@ -37,13 +37,23 @@ class TokenizerPort(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """What turns text into calls for one model and tenant. `max_context` is in tokens, `model` the model's name."""
+    """What turns text into calls for one model and tenant. `max_context` is in tokens, `model` the model's name.
+
+    `adapters` are the fingerprints of the model's, by name.
+    """
 
     framing: FramingPort
     tokenizer: TokenizerPort
     namespace: str
     max_context: int
     model: str = ""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+
+    def under(self, adapter: str) -> Language:
+        """Of calls with one of the model's adapters. Raises InvalidInput for an unknown one."""
+        if adapter not in self.adapters:
+            raise InvalidInput("no such adapter is served", field="adapter", value=adapter)
+        return replace(self, namespace=with_adapter(self.namespace, self.adapters[adapter]))
 
 
 class LanguageOf(Protocol):
@@ -58,6 +68,7 @@ class Voice:
 
     framing: FramingPort
     tokenizer: TokenizerPort
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +119,9 @@ class MessageBook:
     Where a workflow may call several models this is the book of the default one, and `of` has one for each other. They
     have their texts in common. What one model wrote, or was given, is framed and encoded for another one once a call of
     that one reads it.
+
+    `under` has one for each adapter, with the same messages: what is at home in another adapter's encodings, or in the
+    plain model's, is so at the same place under the same view, encoded by this one.
     """
 
     language: Language
@@ -116,6 +130,8 @@ class MessageBook:
     languages: Callable[[str], Language] | None = None  # of other models, by name; None: there are none
     _texts: dict[str, Written] = field(default_factory=dict)
     _others: dict[str, MessageBook] = field(default_factory=dict)
+    _plain: MessageBook | None = None  # of the book of an adapter
+    _moved: dict[EncodingId, EncodingId] = field(default_factory=dict)  # of others' encodings: those of the same here
 
     def of(self, model: str) -> MessageBook:
         """The book of one model, "" being the default. Raises what `languages` does for an unknown one."""
@@ -126,13 +142,31 @@ class MessageBook:
             other = self._others[model] = MessageBook(self.languages(model), _texts=self._texts)
         return other
 
+    def under(self, adapter: str) -> MessageBook:
+        """The book of calls with one of the model's adapters; "" is none. Raises InvalidInput for an unknown one."""
+        if not adapter:
+            return self
+        key = f"#{adapter}"
+        other = self._others.get(key)
+        if other is None:
+            other = MessageBook(self.language.under(adapter), self.messages, self.specs, _plain=self)
+            self._others[key] = other
+        return other
+
     def find(self, key: str) -> Message | None:
         """In this model's tokens; None if there is no such message yet. Raises as `add_text` does for a text that this
         model cannot read."""
-        message = self.messages.get(key)
-        if message is None and (written := self._texts.get(key)) is not None:
-            message = self.add_text(key, written.role, written.text, written.name, path=written.path)
-        return message
+        if self._plain is not None:
+            message = self._plain.find(key)
+        else:
+            message = self.messages.get(key)
+            if message is None and (written := self._texts.get(key)) is not None:
+                message = self.add_text(key, written.role, written.text, written.name, path=written.path)
+        if message is None or message.home.namespace == self.language.namespace:
+            return message
+        known = self._moved.get(message.home.encoding_id)
+        home = known or moved(message.home.encoding_id, self.language.namespace, self.specs, self._moved)
+        return replace(message, home=self.specs[home])
 
     def read(self, keys: Iterable[str]) -> None:
         """Have messages that are there in this model's tokens. Raises as `find` does."""
@@ -214,6 +248,7 @@ class MessageBook:
         self.messages = {key: self.messages[key] for key in keys}
         needed = closure((message.home.encoding_id for message in self.messages.values()), self.specs)
         self.specs = {spec.encoding_id: spec for spec in needed}
+        self._moved.clear()
 
     def decode(
         self,

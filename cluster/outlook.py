@@ -186,7 +186,7 @@ class _Level:
         reads = self._steps.queued_reads(self._path + node.address)
         if reads is None:
             return False
-        tree = tree.of(node.model)
+        tree = tree.of(node.model, node.adapter)
         spot = self._placed(None, reads, role_of(node), tree)
         uses.add_all([] if spot is None else spot.encodings(), found)
         return True
@@ -194,7 +194,7 @@ class _Level:
     def reader(self, found: _Found, tree: ViewTree, uses: _Uses) -> Reader | None:
         """Put down what an instance will read. Returns it if something of its view is known."""
         number, node = found.number, self._nodes[found.number]
-        tree = tree.of(node.model)
+        tree = tree.of(node.model, node.adapter)
         awaited = self._awaited.get(number)
         if awaited is None:
             awaited = self._awaited[number] = _Awaited(self.run.expectation(node.address))

@@ -44,7 +44,8 @@ class StepResult:
     disk or another worker.
     `text` is what was generated, without the step's prefill text; `token_ids` are its tokens as kept. `values` are what
     was found in it. `tool` and `args` are of an external step that has begun, whose `worker` is its handler.
-    `attempt` counts from 1; 0 means that the instance has not run. `model` is the name of the one that was called.
+    `attempt` counts from 1; 0 means that the instance has not run. `model` is the name of the one that was called, with
+    `adapter`.
     """
 
     address: str
@@ -70,6 +71,7 @@ class StepResult:
     tool: str = ""
     args: Mapping[str, object] = field(default_factory=dict)
     model: str = ""
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,7 @@ def step_to_pb(step: records.StepResult) -> pb.StepResult:
         tool=step.tool,
         args=struct_from_python(step.args),
         model=step.model,
+        adapter=step.adapter,
         **figures_to_pb(step),
     )
 
@@ -147,6 +148,7 @@ def step_from_pb(step: pb.StepResult) -> records.StepResult:
         tool=step.tool,
         args=struct_to_python(step.args),
         model=step.model,
+        adapter=step.adapter,
         **figures_from_pb(step),
     )
 

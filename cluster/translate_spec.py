@@ -21,7 +21,7 @@ from laban.proto import laban_pb2 as pb
 
 __all__ = ["RESERVED", "spec_from_dict", "spec_to_dict", "value_from_python", "value_to_python"]
 
-RESERVED = frozenset({"adapter", "tools"})
+RESERVED = frozenset({"tools"})
 
 _EXPECTED: dict[int, tuple[tuple[type, ...], str]] = {
     FieldDescriptor.CPPTYPE_STRING: ((str,), "text"),

@@ -50,16 +50,16 @@ class ViewTree:
         self._book = book
         self._foreseen: dict[EncodingId, EncodingSpec] = {}
         self._roots: dict[str, Spot] = {}
-        self._others: dict[str, ViewTree] = {}
+        self._others: dict[tuple[str, str], ViewTree] = {}
 
-    def of(self, model: str) -> ViewTree:
-        """The tree of one model's calls, "" being the default; where there is but one model, this one."""
-        book = self._book.of(model)
+    def of(self, model: str, adapter: str = "") -> ViewTree:
+        """The tree of calls of a model, "" being the default, with an adapter; of the default's without, this one."""
+        book = self._book.of(model).under(adapter)
         if book is self._book:
             return self
-        other = self._others.get(model)
+        other = self._others.get((model, adapter))
         if other is None:
-            other = self._others[model] = ViewTree(book)
+            other = self._others[model, adapter] = ViewTree(book)
         return other
 
     @property

@@ -315,7 +315,7 @@ class StepStateChanged(_message.Message):
     def __init__(self, address: _Optional[str] = ..., state: _Optional[_Union[StepState, str]] = ..., attempt: _Optional[int] = ..., worker: _Optional[str] = ..., tool: _Optional[str] = ..., args: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class StepResult(_message.Message):
-    __slots__ = ("address", "step", "agent", "attempt", "state", "fidelity", "text", "token_ids", "tokens_read", "tokens_reused", "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms", "worker", "finish_reason", "error", "logprobs", "values", "tool", "args", "tokens_loaded", "model")
+    __slots__ = ("address", "step", "agent", "attempt", "state", "fidelity", "text", "token_ids", "tokens_read", "tokens_reused", "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms", "worker", "finish_reason", "error", "logprobs", "values", "tool", "args", "tokens_loaded", "model", "adapter")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
@@ -339,6 +339,7 @@ class StepResult(_message.Message):
     ARGS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_LOADED_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     address: str
     step: str
     agent: str
@@ -362,7 +363,8 @@ class StepResult(_message.Message):
     args: _struct_pb2.Struct
     tokens_loaded: int
     model: str
-    def __init__(self, address: _Optional[str] = ..., step: _Optional[str] = ..., agent: _Optional[str] = ..., attempt: _Optional[int] = ..., state: _Optional[_Union[StepState, str]] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., tokens_read: _Optional[int] = ..., tokens_reused: _Optional[int] = ..., tokens_encoded: _Optional[int] = ..., tokens_generated: _Optional[int] = ..., ttft_ms: _Optional[float] = ..., wall_ms: _Optional[float] = ..., worker: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., values: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., tool: _Optional[str] = ..., args: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., tokens_loaded: _Optional[int] = ..., model: _Optional[str] = ...) -> None: ...
+    adapter: str
+    def __init__(self, address: _Optional[str] = ..., step: _Optional[str] = ..., agent: _Optional[str] = ..., attempt: _Optional[int] = ..., state: _Optional[_Union[StepState, str]] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., tokens_read: _Optional[int] = ..., tokens_reused: _Optional[int] = ..., tokens_encoded: _Optional[int] = ..., tokens_generated: _Optional[int] = ..., ttft_ms: _Optional[float] = ..., wall_ms: _Optional[float] = ..., worker: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., values: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., tool: _Optional[str] = ..., args: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., tokens_loaded: _Optional[int] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class Output(_message.Message):
     __slots__ = ("name", "text")
@@ -1285,7 +1287,7 @@ class DrainProgress(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., calls_left: _Optional[int] = ..., encodings_left: _Optional[int] = ..., done: bool = ...) -> None: ...
 
 class WorkflowSpec(_message.Message):
-    __slots__ = ("version", "name", "description", "inputs", "fidelity", "sampling", "messages", "agents", "steps", "outputs", "workflows", "key", "recompute_share", "tolerance", "model")
+    __slots__ = ("version", "name", "description", "inputs", "fidelity", "sampling", "messages", "agents", "steps", "outputs", "workflows", "key", "recompute_share", "tolerance", "model", "adapter")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -1301,6 +1303,7 @@ class WorkflowSpec(_message.Message):
     RECOMPUTE_SHARE_FIELD_NUMBER: _ClassVar[int]
     TOLERANCE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     version: int
     name: str
     description: str
@@ -1316,7 +1319,8 @@ class WorkflowSpec(_message.Message):
     recompute_share: float
     tolerance: float
     model: str
-    def __init__(self, version: _Optional[int] = ..., name: _Optional[str] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[InputSpec, _Mapping]]] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[MessageSpec, _Mapping]]] = ..., agents: _Optional[_Iterable[_Union[AgentSpec, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[OutputSpec, _Mapping]]] = ..., workflows: _Optional[_Iterable[_Union[WorkflowSpec, _Mapping]]] = ..., key: _Optional[str] = ..., recompute_share: _Optional[float] = ..., tolerance: _Optional[float] = ..., model: _Optional[str] = ...) -> None: ...
+    adapter: str
+    def __init__(self, version: _Optional[int] = ..., name: _Optional[str] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[InputSpec, _Mapping]]] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[MessageSpec, _Mapping]]] = ..., agents: _Optional[_Iterable[_Union[AgentSpec, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[OutputSpec, _Mapping]]] = ..., workflows: _Optional[_Iterable[_Union[WorkflowSpec, _Mapping]]] = ..., key: _Optional[str] = ..., recompute_share: _Optional[float] = ..., tolerance: _Optional[float] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class InputSpec(_message.Message):
     __slots__ = ("key", "type", "default", "description")
@@ -1367,7 +1371,7 @@ class AgentSpec(_message.Message):
     def __init__(self, key: _Optional[str] = ..., prompt: _Optional[str] = ..., role: _Optional[str] = ..., private: bool = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ...) -> None: ...
 
 class StepSpec(_message.Message):
-    __slots__ = ("step", "agent", "for_each", "rounds", "read", "join", "external", "vote", "role", "name", "prefill", "fidelity", "sampling", "private", "tools", "max_parallel", "on_error", "values", "when", "timeout_s", "retries", "loop", "steps", "otherwise", "workflow", "inputs", "messages", "output", "recompute_share", "response_schema", "tolerance", "choices", "model")
+    __slots__ = ("step", "agent", "for_each", "rounds", "read", "join", "external", "vote", "role", "name", "prefill", "fidelity", "sampling", "private", "tools", "max_parallel", "on_error", "values", "when", "timeout_s", "retries", "loop", "steps", "otherwise", "workflow", "inputs", "messages", "output", "recompute_share", "response_schema", "tolerance", "choices", "model", "adapter")
     STEP_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
     FOR_EACH_FIELD_NUMBER: _ClassVar[int]
@@ -1401,6 +1405,7 @@ class StepSpec(_message.Message):
     TOLERANCE_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     step: str
     agent: str
     for_each: ForEachSpec
@@ -1434,7 +1439,8 @@ class StepSpec(_message.Message):
     tolerance: float
     choices: _struct_pb2.Value
     model: str
-    def __init__(self, step: _Optional[str] = ..., agent: _Optional[str] = ..., for_each: _Optional[_Union[ForEachSpec, _Mapping]] = ..., rounds: _Optional[int] = ..., read: _Optional[_Iterable[_Union[ReadSpec, _Mapping]]] = ..., join: _Optional[_Union[JoinSpec, _Mapping]] = ..., external: _Optional[_Union[ExternalSpec, _Mapping]] = ..., vote: _Optional[_Union[VoteSpec, _Mapping]] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., prefill: _Optional[str] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., private: bool = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., max_parallel: _Optional[int] = ..., on_error: _Optional[str] = ..., values: _Optional[_Iterable[_Union[ValueSpec, _Mapping]]] = ..., when: _Optional[str] = ..., timeout_s: _Optional[float] = ..., retries: _Optional[_Union[RetriesSpec, _Mapping]] = ..., loop: _Optional[_Union[LoopSpec, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., otherwise: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., workflow: _Optional[str] = ..., inputs: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[BoundMessage, _Mapping]]] = ..., output: _Optional[str] = ..., recompute_share: _Optional[float] = ..., response_schema: _Optional[_Union[JsonSchema, _Mapping]] = ..., tolerance: _Optional[float] = ..., choices: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., model: _Optional[str] = ...) -> None: ...
+    adapter: str
+    def __init__(self, step: _Optional[str] = ..., agent: _Optional[str] = ..., for_each: _Optional[_Union[ForEachSpec, _Mapping]] = ..., rounds: _Optional[int] = ..., read: _Optional[_Iterable[_Union[ReadSpec, _Mapping]]] = ..., join: _Optional[_Union[JoinSpec, _Mapping]] = ..., external: _Optional[_Union[ExternalSpec, _Mapping]] = ..., vote: _Optional[_Union[VoteSpec, _Mapping]] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., prefill: _Optional[str] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., private: bool = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., max_parallel: _Optional[int] = ..., on_error: _Optional[str] = ..., values: _Optional[_Iterable[_Union[ValueSpec, _Mapping]]] = ..., when: _Optional[str] = ..., timeout_s: _Optional[float] = ..., retries: _Optional[_Union[RetriesSpec, _Mapping]] = ..., loop: _Optional[_Union[LoopSpec, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., otherwise: _Optional[_Iterable[_Union[StepSpec, _Mapping]]] = ..., workflow: _Optional[str] = ..., inputs: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[BoundMessage, _Mapping]]] = ..., output: _Optional[str] = ..., recompute_share: _Optional[float] = ..., response_schema: _Optional[_Union[JsonSchema, _Mapping]] = ..., tolerance: _Optional[float] = ..., choices: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class BoundMessage(_message.Message):
     __slots__ = ("key", "read")

@@ -142,7 +142,7 @@ class Audit:
             return
         samples = ready.sampling.temperature > 0
         for variant in [*([exact] if samples and others else []), *others]:
-            book = variant.book.of(ready.model)
+            book = variant.book_of(step.address)
             sampling = replace(sampling_of(ready, self._seed, book.language), temperature=0.0)
             call, _ = variant.call(self._key(step, variant.level, "free"), step.address, sampling)
             ended = await self._caller.run(Forced(call, book.specs), self._worker_of[step.address])
@@ -243,8 +243,8 @@ def _audited(
 
 def _num_reusable(variant: Variant, step: RecordedStep, forced: Forced) -> int:
     """Tokens of the view that are read where their messages were encoded when they were made."""
-    book = variant.book.of(variant.steps[step.address].model)
-    homes = {message.home.encoding_id for message in book.messages.values()}
+    book = variant.book_of(step.address)
+    homes = {entry.message.home.encoding_id for entry in book.entries(variant.steps[step.address].reads)}
     specs = {spec.encoding_id: spec for spec in forced.call.specs}
     placed = flatten(forced.call.view, specs)
     return sum(each.num_tokens for each in placed if each.encoding_id in homes)

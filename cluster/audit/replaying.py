@@ -59,7 +59,7 @@ class Variant:
     ) -> tuple[Call, Composed]:
         """The instance's call, with other `reads` if some are given."""
         step = self.steps[address]
-        book = self.book.of(step.model)
+        book = self.book_of(address)
         entries = book.entries(step.reads if reads is None else reads)
         return book.decode(call_id, f"step {address}", entries, Opening(step.role, step.name, step.prefill), sampling)
 
@@ -67,7 +67,7 @@ class Variant:
         """The same, forced to the recorded text. One without text only encodes the message that it makes."""
         address, tokens = recorded.address, recorded.token_ids
         step = self.steps[address]
-        book = self.book.of(step.model)
+        book = self.book_of(address)
         if tokens:
             call, _ = self.call(call_id, address, Sampling(max_tokens=len(tokens), forced=tokens), reads)
             return Forced(call, book.specs)
@@ -83,6 +83,11 @@ class Variant:
         step = self.steps[address]
         self.book.of(step.model).add_encoded(address, step.role, step.name, encoding)
         self.book.tell(address, step.role, step.prefill + text, step.name)
+
+    def book_of(self, address: str) -> MessageBook:
+        """What the instance's call sees."""
+        step = self.steps[address]
+        return self.book.of(step.model).under(step.adapter)
 
     def stands_for_a_run(self, address: str) -> bool:
         """Whether an instance runs a workflow of its own."""

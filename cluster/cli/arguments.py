@@ -307,6 +307,10 @@ def _cluster_flags(parser: argparse.ArgumentParser, *, only_model: bool = False)
     if only_model:
         return
     group.add_argument("--workers", metavar="N", help="model replicas")
+    group.add_argument(
+        "--adapter", dest="adapters", action="append", default=[], metavar="NAME=FOLDER",
+        help="a low-rank adapter that agents and steps may name, as PEFT and `laban tune` save one; repeatable",
+    )  # fmt: skip
     policy = "or one of your own as package.module:Class"
     group.add_argument(
         "--routing", metavar="POLICY", help=f"cost, prefix_affinity, least_loaded, round_robin, {policy}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from laban.actors.errors import InvalidInput, Unavailable
 from laban.cluster.cli.cluster import explain_step, on_workers, show_status
-from laban.cluster.cli.files import parse_settings, read_file
+from laban.cluster.cli.files import parse_adapters, parse_settings, read_file
 from laban.cluster.cli.follow import document, summary
 from laban.cluster.cli.inputs import parse_inputs
 from laban.cluster.cli.shell import ShellTool, parse_tools
@@ -128,7 +128,8 @@ def tune(arguments: Namespace) -> int:
     check_installed()
     screen = screen_for()
     with screen:
-        tuning.open(check_model_folder(model_folder(_configuration(arguments).config, screen.phase)))
+        plan = _configuration(arguments).config.model_plans()[0]
+        tuning.open(check_model_folder(model_folder(plan.path, screen.phase)), plan.name)
     if not tuning.is_recorded():
         with _given_or_own(arguments, screen_for()) as client, screen_for() as recording:
             tuning.record(client, tools, recording)
@@ -346,6 +347,7 @@ def _configuration(arguments: Namespace) -> Resolved:
     from laban.cluster.config import resolve
 
     flags = {key: getattr(arguments, attribute, None) for key, attribute in FLAGS.items()}
+    flags["adapters"] = parse_adapters(getattr(arguments, "adapters", None) or [])
     return resolve(arguments.config, flags=flags)
 
 

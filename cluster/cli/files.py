@@ -17,6 +17,19 @@ def read_file(name: str) -> bytes:
         raise InvalidInput(f"cannot be read ({error.strerror})", field="FILE", value=name) from None
 
 
+def parse_adapters(given: list[str]) -> dict[str, str] | None:
+    """`NAME=FOLDER`, each once; None if none is given."""
+    adapters: dict[str, str] = {}
+    for item in given:
+        name, found, path = item.partition("=")
+        if not found or not name or not path:
+            raise InvalidInput("expected NAME=FOLDER, such as tuned=out/adapter", field="--adapter", value=item)
+        if name in adapters:
+            raise InvalidInput("is given twice", field=f"--adapter {name}", value=path)
+        adapters[name] = path
+    return adapters or None
+
+
 def parse_settings(given: list[str]) -> dict[str, str]:
     """`ADDRESS.FIELD=V`, each once."""
     settings: dict[str, str] = {}

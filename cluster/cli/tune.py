@@ -25,6 +25,7 @@ from laban.cluster.cli.recording import record_run
 from laban.cluster.tuning.card import card
 from laban.cluster.tuning.lessons import BASELINE, Trace, lesson_of, split
 from laban.cluster.workflow.fidelity import expected
+from laban.cluster.workflow.models import named_adapters, named_models
 from laban.cluster.workflow.parse import parse_yaml
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.states import Overrides
@@ -54,6 +55,9 @@ class Tuning:
         problem = "nothing would have to be learned" if self.level == BASELINE else problem_with(self.level)
         if problem:
             raise InvalidInput(f"{problem}, expected {expected()}", field="--fidelity", value=self.level)
+        if named := named_adapters(self.workflow):
+            why = "names an adapter: take it out, for what is learned is what the plain model says"
+            raise InvalidInput(why, field="FILE", value=named[0])
         data = read_file(arguments.data)
         self.inputs = read_data(data.decode("utf-8", "replace"), self.workflow, request["inputs"], arguments.data)
         if len(self.inputs) < 2:
@@ -77,9 +81,15 @@ class Tuning:
         self.data_hash = blake2b(data, digest_size=8).hexdigest()
         self.facts: ModelFacts | None = None
 
-    def open(self, facts: ModelFacts) -> None:
-        """The folder, new or that of the same call before. Raises FailedPrecondition for that of another."""
+    def open(self, facts: ModelFacts, name: str | None) -> None:
+        """The folder, new or that of the same call before; `name` is what the model is called where there are several.
+
+        Raises FailedPrecondition for the folder of another call, InvalidInput for a workflow that calls other models.
+        """
         self.facts = facts
+        others = [model for _, model in named_models(self.workflow) if model not in (name, facts.name)]
+        if others:
+            raise InvalidInput(f"calls another model than {name or facts.name}", field="FILE", value=others[0])
         digest = blake2b(self.request["workflow"], digest_size=8)
         for name, content in sorted((self.request["files"] or {}).items()):
             digest.update(f"{name}|".encode() + (content if isinstance(content, bytes) else str(content).encode()))

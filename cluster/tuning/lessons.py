@@ -10,7 +10,7 @@ from laban.actors.errors import FailedPrecondition
 from laban.actors.tuning.lessons import Graph, Lesson, graph_of
 from laban.cluster.audit.records import RecordedStep
 from laban.cluster.audit.replaying import Variant, replay
-from laban.cluster.messages import Language
+from laban.cluster.messages import Language, MessageBook
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
 from laban.kvstore.encodings import EncodingId, make_spec
@@ -42,7 +42,7 @@ class _Side:
         header, tokens = len(call.tokens), recorded.token_ids
         message = [*call.tokens, *tokens, *call.terminator]
         spec = make_spec(call.namespace, message, call.start, call.view, book.specs)
-        book.add_encoded(address, ready.role, ready.name, spec)
+        variant.keep(address, spec, recorded.text)
         if tokens:  # and that it ends there
             self.said.append((ready.step, spec.encoding_id, header, header + len(tokens) + bool(call.terminator)))
 
@@ -53,7 +53,8 @@ class _Side:
 async def lesson_of(trace: Trace, workflow: Workflow, overrides: Overrides, level: str, language: Language) -> Lesson:
     """Raises what a submission under `level` raises, FailedPrecondition for a trace of another workflow, or of a run in
     which nothing was generated."""
-    sides = [_Side(Variant.of(each, workflow, trace.inputs, overrides, language)) for each in (BASELINE, level)]
+    new = [Variant.of(each, workflow, trace.inputs, overrides, MessageBook(language)) for each in (BASELINE, level)]
+    sides = [_Side(variant) for variant in new]
 
     async def say(step: RecordedStep) -> None:
         for side in sides:

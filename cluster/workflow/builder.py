@@ -72,6 +72,7 @@ class Steps:
         fidelity: str | None = None,
         recompute_share: float | None = None,
         model: str | None = None,
+        adapter: str | None = None,
         sampling: Mapping[str, Any] | None = None,
         private: bool | None = None,
     ) -> Self:
@@ -82,7 +83,7 @@ class Steps:
         fields |= {"output": output, "values": values, "vote": vote, "role": role, "name": name, "prefill": prefill}
         fields |= {"response_schema": response_schema, "choices": choices}
         fields |= {"fidelity": fidelity, "recompute_share": recompute_share, "model": model}
-        fields |= {"sampling": sampling, "private": private}
+        fields |= {"adapter": adapter, "sampling": sampling, "private": private}
         self._steps.append(_plain({"step": step, "read": list(read), **_given(**fields)}))
         return self
 
@@ -121,12 +122,13 @@ class Workflow(Steps):
         fidelity: str | None = None,
         recompute_share: float | None = None,
         model: str | None = None,
+        adapter: str | None = None,
         version: int = 1,
     ) -> None:
         super().__init__()
         self._data: dict[str, Any] = {"version": version, "name": name}
         self._data |= _given(description=description or None, fidelity=fidelity, recompute_share=recompute_share)
-        self._data |= _given(model=model)
+        self._data |= _given(model=model, adapter=adapter)
 
     def sampling(self, **values: Any) -> Self:
         """Sampling defaults of the whole workflow."""
@@ -145,10 +147,11 @@ class Workflow(Steps):
         role: str | None = None,
         private: bool | None = None,
         model: str | None = None,
+        adapter: str | None = None,
         sampling: Mapping[str, Any] | None = None,
     ) -> Self:
         """A role with its prompt."""
-        fields = _given(prompt=prompt, role=role, private=private, model=model, sampling=sampling)
+        fields = _given(prompt=prompt, role=role, private=private, model=model, adapter=adapter, sampling=sampling)
         return self._add("agents", name, fields)
 
     def message(

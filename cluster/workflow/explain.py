@@ -12,7 +12,7 @@ from laban.cluster.workflow.diagnostics import MAX_PROBLEMS, Code, Loc, Problem,
 from laban.cluster.workflow.names import NAME_RULE
 
 # Keys of parts of the language still to come: said to be so, instead of "unknown".
-_OF_ACTORS = {"adapter", "tools"}
+_OF_ACTORS = {"tools"}
 _RESERVED: Mapping[type[schema.Model], set[str]] = {
     schema.Workflow: {*_OF_ACTORS, "include"},
     schema.Agent: _OF_ACTORS,

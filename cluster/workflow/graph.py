@@ -90,7 +90,7 @@ class Node:
 
     `own` are the variables that it has beside the inputs. `arguments` are of an external step or of the workflow that
     it runs, or `choices` that are an expression: expressions bound, all else stands for itself. `model` "" is the
-    server's default.
+    server's default, `adapter` "" none.
     """
 
     address: str
@@ -109,6 +109,7 @@ class Node:
     arguments: Mapping[str, object] = field(default_factory=dict)
     bindings: Mapping[str, Source] = field(default_factory=dict)  # messages of the workflow that it runs
     model: str = ""
+    adapter: str = ""
 
     @property
     def kind(self) -> Kind:

@@ -19,7 +19,7 @@ from laban.cluster.workflow.graph import (
     until_unit,
     when_unit,
 )
-from laban.cluster.workflow.models import model_of
+from laban.cluster.workflow.models import adapter_of, model_of
 from laban.cluster.workflow.resolve import Selection, Shape
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.sources import (
@@ -125,6 +125,7 @@ class Builder:
                 node = Node(
                     address, step, understood.placed.loc, agent, member, index, round_, (*sources, *bindings.values()),
                     waits, needed, cancels, gates, own, arguments, bindings, model_of(self.workflow, step, agent),
+                    adapter_of(self.workflow, step, agent),
                 )  # fmt: skip
                 yield node, own_gates
 

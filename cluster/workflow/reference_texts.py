@@ -40,6 +40,7 @@ TEXTS: Mapping[type[Model], Mapping[str, str]] = {
         "tolerance": "of `auto`, `corrected` reads, audits in service: mean KL from `exact`, nats a token; 0.05",
         "recompute_share": "of the tokens of `blended` reads, those that are encoded again",
         "model": "the name of the model that steps call; the server's default if nobody says",
+        "adapter": "the name of the adapter that steps call it with; none if nobody says",
         "sampling": "defaults for every step",
         "messages": "name -> a fixed message",
         "agents": "name -> a role",
@@ -64,6 +65,7 @@ TEXTS: Mapping[type[Model], Mapping[str, str]] = {
         "role": "of the prompt",
         "private": "as of a message",
         "model": "that its steps call; the workflow's if left out",
+        "adapter": "of that model; the workflow's if left out, and `none` is none",
         "sampling": "defaults for its steps",
     },
     schema.Sampling: {
@@ -104,6 +106,7 @@ TEXTS: Mapping[type[Model], Mapping[str, str]] = {
         "tolerance": "of `auto`, and of its `corrected` reads; default: the workflow's",
         "recompute_share": "of its `blended` reads; default: the workflow's",
         "model": "that it calls; its agent's if left out",
+        "adapter": "of that model; its agent's if left out, and `none` is none",
         "sampling": "of this step",
         "private": "what it makes must not leak",
     },

@@ -406,4 +406,5 @@ class Run:
             problem=problem,
             constraint=constraint,
             model=node.model,
+            adapter=node.adapter,
         )

@@ -76,6 +76,7 @@ class Agent(Model):
     role: Role = "system"
     private: bool = False
     model: ModelName | None = None  # None: the workflow's
+    adapter: Label | None = None  # None: the workflow's; `none`: the plain model
     sampling: Sampling = Sampling()
 
 
@@ -265,6 +266,7 @@ class Step(Model):
     tolerance: Tolerance | None = None  # of `auto`, and of `corrected` reads
     recompute_share: RecomputeShare | None = None  # of `blended` reads' tokens
     model: ModelName | None = None  # None: its agent's
+    adapter: Label | None = None  # None: its agent's; `none`: the plain model
     sampling: Sampling = Sampling()
     private: bool = False
 
@@ -342,6 +344,7 @@ class Workflow(Model):
     tolerance: Tolerance | None = None  # of `auto`, of `corrected` reads, and of audits in service
     recompute_share: RecomputeShare = RECOMPUTE_SHARE
     model: ModelName | None = None  # of all steps that name none; None: the server's default
+    adapter: Label | None = None  # of all steps that name none
     sampling: Sampling = Sampling()
     messages: dict[Name, Annotated[Message, spelled(shorthands.bare("text"))]] = {}
     agents: dict[Name, Annotated[Agent, spelled(shorthands.bare("prompt"))]] = {}

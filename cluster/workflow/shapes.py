@@ -35,7 +35,7 @@ def _out_of_place(placed: Placed) -> Iterator[Problem]:
         yield Problem((*placed.loc, "workflow"), "a step is either `external` or runs a `workflow`: keep one")
     if step.external is not None or step.workflow is not None:
         kind = "an external step" if step.external is not None else "a step that runs a workflow"
-        for key in sorted({"sampling", "prefill", "response_schema", "choices", "model"} & given):
+        for key in sorted({"sampling", "prefill", "response_schema", "choices", "model", "adapter"} & given):
             yield Problem((*placed.loc, key), f"{kind} generates nothing: `{key}` has no use")
     if step.workflow is None:
         for key in sorted({"inputs", "messages", "output"} & given):

@@ -94,6 +94,7 @@ class ReadyStep:
     problem: str = ""
     constraint: Constraint | None = None  # of what is generated
     model: str = ""  # that is called; "": the default
+    adapter: str = ""  # with which it is; "": none
 
 
 @dataclass(frozen=True, slots=True)

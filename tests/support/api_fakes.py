@@ -78,6 +78,7 @@ STEP = StepResult(
     "tests",
     {"path": "src", "deep": {"n": [1, True]}},
     "tiny",
+    "tuned",
 )
 FAILED = StepResult("final", "final", state="failed", attempt=3, error=ErrorInfo("UNAVAILABLE", "died", "steps[1]"))
 NOTES = (FidelityNote("draft", 1, "direct", 0.25, 40, "within 0.5"), FidelityNote("draft", level="blended", kl=0.5))

@@ -130,7 +130,7 @@ def test_a_bad_document_names_line_and_column() -> None:
             error = await error_of(served.client.submit("version: 1\nname: \xff".encode("latin-1")))
             assert error.status == "INVALID_ARGUMENT"
             assert "UTF-8" in str(error)
-            error = await error_of(served.client.submit(YAML + "adapter: x\n"))
+            error = await error_of(served.client.submit(YAML + "tools: [x]\n"))
             assert error.status == "UNIMPLEMENTED"
             assert served.executor.submitted == []
             await served.client.submit(YAML)  # and the next one runs

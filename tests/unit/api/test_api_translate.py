@@ -186,10 +186,10 @@ def test_documents_that_cannot_be_structured(document: dict[str, Any], path: str
 
 
 def test_what_is_reserved_is_said_to_be() -> None:
-    spec = spec_from_dict({"agents": {"bob": {"prompt": "", "adapter": "other"}}})
+    spec = spec_from_dict({"agents": {"bob": {"prompt": "", "tools": [{"name": "search"}]}}})
     with pytest.raises(NotBuilt) as caught:
         spec_to_dict(spec)
-    assert caught.value.field == "agents.bob.adapter"
+    assert caught.value.field == "agents.bob.tools"
     spec = spec_from_dict({"steps": [{"step": "a"}, {"step": "b", "tools": [{"name": "search"}]}]})
     with pytest.raises(NotBuilt) as caught:
         spec_to_dict(spec)

@@ -132,8 +132,8 @@ def test_every_error_is_reported_in_the_order_of_the_file() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        "adapter: x\nsteps: [{step: a}]",
-        "agents: {bob: {adapter: x}}\nsteps: [{step: a, agent: bob}]",
+        "tools: [x]\nsteps: [{step: a}]",
+        "agents: {bob: {tools: [x]}}\nsteps: [{step: a, agent: bob}]",
         "steps: [{step: a, tools: [x]}]",
     ],
 )
