@@ -29,8 +29,9 @@ ATTENTION = "laban_packed"
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """Rows [begin, end) of the pack, `offset` positions further on than they were encoded."""
+    """Rows [begin, end) of a message, `offset` positions further on than they were encoded."""
 
+    message: int
     begin: int
     end: int
     offset: int
@@ -38,10 +39,9 @@ class _Read:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """A message's rows [begin, end), and what they read."""
+    """A message's rows, and what they read."""
 
-    begin: int
-    end: int
+    num_rows: int
     reads: tuple[_Read, ...]
     masks: dict[int, Tensor | None] = field(default_factory=dict)  # by kind of layer; None: nothing but causal
 
@@ -76,20 +76,13 @@ class Layout:
     def __init__(self, packed: Packed, nodes: Sequence[Node], device: torch.device) -> None:
         self._packed, self._device = packed, device
         self._turns: dict[tuple[int, int, torch.dtype], tuple[Tensor, Tensor]] = {}
-        first = [0]
-        for node in nodes:
-            first.append(first[-1] + len(node.tokens))
         self.blocks = []
-        for number, node in enumerate(nodes):
+        for node in nodes:
             reads = tuple(
-                _Read(
-                    first[part.message] + part.begin,
-                    first[part.message] + part.end,
-                    part.position - nodes[part.message].start - part.begin,
-                )
+                _Read(part.message, part.begin, part.end, part.position - nodes[part.message].start - part.begin)
                 for part in node.view
             )
-            block = _Block(first[number], first[number + 1], reads)
+            block = _Block(len(node.tokens), reads)
             for index, kind in enumerate(packed.kinds):
                 block.masks[index] = _mask(node, block, kind).to(device)
             self.blocks.append(block)
@@ -98,17 +91,16 @@ class Layout:
         """q [num_rows, num_heads, head_dim], k, v [num_rows, num_kv_heads, head_dim], rotated -> as q."""
         index = self._packed.kind_of_layer[layer]
         out = []
-        for block in self.blocks:
-            keys = [
-                *(self._turned(k[r.begin : r.end], index, r.offset) for r in block.reads),
-                k[block.begin : block.end],
-            ]
-            values = [*(v[r.begin : r.end] for r in block.reads), v[block.begin : block.end]]
+        # Split once: a slice's gradient is as large as what it is of.
+        queries, keys_of, values_of = (x.split([block.num_rows for block in self.blocks]) for x in (q, k, v))
+        for number, block in enumerate(self.blocks):
+            keys = [self._turned(_part(keys_of, read), index, read.offset) for read in block.reads]
+            values = [_part(values_of, read) for read in block.reads]
             out.append(
                 functional.scaled_dot_product_attention(
-                    q[None, block.begin : block.end].transpose(1, 2),
-                    torch.cat(keys)[None].transpose(1, 2),
-                    torch.cat(values)[None].transpose(1, 2),
+                    queries[number][None].transpose(1, 2),
+                    torch.cat([*keys, keys_of[number]])[None].transpose(1, 2),
+                    torch.cat([*values, values_of[number]])[None].transpose(1, 2),
                     attn_mask=block.masks[index],
                     scale=scale,
                     enable_gqa=q.shape[1] != k.shape[1],
@@ -124,6 +116,11 @@ class Layout:
             back = torch.tensor([-offset], device=self._device)  # the tables are of turns back
             self._turns[key] = turn_tables(back, self._packed.kinds[index].inv_freq, keys.dtype)
         return turn(keys, *self._turns[key])
+
+
+def _part(parts: Sequence[Tensor], read: _Read) -> Tensor:
+    whole = parts[read.message]
+    return whole if (read.begin, read.end) == (0, whole.shape[0]) else whole[read.begin : read.end]
 
 
 def _mask(node: Node, block: _Block, kind: LayerKind) -> Tensor:

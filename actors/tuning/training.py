@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from laban.actors.engine.load import keep_freed_memory
 from laban.actors.errors import FailedPrecondition, InvalidInput
 from laban.actors.tuning.lessons import Graph, Lesson
 from laban.actors.tuning.losses import Measured, divergence, measure, said_hidden
@@ -57,6 +58,7 @@ class Learner:
         self.peft: Any = get_peft_model(model, config)
         self._taught: dict[int, Tensor] = {}
         self._num_kept_bytes = 0
+        self._recomputes = False
         self.weights: dict[str, nn.Parameter] = {n: p for n, p in self.peft.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(self.weights.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
         self.num_steps = plan.num_steps(num_lessons)
@@ -96,7 +98,11 @@ class Learner:
         config, device = model.config, model.device
         per_token = model.dtype.itemsize * (16 * config.hidden_size + 4 * config.intermediate_size)
         room = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else ACTIVATION_BYTES
-        if graph.num_tokens * config.num_hidden_layers * per_token > room:
+        recomputes = graph.num_tokens * config.num_hidden_layers * per_token > room
+        if recomputes == self._recomputes:
+            return
+        self._recomputes = recomputes
+        if recomputes:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         else:
             model.gradient_checkpointing_disable()
@@ -262,6 +268,8 @@ def _interval(sums: Sequence[tuple[float, float]]) -> tuple[float, float] | None
 
 def load_model(folder: str | Path, dtype: str, device: torch.device) -> PreTrainedModel:
     """The plain model to train beside. `dtype` auto: float32 on a CPU, bfloat16 on a card; factors are float32."""
+    if device.type == "cpu":
+        keep_freed_memory()
     chosen = ("bfloat16" if device.type == "cuda" else "float32") if dtype == "auto" else dtype
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, chosen), attn_implementation="sdpa", local_files_only=True
