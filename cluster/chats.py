@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -35,6 +35,7 @@ MANY_CHARS = 16_384
 MANY_MESSAGES = 32
 MAX_TENANTS = 64  # whose chats are remembered, with each model
 NO_OTHERS: Mapping[str, ChatPrompts] = MappingProxyType({})
+NO_ADAPTERS: Mapping[str, Iterable[str]] = MappingProxyType({})
 MOST_TOKENS = 1_000_000  # asked for
 ROLE = "assistant"
 
@@ -73,15 +74,18 @@ class Chats:
         prompts: ChatPrompts,
         *,
         others: Mapping[str, ChatPrompts] = NO_OTHERS,
+        adapters: Mapping[str, Iterable[str]] = NO_ADAPTERS,
         next_rank: Callable[[], int] = lambda: 0,
         meter: Meter = NO_METER,
     ) -> None:
-        """`prompts` are the default model's, `others` those of other models by their names. `next_rank` gives a chat
+        """`prompts` are the default model's, `others` those of other models by their names. `adapters` are those of
+        each model: with one it is asked for as MODEL:ADAPTER. `next_rank` gives a chat
         its place among the workflows."""
         self._dispatcher, self._language = dispatcher, language
         self._prompts = {**others, dispatcher.info.model_name: prompts}
+        self._adapted = {f"{model}:{name}": (model, name) for model, names in adapters.items() for name in names}
         self._next_rank, self._meter = next_rank, meter
-        self._memories: OrderedDict[tuple[str, str], ChatMemory] = OrderedDict()  # by tenant and model
+        self._memories: OrderedDict[tuple[str, str, str], ChatMemory] = OrderedDict()  # by tenant, model and adapter
 
     @property
     def model(self) -> str:
@@ -90,11 +94,16 @@ class Chats:
 
     @property
     def models(self) -> Mapping[str, int]:
-        """All that are served, the default first, with their contexts in tokens."""
-        return {pool.name: pool.info.max_context for pool in self._dispatcher.pools}
+        """All that are served, the default first, with their contexts in tokens; then those with adapters."""
+        found = {pool.name: pool.info.max_context for pool in self._dispatcher.pools}
+        return found | {asked: found[model] for asked, (model, _) in self._adapted.items() if asked not in found}
 
     def prompts(self, model: str) -> ChatPrompts:
-        return self._prompts[model]
+        return self._prompts[self._parts(model)[0]]
+
+    def _parts(self, model: str) -> tuple[str, str]:
+        """The model and the adapter that are asked for."""
+        return (model, "") if model in self._prompts else self._adapted.get(model, (model, ""))
 
     def memory(self, model: str) -> ChatMemory:
         return ChatMemory(self.prompts(model).tokenizer.encode)
@@ -105,9 +114,10 @@ class Chats:
         Raises InvalidInput for a model that is not served and messages that its template does not accept, OutOfRange
         for more than it can read.
         """
-        book = MessageBook(self._language(tenant, ask.model))
+        asked, adapter = self._parts(ask.model)
+        book = MessageBook(self._language(tenant, asked).under(adapter))
         model = book.language.model
-        memory = self._memory_of(tenant, model)
+        memory = self._memory_of(tenant, model, adapter)
         await self.prepare(ask, memory, model)
         source = f"chat-{secrets.token_hex(16)}"
         key = f"{source}/reply"
@@ -189,9 +199,10 @@ class Chats:
         pool_tokens = self._dispatcher.pools.named(language.model).info.pool_tokens
         return min(rest, max(256, pool_tokens // 8))
 
-    def _memory_of(self, tenant: str, model: str) -> ChatMemory:
-        memory = self._memories.pop((tenant, model), None) or self.memory(model)
-        self._memories[tenant, model] = memory
+    def _memory_of(self, tenant: str, model: str, adapter: str) -> ChatMemory:
+        key = tenant, model, adapter
+        memory = self._memories.pop(key, None) or self.memory(model)
+        self._memories[key] = memory
         if len(self._memories) > MAX_TENANTS:
             self._memories.popitem(last=False)
         return memory

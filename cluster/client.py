@@ -218,10 +218,11 @@ class Client:
             grace_s=grace_s,
         ).serve()
 
-    def open_session(self, ttl_s: float | None = None, *, model: str = "") -> Session:
+    def open_session(self, ttl_s: float | None = None, *, model: str = "", adapter: str = "") -> Session:
         """A session that ends when it has not been used for `ttl_s` seconds; None: the server's default. `model` is the
-        name of the one that it calls; "": the server's default. Raises InvalidInput for one that is not served."""
-        request = requests.open_request(ttl_s, model)
+        name of the one that it calls; "": the server's default. `adapter` is that of the
+        model's; "": none. Raises InvalidInput for one that is not served."""
+        request = requests.open_request(ttl_s, model, adapter)
         session = self._channel.call(self._channel.choreography.OpenSession, request)
         return Session(self._channel, session_from_pb(session))
 

@@ -178,10 +178,11 @@ class AsyncClient:
             self, tools, workflow_id=workflow_id, handler=handler, concurrency=concurrency, grace_s=grace_s
         ).serve()
 
-    async def open_session(self, ttl_s: float | None = None, *, model: str = "") -> AsyncSession:
+    async def open_session(self, ttl_s: float | None = None, *, model: str = "", adapter: str = "") -> AsyncSession:
         """A session that ends when it has not been used for `ttl_s` seconds; None: the server's default. `model` is the
-        name of the one that it calls; "": the server's default. Raises InvalidInput for one that is not served."""
-        request = requests.open_request(ttl_s, model)
+        name of the one that it calls; "": the server's default. `adapter` is that of the
+        model's; "": none. Raises InvalidInput for one that is not served."""
+        request = requests.open_request(ttl_s, model, adapter)
         session = await self._channel.call(self._channel.choreography.OpenSession, request)
         return AsyncSession(self._channel, session_from_pb(session))
 

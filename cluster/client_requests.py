@@ -247,12 +247,12 @@ def release_request(session_id: str, messages: Sequence[str | MessageRecord]) ->
     return request
 
 
-def open_request(ttl_s: float | None, model: str) -> pb.OpenSessionRequest:
+def open_request(ttl_s: float | None, model: str, adapter: str) -> pb.OpenSessionRequest:
     if ttl_s is None:
-        return pb.OpenSessionRequest(model=model)
+        return pb.OpenSessionRequest(model=model, adapter=adapter)
     if not 0 < ttl_s < MAX_TTL_S:
         raise InvalidInput("expected more than 0 seconds", field="ttl", value=ttl_s)
-    return pb.OpenSessionRequest(ttl=duration(ttl_s), model=model)
+    return pb.OpenSessionRequest(ttl=duration(ttl_s), model=model, adapter=adapter)
 
 
 def list_request(page_size: int, page_token: str, states: Iterable[str]) -> pb.ListRequest:

@@ -139,7 +139,9 @@ class PagesPort(Protocol):
 class SessionsPort(Protocol):
     """`cluster.sessions.Sessions`, which says what each method does and raises."""
 
-    def open(self, ttl_s: float | None = None, *, model: str = "", tenant: str = "") -> SessionRecord: ...
+    def open(
+        self, ttl_s: float | None = None, *, model: str = "", adapter: str = "", tenant: str = ""
+    ) -> SessionRecord: ...
 
     def model_of(self, session_id: str, *, tenant: str = "") -> str: ...
 

@@ -40,9 +40,10 @@ class SessionService:
         self._encode = encode
 
     async def OpenSession(self, request: pb.OpenSessionRequest) -> pb.Session:
-        refuse_reserved(request, "adapter")
         ttl_s = duration_s(request.ttl) if request.HasField("ttl") else None
-        return session_to_pb(self._sessions.open(ttl_s, model=request.model, tenant=caller().tenant))
+        return session_to_pb(
+            self._sessions.open(ttl_s, model=request.model, adapter=request.adapter, tenant=caller().tenant)
+        )
 
     async def GetSession(self, request: pb.GetSessionRequest) -> pb.Session:
         return session_to_pb(self._sessions.get(read_id(request.session_id, "session_id"), tenant=caller().tenant))

@@ -190,6 +190,7 @@ class ControlPlane:
             executor.language,
             prompts,
             others=spoken,
+            adapters=adapters,
             next_rank=executor.next_rank,
             meter=meter,
         )

@@ -50,7 +50,9 @@ class Language:
     adapters: Mapping[str, str] = field(default_factory=dict)
 
     def under(self, adapter: str) -> Language:
-        """Of calls with one of the model's adapters. Raises InvalidInput for an unknown one."""
+        """Of calls with one of the model's adapters; "" is none. Raises InvalidInput for an unknown one."""
+        if not adapter:
+            return self
         if adapter not in self.adapters:
             raise InvalidInput("no such adapter is served", field="adapter", value=adapter)
         return replace(self, namespace=with_adapter(self.namespace, self.adapters[adapter]))

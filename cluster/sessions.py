@@ -124,9 +124,12 @@ class Sessions:
         self.sweep()
         return len(self._sessions)
 
-    def open(self, ttl_s: float | None = None, *, model: str = "", tenant: str = "") -> SessionRecord:
-        """With the `model` of all its calls, "" being the default. Raises InvalidInput for a time to live out of range
-        and a model that is not served, Exhausted for too many sessions."""
+    def open(
+        self, ttl_s: float | None = None, *, model: str = "", adapter: str = "", tenant: str = ""
+    ) -> SessionRecord:
+        """With the `model` of all its calls, "" being the default, and an `adapter` of that, "" being none. Raises
+        InvalidInput for a time to live out of range and a model or adapter that is not served, Exhausted for too many
+        sessions."""
         limits = self._limits
         ttl_s = limits.default_ttl_s if ttl_s is None else ttl_s
         if not 0 < ttl_s <= limits.max_ttl_s:
@@ -137,7 +140,7 @@ class Sessions:
         if len(self._sessions) >= limits.max_sessions:
             raise Exhausted(f"{len(self._sessions)} sessions are open, expected at most {limits.max_sessions}")
         now = self._clock()
-        book = MessageBook(self._language(tenant, model))
+        book = MessageBook(self._language(tenant, model).under(adapter))
         session = _Session(f"s-{secrets.token_hex(16)}", tenant, ttl_s, now, now + ttl_s, book, self._next_rank())
         self._sessions[session.session_id] = session
         if self._onlooker is not None:

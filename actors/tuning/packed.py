@@ -92,7 +92,7 @@ class Layout:
         index = self._packed.kind_of_layer[layer]
         out = []
         # Split once: a slice's gradient is as large as what it is of.
-        queries, keys_of, values_of = (x.split([block.num_rows for block in self.blocks]) for x in (q, k, v))
+        queries, keys_of, values_of = (torch.split(x, [block.num_rows for block in self.blocks]) for x in (q, k, v))
         for number, block in enumerate(self.blocks):
             keys = [self._turned(_part(keys_of, read), index, read.offset) for read in block.reads]
             values = [_part(values_of, read) for read in block.reads]

@@ -119,7 +119,6 @@ def placed(**fields: Any) -> pb.View:
 
 
 BAD = [
-    ("OpenSession", pb.OpenSessionRequest(adapter="a"), "adapter", "UNIMPLEMENTED"),
     ("GetSession", pb.GetSessionRequest(), "session_id", ""),
     ("GetSession", pb.GetSessionRequest(session_id="foreign"), "session_id", "NOT_FOUND"),
     ("Prefill", pb.PrefillRequest(session_id="s-1", role="user"), "content", ""),

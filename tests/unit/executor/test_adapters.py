@@ -13,10 +13,15 @@ from executor_workflows import asynchronous
 from scripted_engine import CharFraming, CharTokenizer, LoopWorker, decode
 from two_models import AngleFraming, scripted
 
+from laban.actors.calls import Sampling
+from laban.actors.errors import InvalidInput
+from laban.cluster.chats import Chats
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.executor import Executor
 from laban.cluster.lookout import Lookout
 from laban.cluster.messages import Language, MessageBook, Voice
+from laban.cluster.records import SessionPlacement
+from laban.cluster.sessions import Sessions
 from laban.cluster.workflow.diagnostics import WorkflowErrors
 from laban.cluster.workflow.parse import parse_yaml
 from laban.kvstore.encodings import adapter_of, flatten
@@ -60,7 +65,7 @@ async def served() -> AsyncIterator[Any]:
         return executor.get(record.workflow_id)
 
     try:
-        yield SimpleNamespace(run=run, calls=workers["one"].engine.calls, executor=executor)
+        yield SimpleNamespace(run=run, dispatcher=dispatcher, calls=workers["one"].engine.calls, executor=executor)
     finally:
         await executor.stop()
 
@@ -143,6 +148,24 @@ steps:
         with pytest.raises(WorkflowErrors) as caught:
             await rig.run(yaml)
         assert [d.path for d in caught.value.diagnostics] == ["workflows.inner.steps[0].adapter", "steps[1].adapter"]
+
+
+@asynchronous
+async def test_a_session_and_a_chat_may_have_an_adapter() -> None:
+    async with served() as rig:
+        sessions = Sessions(rig.dispatcher, rig.executor.language)
+        opened = sessions.open(adapter="wide")
+        asked = await sessions.prefill(opened.session_id, "user", text="Hello.")
+        view = (SessionPlacement(asked.message_id),)
+        async for _ in sessions.decode(opened.session_id, sampling=Sampling(max_tokens=3), view=view):
+            pass
+        assert {adapter_of(call.namespace) for call in rig.calls} == {"aa"}
+        with pytest.raises(InvalidInput, match="no such adapter"):
+            sessions.open(adapter="small")
+        prompts: Any = object()
+        chats = Chats(rig.dispatcher, rig.executor.language, prompts, adapters={"one": ["wide"]})
+        assert list(chats.models) == ["one", "two", "one:wide"]
+        assert chats.prompts("one:wide") is prompts
 
 
 def test_a_book_keeps_no_moved_encodings_of_what_it_forgot() -> None:
