@@ -132,7 +132,7 @@ class Chats:
             finish = waiter.result()
             self.remember(memory, book, finish)
             record = record_of(finish, ask.fidelity)
-            self._meter.message_made(record)
+            self._meter.message_made(record, model)
             yield record
         finally:
             self._dispatcher.abort([key])

@@ -282,7 +282,7 @@ class Dispatcher:
         if choice is None:
             return None
         ticket.decided_s = self._clock() - now_s
-        self._meter.call_routed(self.policy, choice.worker_id, ticket.decided_s)
+        self._meter.call_routed(self.policy, choice.worker_id, ticket.decided_s, pool.name)
         slot = self._slots[choice.worker_id]
         ticket.sent = pool.router.send(ticket.view, choice, now_s)
         ticket.tokens_predicted = choice.tokens_found
@@ -337,8 +337,9 @@ class Dispatcher:
         sink, key, worker_id = ticket.order.sink, ticket.order.key, slot.info.worker_id
         if isinstance(event, CallFailed):
             self._forget(slot, ticket, event.status)
-            self._meter.call_ended(worker_id, event.status)
-            self._meter.call_failed((ticket.first_token_at or self._clock()) - ticket.ordered_at)
+            self._meter.call_ended(worker_id, event.status, slot.info.model_name)
+            first_s = (ticket.first_token_at or self._clock()) - ticket.ordered_at
+            self._meter.call_failed(first_s, slot.info.model_name)
             self._record(slot, ticket, event.status)
             self._tell(ticket, ErrorInfo(event.status, event.message))
             return
@@ -346,7 +347,7 @@ class Dispatcher:
             ticket.started = True
             sink.call_started(key, ticket.attempt, worker_id)
         if isinstance(event, CallStarted):
-            self._meter.call_admitted(self._clock() - ticket.ordered_at)
+            self._meter.call_admitted(self._clock() - ticket.ordered_at, slot.info.model_name)
             self.directory.count(ticket.tokens_predicted, event.tokens_reused)
         elif isinstance(event, CallTokens):
             assert ticket.sent is not None
@@ -360,7 +361,7 @@ class Dispatcher:
             self._ledger_of(slot).observe(ticket.sent, encoded, event.ttft_ms, event.wall_ms, generated)
             self._expect(slot, ticket, event)
             self._forget(slot, ticket, event)
-            self._meter.call_ended(worker_id, "OK")
+            self._meter.call_ended(worker_id, "OK", slot.info.model_name)
             self._record(slot, ticket, event)
             sink.call_finished(key, ticket.attempt, worker_id, event, ticket.waited_ms)
 

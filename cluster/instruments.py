@@ -47,7 +47,7 @@ class Instruments(Meter):
     """One for each control plane. What it is told lands here; the rest is surveyed when somebody asks."""
 
     def __init__(self, model: str, survey: Callable[[], Survey]) -> None:
-        """`survey` is called in the event loop."""
+        """`model` is the default one. `survey` is called in the event loop."""
         self._model, self._survey = model, survey
         self._families = CollectorRegistry()
         ProcessCollector("", lambda: "self", "/proc", self._families)
@@ -108,7 +108,7 @@ class Instruments(Meter):
             return
         self._observe("laban_step_seconds", result.wall_ms / 1000.0, workflow, kind)
         if kind == "generate":
-            self._made(result)
+            self._made(result, result.model)
 
     def workflow_ended(self, record: WorkflowRecord) -> None:
         workflow = self._workflow(record.name)
@@ -117,35 +117,35 @@ class Instruments(Meter):
         if record.error is not None:
             self._count("laban_errors_total", "workflow", record.error.status)
 
-    def message_made(self, record: MessageRecord) -> None:
-        self._made(record)
+    def message_made(self, record: MessageRecord, model: str) -> None:
+        self._made(record, model)
 
-    def _made(self, call: StepResult | MessageRecord) -> None:
+    def _made(self, call: StepResult | MessageRecord, model: str) -> None:
         fidelity = call.fidelity
-        self._observe("laban_time_to_first_token_seconds", call.ttft_ms / 1000.0, fidelity)
-        self._observe("laban_call_seconds", call.wall_ms / 1000.0, fidelity)
-        self._count("laban_read_tokens_total", fidelity, amount=call.tokens_read)
-        self._count("laban_reused_tokens_total", fidelity, amount=call.tokens_reused)
-        self._count("laban_loaded_tokens_total", fidelity, amount=call.tokens_loaded)
-        self._count("laban_encoded_tokens_total", fidelity, amount=call.tokens_encoded)
-        self._count("laban_generated_tokens_total", fidelity, amount=call.tokens_generated)
+        self._observe("laban_time_to_first_token_seconds", call.ttft_ms / 1000.0, fidelity, model=model)
+        self._observe("laban_call_seconds", call.wall_ms / 1000.0, fidelity, model=model)
+        self._count("laban_read_tokens_total", fidelity, amount=call.tokens_read, model=model)
+        self._count("laban_reused_tokens_total", fidelity, amount=call.tokens_reused, model=model)
+        self._count("laban_loaded_tokens_total", fidelity, amount=call.tokens_loaded, model=model)
+        self._count("laban_encoded_tokens_total", fidelity, amount=call.tokens_encoded, model=model)
+        self._count("laban_generated_tokens_total", fidelity, amount=call.tokens_generated, model=model)
 
     # Calls
 
-    def call_routed(self, policy: str, worker_id: str, decided_s: float) -> None:
-        self._count("laban_routing_decisions_total", policy, self._worker(worker_id))
-        self._observe("laban_routing_seconds", decided_s, policy)
+    def call_routed(self, policy: str, worker_id: str, decided_s: float, model: str) -> None:
+        self._count("laban_routing_decisions_total", policy, self._worker(worker_id), model=model)
+        self._observe("laban_routing_seconds", decided_s, policy, model=model)
 
-    def call_admitted(self, waited_s: float) -> None:
-        self._observe("laban_call_queue_seconds", waited_s)
+    def call_admitted(self, waited_s: float, model: str) -> None:
+        self._observe("laban_call_queue_seconds", waited_s, model=model)
 
-    def call_ended(self, worker_id: str, code: str) -> None:
-        self._count("laban_calls_ended_total", self._worker(worker_id), code)
+    def call_ended(self, worker_id: str, code: str, model: str) -> None:
+        self._count("laban_calls_ended_total", self._worker(worker_id), code, model=model)
         if code != "OK":
-            self._count("laban_errors_total", "call", code)
+            self._count("laban_errors_total", "call", code, model=model)
 
-    def call_failed(self, first_token_s: float) -> None:
-        self._observe("laban_failed_first_token_seconds", first_token_s)
+    def call_failed(self, first_token_s: float, model: str) -> None:
+        self._observe("laban_failed_first_token_seconds", first_token_s, model=model)
 
     def call_requeued(self) -> None:
         self._count("laban_calls_requeued_total")
@@ -189,8 +189,9 @@ class Instruments(Meter):
     def loop_lagged(self, seconds: float) -> None:
         self._observe("laban_event_loop_lag_seconds", max(0.0, seconds))
 
-    def _count(self, name: str, *labels: str, amount: float = 1) -> None:
-        self._counters[name].labels(self._model, *labels).inc(amount)
+    def _count(self, name: str, *labels: str, amount: float = 1, model: str = "") -> None:
+        """`model` "" is the default one."""
+        self._counters[name].labels(model or self._model, *labels).inc(amount)
 
-    def _observe(self, name: str, value: float, *labels: str) -> None:
-        self._histograms[name].labels(self._model, *labels).observe(value)
+    def _observe(self, name: str, value: float, *labels: str, model: str = "") -> None:
+        self._histograms[name].labels(model or self._model, *labels).observe(value)

@@ -22,20 +22,20 @@ class Meter:
     def workflow_ended(self, record: WorkflowRecord) -> None:
         """The record has no steps."""
 
-    def message_made(self, record: MessageRecord) -> None:
-        """In a session."""
+    def message_made(self, record: MessageRecord, model: str) -> None:
+        """In a session or a chat, by that model."""
 
     # Calls
 
-    def call_routed(self, policy: str, worker_id: str, decided_s: float) -> None:
+    def call_routed(self, policy: str, worker_id: str, decided_s: float, model: str) -> None:
         """To decide took so many seconds."""
 
-    def call_admitted(self, waited_s: float) -> None:
+    def call_admitted(self, waited_s: float, model: str) -> None:
         """By its worker, so many seconds after it was ready."""
 
-    def call_ended(self, worker_id: str, code: str) -> None: ...
+    def call_ended(self, worker_id: str, code: str, model: str) -> None: ...
 
-    def call_failed(self, first_token_s: float) -> None:
+    def call_failed(self, first_token_s: float, model: str) -> None:
         """So many seconds after it was ready it had its first token, or ended without one."""
 
     def call_requeued(self) -> None: ...

@@ -30,7 +30,7 @@ KL_NATS = (0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5
 LAG_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
 
 LABELS: Mapping[str, str] = {
-    "model": "name of the model that is served",
+    "model": "name of the model; where it is no single one's, of the default model",
     "workflow": f"name of the workflow; the first {MAX_VALUES} seen, then `{OTHER}`",
     "outcome": "how it ended",
     "state": "what it is doing",

@@ -34,25 +34,35 @@ class SurveyCollector(Collector):
             return
         workers = _few(survey.fleet.workers)
         sums: dict[str, dict[tuple[str, ...], float]] = {}
-        for name, labels, value in _samples(survey, workers):
+        for model, (name, labels, value) in self._samples(survey, workers):
             of_name = sums.setdefault(name, {})
-            of_name[labels] = of_name.get(labels, 0.0) + value
+            of_name[model, *labels] = of_name.get((model, *labels), 0.0) + value
         for name, values in sums.items():
             yield self._numbers(name, values)
         spreads: dict[str, dict[tuple[str, ...], Spread]] = {}
         for worker, each in workers:
             for name, labels, spread in _spreads(worker, each):
-                of_spread = spreads.setdefault(name, {})
-                of_spread[labels] = _added(of_spread.get(labels), spread)
+                of_spread, key = spreads.setdefault(name, {}), (each.info.model_name, *labels)
+                of_spread[key] = _added(of_spread.get(key), spread)
         for name, found in spreads.items():
             yield self._histogram(name, found)
+
+    def _samples(self, survey: Survey, workers: list[tuple[str, WorkerSurvey]]) -> Iterator[tuple[str, Sample]]:
+        """Each with the model that it is of."""
+        for sample in _of_cluster(survey):
+            yield self._model, sample
+        for model in survey.status.models:
+            yield model.name, ("laban_ready", (), float(model.workers_up > 0))
+        for worker, each in workers:
+            for sample in (*_of_engine(worker, each), *_of_cache(worker, each)):
+                yield each.info.model_name, sample
 
     def _numbers(self, name: str, values: dict[tuple[str, ...], float]) -> Metric:
         metric = METRICS[name]
         kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
         family = kind(name, metric.meaning, labels=metric.label_names)
         for labels, value in values.items():
-            family.add_metric((self._model, *labels), value)
+            family.add_metric(labels, value)
         return family
 
     def _histogram(self, name: str, spreads: dict[tuple[str, ...], Spread]) -> Metric:
@@ -62,14 +72,13 @@ class SurveyCollector(Collector):
         for labels, spread in spreads.items():
             counts = spread.counts or (0,) * len(bounds)
             buckets = list(zip(bounds, map(float, accumulate(counts)), strict=True))
-            family.add_metric((self._model, *labels), buckets, spread.total)
+            family.add_metric(labels, buckets, spread.total)
         return family
 
 
-def _samples(survey: Survey, workers: list[tuple[str, WorkerSurvey]]) -> Iterator[Sample]:
+def _of_cluster(survey: Survey) -> Iterator[Sample]:
     status, fleet = survey.status, survey.fleet
     yield "laban_info", (status.version, status.routing_policy, status.eviction_policy), 1
-    yield "laban_ready", (), float(status.ready)
     yield "laban_uptime_seconds", (), status.uptime_s
     if status.journal:
         yield "laban_journal_available", (), float(status.journal == JOURNAL_AVAILABLE)
@@ -93,9 +102,6 @@ def _samples(survey: Survey, workers: list[tuple[str, WorkerSurvey]]) -> Iterato
     yield "laban_routing_tokens_total", ("missed",), directory.tokens_missed
     yield "laban_routing_tokens_total", ("found",), directory.tokens_found
     yield "laban_routing_wrong_calls_total", (), directory.num_wrong
-    for worker, each in workers:
-        yield from _of_engine(worker, each)
-        yield from _of_cache(worker, each)
 
 
 def _of_engine(worker: str, each: WorkerSurvey) -> Iterator[Sample]:

@@ -390,7 +390,7 @@ class Sessions:
             overlaps=tuple(overlap.describe(entries) for overlap in composed.overlaps(num_tokens)),
         )
         session.records[message_id] = record
-        self._meter.message_made(record)
+        self._meter.message_made(record, session.model)
         self._moved(session)
         return record
 
