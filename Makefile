@@ -17,7 +17,7 @@ STAMP := .venv/.laban-set-up
 LINKS := build/links/laban
 FOLDERS := proto cluster actors kvstore kernels
 
-.PHONY: help setup demo test check unit lint types bench bench-fidelity bench-gpu bench-cache bench-chats bench-constrained bench-corrections bench-gateway bench-http bench-isolation bench-journal bench-router bench-sim chaos fuzz soak sanitize monitor helm-test peer-vllm proto proto-check clean
+.PHONY: help setup demo test check unit lint types bench bench-fidelity bench-gpu bench-cache bench-chats bench-constrained bench-corrections bench-gateway bench-http bench-isolation bench-journal bench-router bench-sim bench-tuning chaos fuzz soak sanitize monitor helm-test peer-vllm proto proto-check clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
@@ -71,6 +71,9 @@ bench-fidelity: setup  ## measure what each level of fidelity changes, beside Ca
 
 bench-corrections: setup  ## measure what `corrected` changes where the same texts are read again and again (ARGS= for options)
 	$(BIN)/python benchmarks/corrections.py $(ARGS)
+
+bench-tuning: setup  ## measure how much of what `direct` changes an adapter takes back (ARGS= for options)
+	$(BIN)/python benchmarks/tuning.py $(ARGS)
 
 bench-gpu: setup  ## measure the engine on this machine's GPU (ARGS= for options)
 	$(BIN)/python benchmarks/gpu.py $(ARGS)

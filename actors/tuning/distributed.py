@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError
+from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError, of_status
 from laban.actors.tuning.plan import Said, TunePlan
 
 INSTALL = "pip install '.[server,tune]'"
@@ -79,8 +79,12 @@ def run(job: Job, tell: Callable[[Said], None]) -> dict[str, Any]:
         with _followed(folder / PROGRESS, tell):
             try:
                 trainer.fit()
-            except Exception as error:
-                raise _failure(folder, error) from error
+            except Exception as error:  # Ray raises many kinds
+                last = str(error).strip().splitlines()
+                raise LabanError(f"training failed: {last[-1] if last else repr(error)}") from error
+    if (folder / FAILURE).exists():
+        status, message = json.loads((folder / FAILURE).read_text())
+        raise of_status(status)(message)
     scores: dict[str, Any] = json.loads((folder / SCORES).read_text())
     return scores
 
@@ -113,19 +117,9 @@ def _work(config: dict[str, Any]) -> None:
         lessons, held_out = (read_lessons(folder / f"{name}.jsonl") for name in ("lessons", "held_out"))
         learner = Learner(model, plan, len(lessons), rank=rank, size=size)
         train(learner, lessons, held_out, folder, tell)
-    except LabanError as error:
-        (folder / FAILURE).write_text(json.dumps([error.status, error.message]))
-        raise
-
-
-def _failure(folder: Path, error: Exception) -> LabanError:
-    from laban.actors.errors import of_status
-
-    with contextlib.suppress(FileNotFoundError):
-        status, message = json.loads((folder / FAILURE).read_text())
-        return of_status(status)(message)
-    last = str(error).strip().splitlines()
-    return LabanError(f"training failed: {last[-1] if last else repr(error)}")
+    except LabanError as error:  # the same in all of them: to try again would not help
+        if rank == 0:
+            (folder / FAILURE).write_text(json.dumps([error.status, error.message]))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,126 @@
+"""`laban tune` before anything is started: what is wrong with the data, the options, the workflow or the folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from laban.actors.errors import FailedPrecondition, InvalidInput
+from laban.cluster.cli import main
+from laban.cluster.cli.arguments import EXAMPLES, parse
+from laban.cluster.cli.tune import TRACES, Tuning
+from laban.cluster.tuning.card import card
+
+YAML = """
+version: 1
+name: relay
+inputs: {task: {}}
+messages: {task: "{{ task }}"}
+steps: [{step: draft, read: [task]}]
+"""
+FACTS: Any = SimpleNamespace(fingerprint="f1", name="tiny", folder=Path("tiny"), max_context=500)
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # main's handlers are not pytest's
+    (tmp_path / "flow.yaml").write_text(YAML)
+    (tmp_path / "data.jsonl").write_text('{"task": "a"}\n{"task": "b"}\n')
+
+
+def tuning(*more: str, yaml: str = YAML) -> Tuning:
+    arguments = parse(["tune", "flow.yaml", "--data", "data.jsonl", "--out", "out", *more])
+    request = {"workflow": yaml.encode(), "source_name": "flow.yaml", "files": {}, "inputs": {}, "overrides": {}}
+    return Tuning(request | {"fidelity": arguments.fidelity, "seed": arguments.seed}, arguments)
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["tune", "--help"])
+    out = capsys.readouterr().out
+    assert EXAMPLES["tune"].splitlines()[0].strip() in out
+    assert "gradients flow through" in out
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ('{"task": "a"}\n{"task": 5}\n', "data.jsonl:2: task"),
+        ('{"task": "a"}\nnonsense\n', "data.jsonl:2: is not JSON"),
+        ('{"task": "a"}\n', "expected one more at least"),
+        ('{"task": "a"}\n[1]\n', "data.jsonl:2: expected an object"),
+    ],
+)
+def test_data_that_is_wrong_is_named_by_line_and_field(
+    data: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("data.jsonl").write_text(data)
+    assert main(["tune", "flow.yaml", "--data", "data.jsonl", "--out", "out"]) != 0
+    assert said in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--rank", "0"), "--rank: expected 1 to 512"),
+        (("--targets", "lm_head"), "--targets: expected some of q_proj"),
+        (("--fidelity", "exact"), "--fidelity: nothing would have to be learned"),
+        (("--held-out", "1"), "--held-out: expected a share"),
+        (("--processes", "0"), "--processes: expected at least one"),
+    ],
+)
+def test_options_that_make_no_sense(option: tuple[str, str], said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        tuning(*option)
+
+
+def test_a_workflow_that_names_an_adapter_or_another_model_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="names an adapter"):
+        tuning(yaml=YAML + "adapter: old\n")
+    with pytest.raises(InvalidInput, match="calls another model than tiny"):
+        tuning(yaml=YAML + "model: other\n").open(FACTS, None)
+
+
+def test_a_folder_is_of_one_call() -> None:
+    tuning().open(FACTS, None)
+    tuning().open(FACTS, None)
+    with pytest.raises(FailedPrecondition, match=r"--out: holds a run with another rank \(64, now 8\)"):
+        tuning("--rank", "8").open(FACTS, None)
+    Path("data.jsonl").write_text('{"task": "a"}\n{"task": "c"}\n')
+    with pytest.raises(FailedPrecondition, match="another data"):
+        tuning().open(FACTS, None)
+
+
+def test_what_was_recorded_is_known_again_but_for_a_line_that_was_cut_off() -> None:
+    plan = tuning()
+    plan.open(FACTS, None)
+    step = {"address": "draft", "text": "x", "token_ids": [1], "state": "succeeded", "error": ""}
+    (plan.folder / TRACES).write_text(json.dumps([1, {"task": "a"}, [step]]) + '\n[2, {"task": "b"}, [{"addr')
+    assert list(plan.known()) == [1]
+    assert plan.known()[1].recorded[0].token_ids == (1,)
+    assert not plan.is_recorded()
+
+
+def test_training_without_its_packages_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    from laban.actors.tuning.distributed import check_installed
+
+    check_installed()
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    with pytest.raises(FailedPrecondition, match=r"PEFT is not installed.*pip install '\.\[server,tune\]'"):
+        check_installed()
+
+
+def test_the_card_says_what_it_is_made_of_and_what_it_does() -> None:
+    step = {"step": "", "num_tokens": 9, "kl_before": 0.5, "kl_after": 0.1, "p95_before": 1.0, "p95_after": 0.2}
+    step |= {"agreement_before": 0.5, "agreement_after": 0.9}
+    scores = {"steps": [step], "num_inputs": 3, "ratio": 0.2, "ratio_interval": [0.1, 0.3]}
+    text = card("relay", FACTS, "direct", "d4", 20, {"rank": 64, "targets": ["q_proj", "v_proj"]}, scores)
+    for said in ("base_model: tiny", "fingerprint f1", "hash d4", "rank 64, targets q_proj+v_proj", "0.200 (95 % int"):
+        assert said in text
+    assert "| all | 9 | 0.5000 | 0.1000 | 1.0000 | 0.2000 | 50.0% | 90.0% |" in text
