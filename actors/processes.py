@@ -59,6 +59,7 @@ class WorkerPlan:
     directory: Any = None  # the handle of `spawn_directory`; None: the worker tells nobody what it holds
     log: LogSettings = field(default_factory=LogSettings)
     model: str = ""
+    resource: str | None = None  # of Ray's nodes, that it needs a little of
 
 
 def import_path(path: str) -> Callable[..., Any]:

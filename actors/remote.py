@@ -38,6 +38,7 @@ from laban.kvstore.placements import shard_of
 
 logger = logging.getLogger(__name__)
 
+RESOURCE_PART = 0.001  # of a node's resource that only says which workers run there
 PEER_TIMEOUT_S = 8.0
 """For the answer of another worker: more than it waits for its engine, less than its leases last."""
 
@@ -75,9 +76,11 @@ class WorkerHandle:
 
 def spawn_worker(plan: WorkerPlan) -> WorkerHandle:
     """Start a worker's processes and the loading of its model. Returns a handle, at once, that can be pickled."""
+    place = {} if plan.resource is None else {plan.resource: RESOURCE_PART}
     options: dict[str, Any] = {
         "num_cpus": plan.num_cpus,
         "num_gpus": plan.num_gpus,
+        "resources": place,
         "max_restarts": 0,  # a new life is a new actor, with a new epoch: the supervisor's decision
         "runtime_env": {"env_vars": dict(plan.env)} if plan.env else None,
     }
@@ -89,7 +92,8 @@ def spawn_worker(plan: WorkerPlan) -> WorkerHandle:
         alone.load.remote()
         return WorkerHandle(alone)
     # On as few nodes as possible, and all at once: half of the shards would wait for the other half.
-    placement = placement_group([{"CPU": plan.num_cpus, "GPU": plan.num_gpus}] * plan.num_shards, strategy="PACK")
+    bundle = {"CPU": plan.num_cpus, "GPU": plan.num_gpus, **place}
+    placement = placement_group([bundle] * plan.num_shards, strategy="PACK")
     places = [
         {"scheduling_strategy": PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank)}
         for rank in range(plan.num_shards)
@@ -108,6 +112,8 @@ def lacking_for(plan: WorkerPlan) -> str:
     """What Ray has too little of, on all nodes together, for a worker like this one; "" if it has room."""
     free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     needed = {"CPU": plan.num_cpus * plan.num_shards, "GPU": plan.num_gpus * plan.num_shards}
+    if plan.resource is not None:
+        needed[plan.resource] = RESOURCE_PART * plan.num_shards
     return " and ".join(
         f"{free.get(name, 0.0):g} {name}s are free, expected {number:g}"
         for name, number in needed.items()

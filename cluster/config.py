@@ -82,7 +82,7 @@ class LabanConfig(Section):
         default={},
         max_length=MAX_MODELS,
         description="several models in the place of `model`: name -> path, workers, shards, dtype, device_memory, "
-        "host_memory, disk",
+        "host_memory, disk, resource",
     )
     default_model: str | None = Field(
         default=None, description="of `models`, that of whoever names none; null: the first"
@@ -174,7 +174,7 @@ class LabanConfig(Section):
             adapters = self._adapters_of(name)
             engine = replace(engine, adapters=tuple(path for _, path in adapters))
             memory = section.device_memory, section.host_memory
-            plans.append(ModelPlan(name, section.path, *sizes[name], engine, *memory, adapters))
+            plans.append(ModelPlan(name, section.path, *sizes[name], engine, *memory, adapters, section.resource))
         return tuple(plans)
 
     def engine_config(self) -> EngineConfig:

@@ -76,6 +76,11 @@ class ModelSection(BaseModel):
     disk: Budget | None = Field(
         default=None, description="of each worker, of cache.disk_folder: bytes, or a share of cache.disk_bytes"
     )
+    resource: str | None = Field(
+        default=None,
+        min_length=1,
+        description="of Ray's nodes, by name: workers run on those that have it; null: on any",
+    )
 
 
 class AdapterSection(BaseModel):
@@ -100,6 +105,7 @@ class ModelPlan:
     device_memory: float | None = None
     host_memory: float | None = None
     adapters: tuple[tuple[str, str], ...] = ()  # names and folders
+    resource: str | None = None  # that its workers' nodes have
 
 
 @dataclass(frozen=True)

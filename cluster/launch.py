@@ -194,6 +194,7 @@ def _start_services(
                     directory=directory,
                     log=config.log.settings,
                     model=plan.name or "",
+                    resource=plan.resource,
                 )
             )
     # Workers load while the control plane's process starts.

@@ -17,13 +17,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from laban.cluster.config import LabanConfig
+from laban.cluster.config_models import AdapterSection, ModelSection, parse_budget
 from laban.cluster.sizes import parse_size
 
 HERE = Path(__file__).parent
 SHIPPED = HERE / "laban" / "values.schema.json"
 LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 """As pydantic leaves them where a validator stands before them, and as JSON Schema has them."""
-SIZE = {"type": "string", "pattern": r"^\s*\d{1,18}(\.\d{1,9})?([eE]\d{1,2})?\s*(([KkMmGgTt][Ii]?)?[Bb])?\s*$"}
+SIZE = {"type": "string", "pattern": r"^\s*\d{1,18}(\.\d{1,9})?([eE]\d{1,2})?\s*(([KkMmGgTt][Ii]?)?[Bb]|%)?\s*$"}
 NARROWER: dict[str, dict[str, Any]] = {
     # Services and probes have to know them, and who is nobody may not take those below.
     "server.port": {"type": "integer", "minimum": 1024, "maximum": 65535},
@@ -36,8 +37,13 @@ NARROWER: dict[str, dict[str, Any]] = {
         "description": "a URL with a password belongs into a Secret: secrets.journal",
     },
 }
+ENTRIES: dict[str, tuple[type[BaseModel], list[dict[str, Any]]]] = {
+    "models": (ModelSection, []),
+    "adapters": (AdapterSection, [{"type": "string"}]),
+}
+"""What may stand behind a name; of an adapter also its path alone."""
 REQUIRED = {
-    "": ["model", "workers", "engine", "server", "http", "metrics", "ray"],
+    "": ["workers", "engine", "server", "http", "metrics", "ray"],
     "engine.": ["shards", "device"],
     "server.": ["host", "port"],
     "http.": ["host", "port"],
@@ -63,6 +69,8 @@ def _section(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             properties[name] = _section(field.annotation, f"{prefix}{name}.")
+        elif name in ENTRIES:
+            properties[name] = _entries(found["properties"][name], *ENTRIES[name])
         else:
             properties[name] = _field(field, found["properties"][name], prefix + name)
     return {
@@ -71,6 +79,16 @@ def _section(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
         "additionalProperties": False,
         **({"required": REQUIRED[prefix]} if prefix in REQUIRED else {}),
         "properties": properties,
+    }
+
+
+def _entries(found: dict[str, Any], kind: type[BaseModel], others: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of a mapping from names to sections."""
+    (pattern,) = found["patternProperties"]
+    section = {"anyOf": [_section(kind, "*."), *others]}
+    return {key: value for key, value in found.items() if key != "title"} | {
+        "patternProperties": {pattern: section},
+        "additionalProperties": False,
     }
 
 
@@ -87,7 +105,7 @@ def _field(field: FieldInfo, found: dict[str, Any], path: str) -> dict[str, Any]
 
 def _is_size(field: FieldInfo) -> bool:
     parts = [*field.metadata, *(part for kind in get_args(field.annotation) for part in get_args(kind))]
-    return any(getattr(part, "func", None) is parse_size for part in parts)
+    return any(getattr(part, "func", None) in (parse_size, parse_budget) for part in parts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -53,7 +53,26 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- $cpus := (first .Values.ray.workerGroups).cpus -}}
 {{- $_ := set $config.engine "num_threads" (max 1 (div (int $cpus) (int $config.engine.shards))) -}}
 {{- end -}}
+{{- range $group := .Values.ray.workerGroups -}}
+{{- range $name := $group.models -}}
+{{- if hasKey (default dict $config.models) $name -}}
+{{- $model := default dict (get $config.models $name) -}}
+{{- $_ := set $config.models $name (merge (dict "resource" (printf "laban-%s" $group.name)) $model) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- toYaml $config -}}
+{{- end -}}
+
+{{/* Of all workers, each shard a GPU or a share of the CPUs. */}}
+{{- define "laban.shards" -}}
+{{- $config := .Values.config -}}
+{{- $number := 0 -}}
+{{- range $name, $model := $config.models -}}
+{{- $model := default dict $model -}}
+{{- $number = add $number (mul (int (default $config.workers $model.workers)) (int (default $config.engine.shards $model.shards))) -}}
+{{- end -}}
+{{- if $config.models }}{{ $number }}{{ else }}{{ mul $config.workers $config.engine.shards }}{{ end -}}
 {{- end -}}
 
 {{/* What every pod is: nobody in particular, in a file system that it cannot write. */}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import Any
 
@@ -73,6 +74,17 @@ def test_wrong_values_are_refused_by_name(name, tmp_path):
     [
         ("config: {workers: 9}", "config.workers"),
         ("config: {engine: {shards: 8}}", "config.engine.shards"),
+        ("config: {models: {a: {}}}", "config.model and config.models"),
+        (
+            "ray: {workerGroups: [{name: g, minReplicas: 1, maxReplicas: 1, gpus: 1, cpus: 1, memory: 1Gi, "
+            "objectStore: 1Gi, stopSeconds: 1, models: [a]}]}",
+            "config.models does not have",
+        ),
+        (
+            "config: {model: null, models: {a: {workers: 2}}}\nray: {workerGroups: [{name: g, minReplicas: 1, "
+            "maxReplicas: 1, gpus: 1, cpus: 1, memory: 1Gi, objectStore: 1Gi, stopSeconds: 1, models: [a]}]}",
+            "its model a needs 2",
+        ),
         ("secrets: {tlsClients: true}", "secrets.tls"),
         ("model: {download: {repository: org/model, revision: abc}}", "model.volume.claim"),
         ("model: {volume: {size: 9Gi}, download: {repository: org/model, revision: abc}}", "config.model"),
@@ -93,6 +105,18 @@ def test_laban_takes_the_configuration_as_rendered(name, tmp_path):
     file.write_text(the(name, "ConfigMap", "-config")["data"]["laban.yaml"])
     config = resolve(file, environment={}).config
     assert (config.server.host, config.metrics.host, config.ray.address) == ("0.0.0.0", "0.0.0.0", "auto")
+
+
+def test_workers_of_a_model_run_in_the_group_that_names_it():
+    config = yaml.safe_load(the("models", "ConfigMap", "-config")["data"]["laban.yaml"])
+    wanted = {name: model["resource"] for name, model in config["models"].items()}
+    assert wanted == {"large": "laban-h200", "small": "laban-h100"}
+    for group in the("models", "RayCluster")["spec"]["workerGroupSpecs"]:
+        # KubeRay puts it on a command line as it is: JSON in single quotes' stead has quotes of its own.
+        offered = json.loads(json.loads(group["rayStartParams"]["resources"].strip("'")))
+        assert offered == {f"laban-{group['groupName']}": 1000}
+    assert "--wait-for 6 --of GPU" in "".join(pods("models")["gateway"]["spec"]["containers"][0]["command"])
+    assert "resources" not in the("gpu", "RayCluster")["spec"]["workerGroupSpecs"][0]["rayStartParams"]
 
 
 def test_what_follows_from_the_rest_is_set(tmp_path):

@@ -1,0 +1,118 @@
+"""Several models in the configuration: what it says of each, and how memory is shared out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_reference import random_model
+
+from laban.actors.engine.config import EngineConfig
+from laban.actors.engine.load import num_slots
+from laban.actors.errors import Exhausted, InvalidInput
+from laban.cluster.config import LabanConfig, describe, resolve
+from laban.cluster.config_models import ModelPlan, Settled, settle
+
+GIB = 1 << 30
+
+
+def plans(**models: dict[str, Any]) -> tuple[ModelPlan, ...]:
+    return LabanConfig.model_validate({"models": models, "engine": {"num_threads": 1}}).model_plans()
+
+
+def test_what_a_model_leaves_out_is_as_for_all(tmp_path: Path) -> None:
+    file = tmp_path / "laban.yaml"
+    file.write_text(
+        "models:\n  one:\n  two: {path: /m, workers: 3, shards: 2, dtype: bfloat16, device_memory: 2GiB,"
+        " host_memory: 1GiB, disk: 50%}\ndefault_model: two\nworkers: 2\nengine: {dtype: float32, page_size: 32}\n"
+        "cache: {disk_bytes: 8GiB}\n"
+    )
+    found = resolve(file, environment={})
+    two, one = found.config.model_plans()
+    assert (one.name, one.path, one.workers, one.shards) == ("one", None, 2, 1)
+    assert (two.name, two.path, two.workers, two.shards) == ("two", "/m", 3, 2)
+    assert (one.engine.dtype, one.engine.pool_bytes, one.engine.host_bytes, one.engine.disk_bytes) == (
+        "float32", None, None, 8 * GIB,
+    )  # fmt: skip
+    assert (two.engine.dtype, two.engine.pool_bytes, two.engine.host_bytes, two.engine.disk_bytes) == (
+        "bfloat16", 2 * GIB, GIB, 4 * GIB,
+    )  # fmt: skip
+    assert one.engine.page_size == two.engine.page_size == 32
+    assert one.engine.num_workers == two.engine.num_workers == 5
+    file.write_text(describe(found))  # what `laban config` prints says the same
+    assert resolve(file, environment={}).config == found.config
+    variables = {"LABAN_MODELS": "{a: {}, b: {dtype: bfloat16}}"}
+    assert list(resolve(environment=variables, folder=tmp_path / "none").config.models) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("models: {a: {worker: 3}}", r"models\.a\.worker: no such setting; did you mean workers\?.*laban\.yaml"),
+        ("models: {a: {workers: 0}}", r"models\.a\.workers: .*greater than 0.*\(got 0\)"),
+        ("models: {a: {device_memory: lots}}", r"models\.a\.device_memory: expected bytes, such as 2GiB, or a share"),
+        ("models: {a b: {}}", "not a model's name"),
+        ("models: {a: {}}\nmodel: x", "`model` and `models` are both set"),
+        ("models: {a: {}}\ndefault_model: b", "default_model is 'b', expected one of a"),
+        ("default_model: b", "expected `models` first"),
+    ],
+)
+def test_bad_models_are_refused_by_name(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "laban.yaml").write_text(text)
+    with pytest.raises(InvalidInput, match=said):
+        resolve(folder=tmp_path, environment={})
+
+
+def parts(found: list[Settled]) -> list[tuple[float, float]]:
+    return [(each.num_gpus, round(each.engine.memory_share, 4)) for each in found]
+
+
+def test_gpus_are_shared_out_by_what_is_stated_and_else_equally() -> None:
+    assert parts(settle(plans(a={}, b={}), 2, None)) == [(1.0, 0.9), (1.0, 0.9)]
+    assert parts(settle(plans(a={}, b={}), 1, None)) == [(0.5, 0.45), (0.5, 0.45)]
+    stated = settle(plans(a={"device_memory": 0.6}, b={"device_memory": "30%"}), 1, None)
+    assert parts(stated) == [(0.6666, 0.6), (0.3333, 0.3)]
+    assert parts(settle(plans(a={"device_memory": 0.6}, b={}), 1, None)) == [(0.6666, 0.6), (0.3333, 0.3)]
+    assert parts(settle(plans(a={"shards": 2}, b={"workers": 2}), 3, None)) == [(1.0, 0.9), (0.5, 0.45)]
+    assert settle(plans(a={"device_memory": "3GiB"}, b={}), 2, None)[0].engine.pool_bytes == 3 * GIB
+
+
+@pytest.mark.parametrize(
+    ("models", "num_gpus", "said"),
+    [
+        ({"a": {"device_memory": 0.95}}, 1, "more than engine.memory_share, 0.9"),
+        ({"a": {"device_memory": 0.6}, "b": {"device_memory": 0.5}}, 1, "more than the 1 GPUs"),
+        ({"a": {"device_memory": 0.6, "workers": 3}}, 2, "more than the 2 GPUs"),  # 1.8 of 1.8, but no two on one
+        ({"a": {"device_memory": 0.9}, "b": {}}, 1, "more than the 1 GPUs"),
+        ({"a": {"shards": 2}, "b": {"shards": 2}}, 3, "more than the 3 GPUs"),
+    ],
+)
+def test_more_than_the_gpus_have_is_refused(models: dict[str, Any], num_gpus: float, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        settle(plans(**models), num_gpus, None)
+
+
+def test_memory_of_a_machine_is_shared_out_in_bytes_or_shares() -> None:
+    models = {"a": {"device_memory": 0.25, "host_memory": "10%"}, "b": {"device_memory": "2GiB", "host_memory": "1GiB"}}
+    a, b = settle(plans(**models), 0, 16 * GIB)
+    assert (a.engine.pool_bytes, a.engine.host_bytes) == (4 * GIB, int(1.6 * GIB))
+    assert (b.engine.pool_bytes, b.engine.host_bytes) == (2 * GIB, GIB)
+    with pytest.raises(InvalidInput, match=r"models: keys and values .* take 8\.8 GiB \(a .*, b .*machine's 8\.0 GiB"):
+        settle(
+            plans(a={"device_memory": 0.7}, b={"device_memory": "2GiB", "workers": 1, "host_memory": "1GiB"}),
+            0,
+            8 * GIB,
+        )
+    with pytest.raises(InvalidInput, match=r"models\.a\.host_memory: a share of the memory of other machines"):
+        settle(plans(a={"host_memory": 0.1}), 0, None)
+
+
+def test_a_pool_of_so_many_bytes_has_as_many_pages() -> None:
+    model = random_model("llama").to(torch.float32)
+    per_token = 2 * 3 * 2 * 16 * 4  # keys and values, layers, heads, head_dim, bytes
+    assert num_slots(model, EngineConfig(pool_bytes=per_token * 100)) == 96
+    assert num_slots(model, EngineConfig(pool_bytes=per_token * 100, pool_tokens=32)) == 32
+    with pytest.raises(Exhausted):
+        num_slots(model, EngineConfig(pool_bytes=per_token * 15))
