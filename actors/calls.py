@@ -34,7 +34,8 @@ class Sampling:
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep every token. `forced` token ids are
     generated whatever the model says (for measurement), and end the call when they run out. `constraint` keeps the
     other calls to tokens with which their text can still become what it must be, and to no end before it is that.
-    `num_logprobs` None gives none; 0 the chosen token's alone; n also the n most likely.
+    `num_logprobs` None gives none; 0 the chosen token's alone; n also the n most likely. Without `drafting` no tokens
+    are drafted; the text is the same.
     """
 
     max_tokens: int
@@ -47,6 +48,7 @@ class Sampling:
     forced: tuple[int, ...] = ()
     num_logprobs: int | None = None
     constraint: Constraint | None = None
+    drafting: bool = True
 
     @property
     def most_tokens(self) -> int:
@@ -99,7 +101,8 @@ class Call:
     closed with `terminator`, however it ended; a stop token that the model itself chose is left out before it.
     `rank` is its workflow's place in the order of admission: when memory is short the lowest goes first. `sources`
     say where else encodings that the worker lacks can be fetched from. One that is `spare` is worked on only while
-    nothing else is to be done, as prefetches are.
+    nothing else is to be done, as prefetches are. Calls of one `kind` are alike, those of a step for one: what drafting
+    brought in some is expected of the others.
     """
 
     call_id: str
@@ -114,6 +117,7 @@ class Call:
     sources: tuple[Source, ...] = ()
     scoring: Scoring | None = None
     spare: bool = False
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +180,8 @@ class CallFinished:
     tokens_loaded: int = 0  # of those reused, what had to be brought: from host memory, disk or another worker
     phases: CallPhases = field(default_factory=CallPhases)
     comparison: Comparison | None = None  # with what was kept of another call
+    tokens_drafted: int = 0  # guessed from what it read, and computed along with a token that was known
+    tokens_accepted: int = 0  # of these: what the model chose, too, so that no iteration of their own was needed
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,14 +31,16 @@ class Copies(NamedTuple):
 class WorkerTallies(NamedTuple):
     """Bounds of the spreads are in `BOUNDS`, by their names here."""
 
-    inter_token_s: Spread = Spread()  # from one token of a call to its next
+    inter_token_s: Spread = Spread()  # from one token of a call to its next; what came together shares its time
     iteration_s: Spread = Spread()
     batch_calls: Spread = Spread()  # sequences in an iteration: calls, and encodings in the making
     evicted_steps_device: Spread = Spread()  # steps-to-execution of what was evicted, where anybody is known to read it
     evicted_steps_host: Spread = Spread()
     evicted_steps_disk: Spread = Spread()
     tokens_prefilled: int = 0  # computed by iterations
-    tokens_decoded: int = 0
+    tokens_decoded: int = 0  # without drafted ones that were refused
+    tokens_drafted: int = 0  # guessed from what calls read, and computed along with their last tokens
+    tokens_accepted: int = 0  # of these, those that came into a text
     num_saves_failed: int = 0  # encodings that were to be written to disk and could not
     tokens_corrected: int = 0  # of reads that may be predicted: those that were
     tokens_not_corrected: int = 0  # and those that were encoded, as nothing was known to be good enough

@@ -64,7 +64,10 @@ class CpuBench(Bench):
     def table(self, variant: Variant, device_tokens: int, host_tokens: int) -> Table:
         first = self.first
         config = EngineConfig(
-            pool_tokens=device_tokens, eviction=variant.eviction, link_bytes_per_s=variant.link_bytes_per_s
+            drafting="off",
+            pool_tokens=device_tokens,
+            eviction=variant.eviction,
+            link_bytes_per_s=variant.link_bytes_per_s,
         ).settled("cpu", "float32")
         assert isinstance(first.runner, Runner)
         runner = Runner(first.runner.model, device_tokens // PAGE * PAGE)

@@ -61,7 +61,9 @@ def run_shard(place: ShardPlace, plan: Plan, sending: Connection) -> None:
     rows = measure_all_reduce(group, plan)
     model = random_model(plan.size, device)
     tokenizer = word_tokenizer(model.config.vocab_size)
-    config = EngineConfig(pool_tokens=None if on_card else TINY_POOL_TOKENS).settled(device.type, "bfloat16")
+    config = EngineConfig(pool_tokens=None if on_card else TINY_POOL_TOKENS, drafting="off").settled(
+        device.type, "bfloat16"
+    )
     engine = make_engine(model, tokenizer, config, device, group, namespace=NAMESPACE)
     if group.rank:
         follow(engine, group)

@@ -53,11 +53,11 @@ def build_batch(chunks: Seq[Chunk], kinds: Seq[LayerKind], dtype: torch.dtype, d
     logit_rows: list[int] = []
     for chunk in chunks:
         sequence, end = chunk.sequence, chunk.begin + chunk.count
-        token_ids += sequence.tokens[chunk.begin : end]
+        token_ids += chunk.token_ids
         positions.append(torch.arange(sequence.start + chunk.begin, sequence.start + end))
         slots += sequence.entry.runs(chunk.begin, end)
-        if sequence.wants_token and end == len(sequence.tokens):
-            logit_rows.append(len(token_ids) - 1)
+        if chunk.samples:
+            logit_rows += range(len(token_ids) - 1 - len(chunk.drafted), len(token_ids))
     return Batch(
         torch.tensor(token_ids, device=device),
         torch.cat(positions).to(device),

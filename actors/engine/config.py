@@ -29,6 +29,8 @@ class EngineConfig:
     num_threads: int | None = None  # CPU threads; None leaves torch's own choice
     memory_share: float = 0.9
     attention: str = "auto"  # the FlashAttention for large prefills on a GPU; auto takes the best that is installed
+    drafting: str = "auto"  # "off" drafts nothing; auto where it is measured to pay
+    draft_tokens: int = 15  # drafted for one call in one iteration, at most
     cuda_graphs: bool = True  # capture forwards of up to 1,280 new tokens at start
     host_bytes: int | None = None  # of host memory for encodings; None takes 256 MiB on a CPU, with a GPU a quarter
     disk_folder: str | None = None  # where encodings are kept on disk; None keeps none

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from laban.actors.calls import Call, CallTokens, FinishReason, Sampling, TokenLogprob
 from laban.actors.engine.constraining import Matcher
 from laban.actors.engine.scoring import Scorer
 from laban.actors.tokenizer import Detokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from laban.actors.engine.drafting import Drafter
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +36,9 @@ class Decode:
     finish_reason: FinishReason | None = None
     matcher: Matcher | None = None  # of a text that is constrained
     scorer: Scorer | None = None  # of a call whose forced tokens are encoded all at once
+    drafter: Drafter | None = None  # of a call whose next tokens may be drafted
+    tokens_drafted: int = 0
+    tokens_accepted: int = 0  # of these, those that came into the text with another one, in one iteration
 
     def force(self, scorer: Scorer) -> None:
         """Takes all the forced tokens as generated: what is left is to encode and to score them."""

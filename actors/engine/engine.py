@@ -13,8 +13,9 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Pages
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from uuid import uuid4
 
 import numpy as np
@@ -38,9 +39,11 @@ from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.constraining import Constraining
 from laban.actors.engine.corrections import Corrections
 from laban.actors.engine.decoding import Decode
+from laban.actors.engine.drafting import Drafting, num_accepted
 from laban.actors.engine.exports import Exports
 from laban.actors.engine.fetching import Fetching
 from laban.actors.engine.forgetting import Forgetting
+from laban.actors.engine.iteration import Iteration, Sampled
 from laban.actors.engine.launched import BatchTooLarge, Launched
 from laban.actors.engine.loads import Loads
 from laban.actors.engine.runner import AnyRunner, bytes_per_token
@@ -69,17 +72,6 @@ MOST_POLLS = 4
 TALLIES_EVERY_S = 0.5
 FREE_TOKENS_ON_CARD = 128
 """A decode reads all weights for a few rows; so many more cost a fraction of an iteration."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Iteration:
-    """What was given to the device, and whose next tokens it sampled, row by row."""
-
-    launched: Launched
-    chunks: list[Chunk]
-    sampled: list[tuple[Sequence, Decode]]
-    number: int
-    began_s: float
 
 
 class Engine:
@@ -151,12 +143,13 @@ class Engine:
         )
         self._scores = KeptScores(runner.vocab_size)
         self._constraining = Constraining(tokenizer, runner.vocab_size)
+        self._drafting = Drafting(config, on_card=runner.device.type == "cuda", waits=runner.overlaps)
         self._clock = clock
         self._events: list[CallEvent] = []
         self._advice: list[Advice] = []
         self._num_reports = 0
         self._num_waits = 0  # steps in a row
-        self._under_way: _Iteration | None = None
+        self._under_way: Iteration | None = None
         self._num_launched = 0
         self._last_settled_s = 0.0
         self._tallies_due_s = 0.0
@@ -234,7 +227,8 @@ class Engine:
         """What the next step goes by; in a worker of several shards the first one's."""
         flights = self.tiers.flights
         landed = () if flights is None else flights.landed()
-        return Tick(self._clock(), landed, self.tiers.rates.known, self._constraining.ready)
+        costs = self._drafting.costs.known
+        return Tick(self._clock(), landed, self.tiers.rates.known, self._constraining.ready, costs)
 
     def step(self, tick: Tick | None = None) -> WorkerReport:
         """One iteration. Whatever goes wrong in it ends the calls that run, with an error, and not the engine."""
@@ -281,6 +275,7 @@ class Engine:
         tiers.date(tick.now_s)
         self.store.now_s = tick.now_s
         tiers.rates.adopt(tick.rates)
+        self._drafting.costs.adopt(tick.draft_costs)
         self._release(tick.compiled)
         advice, self._advice = self._advice, []
         for each in advice:
@@ -336,7 +331,7 @@ class Engine:
         scheduler.prefetches.run()
         tiers.save(self.store)
         self._pump()
-        chunks = scheduler.schedule()
+        chunks = self._drafting.widen(scheduler.schedule(), scheduler.max_tokens)
         launched = self._try_launch(chunks) if chunks else None
         if self.runner.overlaps:  # the host takes in the iteration before while the device runs this one
             launched, self._under_way = self._under_way, launched
@@ -353,7 +348,7 @@ class Engine:
             loads.pump(self.tiers.rates.expected, beside=beside, idle=idle, gates=gates)
         self.tiers.pump_saves(beside=beside, idle=idle)
 
-    def _try_launch(self, chunks: list[Chunk]) -> _Iteration | None:
+    def _try_launch(self, chunks: list[Chunk]) -> Iteration | None:
         """None if the device has no room for that much: less of it is tried next."""
         num_tokens = sum(chunk.count for chunk in chunks)
         try:
@@ -366,50 +361,63 @@ class Engine:
         empty_cache()
         return None
 
-    def _launch(self, chunks: list[Chunk]) -> _Iteration:
-        sampled = [c.sequence for c in chunks if c.sequence.wants_token and c.begin + c.count == len(c.sequence.tokens)]
-        decodes = [sequence.decode for sequence in sampled if sequence.decode is not None]
+    def _launch(self, chunks: list[Chunk]) -> Iteration:
+        sampled: list[Sampled] = []
+        decodes: list[Decode] = []  # of each row
+        indices: list[int] = []
+        for chunk in chunks:
+            decode = chunk.sequence.decode
+            if decode is not None and chunk.samples:
+                sampled.append(Sampled(chunk.sequence, decode, len(decodes), chunk.drafted))
+                decodes += [decode] * len(sampled[-1].rows)
+                indices += range(decode.num_launched, decode.num_launched + len(sampled[-1].rows))
         began_s = time.perf_counter()
         ask = None if all(d.matcher is None for d in decodes) else partial(self._masks, decodes)
-        launched = self.runner.launch(chunks, [d.sampling for d in decodes], [d.num_launched for d in decodes], ask)
+        launched = self.runner.launch(chunks, [d.sampling for d in decodes], indices, ask)
         self._num_launched += 1
         for chunk in chunks:
-            chunk.sequence.num_computed = chunk.sequence.entry.num_tokens = chunk.begin + chunk.count
+            chunk.sequence.num_computed = chunk.sequence.entry.num_tokens = chunk.begin + chunk.num_known
             chunk.sequence.num_iterations += 1
             if chunk.sequence.load is not None:
                 self.scheduler.encoded_instead(chunk)
-        for row, (sequence, decode) in enumerate(zip(sampled, decodes, strict=True)):
-            decode.num_launched += 1
-            sequence.sample_row = row
-            # Its key and value are computed with the next iteration, unless it is known to be the last.
-            if decode.num_launched < decode.sampling.most_tokens:
-                sequence.tokens.append(UNKNOWN)
-        return _Iteration(launched, chunks, list(zip(sampled, decodes, strict=True)), self._num_launched, began_s)
+        for each in sampled:
+            each.sequence.sample_row = each.first_row
+            each.decode.num_launched += len(each.rows)
+            # Its key and value are computed with the next iteration, unless it is known to be the last. With drafted
+            # tokens it goes on when it is known which of them are taken.
+            if not each.drafted and each.decode.num_launched < each.decode.sampling.most_tokens:
+                each.sequence.tokens.append(UNKNOWN)
+        return Iteration(launched, chunks, sampled, self._num_launched, began_s)
 
     def _masks(self, decodes: list[Decode]) -> Masks | None:
         """What an iteration's sampled rows may take, asked for while its forward runs: by now what the one before it
         sampled is there, which constrained calls go by."""
         if (before := self._under_way) is not None:
             tokens, sound = before.launched.wait()
-            for row, (sequence, decode) in enumerate(before.sampled):
-                if decode.matcher is not None and sound[row] and self._awaits(sequence, decode):
-                    decode.matcher.take(decode.num_sampled, tokens[row])
+            for each in before.sampled:
+                matcher, row = each.decode.matcher, each.first_row
+                if matcher is not None and sound[row] and self._awaits(each.sequence, each.decode):
+                    matcher.take(each.decode.num_sampled, tokens[row])
         return self._constraining.masks(decodes)
 
-    def _settle(self, iteration: _Iteration) -> None:
+    def _settle(self, iteration: Iteration) -> None:
         """Takes in what an iteration did. Calls may have ended since it was launched."""
         tokens, sound = iteration.launched.wait()
         self._measure(iteration)
         now_s = self._clock()
-        taken = [row for row, (sequence, decode) in enumerate(iteration.sampled) if self._awaits(sequence, decode)]
-        logprobs = self._logprobs(iteration, [row for row in taken if sound[row]], tokens)
-        for row in taken:
-            sequence, decode = iteration.sampled[row]
+        rows: dict[Sampled, list[int]] = {}  # of the tokens to take, as far as their logits are sound
+        for each in iteration.sampled:
+            if self._awaits(each.sequence, each.decode):
+                right = num_accepted(each.drafted, [tokens[row] for row in each.rows])
+                rows[each] = list(takewhile(lambda row: sound[row], each.rows[: right + 1]))
+        logprobs = self._logprobs(rows, iteration.launched, tokens)
+        for each, own in rows.items():
+            decode = each.decode
             if decode.matcher is not None and (problem := decode.matcher.problem) is not None:
                 self.scheduler.abort(decode.call.call_id)
                 self._events.append(CallFailed(decode.call.call_id, problem.status, str(problem)))
-            elif sound[row]:
-                self._take_token(sequence, decode, tokens[row], logprobs.get(row), now_s)
+            elif own:
+                self._take_tokens(each, [(tokens[row], logprobs.get(row)) for row in own], now_s)
             else:
                 self.scheduler.abort(decode.call.call_id)
                 message = "the model gave logits that are not finite numbers"
@@ -417,7 +425,7 @@ class Engine:
         self._score(iteration)
         self._publish_whole([chunk.sequence for chunk in iteration.chunks])
 
-    def _score(self, iteration: _Iteration) -> None:
+    def _score(self, iteration: Iteration) -> None:
         """Hands the logits of forced calls to those who compare them."""
         scored, first = iteration.launched.scored, 0
         for chunk in iteration.chunks:
@@ -435,52 +443,79 @@ class Engine:
                 self.scheduler.abort(decode.call.call_id)
                 self._events.append(CallFailed(decode.call.call_id, error.status, str(error)))
 
-    def _measure(self, iteration: _Iteration) -> None:
+    def _measure(self, iteration: Iteration) -> None:
         """It ran from when it was launched, or the one before it had ended."""
-        now_s = time.perf_counter()
-        num_tokens = sum(chunk.count for chunk in iteration.chunks)
-        decodes_only = num_tokens == len(iteration.chunks) == len(iteration.sampled)
-        spent_s = now_s - max(iteration.began_s, self._last_settled_s)
-        self.tiers.rates.took(num_tokens, decodes_only, spent_s)
+        now_s, ended_s = time.perf_counter(), self._last_settled_s
         self._last_settled_s = now_s
-        tallying, num_decoded = self.tiers.tallying, sum(c.count for c in iteration.chunks if c.is_decode)
-        tallying.observe("iteration_s", spent_s)
+        began_s = max(iteration.began_s, ended_s)
+        num_tokens, num_drafted = iteration.num_tokens, iteration.num_drafted
+        self.tiers.rates.took(num_tokens, iteration.decodes_only, now_s - began_s)
+        if iteration.decodes_only:  # drafted tokens were waited for: what the host did since is part of what they cost
+            since_s = ended_s if num_drafted and ended_s else began_s
+            self._drafting.costs.observe(num_tokens, now_s - since_s)
+        tallying = self.tiers.tallying
+        num_decoded = sum(chunk.num_known for chunk in iteration.chunks if chunk.is_decode)
+        tallying.observe("iteration_s", now_s - began_s)
         tallying.observe("batch_calls", len(iteration.chunks))
         tallying.add("tokens_decoded", num_decoded)
-        tallying.add("tokens_prefilled", num_tokens - num_decoded)
+        tallying.add("tokens_prefilled", num_tokens - num_drafted - num_decoded)
 
     def _awaits(self, sequence: Sequence, decode: Decode) -> bool:
         """Whether the call still runs and wants more tokens: one launched after its end is nobody's."""
         running = self.scheduler.running.get(decode.call.call_id)
         return running is not None and running.sequence is sequence and decode.finish_reason is None
 
-    def _logprobs(self, iteration: _Iteration, rows: list[int], tokens: list[int]) -> dict[int, TokenLogprob]:
-        """Of the tokens of those `rows` whose calls ask for it."""
-        num_tops = {row: iteration.sampled[row][1].sampling.num_logprobs for row in rows}
+    def _logprobs(
+        self, rows: dict[Sampled, list[int]], launched: Launched, tokens: list[int]
+    ) -> dict[int, TokenLogprob]:
+        """Of the tokens in those `rows` whose calls ask for it."""
+        num_tops = {row: each.decode.sampling.num_logprobs for each, own in rows.items() for row in own}
         asked = {row: num_top for row, num_top in num_tops.items() if num_top is not None}
         if not asked:
             return {}
-        told = iteration.launched.logprobs(list(asked), [tokens[row] for row in asked], list(asked.values()))
+        told = launched.logprobs(list(asked), [tokens[row] for row in asked], list(asked.values()))
         return dict(zip(asked, told, strict=True))
 
-    def _take_token(
-        self, sequence: Sequence, decode: Decode, token: int, logprob: TokenLogprob | None, now_s: float
-    ) -> None:
+    def _take_tokens(self, sampled: Sampled, tokens: list[tuple[int, TokenLogprob | None]], now_s: float) -> None:
+        """Those that an iteration brought a call, at least one; what comes after its end is left."""
+        sequence, decode = sampled.sequence, sampled.decode
         running = self.scheduler.running[decode.call.call_id]
+        num_before, num_sampled = len(sequence.tokens), decode.num_sampled
+        if sampled.drafted:
+            sequence.add_drafted(sampled.drafted)
+        for token, logprob in tokens:
+            at = len(decode.call.tokens) + decode.num_sampled
+            if at < num_before:
+                sequence.tokens[at] = token
+            if decode.drafter is not None:
+                decode.drafter.take(token)
+            decode.push(token, logprob)
+            if decode.finish_reason is not None:
+                break
+        num_taken = decode.num_sampled - num_sampled
+        if sampled.drafted:
+            self._count_drafted(decode, len(sampled.drafted), num_taken - 1)
         if running.first_token_at is None:
             running.first_token_at = now_s
         else:
-            self.tiers.tallying.observe("inter_token_s", now_s - running.last_token_at)
+            share_s = (now_s - running.last_token_at) / num_taken
+            self.tiers.tallying.observe("inter_token_s", share_s, num_taken)
         running.last_token_at = now_s
-        at = len(decode.call.tokens) + decode.num_sampled
-        if at < len(sequence.tokens):
-            sequence.tokens[at] = token
-        decode.push(token, logprob)
         if decode.finish_reason is not None:
             self._close(sequence, decode)
             running.tokens_encoded += len(decode.call.terminator)
+        elif sampled.drafted:
+            sequence.take_drafted(num_before, [token for token, _ in tokens])
+            decode.num_launched = decode.num_sampled
         if (news := decode.take_news()) is not None:
             self._events.append(news)
+
+    def _count_drafted(self, decode: Decode, num_drafted: int, num_accepted: int) -> None:
+        decode.tokens_drafted += num_drafted
+        decode.tokens_accepted += num_accepted
+        self.tiers.tallying.add("tokens_drafted", num_drafted)
+        self.tiers.tallying.add("tokens_accepted", num_accepted)
+        self.tiers.tallying.add("tokens_decoded", num_accepted)
 
     def _close(self, sequence: Sequence, decode: Decode) -> None:
         call = decode.call
@@ -522,6 +557,8 @@ class Engine:
                 tokens_loaded=running.tokens_loaded,
                 phases=running.phases(),
                 comparison=own.scorer.end() if own and own.scorer else None,
+                tokens_drafted=own.tokens_drafted if own else 0,
+                tokens_accepted=own.tokens_accepted if own else 0,
             )
         )
 
@@ -529,6 +566,7 @@ class Engine:
         assert call.sampling is not None
         decode = Decode(call, call.sampling, self.tokenizer, self.tokenizer.detokenizer())
         decode.matcher = self._constraining.matcher(call)
+        decode.drafter = self._drafting.drafter(call)
         if call.scoring is not None:
             decode.force(self._scores.begin(call, self.store.now_s))
         return decode

@@ -81,16 +81,17 @@ class Flattener:
             sequence, begin, end = chunk.sequence, chunk.begin, chunk.begin + chunk.count
             flat[i] = len(token_ids), chunk.count, sequence.start + begin, num_read + i, begin, sequence.start
             own = sequence.entry.pages
-            token_ids += sequence.tokens[begin:end]
+            token_ids += chunk.token_ids
             sources += [-1] * chunk.count
-            if token_ids[-1] == UNKNOWN:
-                sources[-1] = sequence.sample_row
+            newest = len(token_ids) - 1 - len(chunk.drafted)
+            if token_ids[newest] == UNKNOWN:
+                sources[newest] = sequence.sample_row
             positions += range(sequence.start + begin, sequence.start + end)
             slots += [own[at // page_size] * page_size + at % page_size for at in range(begin, end)]
             # As many pages as hold the tokens so far, and one for those to come.
             pages.append(sequence.entry.page_numbers[: (end - 1) // page_size + 2])
-            if sequence.wants_token and end == len(sequence.tokens):
-                logit_rows.append(len(token_ids) - 1)
+            if chunk.samples:
+                logit_rows += range(newest, len(token_ids))
         page_starts = np.zeros(len(pages) + 1, np.int64)
         np.cumsum([len(numbers) for numbers in pages], out=page_starts[1:])
         return FlatBatch(

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from laban.actors.calls import Sampling
 from laban.actors.engine.adapters import Adapters
 from laban.actors.engine.batch import build_batch
+from laban.actors.engine.draft_policy import MOST_DRAFTED
 from laban.actors.engine.flat_batch import FlatBatch, Flattener
 from laban.actors.engine.inputs import Inputs
 from laban.actors.engine.launched import BatchTooLarge, Launched
@@ -109,14 +110,15 @@ class FusedRunner:
                 f"{type(model).__name__} rotates its heads in a way that is not served", field="model"
             )
         self.stack = FusedStack.of(model.base_model)
-        self.inputs = Inputs(max(max_batch_tokens, SIZES[-1]), max_running, self.device)
+        max_rows = max_running + MOST_DRAFTED
+        self.inputs = Inputs(max(max_batch_tokens, SIZES[-1]), max_rows, self.device)
         self.adapters = adapters or Adapters()
         self.adapters.attach(model, group, self.inputs.adapters if self.on_card else None)
         self.flash = pick_flash(self.device, self.dtype, self.head_dim, attention)
         self.attention_backend = f"fused-triton+{self.flash.name}" if self.on_card else "fused-reference"
         self._flattener = Flattener(page_size)
-        self._samples = torch.zeros(max_running, dtype=torch.int64, device=self.device)
-        self._told = [torch.zeros(2 * max_running, dtype=torch.int64, pin_memory=self.on_card) for _ in range(2)]
+        self._samples = torch.zeros(max_rows, dtype=torch.int64, device=self.device)
+        self._told = [torch.zeros(2 * max_rows, dtype=torch.int64, pin_memory=self.on_card) for _ in range(2)]
         self._turn = 0
         tokens = max(max_batch_tokens, SIZES[-1])
         self.tiles: tuple[Tile, Tile]
@@ -174,9 +176,10 @@ class FusedRunner:
     ) -> Launched:
         """Gives the device an iteration: keys and values of `chunks` into the pool, and the next tokens.
 
-        Those are of the sequences that want one, in order of the chunks: row i is token `indices[i]` of a call that
-        samples by `samplings[i]`. Returns at once. At most one launch may be under way before it. With `ask_masks` some
-        rows are constrained: it is called once the forward is under way, and may wait for the launch before.
+        Those are of the chunks that sample, in order, after the last token known and each drafted one: row i is token
+        `indices[i]` of a call that samples by `samplings[i]`. Returns at once. At most one launch may be under way
+        before it. With `ask_masks` some rows are constrained: it is called once the forward is under way, and may wait
+        for the launch before.
         """
         if self.adapters:
             if self.on_card:

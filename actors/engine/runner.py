@@ -104,7 +104,8 @@ class Runner:
         indices: Sequence[int],
         ask_masks: AskMasks | None = None,
     ) -> Launched:
-        """Keys and values of `chunks` into the pool, and the next tokens of the sequences that want one, in order.
+        """Keys and values of `chunks` into the pool, and the next tokens of those that sample, in order: after the last
+        token known, and each drafted one.
 
         Row i is token `indices[i]` of a call that samples by `samplings[i]`. With `ask_masks` some are constrained.
         """

@@ -88,6 +88,11 @@ class Scheduler:
         """Whether a call is past its first token."""
         return any(s.decode is not None and s.decode.num_sampled for s in self.sequences)
 
+    @property
+    def max_tokens(self) -> int:
+        """Of an iteration, for now."""
+        return self._batch_tokens
+
     def queued_tokens(self) -> int:
         """Known tokens still to encode, of running and waiting calls."""
         running = sum(sequence.num_pending for sequence in self.sequences if not sequence.prefetched)
@@ -385,7 +390,8 @@ class Scheduler:
         for sequence in decoding + prefilling:
             budget -= self._take(sequence, budget, chunks, completed)
         if all(chunk.sequence.decode is not None and chunk.sequence.decode.num_launched for chunk in chunks):
-            spare = min(budget, self.free_tokens if chunks else PREFETCH_TOKENS)
+            # A decode without a chunk waits to hear which drafted tokens were taken: not for long.
+            spare = min(budget, self.free_tokens if decoding else PREFETCH_TOKENS)
             for sequence in self.sequences:
                 if sequence.prefetched or sequence.spare:
                     spare -= self._take(sequence, spare, chunks, completed)

@@ -96,6 +96,16 @@ class Sequence:
         """Whether the next token is to be sampled once all known ones are computed."""
         return self.decode is not None and self.decode.finish_reason is None
 
+    def add_drafted(self, drafted: tuple[int, ...]) -> None:
+        """Keys and values of these are there, after all others. For a moment: some will be taken, or none."""
+        self.tokens += drafted
+        self.num_computed = self.entry.num_tokens = len(self.tokens)
+
+    def take_drafted(self, num_before: int, taken: list[int]) -> None:
+        """Of what came after the first `num_before` tokens these count, the last of them not computed yet."""
+        self.tokens[num_before:] = taken
+        self.num_computed = self.entry.num_tokens = len(self.tokens) - 1
+
     def close(self, tokens: list[int], spec: EncodingSpec) -> None:
         """The message is `tokens`, whole. What was computed past the first token that differs counts no longer."""
         same = 0
@@ -108,11 +118,27 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`count` tokens of a sequence from token `begin` on."""
+    """`count` tokens of a sequence from token `begin` on. The last of them are those `drafted`, which the sequence does
+    not have yet: they come after all that it has."""
 
     sequence: Sequence
     begin: int
     count: int
+    drafted: tuple[int, ...] = ()
+
+    @property
+    def num_known(self) -> int:
+        """Of `count`: those that the sequence has."""
+        return self.count - len(self.drafted)
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [*self.sequence.tokens[self.begin : self.begin + self.num_known], *self.drafted]
+
+    @property
+    def samples(self) -> bool:
+        """Whether a next token is wanted: after the last token that the sequence has, and each drafted one."""
+        return self.sequence.wants_token and self.begin + self.num_known == len(self.sequence.tokens)
 
     @property
     def is_decode(self) -> bool:

@@ -10,9 +10,10 @@ from laban.actors.calls import WorkerRates
 @dataclass(frozen=True, slots=True)
 class Tick:
     """The same for all shards of a worker, so that they decide alike. `landed` are numbers of copies (Flights),
-    `compiled` ids of calls whose grammars are there."""
+    `compiled` ids of calls whose grammars are there, `draft_costs` what forwards took by their width (WidthCosts)."""
 
     now_s: float
     landed: tuple[int, ...] = ()
     rates: WorkerRates = field(default_factory=WorkerRates)
     compiled: tuple[str, ...] = ()
+    draft_costs: tuple[float, ...] = ()

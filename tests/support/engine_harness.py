@@ -52,8 +52,11 @@ def make_engine(
     adapters: Adapters | None = None,
     **config: Any,
 ) -> Engine:
-    """An engine over `random_model(kind, seed)`, with room for `host_tokens` in host memory."""
-    settings = EngineConfig(pool_tokens=pool_tokens, **config)
+    """An engine over `random_model(kind, seed)`, with room for `host_tokens` in host memory.
+
+    It drafts nothing unless asked to: what is drafted depends on how long things take.
+    """
+    settings = EngineConfig(pool_tokens=pool_tokens, **{"drafting": "off", **config})
     model = random_model(kind, seed).to(device, dtype)  # type: ignore[arg-type]
     slots = pool_tokens // settings.page_size * settings.page_size
     runner: Runner | FusedRunner = Runner(model, slots, adapters=None if fused else adapters)

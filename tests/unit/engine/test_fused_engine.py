@@ -15,6 +15,7 @@ from engine_harness import (
     make_engine,
 )
 from engine_reference import KINDS
+from wild_drafts import draft_wildly, remember_texts
 
 from laban.actors.calls import CallFinished, Sampling
 from laban.actors.engine.flat_batch import Flattener
@@ -22,6 +23,8 @@ from laban.actors.engine.fused_runner import FusedRunner
 from laban.kvstore.encodings import EMPTY_VIEW, EncodingSpec, View
 
 pytestmark = pytest.mark.slow
+
+KV = tuple[torch.Tensor, torch.Tensor]
 
 
 def ids(draw: random.Random, size: int) -> list[int]:
@@ -41,7 +44,7 @@ def test_residual_additions_are_fused(kind: str) -> None:
     assert runner.stack is not None
 
 
-def play(driver: Driver, seed: int) -> list[object]:
+def play(driver: Driver, seed: int) -> list[tuple[CallFinished, KV]]:
     """Messages, then calls over them that come, stop and are aborted at random times; what became of each."""
     draw = random.Random(seed)
     specs: list[EncodingSpec] = []
@@ -83,13 +86,31 @@ def random_view(driver: Driver, draw: random.Random, specs: list[EncodingSpec]) 
 def test_overlapping_iterations_change_nothing(seed: int) -> None:
     kind, sizes = random.Random(seed).choice(KINDS), {"max_batch_tokens": [7, 64, 512][seed % 3]}
     outcomes = [play(Driver(make_engine(kind, fused=fused, **sizes)), seed) for fused in (False, True)]
-    for (a, kv_a), (b, kv_b) in zip(*outcomes, strict=True):
+    assert_same(*outcomes)
+
+
+def assert_same(found: list[tuple[CallFinished, KV]], expected: list[tuple[CallFinished, KV]]) -> None:
+    for (a, kv_a), (b, kv_b) in zip(found, expected, strict=True):
         for x, y in zip(a.logprobs, b.logprobs, strict=True):
             assert (x.token_id, x.logprob) == (y.token_id, pytest.approx(y.logprob, abs=TOLERANCE))
         untimed = {"call_id": "", "ttft_ms": 0.0, "wall_ms": 0.0, "logprobs": (), "phases": None}
+        untimed |= {"tokens_drafted": 0, "tokens_accepted": 0}
         assert replace(a, **untimed) == replace(b, **untimed)
         for x, y in zip(kv_a, kv_b, strict=True):
             torch.testing.assert_close(x, y, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_drafts_right_and_wrong_change_nothing(seed: int, fused: bool) -> None:
+    kind, sizes = random.Random(seed).choice(KINDS), {"max_batch_tokens": [7, 64, 512][seed % 3]}
+    plain, wild = Driver(make_engine(kind, **sizes)), Driver(make_engine(kind, fused=fused, **sizes))
+    known = remember_texts(plain.engine)
+    expected = play(plain, seed)
+    drafting = draft_wildly(wild.engine, known, random.Random(seed))
+    assert_same(play(wild, seed), expected)
+    assert drafting.num_right > 20
+    assert drafting.num_wrong > 20
 
 
 def test_decoding_goes_on_from_the_last_plan(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import torch
 from engine_harness import Driver, assert_same_encoding, byte_tokenizer, force, interpreter, logprobs, make_engine
 from engine_reference import MAX_CONTEXT, random_model
 from torch import OutOfMemoryError
+from wild_drafts import draft_wildly, remember_texts
 
 from laban.actors.calls import CallFinished, Sampling
 from laban.actors.engine.config import EngineConfig
@@ -19,6 +20,7 @@ from laban.actors.engine.fused_runner import FusedRunner
 from laban.actors.engine.launched import BatchTooLarge, Launched
 from laban.actors.engine.plan_buffers import PlanBuffers, TileChoice
 from laban.actors.engine.runner import Runner
+from laban.actors.engine.sequence import Chunk
 from laban.kvstore.encodings import EMPTY_VIEW, EncodingSpec, View
 
 pytestmark = pytest.mark.slow
@@ -26,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 def thin_driver(fused: bool, kind: str = "llama", *, pool_tokens: int = 2048, **sizes: int) -> Driver:
     """Over a model of one layer, for what plans and the scheduler do."""
-    config = EngineConfig(pool_tokens=pool_tokens, **sizes)  # type: ignore[arg-type]
+    config = EngineConfig(pool_tokens=pool_tokens, drafting="off", **sizes)  # type: ignore[arg-type]
     changes = {"layer_types": ["sliding_attention", "full_attention"]} if kind == "gemma3" else {}
     layers = 2 if changes else 1
     model = random_model(kind, num_hidden_layers=layers, **changes)
@@ -135,6 +137,35 @@ def test_random_aborts_leave_the_others_alone(seed: int) -> None:
     sizes = {"max_batch_tokens": [3, 11, 512][seed % 3], "pool_tokens": 512}
     outcomes = [play(thin_driver(fused, **sizes), seed, abort_share=0.5) for fused in (True, False)]
     assert_same_outcomes(*outcomes)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("seed", range(6))
+def test_drafts_right_and_wrong_change_nothing(seed: int, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With little of everything, calls that are aborted, and launches that fail."""
+    kind = ["llama", "mistral-window", "gemma3"][seed % 3]
+    sizes = {
+        "pool_tokens": [256, 2048][seed % 2],
+        "page_size": [1, 4, 16][seed // 2],
+        "max_batch_tokens": [5, 40, 100_000][seed * 7 % 12 // 4],
+        "max_running": [3, 64][seed // 3],
+    }
+    plain = thin_driver(False, kind, **sizes)
+    known = remember_texts(plain.engine)
+    expected = play(plain, seed, abort_share=[0.0, 0.4][seed % 2])
+    driver, draw = thin_driver(fused, kind, **sizes), random.Random(seed)
+    drafting = draft_wildly(driver.engine, known, draw)
+    launch: Callable[..., Launched] = driver.engine.runner.launch
+
+    def fragile(chunks: list[Chunk], *rest: object) -> Launched:
+        if sum(chunk.count for chunk in chunks) > 1 and draw.random() < 0.1:
+            raise BatchTooLarge("as if")
+        return launch(chunks, *rest)
+
+    monkeypatch.setattr(driver.engine.runner, "launch", fragile)
+    assert_same_outcomes(play(driver, seed, abort_share=[0.0, 0.4][seed % 2]), expected)
+    assert drafting.num_right > 5
+    assert drafting.num_wrong > 5
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["after it was queued", "before"])
