@@ -17,7 +17,7 @@ STAMP := .venv/.laban-set-up
 LINKS := build/links/laban
 FOLDERS := proto cluster actors kvstore kernels
 
-.PHONY: help setup demo test check unit lint types bench bench-fidelity bench-gpu bench-cache bench-chats bench-constrained bench-corrections bench-gateway bench-http bench-isolation bench-journal bench-router bench-sim bench-tuning chaos fuzz soak sanitize monitor helm-test peer-vllm proto proto-check clean
+.PHONY: help setup demo test check unit lint types bench bench-fidelity bench-gpu bench-cache bench-chats bench-constrained bench-corrections bench-drafting bench-gateway bench-http bench-isolation bench-journal bench-router bench-sim bench-tuning chaos fuzz soak sanitize monitor helm-test peer-vllm proto proto-check clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
@@ -88,6 +88,9 @@ bench-cache: setup  ## measure tiers, foresight and routing on a CPU (ARGS= for 
 
 bench-constrained: setup  ## measure what constrained decoding costs a batch of eight (ARGS= for options)
 	$(BIN)/python benchmarks/constrained.py $(ARGS)
+
+bench-drafting: setup  ## measure what drafting from what is read brings (ARGS= for options)
+	$(BIN)/python benchmarks/drafting.py $(ARGS)
 
 bench-gateway: setup  ## measure what gateway and executor add to a first token, and 500 open streams (ARGS= for options)
 	$(BIN)/python benchmarks/gateway.py $(ARGS)

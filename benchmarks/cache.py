@@ -64,7 +64,7 @@ class CpuBench(Bench):
     def table(self, variant: Variant, device_tokens: int, host_tokens: int) -> Table:
         first = self.first
         config = EngineConfig(
-            drafting="off",
+            drafting=False,
             pool_tokens=device_tokens,
             eviction=variant.eviction,
             link_bytes_per_s=variant.link_bytes_per_s,

@@ -156,7 +156,7 @@ class Bench:
 
     def config(self, variant: Variant) -> EngineConfig:
         config = EngineConfig(
-            drafting="off",
+            drafting=False,
             eviction=variant.eviction,
             link_bytes_per_s=variant.link_bytes_per_s,
             max_running=self.first.scheduler.config.max_running,

@@ -95,7 +95,7 @@ def open_engine(size: Size, device: torch.device, seed: int) -> tuple[Engine, li
     model = random_model(size, device)
     made = time.perf_counter()
     tokenizer = word_tokenizer(model.config.vocab_size)
-    config = EngineConfig(cuda_graphs=False, drafting="off").settled(device.type, "bfloat16")  # they are captured below
+    config = EngineConfig(cuda_graphs=False, drafting=False).settled(device.type, "bfloat16")  # they are captured below
     if device.type == "cuda":
         engine = make_engine(model, tokenizer, config, device, namespace=NAMESPACE)
     else:

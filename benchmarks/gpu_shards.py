@@ -61,7 +61,7 @@ def run_shard(place: ShardPlace, plan: Plan, sending: Connection) -> None:
     rows = measure_all_reduce(group, plan)
     model = random_model(plan.size, device)
     tokenizer = word_tokenizer(model.config.vocab_size)
-    config = EngineConfig(pool_tokens=None if on_card else TINY_POOL_TOKENS, drafting="off").settled(
+    config = EngineConfig(pool_tokens=None if on_card else TINY_POOL_TOKENS, drafting=False).settled(
         device.type, "bfloat16"
     )
     engine = make_engine(model, tokenizer, config, device, group, namespace=NAMESPACE)

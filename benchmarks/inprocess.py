@@ -24,15 +24,15 @@ from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, Fidelity
 from laban.kvstore.encodings import EncodingId
 
 
-def open_engine(folder: Path, *, pool_tokens: int, drafting: str = "off") -> Engine:
+def open_engine(folder: Path, *, pool_tokens: int, drafting: bool = False) -> Engine:
     return load_engine(
         folder, EngineConfig(pool_tokens=pool_tokens, num_threads=num_cores(), drafting=drafting), "bench"
     )
 
 
-def second_engine(first: Engine, *, pool_tokens: int) -> Engine:
+def second_engine(first: Engine, *, pool_tokens: int, drafting: bool = False) -> Engine:
     """Another engine with a pool of its own over the same weights."""
-    config = EngineConfig(pool_tokens=pool_tokens, drafting="off")
+    config = EngineConfig(pool_tokens=pool_tokens, drafting=drafting)
     slots = pool_tokens // config.page_size * config.page_size
     return Engine(
         Runner(first.runner.model, slots),

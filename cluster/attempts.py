@@ -26,6 +26,7 @@ def sampling_of(step: ReadyStep, seed: int, language: Language, failures: int = 
         forced=forced,
         num_logprobs=spec.logprobs,
         constraint=step.constraint,
+        drafting=spec.drafting,
     )
 
 

@@ -21,6 +21,8 @@ def generated(result: StepResult, worker_id: str, event: CallFinished, waited_ms
         tokens_loaded=event.tokens_loaded,
         tokens_encoded=event.tokens_encoded,
         tokens_generated=event.tokens_generated,
+        tokens_drafted=event.tokens_drafted,
+        tokens_accepted=event.tokens_accepted,
         ttft_ms=event.ttft_ms + waited_ms,
         wall_ms=event.wall_ms + waited_ms,
         worker=worker_id,

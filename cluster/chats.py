@@ -224,6 +224,8 @@ def record_of(finish: Finish, fidelity: Fidelity) -> MessageRecord:
         tokens_loaded=event.tokens_loaded,
         tokens_encoded=event.tokens_encoded,
         tokens_generated=event.tokens_generated,
+        tokens_drafted=event.tokens_drafted,
+        tokens_accepted=event.tokens_accepted,
         ttft_ms=event.ttft_ms + finish.waited_ms,
         wall_ms=event.wall_ms + finish.waited_ms,
         worker=finish.worker,

@@ -20,7 +20,7 @@ from laban.proto import laban_pb2 as pb
 MAX_TTL_S = 315_576_000_000  # of a protobuf Duration
 WHOLE = frozenset({"max_tokens", "top_k", "seed", "logprobs"})
 REAL = frozenset({"temperature", "top_p"})
-SAMPLING = (*sorted(WHOLE | REAL), "stop", "forced_text")
+SAMPLING = (*sorted(WHOLE | REAL), "stop", "forced_text", "drafting")
 
 _PLAIN_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
 _SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:")
@@ -80,6 +80,7 @@ class SamplingOptions(TypedDict, total=False):
     stop: str | Sequence[str]
     forced_text: str
     logprobs: int
+    drafting: bool
 
 
 class DecodeOptions(PlaceOptions, SamplingOptions, total=False):
@@ -169,6 +170,10 @@ def put_sampling(sampling: pb.Sampling, name: str, value: Any, path: str) -> Non
             raise InvalidInput("expected text or a list of texts", field=path, value=value)
         put(sampling, "stop", list(stops), path)
         return
+    if name == "drafting" and not isinstance(value, bool):
+        if value not in ("true", "false"):
+            raise InvalidInput("expected true or false", field=path, value=value)
+        value = value == "true"
     if isinstance(value, str) and name != "forced_text":
         try:
             value = int(value) if name in WHOLE else float(value)

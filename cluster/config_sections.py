@@ -46,6 +46,10 @@ class EngineSection(Section):
     attention: Literal[
         "auto", "flash-attention-3", "flash-attention-2", "torch-varlen", "cudnn", "torch-cuda-flash", "reference"
     ] = Field(default="auto", description="of large prefills on a GPU; auto takes the best that works there")
+    drafting: bool = Field(
+        default=True, description="guess a call's next tokens from what it reads, where that is measured to pay"
+    )
+    draft_tokens: int = Field(default=15, gt=0, le=64, description="guessed for a call in one iteration, at most")
     cuda_graphs: bool = Field(default=True, description="capture a GPU's forwards of up to 1280 new tokens at start")
 
 

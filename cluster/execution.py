@@ -365,6 +365,7 @@ class Execution:
         opening = Opening(step.role, step.name, step.prefill)
         key, what = f"{self.workflow_id}/{step.address}", f"step {step.address}"
         call, _ = book.decode(key, what, book.entries(step.reads), opening, sampling, rank=self._rank)
+        call = replace(call, kind=f"{self.board.name}/{step.step}")
         return Order(call, self, book.specs, attempt.number, self._rank, self._successors(call.namespace))
 
     def _finish(self, address: str, worker_id: str, event: CallFinished, waited_ms: float) -> None:

@@ -208,6 +208,8 @@ def read_sampling_values(sampling: pb.Sampling, path: str) -> dict[str, Any]:
             )
     if sampling.stop:
         values["stop"] = list(sampling.stop)
+    if sampling.HasField("drafting"):
+        values["drafting"] = sampling.drafting
     if sampling.HasField("forced_text"):
         if not sampling.forced_text:
             raise InvalidInput("empty, expected some text", field=f"{path}.forced_text")
@@ -228,6 +230,7 @@ def read_sampling(sampling: pb.Sampling, encode: Callable[[str], Sequence[int]])
         stop=tuple(values.get("stop", ())),
         forced=forced,
         num_logprobs=values.get("logprobs"),
+        drafting=values.get("drafting", True),
     )
 
 

@@ -177,12 +177,18 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _spread(
             "laban_inter_token_seconds",
             "inter_token_s",
-            "From one token of a call to its next, in the engine.",
+            "From one token of a call to its next, in the engine; tokens that come together share their time.",
             "worker",
         ),
         _spread("laban_iteration_seconds", "iteration_s", "One batched forward.", "worker"),
         _spread("laban_batch_calls", "batch_calls", "Calls, and encodings in the making, in an iteration.", "worker"),
         _sum("laban_computed_tokens_total", "Tokens computed by iterations, prefetches included.", "worker", "phase"),
+        _sum(
+            "laban_drafted_tokens_total",
+            "Tokens guessed from what calls read; `outcome` is accepted (came into a text) or refused.",
+            "worker",
+            "outcome",
+        ),
         _now(
             "laban_worker_calls",
             "Calls at a worker; `state` is running, waiting or blocked (waits for others to end).",

@@ -146,6 +146,8 @@ def _of_cache(worker: str, each: WorkerSurvey) -> Iterator[Sample]:
     yield "laban_prefetches_total", (worker, "late"), cache.prefetches_late
     yield "laban_prefetches_total", (worker, "wasted"), cache.prefetches_wasted
     yield "laban_load_wait_seconds_total", (worker,), cache.wait_load_s
+    yield "laban_drafted_tokens_total", (worker, "accepted"), tallies.tokens_accepted
+    yield "laban_drafted_tokens_total", (worker, "refused"), tallies.tokens_drafted - tallies.tokens_accepted
     yield "laban_corrected_tokens_total", (worker, "accepted"), tallies.tokens_corrected
     yield "laban_corrected_tokens_total", (worker, "refused"), tallies.tokens_not_corrected
     yield "laban_anchors", (worker,), tallies.num_anchors

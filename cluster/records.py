@@ -41,7 +41,7 @@ class StepResult:
     """One step instance, as far as it has come. Tokens are those of the last attempt; times begin with the first.
 
     Of `tokens_read`, `tokens_reused` were found encoded; of these, `tokens_loaded` had to be brought from host memory,
-    disk or another worker.
+    disk or another worker. `tokens_drafted` were guessed from what was read; `tokens_accepted` of them are in the text.
     `text` is what was generated, without the step's prefill text; `token_ids` are its tokens as kept. `values` are what
     was found in it. `tool` and `args` are of an external step that has begun, whose `worker` is its handler.
     `attempt` counts from 1; 0 means that the instance has not run. `model` is the name of the one that was called, with
@@ -72,6 +72,8 @@ class StepResult:
     args: Mapping[str, object] = field(default_factory=dict)
     model: str = ""
     adapter: str = ""
+    tokens_drafted: int = 0
+    tokens_accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +236,8 @@ class MessageRecord:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     overlaps: tuple[str, ...] = ()
+    tokens_drafted: int = 0
+    tokens_accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ class EngineConfig:
     num_threads: int | None = None  # CPU threads; None leaves torch's own choice
     memory_share: float = 0.9
     attention: str = "auto"  # the FlashAttention for large prefills on a GPU; auto takes the best that is installed
-    drafting: str = "auto"  # "off" drafts nothing; auto where it is measured to pay
+    drafting: bool = True  # guess tokens from what calls read, where that is measured to pay
     draft_tokens: int = 15  # drafted for one call in one iteration, at most
     cuda_graphs: bool = True  # capture forwards of up to 1,280 new tokens at start
     host_bytes: int | None = None  # of host memory for encodings; None takes 256 MiB on a CPU, with a GPU a quarter

@@ -67,7 +67,7 @@ class Drafting:
 
     def __init__(self, config: EngineConfig, *, on_card: bool, waits: bool) -> None:
         """`waits`: the next iteration is launched before this one's tokens are known; drafted calls sit it out."""
-        self._most = config.draft_tokens if config.drafting == "auto" else 0
+        self._most = config.draft_tokens if config.drafting else 0
         self._waits = waits
         self.costs = WidthCosts(0.15, 0.01) if on_card else WidthCosts(0.06, 0.05)
         self._all = Chances()

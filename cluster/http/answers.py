@@ -143,6 +143,7 @@ def _reason(record: MessageRecord, parsed: Parsed) -> str:
 def _own(record: MessageRecord) -> Json:
     """What Laban tells besides."""
     names = (
-        "fidelity", "tokens_read", "tokens_reused", "tokens_loaded", "tokens_encoded", "tokens_generated", "ttft_ms",
+        "fidelity", "tokens_read", "tokens_reused", "tokens_loaded", "tokens_encoded", "tokens_generated",
+        "tokens_drafted", "tokens_accepted", "ttft_ms",
     )  # fmt: skip
     return {name: getattr(record, name) for name in names}

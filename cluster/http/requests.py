@@ -123,6 +123,7 @@ def _sampling(body: Fields, constraint: Constraint | None) -> Sampling:
         stop=_stops(body),
         num_logprobs=(top or 0) if wanted else None,
         constraint=constraint,
+        drafting=not body.has("laban") or body.inner("laban").flag("drafting", True),
     )
 
 
@@ -163,7 +164,7 @@ def _own(body: Fields, fidelity: Fidelity) -> tuple[Fidelity, float, float | Non
     if not body.has("laban"):
         return fidelity, RECOMPUTE_SHARE, None
     fields = body.inner("laban")
-    fields.only(("fidelity", "recompute_share", "timeout_s"))
+    fields.only(("fidelity", "recompute_share", "timeout_s", "drafting"))
     word = fields.text("fidelity", fidelity)
     if not is_served(word):
         raise InvalidInput(f"expected {expected()}", field="laban.fidelity", value=word)

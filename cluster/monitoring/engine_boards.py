@@ -49,6 +49,12 @@ ENGINE = Dashboard(
                     "Computed a second.",
                 ),
                 Panel(
+                    "Tokens drafted",
+                    (Query(rate("laban_drafted_tokens_total", "outcome", _HERE), "{{outcome}}"),),
+                    "Guessed from what calls read, a second: accepted ones took no iteration of their own.",
+                    stacked=True,
+                ),
+                Panel(
                     "Encoding speed",
                     (Query(now("laban_encode_tokens_per_second", "worker", _HERE), "{{worker}}"),),
                     "Tokens a second, as workers measure it in iterations that mostly encode.",

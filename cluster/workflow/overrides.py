@@ -98,6 +98,8 @@ def _checked(values: dict[str, object], loc: tuple[str, ...]) -> tuple[Sampling,
 
 def _number(name: str, value: object) -> object:
     """A number given as its text, as a command line does."""
+    if name == "drafting":
+        return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
     if not isinstance(value, str) or name not in _WHOLE | _REAL:
         return value
     try:

@@ -76,6 +76,7 @@ TEXTS: Mapping[type[Model], Mapping[str, str]] = {
         "seed": "of the noise; each instance draws its own from it",
         "stop": "texts that end generation",
         "logprobs": "how many of the likeliest tokens to report",
+        "drafting": "guess the next tokens from what is read where that is faster, the default; the text is the same",
         "forced_text": "generated whatever the model says, to measure with",
     },
     schema.Step: {

@@ -20,6 +20,7 @@ class SamplingSpec:
     stop: tuple[str, ...] = ()
     forced_text: str | None = None
     logprobs: int | None = None
+    drafting: bool = True
 
 
 def merge(*layers: Sampling) -> SamplingSpec:

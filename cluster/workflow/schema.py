@@ -66,6 +66,7 @@ class Sampling(Model):
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     stop: Annotated[list[StopString], Field(max_length=16), spelled(shorthands.list_of_one)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    drafting: bool | None = None
     forced_text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)] | None = None
 
 

@@ -79,6 +79,8 @@ STEP = StepResult(
     {"path": "src", "deep": {"n": [1, True]}},
     "tiny",
     "tuned",
+    tokens_drafted=8,
+    tokens_accepted=5,
 )
 FAILED = StepResult("final", "final", state="failed", attempt=3, error=ErrorInfo("UNAVAILABLE", "died", "steps[1]"))
 NOTES = (FidelityNote("draft", 1, "direct", 0.25, 40, "within 0.5"), FidelityNote("draft", level="blended", kl=0.5))
@@ -103,7 +105,7 @@ EVENTS: tuple[Event | TokenChunk, ...] = (
 )  # fmt: skip
 MESSAGE = MessageRecord(
     "s-1", "m1", "assistant", "bob", 7, 12, "direct", 7, 6, 2, 5, 4, 1.5, 2.5, "w1", "length", "text", (4, 5),
-    (TokenLogprob(4, -1.0),), ("view[0] and view[1] share the positions 3 to 4",),
+    (TokenLogprob(4, -1.0),), ("view[0] and view[1] share the positions 3 to 4",), 6, 3,
 )  # fmt: skip
 WORKER = WorkerStatus(
     "w0", "e1", True, "cpu", "float32", "reference", 1, 2, 300, 64, 60, 16, 1024, 9, True, 1 << 30, 3 << 20, 1 << 40,

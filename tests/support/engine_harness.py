@@ -56,7 +56,7 @@ def make_engine(
 
     It drafts nothing unless asked to: what is drafted depends on how long things take.
     """
-    settings = EngineConfig(pool_tokens=pool_tokens, **{"drafting": "off", **config})
+    settings = EngineConfig(pool_tokens=pool_tokens, **{"drafting": False, **config})
     model = random_model(kind, seed).to(device, dtype)  # type: ignore[arg-type]
     slots = pool_tokens // settings.page_size * settings.page_size
     runner: Runner | FusedRunner = Runner(model, slots, adapters=None if fused else adapters)

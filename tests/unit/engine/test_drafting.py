@@ -103,7 +103,7 @@ def quoting(num_tokens: int, **more: object) -> Sampling:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_what_is_quoted_takes_few_iterations_and_is_streamed_whole(fused: bool) -> None:
-    driver = Driver(make_engine(fused=fused, drafting="auto"))
+    driver = Driver(make_engine(fused=fused, drafting=True))
     driver.engine._drafting.costs = SameCosts()
     read = driver.prefill(TEXT)
     call = driver.submit([1, 2], driver.chain(read), None, quoting(40, num_logprobs=1), (9, 8))
@@ -126,12 +126,12 @@ def test_what_is_quoted_takes_few_iterations_and_is_streamed_whole(fused: bool) 
 @pytest.mark.parametrize(
     ("sampling", "config"),
     [
-        (quoting(40), {"drafting": "off"}),
+        (quoting(40), {"drafting": False}),
         (quoting(40, drafting=False), {}),
     ],
 )
 def test_switched_off_by_configuration_or_by_a_call(sampling: Sampling, config: dict[str, str]) -> None:
-    driver = Driver(make_engine(**{"drafting": "auto", **config}))  # type: ignore[arg-type]
+    driver = Driver(make_engine(**{"drafting": True, **config}))  # type: ignore[arg-type]
     driver.engine._drafting.costs = SameCosts()
     call = driver.submit([1, 2], driver.chain(driver.prefill(TEXT)), None, sampling)
     driver.run()
@@ -140,7 +140,7 @@ def test_switched_off_by_configuration_or_by_a_call(sampling: Sampling, config: 
 
 
 def test_no_more_is_drafted_than_the_call_may_have_and_the_setting_says() -> None:
-    driver = Driver(make_engine(drafting="auto", draft_tokens=3))
+    driver = Driver(make_engine(drafting=True, draft_tokens=3))
     driver.engine._drafting.costs = SameCosts()
     widest = 0
     launch = driver.engine.runner.launch
@@ -166,7 +166,7 @@ def test_no_more_is_drafted_than_the_call_may_have_and_the_setting_says() -> Non
 @pytest.mark.parametrize(("stop", "stop_ids"), [(("*",), ()), (("/0",), ()), ((), (43,))])
 def test_a_stop_within_what_was_drafted(stop: tuple[str, ...], stop_ids: tuple[int, ...], fused: bool) -> None:
     """A stop string, and a token that ends the message: what comes after it does not count."""
-    driver = Driver(make_engine(fused=fused, drafting="auto"))
+    driver = Driver(make_engine(fused=fused, drafting=True))
     plain = Driver(make_engine())
     for each in (driver, plain):
         each.engine._drafting.costs = SameCosts()
@@ -198,7 +198,7 @@ def test_a_stop_within_what_was_drafted(stop: tuple[str, ...], stop_ids: tuple[i
 
 
 def test_forced_calls_that_are_scored_and_constrained_ones_are_not_drafted() -> None:
-    drafting = Drafting(make_engine(drafting="auto").scheduler.config, on_card=False, waits=False)
+    drafting = Drafting(make_engine(drafting=True).scheduler.config, on_card=False, waits=False)
     driver = Driver(make_engine())
     call_id = driver.submit([1], EMPTY_VIEW, 0, Sampling(4))
     (waiting,) = driver.engine.scheduler.waiting

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 def thin_driver(fused: bool, kind: str = "llama", *, pool_tokens: int = 2048, **sizes: int) -> Driver:
     """Over a model of one layer, for what plans and the scheduler do."""
-    config = EngineConfig(pool_tokens=pool_tokens, drafting="off", **sizes)  # type: ignore[arg-type]
+    config = EngineConfig(pool_tokens=pool_tokens, drafting=False, **sizes)  # type: ignore[arg-type]
     changes = {"layer_types": ["sliding_attention", "full_attention"]} if kind == "gemma3" else {}
     layers = 2 if changes else 1
     model = random_model(kind, num_hidden_layers=layers, **changes)

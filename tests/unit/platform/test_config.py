@@ -110,7 +110,7 @@ def test_the_engine_is_told_all_of_its_section(tmp_path: Path) -> None:
     changed: dict[str, object] = {
         "pool_tokens": 320, "pool_bytes": 640, "page_size": 32, "max_batch_tokens": 64, "max_running": 3,
         "max_waiting": 5, "dtype": "float16", "device": "cuda", "num_threads": 2, "memory_share": 0.5,
-        "attention": "cudnn", "cuda_graphs": False,
+        "attention": "cudnn", "cuda_graphs": False, "drafting": False, "draft_tokens": 7,
     }  # fmt: skip
     assert changed.keys() == engine.keys()
     variables = {variable_of(f"engine.{name}"): str(value).lower() for name, value in changed.items()}
