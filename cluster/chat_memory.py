@@ -6,7 +6,7 @@ which tokenizing the text again need not give.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -78,6 +78,50 @@ class Recent(Generic[K, V]):
             self.put(key, value, size)
 
 
+class Replies:
+    """By their texts. Forgets what was used longest ago once they are of more than `most` tokens, with all that they
+    attended to; what several attended to, as the replies of one chat do, counts once."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._found: OrderedDict[str, Reply] = OrderedDict()
+        self._uses: Counter[EncodingId] = Counter()
+        self.num_tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def get(self, text: str) -> Reply | None:
+        if text in self._found:
+            self._found.move_to_end(text)
+        return self._found.get(text)
+
+    def put(self, text: str, reply: Reply) -> None:
+        """One with more than all that fits is not kept."""
+        self.drop(text)
+        if sum(spec.num_tokens for spec in reply.specs) > self._most:
+            return
+        self._found[text] = reply
+        for spec in reply.specs:
+            self.num_tokens += 0 if self._uses[spec.encoding_id] else spec.num_tokens
+            self._uses[spec.encoding_id] += 1
+        while self.num_tokens > self._most:
+            self.drop(next(iter(self._found)))
+
+    def drop(self, text: str) -> None:
+        reply = self._found.pop(text, None)
+        for spec in () if reply is None else reply.specs:
+            self._uses[spec.encoding_id] -= 1
+            if not self._uses[spec.encoding_id]:
+                del self._uses[spec.encoding_id]
+                self.num_tokens -= spec.num_tokens
+
+    def drop_all_of(self, encodings: Collection[EncodingId]) -> None:
+        for text, reply in list(self._found.items()):
+            if reply.message.home.encoding_id in encodings:
+                self.drop(text)
+
+
 class ChatMemory:
     """Lives in one event loop."""
 
@@ -86,7 +130,7 @@ class ChatMemory:
         self._encode, self._behind = encode, behind
         self._tokens: Recent[str, tuple[int, ...]] = Recent(MAX_CHARS)
         self._cuts: Recent[bytes, tuple[Cut | None]] = Recent(MAX_CUTS)
-        self._replies: Recent[str, Reply] = Recent(MAX_REPLY_TOKENS)
+        self._replies = Replies(MAX_REPLY_TOKENS)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Raises what the tokenizer raises."""
@@ -122,10 +166,8 @@ class ChatMemory:
         return self._replies.get(text)
 
     def keep_reply(self, text: str, reply: Reply) -> None:
-        self._replies.put(text, reply, sum(spec.num_tokens for spec in reply.specs))
+        self._replies.put(text, reply)
 
     def forget(self, encodings: Collection[EncodingId]) -> None:
         """Replies with these encodings."""
-        for text, reply in self._replies.items():
-            if reply.message.home.encoding_id in encodings:
-                self._replies.drop(text)
+        self._replies.drop_all_of(encodings)
