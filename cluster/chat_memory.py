@@ -69,9 +69,6 @@ class Recent(Generic[K, V]):
         _, size = self._found.pop(key, (None, 0))
         self._size -= size
 
-    def items(self) -> list[tuple[K, V]]:
-        return [(key, value) for key, (value, _) in self._found.items()]
-
     def adopt(self, other: Recent[K, V]) -> None:
         """All that the other one has."""
         for key, (value, size) in other._found.items():
