@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from laban.cluster.render import Screen
     from laban.cluster.workflow.schema import Workflow
 
-RUN, TRACES, ADAPTER = "run.json", "traces.jsonl", "adapter"
+RUN, TRACES, CHECKPOINT, ADAPTER = "run.json", "traces.jsonl", "checkpoint.pt", "adapter"
 RUNS_AT_ONCE = 16
 OPTIONS = ("rank", "alpha", "dropout", "learning_rate", "epochs", "batch", "hard", "checkpoint_every", "dtype")
 
@@ -94,11 +94,11 @@ class Tuning:
         for name, content in sorted((self.request["files"] or {}).items()):
             digest.update(f"{name}|".encode() + (content if isinstance(content, bytes) else str(content).encode()))
         mine: dict[str, Any] = {
-            "workflow": digest.hexdigest(), "data": self.data_hash, "model": facts.fingerprint, "level": self.level,
+            "workflow": digest.hexdigest(), "data": self.data_hash, "model": facts.fingerprint,
             "inputs": self.request["inputs"], "overrides": self.request["overrides"], "seed": self.request["seed"],
-            "held_out": self.held_out, **self.plan.as_dict(),
         }  # fmt: skip
-        mine = json.loads(json.dumps(mine, default=str))
+        training = {"level": self.level, "held_out": self.held_out, **self.plan.as_dict()}
+        mine = json.loads(json.dumps(mine | training, default=str))
         path = self.folder / RUN
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -108,12 +108,17 @@ class Tuning:
             known = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise InvalidInput(f"cannot be used ({error})", field="--out", value=str(self.folder)) from None
-        differs = [name for name in mine if known.get(name) != mine[name]]
-        if differs:
-            name = differs[0]
+        for name in mine:
+            if known.get(name) == mine[name]:
+                continue
+            begun = self.folder / CHECKPOINT
+            if name in training and not begun.exists():  # what was recorded serves any training
+                path.write_text(json.dumps(mine, indent=1) + "\n")
+                return
+            instead = f"remove {begun} to train anew on what was recorded" if name in training else "remove this one"
             raise FailedPrecondition(
                 f"holds a run with another {name} ({known.get(name)}, now {mine[name]}): name another folder, or "
-                "remove this one", field="--out", value=str(self.folder),
+                + instead, field="--out", value=str(self.folder),
             )  # fmt: skip
 
     # Traces
