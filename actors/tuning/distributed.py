@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError, of_status
+from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError, Unavailable, of_status
 from laban.actors.tuning.plan import Said, TunePlan
 
 INSTALL = "pip install '.[server,tune]'"
@@ -27,12 +27,14 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`folder` holds lessons.jsonl and held_out.jsonl, and gets what training makes."""
+    """`folder` holds lessons.jsonl and held_out.jsonl, and gets what training makes. `ray_address` is that of a Ray
+    that runs; None starts one on this machine."""
 
     folder: str
     model_folder: str
     plan: TunePlan
     num_processes: int = 1
+    ray_address: str | None = None
 
 
 def check_installed() -> None:
@@ -47,7 +49,8 @@ def check_installed() -> None:
 def run(job: Job, tell: Callable[[Said], None]) -> dict[str, Any]:
     """Trains, and returns the scores, as `plan.Scores` in plain values. Ray is started, and ended, if it does not run.
 
-    Raises InvalidInput for more processes than there are GPUs, and what training failed with.
+    Raises InvalidInput for more processes than there are GPUs, Unavailable for a Ray that does not answer, and what
+    training failed with.
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -56,7 +59,7 @@ def run(job: Job, tell: Callable[[Said], None]) -> dict[str, Any]:
     folder = Path(job.folder)
     for name in (SCORES, FAILURE):
         (folder / name).unlink(missing_ok=True)
-    with _ray():
+    with _ray(job.ray_address):
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         num_gpus = int(resources.get("GPU", 0))
         if num_gpus and job.num_processes > num_gpus:
@@ -123,7 +126,7 @@ def _work(config: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _ray() -> Iterator[None]:
+def _ray(address: str | None) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
@@ -131,7 +134,14 @@ def _ray() -> Iterator[None]:
         return
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        if address is None:
+            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except Exception as error:  # Ray raises plain Exceptions, too
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise Unavailable(f"no Ray to train on ({reason})", field="ray.address", value=address) from None
     try:
         yield
     finally:

@@ -128,13 +128,14 @@ def tune(arguments: Namespace) -> int:
     check_installed()
     screen = screen_for()
     with screen:
-        plan = _configuration(arguments).config.model_plans()[0]
+        found = _configuration(arguments).config
+        plan = found.model_plans()[0]
         tuning.open(check_model_folder(model_folder(plan.path, screen.phase)), plan.name)
     if not tuning.is_recorded():
         with _given_or_own(arguments, screen_for()) as client, screen_for() as recording:
             tuning.record(client, tools, recording)
     num_lessons, _ = tuning.write_lessons()
-    return train(tuning, arguments, screen_for(), num_lessons)
+    return train(tuning, arguments, screen_for(), num_lessons, found.ray.address)
 
 
 def clear(arguments: Namespace) -> int:

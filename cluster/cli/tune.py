@@ -187,12 +187,12 @@ class Tuning:
 
     # Training
 
-    def train(self, screen: Screen) -> dict[str, Any]:
+    def train(self, screen: Screen, ray_address: str | None) -> dict[str, Any]:
         """The scores on the inputs held out."""
         from laban.actors.tuning.distributed import Job, run
 
         assert self.facts is not None
-        job = Job(str(self.folder.resolve()), str(self.facts.folder), self.plan, self.processes)
+        job = Job(str(self.folder.resolve()), str(self.facts.folder), self.plan, self.processes, ray_address)
         return run(job, lambda said: screen.phase(*_phase(said)))
 
     def write_card(self, scores: Mapping[str, Any], num_lessons: int) -> None:
@@ -213,11 +213,11 @@ def _pool() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def tune(tuning: Tuning, arguments: Namespace, screen: Screen, num_lessons: int) -> int:
+def tune(tuning: Tuning, arguments: Namespace, screen: Screen, num_lessons: int, ray_address: str | None = None) -> int:
     """Trains, shows what came of it, and returns the exit code."""
     with screen:
         screen.phase("starting training", None)
-        scores = tuning.train(screen)
+        scores = tuning.train(screen, ray_address)
     tuning.write_card(scores, num_lessons)
     adapter = tuning.folder / ADAPTER
     if arguments.json:
