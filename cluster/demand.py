@@ -8,8 +8,9 @@ step generates is taken to be as long as that step's messages have been, or as `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, islice
+from types import MappingProxyType
 
 from laban.cluster.admission import Demand
 from laban.cluster.messages import MessageBook
@@ -30,41 +31,61 @@ TOOL_TOKENS = 256  # of a tool's answer, or of a message that is not known yet
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How long messages are, or may become, in a run and those within it. `workflow` is the outermost one's name."""
+    """How long messages are, or may become, in a run and those within it. `workflow` is the outermost one's name.
+
+    All but the names are of one model, which the steps call whose `model` is among `models`; None: all steps.
+    """
 
     workflow: str
     book: MessageBook
     tree: ViewTree
     history: StepHistory
     bytes_per_token: int
+    models: frozenset[str] | None = None
+
+    def calls(self, node: Node) -> bool:
+        return node.kind != "external" and (self.models is None or node.model in self.models)
+
+
+NO_OTHERS: Mapping[str, Sizes] = MappingProxyType({})
 
 
 class RunDemand:
     """What one run needs at once: at first a bound, which takes no time to find, its profile once that is asked for.
     Made in any thread before the run begins; from then on it is the event loop's."""
 
-    def __init__(self, run: Run, sizes: Sizes) -> None:
-        self._run, self._sizes = run, sizes
+    def __init__(self, run: Run, sizes: Sizes, others: Mapping[str, Sizes] = NO_OTHERS) -> None:
+        """`sizes` are the default model's, `others` those of the other models that the run may call, by name."""
+        self._run, self._sizes, self._others = run, sizes, others
         self._profile: DemandProfile | None = None
+        self._other_profiles: dict[str, DemandProfile] = {}
         self.is_rough = True
-        self.bound = Demand(_most_tokens(run, sizes) * sizes.bytes_per_token)
+        more = {model: Demand(_most_tokens(run, each) * each.bytes_per_token) for model, each in others.items()}
+        self.bound = Demand(_most_tokens(run, sizes) * sizes.bytes_per_token, others=more)
 
     def refine(self) -> None:
         """In any thread."""
         self.is_rough = False  # whatever comes of it: it is not tried twice
+        self._other_profiles = {model: DemandProfile(self._run, each) for model, each in self._others.items()}
         self._profile = DemandProfile(self._run, self._sizes)
 
     def now(self) -> Demand:
         """What the steps still to come, and those that run, need at once."""
-        return self.bound if self._profile is None else self._profile.now()
+        if self._profile is None:
+            return self.bound
+        more = {model: profile.now() for model, profile in self._other_profiles.items()}
+        return replace(self._profile.now(), others=more) if more else self._profile.now()
 
 
 def _most_tokens(run: Run, sizes: Sizes) -> int:
     """As if every root, read and answer were the longest message, and encoded anew each time; runs within left out."""
     num_read, longest, seen = 0, TOOL_TOKENS, set[tuple[str, str | None]]()
+    every = sizes.models is None
     for message in sizes.book.messages.values():
         longest = max(longest, message.home.num_tokens)
     for address, node in run.graph.nodes.items():
+        if not every and not sizes.calls(node):
+            continue
         num_read += 2 + sum([len(source.keys) for source in node.sources])
         if node.kind == "generate" and (node.step.step, node.agent) not in seen:
             seen.add((node.step.step, node.agent))
@@ -177,7 +198,7 @@ class _Views:
     def needed(self, level_of: Mapping[str, int]) -> list[Needed]:
         for address in self._run.graph.order:
             node = self._run.graph.nodes.get(address)
-            if node is not None and node.kind != "external":
+            if node is not None and self._sizes.calls(node):
                 self._add(node, level_of[address])
         ids = (None if spot is None else spot.encoding_id for spot in self._spots)
         every = zip(self._sizes_of, self._begins, self._ends, ids, strict=True)

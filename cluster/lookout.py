@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypedDict
 
+from laban.cluster.admission import DEFAULT
 from laban.cluster.demand import RunDemand, Sizes
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.execution import Execution
@@ -19,7 +20,9 @@ from laban.cluster.records import StepResult
 from laban.cluster.view_tree import ViewTree
 from laban.cluster.waiting_room import WaitingRoom
 from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
+from laban.cluster.workflow.models import named_models
 from laban.cluster.workflow.run import Run
+from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.timing import Kind, StepHistory
 from laban.kvstore.encodings import EncodingId
 
@@ -89,16 +92,31 @@ class Lookout:
         tree = ViewTree(book)
         if self._waiting_room is None:
             return Prepared(run, book, tree)
-        bytes_per_token = self._dispatcher.info.bytes_per_token
-        sizes = Sizes(run.graph.workflow.name, book, ViewTree(book), self.history, bytes_per_token)
+        workflow = run.graph.workflow
         try:
-            demand = RunDemand(run, sizes)
+            sizes = self._sizes(workflow.name, book)
+            demand = RunDemand(run, sizes.pop(DEFAULT), self._others(sizes, workflow))
             if not self._waiting_room.is_roomy(demand.bound):
                 demand.refine()
         except Exception:  # it need not wait, then
-            logger.exception("estimating what %s needs failed", sizes.workflow)
+            logger.exception("estimating what %s needs failed", workflow.name)
             return Prepared(run, book, tree)
         return Prepared(run, book, tree, demand)
+
+    def _sizes(self, workflow: str, book: MessageBook) -> dict[str, Sizes]:
+        """By model."""
+        pools, found = self._dispatcher.pools, {}
+        for pool in pools:
+            own = book.of(pool.name)
+            names = {pool.name, DEFAULT} if pool is pools.default else {pool.name}
+            models = frozenset(names) if pools.are_several else None
+            key = DEFAULT if pool is pools.default else pool.name
+            found[key] = Sizes(workflow, own, ViewTree(own), self.history, pool.info.bytes_per_token, models)
+        return found
+
+    def _others(self, sizes: Mapping[str, Sizes], workflow: Workflow) -> Mapping[str, Sizes]:
+        """Of the models that it names."""
+        return {name: sizes[name] for _, name in named_models(workflow) if name in sizes} if sizes else {}
 
     def watching(self, workflow_id: str) -> Watching:
         """How an execution tells of itself, and what it is told."""
@@ -157,7 +175,12 @@ class Lookout:
         if self._waiting_room is not None:
             self._waiting_room.leave(workflow_id)
 
-    def _kv_bytes(self) -> int:
-        """Memory for keys and values of the workers that are up: their devices' and their hosts'."""
-        up = [worker for worker in self._dispatcher.workers() if worker.alive and not worker.draining]
-        return sum(each.pages * each.page_size * each.bytes_per_token + each.host_bytes for each in up)
+    def _kv_bytes(self) -> Mapping[str, int]:
+        """Memory for keys and values of the workers that are up, their devices' and their hosts', by model."""
+        found: Counter[str] = Counter({DEFAULT: 0})
+        default = self._dispatcher.info.model_name
+        for each in self._dispatcher.workers():
+            if each.alive and not each.draining:
+                model = DEFAULT if each.model == default else each.model
+                found[model] += each.pages * each.page_size * each.bytes_per_token + each.host_bytes
+        return found

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from laban.cluster.admission import Admission, AdmissionLimits, Demand
+from laban.cluster.admission import DEFAULT, Admission, AdmissionLimits, Demand
 from laban.cluster.demand import RunDemand
 from laban.cluster.sizes import shown_bytes
 
@@ -42,15 +42,19 @@ class _Guest:
 class WaitingRoom:
     """Lives in one event loop."""
 
-    def __init__(self, capacity_bytes: Callable[[], int], limits: AdmissionLimits | None = None) -> None:
-        """`capacity_bytes` says how much memory for keys and values the workers that are up have."""
+    def __init__(
+        self, capacity_bytes: Callable[[], int | Mapping[str, int]], limits: AdmissionLimits | None = None
+    ) -> None:
+        """`capacity_bytes` says how much memory for keys and values the workers that are up have, by model; a number is
+        the default one's."""
         self._capacity_bytes = capacity_bytes
         self._admission = Admission(limits)
         self._guests: dict[str, _Guest] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._asked = False
         self._refining: asyncio.Future[None] | None = None
-        self._capacity, self._capacity_until_s = 0, 0.0
+        self._capacity: Mapping[str, int] = {}
+        self._capacity_until_s = 0.0
 
     @property
     def num_waiting(self) -> int:
@@ -58,12 +62,20 @@ class WaitingRoom:
 
     def start(self) -> None:
         """Before the first workflow, when the workers are up."""
-        self._capacity = self._capacity_bytes()
+        self._capacity = self._there()
 
     def is_roomy(self, demand: Demand) -> bool:
         """Whether there is so much memory that more need not be known of a demand. In any thread."""
-        fits = self._admission.needed_bytes + demand.num_bytes <= self._capacity // 2
-        return fits and demand.num_bytes <= self._capacity // 16
+        parts = dict(demand.parts())
+        return all(self._is_roomy(model, parts[model].num_bytes_alone) for model in demand.models)
+
+    def _is_roomy(self, model: str, num_bytes: int) -> bool:
+        there = self._capacity.get(model, 0)
+        return self._admission.needed(model) + num_bytes <= there // 2 and num_bytes <= there // 16
+
+    def _there(self) -> Mapping[str, int]:
+        found = self._capacity_bytes()
+        return {DEFAULT: found} if isinstance(found, int) else found
 
     def enter(
         self, workflow_id: str, estimate: RunDemand, is_idle: Callable[[], bool], start: Callable[[], None]
@@ -92,11 +104,15 @@ class WaitingRoom:
 
     def why(self, workflow_id: str) -> str:
         """For those who watch one that waits."""
-        need, taken = self._guests[workflow_id].demand.num_bytes, self._admission.needed_bytes
-        there = self._capacity_bytes()
+        demand, capacity = self._guests[workflow_id].demand, self._there()
+        parts = dict(demand.parts())
+        short = {m: self._admission.needed(m) + parts[m].num_bytes_alone - capacity.get(m, 0) for m in demand.models}
+        model = max(short, key=lambda name: short[name])
+        need, taken, there = parts[model].num_bytes_alone, self._admission.needed(model), capacity.get(model, 0)
+        of_model = f" of model {model}" if model != DEFAULT else ""
         return (
-            f"waits for KV memory: it needs up to {shown_bytes(need)}, and those that run {shown_bytes(taken)} "
-            f"of {shown_bytes(there)}"
+            f"waits for KV memory{of_model}: it needs up to {shown_bytes(need)}, and those that run "
+            f"{shown_bytes(taken)} of {shown_bytes(there)}"
         )
 
     def _refine_one(self) -> None:
@@ -139,7 +155,7 @@ class WaitingRoom:
         """Those let in start in a turn of their own: what asks may be in the middle of another workflow."""
         loop = asyncio.get_running_loop()
         if loop.time() >= self._capacity_until_s:
-            self._capacity, self._capacity_until_s = self._capacity_bytes(), loop.time() + CAPACITY_S
+            self._capacity, self._capacity_until_s = self._there(), loop.time() + CAPACITY_S
         for workflow_id in self._admission.admit(self._capacity, loop.time()):
             self._guests[workflow_id].is_in = True
             loop.call_soon(self._start, workflow_id)

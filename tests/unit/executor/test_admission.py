@@ -201,3 +201,27 @@ def test_everyone_has_their_turn(first: int) -> None:
         if "large" in running:
             return
     raise AssertionError("the large one never ran")
+
+
+def test_models_have_their_own_memory_and_hold_up_nobody_elses() -> None:
+    admission, there = Admission(LIMITS), {"": 100, "large": 100}
+
+    def large(size: int) -> Demand:
+        return Demand(0, others={"large": Demand(size)})
+
+    admission.add("a", Demand(80))
+    admission.add("b", large(80))
+    admission.add("both", Demand(20, others={"large": Demand(30)}))
+    assert admission.admit(there, 0.0) == ["a", "b"]
+    assert (admission.needed(""), admission.needed("large"), admission.needed_bytes) == (80, 80, 160)
+    assert admission.admit(there, 0.0) == [], "it fits one of the two alone"
+    for number in range(LIMITS.max_overtaken):
+        admission.add(f"small-{number}", large(1))
+    assert len(admission.admit(there, 0.0)) == LIMITS.max_overtaken
+    admission.add("last", large(1))
+    admission.add("other", Demand(0, others={"third": Demand(5)}))
+    assert admission.admit(there | {"third": 9}, 0.0) == ["other"], "nobody waits for that one's memory"
+    admission.check_integrity()
+    admission.remove("b")
+    assert admission.admit(there, 0.0) == ["both", "last"]
+    admission.check_integrity()

@@ -138,7 +138,7 @@ async def test_a_worker_more_lets_more_in(monkeypatch: pytest.MonkeyPatch) -> No
         assert made.lookout is not None
         for worker in made.workers:
             worker.paused = True
-        there = made.lookout._kv_bytes()
+        there = made.lookout._kv_bytes()[""]
         assert there == 2 * 16_000
         made.lookout._waiting_room._capacity_bytes = lambda: there // 2
         ids = await submitted(made, WIDE, WIDE)
@@ -206,7 +206,7 @@ async def test_sessions_keep_their_messages_and_have_a_place_among_the_workflows
         assert made.lookout is not None
         foresight = made.lookout.foresight
 
-        def language(tenant: str) -> Language:
+        def language(tenant: str, model: str = "") -> Language:
             return Language(CharFraming(), CharTokenizer(), "model", 2000)
 
         sessions = Sessions(
@@ -250,7 +250,7 @@ async def test_what_was_only_bounded_is_known_better_once_somebody_waits() -> No
         assert made.lookout is not None
         room = made.lookout._waiting_room
         assert room is not None
-        room._capacity = 1 << 40  # as far as the first one knows
+        room._capacity = {"": 1 << 40}  # as far as the first one knows
         made.worker.paused = True
         # Some 6,500 bytes at once, bounded by 48,000.
         many = WIDE.replace("for_each: 6", "for_each: 60").replace("1500", "100")

@@ -15,6 +15,7 @@ from laban.actors.errors import FailedPrecondition, InvalidInput, OutOfRange
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.workflow.diagnostics import WorkflowErrors
 from laban.cluster.workflow.parse import parse_yaml
+from laban.cluster.workflow.run import Run
 from laban.kvstore.encodings import flatten
 
 RELAY = """
@@ -177,6 +178,26 @@ async def test_what_is_foreseen_of_a_call_is_of_its_model():
         assert set(foresight.successors(workflow_id, "two/float32/").values()) == {1, len("<user:>Be kind.;")}
         assert foresight.successors(workflow_id, "one/float32/") == {}
         await two.executor.cancel(workflow_id)
+
+
+@asynchronous
+async def test_what_a_run_needs_is_told_by_model():
+    async with two_models() as two:
+        run = Run(parse_yaml(RELAY), {})
+        book = two.executor.new_book("")
+        book.add_fixed(run.messages.values())
+        demand = two.lookout.prepare(run, book).demand
+        bound = demand.bound
+        assert bound.own_bytes > 0
+        assert set(bound.others) == {"two"}
+        demand.refine()
+        now = demand.now()
+        assert 0 < now.num_bytes_alone < bound.num_bytes_alone
+        assert 0 < now.others["two"].num_bytes_alone < bound.others["two"].num_bytes_alone
+        alone = Run(parse_yaml("version: 1\nname: x\nmodel: two\nsteps: [{step: a}]"), {})
+        found = two.lookout.prepare(alone, two.executor.new_book("")).demand
+        assert found.now().models == {"two"}
+        assert two.lookout._kv_bytes() == {"": 16_000, "two": 16_000}
 
 
 def test_models_that_cannot_be_told_apart_are_refused():
