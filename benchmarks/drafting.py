@@ -38,6 +38,7 @@ from laban.actors.models import prepare_default_model
 READ_WORDS = 200  # of each message
 QUOTED, NOT_QUOTED = 1.5, 0.98
 TARGETS = {"revise": QUOTED, "merge": QUOTED, "own.greedy": QUOTED, "unrelated": NOT_QUOTED, "random": NOT_QUOTED}
+TARGETS["unrelated.batch_8"] = NOT_QUOTED
 BATCHED = ("revise", "unrelated")
 CHANGED = 12  # one word in so many
 
@@ -140,7 +141,7 @@ def calls_of(tasks: list[Task], engine: Engine, num_tokens: int) -> list[Call]:
     return calls
 
 
-def run(engine: Engine, calls: list[Call]) -> tuple[float, list[CallFinished]]:
+def run(engine: Engine, calls: list[Call], clock: Callable[[], float]) -> tuple[float, list[CallFinished]]:
     """Tokens a second from the first iteration after which all have begun, and what came."""
     for call in calls:
         engine.submit(replace(call, call_id=f"run-{next(_ids)}"))
@@ -155,10 +156,10 @@ def run(engine: Engine, calls: list[Call]) -> tuple[float, list[CallFinished]]:
                 done.append(event)
         decodes = [s.decode for s in engine.scheduler.sequences if s.decode is not None]
         if began is None and len(decodes) == len(calls) and all(d.num_sampled for d in decodes):
-            began = time.perf_counter(), sum(d.num_sampled for d in decodes)
+            began = clock(), sum(d.num_sampled for d in decodes)
     assert began is not None
     sampled = sum(result.tokens_generated for result in done)
-    return (sampled - began[1]) / (time.perf_counter() - began[0]), done
+    return (sampled - began[1]) / (clock() - began[0]), done
 
 
 @dataclass(slots=True)
@@ -190,7 +191,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="folder of the model (default: the default model)")
     parser.add_argument("--blocks", type=int, default=7, help="of each kind of text")
     parser.add_argument("--tokens", type=int, default=160, help="that each call generates")
-    parser.add_argument("--only", help="this kind of text alone")
+    parser.add_argument("--only", help="this case alone, such as revise or revise.batch_8")
+    parser.add_argument("--cpu-time", action="store_true", help="of this process, for a machine that others use, too")
     args = parser.parse_args()
     if args.quick:
         args.blocks, args.tokens = 1, 40
@@ -199,14 +201,18 @@ def main() -> None:
     drafting = second_engine(plain, pool_tokens=16_384, drafting=True)
     source, rng = passages(), random.Random(args.seed)
     kinds = ("revise", "merge", "quote", "unrelated", "random", "own.greedy", "own.sampled")
-    cases = [(name, 1) for name in kinds] + [(name, 8) for name in BATCHED]
-    measured = {case: Measured([], []) for case in cases if args.only in (None, case[0])}
+    cases = {name: (name, 1) for name in kinds} | {f"{name}.batch_8": (name, 8) for name in BATCHED}
+    measured = {label: Measured([], []) for label in cases if args.only in (None, label)}
+    if not measured:
+        parser.error(f"--only {args.only}: expected one of {', '.join(cases)}")
+    time_s = time.process_time if args.cpu_time else time.perf_counter
     for block in range(args.blocks + 1):  # the first is not counted
-        for (name, batch), found in measured.items():
+        for label, found in measured.items():
+            name, batch = cases[label]
             read = source.draw_two(rng)
             tasks = [make_task(name, read, plain, source, args.tokens, rng) for _ in range(batch)]
             order = (plain, drafting) if block % 2 else (drafting, plain)
-            told = {engine: run(engine, calls_of(tasks, engine, args.tokens)) for engine in order}
+            told = {engine: run(engine, calls_of(tasks, engine, args.tokens), time_s) for engine in order}
             texts = [[result.generated for result in sorted(told[e][1], key=lambda r: r.call_id)] for e in order]
             if name != "own.sampled" and texts[0] != texts[1]:
                 clock.say(f"{name}: two texts part where the two likeliest tokens are as good as equal")
@@ -217,11 +223,8 @@ def main() -> None:
                 found.num_accepted += sum(result.tokens_accepted for result in told[drafting][1])
                 found.num_tokens += sum(result.tokens_generated for result in told[drafting][1])
         clock.say(f"block {block} of {args.blocks}")
-    for (name, batch), found in measured.items():
-        report.rows += found.rows(
-            name if batch == 1 else f"{name}.batch_{batch}",
-            TARGETS.get(name) if batch == 1 else NOT_QUOTED if name == "unrelated" else None,
-        )
+    for label, found in measured.items():
+        report.rows += found.rows(label, TARGETS.get(label))
     finish(report, args, clock)
     plain.close()
     drafting.close()

@@ -122,6 +122,8 @@ def play_all(group: ShardGroup, kinds: tuple[str, ...]) -> list[tuple[Any, Any]]
         else:
             follow(engine, group)
         entries = [(e.key, e.num_tokens, tuple(e.pages), e.last_use) for e in engine.store._entries.values()]
+        totals = engine.tiers.tallying.totals()
+        entries.append(("drafted", totals.tokens_drafted, (), totals.tokens_accepted))
         answers.append((answer, entries))
         engine.close()
         engine.runner.close()
@@ -142,6 +144,7 @@ def play(driver: Driver) -> tuple[list[np.ndarray], list[tuple[int, ...]], list[
         forced.append(driver.submit([1, 2 + turn], view, 310, force([3, 4, 5 + turn]), (9,)))
         sampling = Sampling(max_tokens=6, temperature=0.8 * turn, top_k=40, top_p=0.9, seed=turn)
         chosen.append(driver.submit([8], view, 310, sampling))
+    forced.append(driver.submit([1], driver.place(EMPTY_VIEW, long, 0), 150, force(texts[0][4:34])))  # may be drafted
     dropped = driver.submit([1, 2], driver.chain(long), sampling=Sampling(max_tokens=400))
     for _ in range(4):
         driver.step()

@@ -115,7 +115,7 @@ def test_what_is_quoted_takes_few_iterations_and_is_streamed_whole(fused: bool) 
     assert driver.streamed(call)[0] == TEXT[3:43]
     assert len([event for event in driver.events[call] if isinstance(event, CallTokens)]) < 12
     assert result.phases.num_iterations < 12
-    assert 25 < result.tokens_accepted <= result.tokens_drafted
+    assert 25 < result.tokens_accepted == result.tokens_drafted  # also those after a token still under way
     assert result.phases.num_iterations + result.tokens_accepted == 41
     totals = driver.engine.tiers.tallying.totals()
     assert (totals.tokens_drafted, totals.tokens_accepted) == (result.tokens_drafted, result.tokens_accepted)
@@ -195,6 +195,24 @@ def test_a_stop_within_what_was_drafted(stop: tuple[str, ...], stop_ids: tuple[i
     assert stream == expected_stream
     for x, y in zip(kv, expected_kv, strict=True):
         torch.testing.assert_close(x, y, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("steps", [2, 3, 4])
+def test_a_call_that_makes_room_while_it_is_drafted_for_goes_on_with_the_same_text(steps: int, fused: bool) -> None:
+    driver = Driver(make_engine(fused=fused, drafting=True, draft_tokens=4, pool_tokens=256))
+    driver.engine._drafting.costs = SameCosts()
+    read = driver.prefill(TEXT)
+    call = driver.submit([1, 2], driver.chain(read), None, quoting(50), (9, 8), rank=5)
+    for _ in range(steps):
+        driver.step()
+    older = driver.submit([4] * 60, sampling=Sampling(max_tokens=70), rank=1)
+    driver.run()
+    assert driver.engine.tiers.counters.totals().preemptions == 1
+    assert driver.result(older).finish_reason == "length"
+    assert driver.result(call).encoding.tokens == (1, 2, *TEXT[3:53], 9, 8)
+    assert driver.streamed(call)[0] == TEXT[3:53]
+    assert driver.result(call).tokens_accepted > 20
 
 
 def test_forced_calls_that_are_scored_and_constrained_ones_are_not_drafted() -> None:
