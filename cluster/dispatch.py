@@ -227,7 +227,7 @@ class Dispatcher:
         }
         return FleetSurvey(
             workers=tuple(slot.survey() for slot in self._slots.values()),
-            states=self._lives.count(),
+            states={pool.name: self._lives.count(pool.info.namespace) for pool in self.pools},
             queues=queues,
             silent_shards=self.directory.num_silent,
             num_unconfirmed=self.directory.counters.num_unconfirmed,

@@ -67,10 +67,12 @@ class ClusterHandle:
         metrics_address: str = "",
         http_address: str = "",
         drain_s: float = 0.0,
+        serves: str = "",
     ) -> None:
-        """`drain_s` is what the control plane may take to end its calls."""
+        """`model` is the default one, `serves` names all. `drain_s` is what the control plane may take to end its
+        calls."""
         self.address, self.metrics_address, self.http_address = address, metrics_address, http_address
-        self.model = model
+        self.model, self.serves = model, serves or model.name
         self._host: RemoteHost | None = host
         self._owns_ray = owns_ray
         self._drain_s = drain_s
@@ -228,6 +230,7 @@ def _start_services(
         metrics_address=_local_address(config.metrics),
         http_address=_local_address(config.http),
         drain_s=config.server.drain_s,
+        serves=names,
     )
 
 

@@ -61,15 +61,17 @@ class Lives:
         back = any(self.lost[each].info.namespace == namespace for each in self.returning if each in self.lost)
         return back or any(each == namespace for each in self._coming.values())
 
-    def count(self) -> Mapping[str, int]:
-        """How many workers are up, draining, lost, returning (lost, and being made anew) and starting."""
-        draining = sum(slot.draining for slot in self.up.values())
+    def count(self, namespace: str) -> Mapping[str, int]:
+        """How many workers of that model are up, draining, lost, returning (lost, and being made anew) and starting."""
+        up = [slot for slot in self.up.values() if slot.info.namespace == namespace]
+        lost = {name for name, slot in self.lost.items() if slot.info.namespace == namespace}
+        draining = sum(slot.draining for slot in up)
         return {
-            "up": len(self.up) - draining,
+            "up": len(up) - draining,
             "draining": draining,
-            "lost": len(self.lost.keys() - self.returning),
-            "returning": len(self.returning),
-            "starting": len(self.adding),
+            "lost": len(lost - self.returning),
+            "returning": len(lost & self.returning),
+            "starting": sum(each == namespace for each in self._coming.values()),
         }
 
     def start(self, ports: Sequence[WorkerPort]) -> None:

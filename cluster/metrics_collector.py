@@ -53,6 +53,9 @@ class SurveyCollector(Collector):
             yield self._model, sample
         for model in survey.status.models:
             yield model.name, ("laban_ready", (), float(model.workers_up > 0))
+        for name, states in survey.fleet.states.items():
+            for state, num in states.items():
+                yield name, ("laban_workers", (state,), num)
         for worker, each in workers:
             for sample in (*_of_engine(worker, each), *_of_cache(worker, each)):
                 yield each.info.model_name, sample
@@ -88,8 +91,6 @@ def _of_cluster(survey: Survey) -> Iterator[Sample]:
     yield "laban_diverging_workflows", (), len(status.divergences)
     for state, num in survey.steps.items():
         yield "laban_steps", (state,), num
-    for state, num in fleet.states.items():
-        yield "laban_workers", (state,), num
     for place, queue in fleet.queues.items():
         yield "laban_queue_calls", (place,), queue.num_calls
         yield "laban_queue_oldest_seconds", (place,), queue.oldest_s

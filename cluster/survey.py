@@ -32,7 +32,7 @@ class FleetSurvey:
     """What the dispatcher knows."""
 
     workers: tuple[WorkerSurvey, ...]
-    states: Mapping[str, int]  # how many workers are up, draining, lost, returning, starting
+    states: Mapping[str, Mapping[str, int]]  # by model: how many workers are up, draining, lost, returning, starting
     queues: Mapping[str, Queue]  # gateway: no worker takes it yet; worker: sent and not begun
     silent_shards: int  # of the directory
     num_unconfirmed: int  # encodings expected at a worker that the directory never confirmed

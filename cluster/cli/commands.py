@@ -58,7 +58,7 @@ def serve(arguments: Namespace) -> int:
     with screen:
         cluster = start_cluster(config, screen.phase)
     with cluster:
-        print(f"serving {cluster.model.name} on {cluster.address}", flush=True)
+        print(f"serving {cluster.serves} on {cluster.address}", flush=True)
         if cluster.http_address:
             scheme = "http" if config.server.tls is None else "https"
             print(f"OpenAI's API: {scheme}://{cluster.http_address}/v1", file=sys.stderr, flush=True)

@@ -151,6 +151,8 @@ async def test_a_lost_worker_of_a_model_comes_back_as_one_of_it():
         status = two.executor.status()
         assert [(each.name, each.workers_up) for each in status.models] == [("one", 1), ("two", 1)]
         await two.dispatcher.fleet.add_worker(model="two")
+        states = two.dispatcher.survey().states
+        assert {model: each["up"] for model, each in states.items()} == {"one": 1, "two": 2}
         with pytest.raises(FailedPrecondition, match="last worker of model one"):
             await two.dispatcher.fleet.drain("w0")
         await two.dispatcher.fleet.drain("w1")
