@@ -49,6 +49,6 @@ class TenantLimits:
                 host[tenant] = left // page_bytes
                 left = max(0, left - tiers.host.taken(tenant) * page_bytes)
             disk[tenant] = left
-        tiers.disk_limits = disk
+        tiers.limit_disk(disk)
         if tiers.host is not None:
             tiers.host.limits = host

@@ -6,40 +6,37 @@ Owned by the engine's thread. Whatever comes from elsewhere arrives in host page
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from math import inf
 from typing import Literal, Protocol
 
 import torch
 
 from laban.actors.calls import Source
-from laban.actors.engine.copier import GENTLE_BYTES_PER_S
 from laban.actors.engine.counters import Counters
-from laban.actors.engine.disk_folder import chunk_of, rows_of
+from laban.actors.engine.disk_folder import rows_of
 from laban.actors.engine.flights import Flights
 from laban.actors.engine.host_pool import HostPool
-from laban.actors.engine.loads import CHUNK_BYTES, IDLE_IN_FLIGHT_S, IN_FLIGHT_S
 from laban.actors.engine.measured import MeasuredRates
+from laban.actors.engine.saves import Saves
+from laban.actors.engine.spills import Spills
 from laban.actors.engine.tallying import Tallying
 from laban.kvstore.arrivals import Arrival
 from laban.kvstore.disk import DiskTier
 from laban.kvstore.disk_files import Chunk
-from laban.kvstore.encodings import EncodingId, EncodingSpec, owner_of
+from laban.kvstore.encodings import EncodingId, EncodingSpec
 from laban.kvstore.needs import NEVER_S, Needs, encode_tokens
-from laban.kvstore.placements import MergedChanges, PlacementChange, PlacementState, Tier
+from laban.kvstore.placements import PlacementChange, Tier
 from laban.kvstore.store import EncodingStore, Entry
 
 log = logging.getLogger(__name__)
 
 SAVE_BELOW = 0.5
 """Encodings are copied to the host once less than this share of the device's pages is free: till then none goes."""
-SPILL_BELOW = 0.25
-"""The same of host memory and the disk."""
-MAX_SPILLS = 2
-SPILL_EVERY_S = 0.05
 MIX_ABOVE = 0.15
 """Loading and encoding go on at once if loading alone takes more than this share of encoding alone."""
 MIN_MIX_TOKENS = 256
@@ -78,17 +75,6 @@ class _Coming:
     source: Source | None
 
 
-@dataclass(slots=True, eq=False)
-class _Save:
-    """An entry of the device on its way to the host: tokens [0, issued) were given to the copier."""
-
-    entry: Entry
-    room: Entry
-    device: EncodingStore
-    issued: int = 0
-    done: int = 0
-
-
 class Tiers:
     """One for each engine; `pool` None has no room for anything, and every way is to encode."""
 
@@ -120,20 +106,24 @@ class Tiers:
             )
         self._coming: dict[EncodingId, _Coming] = {}
         self._to_save: deque[Entry] = deque()
-        self._saving: deque[_Save] = deque()
-        self._save_bytes_in_flight = 0
-        self._spilling: dict[EncodingId, tuple[Arrival, Entry]] = {}
-        self._unspillable: set[EncodingId] = set()
-        self._spill_again_s = 0.0
         self._evicted: OrderedDict[EncodingId, None] = OrderedDict()
-        self._disk_changes = MergedChanges()
-        self.disk_limits: dict[str, int] = {}  # bytes of tenants that may have so many
-        self._disk_taken: Counter[str] = Counter()
-        self._on_disk: dict[EncodingId, tuple[int, int, str]] = {} if disk is None else dict(disk.held())
-        for encoding_id, (num_tokens, _, namespace) in self._on_disk.items():
-            self._tell_disk(encoding_id, PlacementState.READY, num_tokens, namespace)
-        for _, num_bytes, namespace in self._on_disk.values():
-            self._disk_taken[owner_of(namespace)] += num_bytes
+        self._saves: Saves | None = None
+        self._spills: Spills | None = None
+        if self.host is not None and flights is not None:
+            self._saves = Saves(flights, self.host, needs.bytes_per_token, counters)
+        if self.host is not None and pool is not None and disk is not None:
+            self._spills = Spills(
+                disk,
+                self.host,
+                pool,
+                needs,
+                counters,
+                self.tallying,
+                encode_s=self.encode_s,
+                encode_again_s=self._encode_again_s,
+                is_coming=self.is_coming,
+                on_evict=partial(self._tally_eviction, Tier.DISK),
+            )
 
     # What having something again takes
 
@@ -148,13 +138,13 @@ class Tiers:
         encode_s = self._encode_again_s(entry)
         if self.host is not None and self.host.get_ready(entry.key) is not None:
             return min(encode_s, self.load_s(entry.num_tokens))
-        if entry.key in self._on_disk:
+        if self.is_on_disk(entry.key):
             return min(encode_s, self._disk_s(entry.num_tokens) + self.load_s(entry.num_tokens))
         return encode_s
 
     def _bring_back_to_host_s(self, entry: Entry) -> float:
         encode_s = self._encode_again_s(entry)
-        return min(encode_s, self._disk_s(entry.num_tokens)) if entry.key in self._on_disk else encode_s
+        return min(encode_s, self._disk_s(entry.num_tokens)) if self.is_on_disk(entry.key) else encode_s
 
     def _encode_again_s(self, entry: Entry) -> float:
         """With its evicted ancestors only if a read of it is expected: an answer nobody reads is not kept for those."""
@@ -237,7 +227,7 @@ class Tiers:
         """The fastest of disk and other workers, if that is faster than encoding and there is room in the host."""
         encode_s = self.encode_s(encode_tokens(spec, self._is_somewhere))
         options: list[tuple[float, Source | None]] = []
-        if self.disk is not None and spec.encoding_id in self._on_disk and ("disk", spec.encoding_id) not in refused:
+        if self.is_on_disk(spec.encoding_id) and ("disk", spec.encoding_id) not in refused:
             options.append((self._disk_s(spec.num_tokens), None))
         if self.fetcher is not None:
             options += [(s.transfer_s, s) for s in sources if s.encoding_id == spec.encoding_id and s not in refused]
@@ -256,9 +246,9 @@ class Tiers:
 
     def bring_for_others(self, encoding_id: EncodingId) -> bool:
         """Begins to bring what is on disk to the host, where other workers can read it; False if it has no room."""
-        if encoding_id not in self._on_disk:
+        if self._spills is None or encoding_id not in self._spills:
             return False
-        num_tokens, _, tenant = self._on_disk[encoding_id]
+        num_tokens, tenant = self._spills.tokens_and_namespace(encoding_id)
         worth = self.needs.order_of(encoding_id, num_tokens, self.needs.now_s, self._disk_s(num_tokens))
         return self._begin(encoding_id, num_tokens, tenant, None, None, worth)
 
@@ -309,7 +299,7 @@ class Tiers:
         return encoding_id in self._coming
 
     def is_on_disk(self, encoding_id: EncodingId) -> bool:
-        return encoding_id in self._on_disk
+        return self._spills is not None and encoding_id in self._spills
 
     def comes_from_peer(self, encoding_id: EncodingId) -> bool:
         return encoding_id in self._coming and self._coming[encoding_id].kind == "peer"
@@ -342,8 +332,8 @@ class Tiers:
         if arrival.problem is None:
             return None
         log.info("%s came only in part (%d of %d tokens): %s", encoding_id, done, arrival.num_tokens, arrival.problem)
-        if coming.source is None:
-            self._forget_disk(encoding_id)
+        if coming.source is None and self._spills is not None:
+            self._spills.forget(encoding_id)
         return ("disk", encoding_id) if coming.source is None else coming.source
 
     # The way down
@@ -362,171 +352,44 @@ class Tiers:
             entry = self._to_save.popleft()
             if device.get(entry.key) is entry and entry.key not in self.host and not self.save_one(device, entry):
                 break
-        if self.disk is not None:
-            self._spill()
+        if self._spills is not None:
+            self._spills.run()
 
     def save_one(self, device: EncodingStore, entry: Entry) -> Entry | None:
         """Begins to copy an entry of the device to the host, if it has room; returns the host's, which is not ready."""
         assert self.host is not None
-        assert self.flights is not None
+        assert self._saves is not None
         worth = self.needs.order_of(entry.key, entry.num_tokens, entry.last_use_s, self.encode_s(entry.num_tokens))
         room = self.host.reserve_for(entry.key, entry.num_tokens, entry.tenant, worth)
         if room is None:
             return None
-        device.pin(entry)
-        self._saving.append(_Save(entry, room, device))
+        self._saves.begin(entry, room, device)
         return room
 
     def pump_saves(self, *, beside: bool, idle: bool) -> None:
         """Issues saves; `beside` decodes gently, `idle` with little at once."""
-        if self.flights is None or not self._saving:
-            return
-        rate = self.rates.expected.host_bytes_per_s
-        most = int((min(rate, GENTLE_BYTES_PER_S) if beside else rate) * (IDLE_IN_FLIGHT_S if idle else IN_FLIGHT_S))
-        while self._saving and self._save_bytes_in_flight < most:
-            save = self._saving[0]
-            size, per_token = save.device.page_size, self.needs.bytes_per_token
-            pages = max(1, min(CHUNK_BYTES, most - self._save_bytes_in_flight) // (per_token * size))
-            end = min(save.entry.num_tokens, save.issued + pages * size)
-            self._issue(save, end, gentle=beside)
-            if end == save.entry.num_tokens:
-                self._saving.popleft()
-
-    def _issue(self, save: _Save, end: int, *, gentle: bool) -> None:
-        assert self.flights is not None
-        begin, entry, room = save.issued, save.entry, save.room
-        num_bytes = (end - begin) * self.needs.bytes_per_token
-        save.issued = end
-        self._save_bytes_in_flight += num_bytes
-
-        def done() -> None:
-            assert self.host is not None
-            self._save_bytes_in_flight -= num_bytes
-            save.done += end - begin
-            if save.done == entry.num_tokens:
-                self.counters.add("bytes_saved_host", entry.num_tokens * self.needs.bytes_per_token)
-                save.device.unpin(entry)
-                self.host.publish(room, entry.key, entry.num_tokens, entry.spec)
-                self.host.unpin(room)
-
-        runs = entry.runs(begin, end), room.runs(begin, end)
-        self.flights.start("save", *runs, done, self.last_write(), gentle=gentle)
-
-    def _spill(self) -> None:
-        assert self.disk is not None
-        assert self.host is not None
-        host, disk = self.host, self.disk
-        for encoding_id, (write, entry) in list(self._spilling.items()):
-            if write.ended:
-                del self._spilling[encoding_id]
-                host.unpin(entry)
-                if write.problem is None:
-                    held = disk.held().get(encoding_id, (entry.num_tokens, 0, ""))
-                    self._on_disk[encoding_id] = held
-                    self._disk_taken[owner_of(held[2])] += held[1]
-                    self.counters.add("bytes_saved_disk", entry.num_tokens * self.needs.bytes_per_token)
-                    namespace = "" if entry.spec is None else entry.spec.namespace
-                    self._tell_disk(encoding_id, PlacementState.READY, entry.num_tokens, namespace)
-                else:
-                    self._unspillable.add(encoding_id)
-                    self.tallying.add("num_saves_failed", int(not write.cancelled))
-        if host.allocator.num_free >= SPILL_BELOW * host.allocator.num_pages or disk.writes_paused:
-            self._unspillable.clear()
-            return
-        if len(self._spilling) >= MAX_SPILLS or self.needs.now_s < self._spill_again_s:
-            return
-        self._spill_again_s = self.needs.now_s + SPILL_EVERY_S
-        for entry in host.next_victims():
-            if len(self._spilling) >= MAX_SPILLS:
-                return
-            spec = entry.spec
-            if spec is None or entry.num_tokens < spec.num_tokens or entry.key in self._on_disk:
-                continue
-            if entry.key in self._spilling or entry.key in self._unspillable:
-                continue
-            if not self._room_on_disk(entry, spec):
-                self._unspillable.add(entry.key)
-                continue
-            host.pin(entry)
-            self._spilling[entry.key] = self._write(entry, spec), entry
-
-    def _write(self, entry: Entry, spec: EncodingSpec) -> Arrival:
-        assert self.disk is not None
-        assert self.pool is not None
-        pool = self.pool
-
-        def read(begin: int, end: int) -> Chunk:
-            return chunk_of(pool.read(entry.runs(begin, end)))
-
-        return self.disk.save(entry.key, spec.namespace, entry.num_tokens, read)
-
-    def _room_on_disk(self, entry: Entry, spec: EncodingSpec) -> bool:
-        """Drops files that are worth less until there is room; False if there are none such."""
-        disk = self.disk
-        assert disk is not None
-        needed = disk.bytes_for(entry.key, spec.namespace, entry.num_tokens)
-        if needed > disk.max_bytes:
-            return False
-        tenant = owner_of(spec.namespace)
-        if tenant in self.disk_limits and self._disk_taken[tenant] + needed > self.disk_limits[tenant]:
-            return False
-        over = disk.used_bytes + needed - disk.max_bytes
-        if over <= 0:
-            return True
-        worth = self.needs.order_of(entry.key, entry.num_tokens, entry.last_use_s, self._encode_again_s(entry))
-        files = [
-            (self.needs.order_of(key, num_tokens, 0.0, self.encode_s(num_tokens)), key, num_bytes)
-            for key, (num_tokens, num_bytes, _) in self._on_disk.items()
-            if key not in self._coming
-        ]
-        for key_worth, key, num_bytes in sorted(files):
-            if over <= 0:
-                break
-            if key_worth >= worth:
-                return False
-            disk.drop(key)
-            self._forget_disk(key)
-            self._tally_eviction(Tier.DISK, key)
-            self.counters.add("num_evicted_disk", 1)
-            over -= num_bytes
-        return over <= 0
+        if self._saves:
+            self._saves.pump(self.rates.expected, self.last_write, beside=beside, idle=idle)
 
     def drop(self, encoding_id: EncodingId) -> bool:
         """Forget an encoding in the host's memory and on disk; whether it is gone. What is being copied goes later."""
         coming = self._coming.get(encoding_id)
         if coming is not None:
             coming.arrival.cancel()
-        elif self.disk is not None:
-            self.disk.drop(encoding_id)  # a write of it, too: then it ends soon
-            self._forget_disk(encoding_id)
+        elif self._spills is not None:
+            self._spills.drop(encoding_id)
         on_host = self.host is not None and not self.host.drop(encoding_id)
-        return not (on_host or coming or encoding_id in self._spilling)
+        return not (on_host or coming or (self._spills is not None and self._spills.is_writing(encoding_id)))
+
+    def limit_disk(self, limits: dict[str, int]) -> None:
+        """Bytes of tenants that may have so many; `shrink_disk` sees to it."""
+        if self._spills is not None:
+            self._spills.limits = limits
 
     def shrink_disk(self, tenant: str) -> None:
         """Drop what is more than its limit, what is worth least first."""
-        if self.disk is None or (over := self._disk_taken[tenant] - self.disk_limits[tenant]) <= 0:
-            return
-        files = [
-            (self.needs.order_of(key, num_tokens, 0.0, self.encode_s(num_tokens)), key, num_bytes)
-            for key, (num_tokens, num_bytes, namespace) in self._on_disk.items()
-            if owner_of(namespace) == tenant and key not in self._coming
-        ]
-        for _, key, num_bytes in sorted(files):
-            if over <= 0:
-                break
-            self.disk.drop(key)
-            self._forget_disk(key)
-            self.counters.add("num_evicted_disk", 1)
-            over -= num_bytes
-
-    def _forget_disk(self, encoding_id: EncodingId) -> None:
-        gone = self._on_disk.pop(encoding_id, None)
-        if gone is not None:
-            self._disk_taken[owner_of(gone[2])] -= gone[1]
-            self._tell_disk(encoding_id, PlacementState.GONE, 0, "")
-
-    def _tell_disk(self, encoding_id: EncodingId, state: PlacementState, num_tokens: int, namespace: str) -> None:
-        self._disk_changes.add([PlacementChange(encoding_id, Tier.DISK, state, num_tokens, namespace)])
+        if self._spills is not None:
+            self._spills.shrink(tenant)
 
     def device_evicts(self, entry: Entry) -> None:
         self._tally_eviction(Tier.DEVICE, entry.key)
@@ -538,7 +401,8 @@ class Tiers:
     def _host_evicts(self, entry: Entry) -> None:
         self._tally_eviction(Tier.HOST, entry.key)
         self.counters.add("num_evicted_host", 1)
-        self._unspillable.discard(entry.key)
+        if self._spills is not None:
+            self._spills.left_host(entry.key)
 
     def _tally_eviction(self, tier: Tier, encoding_id: EncodingId) -> None:
         use = self.needs.use(encoding_id)
@@ -563,7 +427,8 @@ class Tiers:
     @property
     def is_busy(self) -> bool:
         """Whether something is under way of which the engine should hear soon."""
-        return bool(self._coming or self._saving or (self.flights is not None and len(self.flights)) or self._spilling)
+        in_flight = self.flights is not None and len(self.flights)
+        return bool(self._coming or self._saves or in_flight or (self._spills is not None and self._spills.is_busy))
 
     @property
     def host_bytes_used(self) -> int:
@@ -578,7 +443,7 @@ class Tiers:
 
     def take_changes(self) -> tuple[PlacementChange, ...]:
         below = () if self.host is None else self.host.take_changes()
-        return (*below, *self._disk_changes.take())
+        return below if self._spills is None else (*below, *self._spills.changes.take())
 
     def close(self) -> None:
         for coming in self._coming.values():

@@ -213,7 +213,7 @@ def test_a_damaged_file_costs_an_encoding_and_no_call(tmp_path: Path) -> None:
     spec = driver.prefill(text(1, 300))
     save_all(driver)
     entry = driver.engine.tiers.host.get(spec.encoding_id)
-    write = driver.engine.tiers._write(entry, spec)
+    write = driver.engine.tiers._spills._write(entry, spec)
     assert write.wait(10)
     driver.engine.close()
     (file,) = (tmp_path / "kv").glob("*.kv")

@@ -173,7 +173,7 @@ def test_what_another_worker_has_on_disk_only_comes_from_there(tmp_path: Path) -
     tiers = writer.engine.tiers
     tiers.save_one(writer.engine.store, writer.engine.store.get(spec.encoding_id))
     writer.run()
-    assert tiers._write(tiers.host.get(spec.encoding_id), spec).wait(10)
+    assert tiers._spills._write(tiers.host.get(spec.encoding_id), spec).wait(10)
     writer.engine.close()
     sender, receiver = driver_of(disk_folder=tmp_path / "kv"), driver_of()
     sender.specs = writer.specs
