@@ -112,7 +112,8 @@ class Sessions:
         self._dispatcher = dispatcher
         self._onlooker, self._meter = onlooker, meter
         self._next_rank, self._chats = next_rank, chats
-        self._hints = SessionHints(hint_taker, dispatcher.info.pool_tokens, clock=clock)
+        pool_tokens = min(pool.info.pool_tokens for pool in dispatcher.pools)
+        self._hints = SessionHints(hint_taker, pool_tokens, clock=clock)
         self._language = language
         self._limits = limits or SessionLimits()
         self._clock = clock

@@ -13,6 +13,7 @@ from two_models import Two, scripted, two_models
 
 from laban.actors.errors import FailedPrecondition, InvalidInput, OutOfRange
 from laban.cluster.dispatch import Dispatcher
+from laban.cluster.pools import Pools
 from laban.cluster.workflow.diagnostics import WorkflowErrors
 from laban.cluster.workflow.parse import parse_yaml
 from laban.cluster.workflow.run import Run
@@ -215,3 +216,16 @@ def test_models_that_cannot_be_told_apart_are_refused():
 
 async def make(*engines: ScriptedEngine) -> Dispatcher:
     return Dispatcher([LoopWorker(engine) for engine in engines])
+
+
+def test_the_journal_tells_sets_of_models_apart():
+    def identity(*models: str, default: str = "") -> str:
+        infos = [scripted(model, f"w{at}").info for at, model in enumerate(models)]
+        return Pools(infos, lambda: None, default).identity  # type: ignore[arg-type, return-value]
+
+    assert identity("one") == "one/float32"
+    both = identity("one", "two", default="one")
+    assert both == identity("two", "one", "two", default="one")
+    assert (
+        len({both, identity("one", "two", default="two"), identity("one", "three", default="one"), "one/float32"}) == 4
+    )
