@@ -31,7 +31,7 @@ def test_a_worker_joins_and_takes_the_place_of_one_that_leaves() -> None:
     async def scenario() -> None:
         handle = spawn_directory(1)
         first = replace(PLAN, directory=handle)
-        supervisor = RemoteSupervisor([first], another=lambda name, number: replace(first, worker_id=name))
+        supervisor = RemoteSupervisor([first], another=lambda name, model, number: replace(first, worker_id=name))
         dispatcher = Dispatcher(await supervisor.start_all(), supervisor=supervisor, directory=RemoteDirectory(handle))
         executor = Executor(dispatcher, CharFraming(), CharTokenizer())
         executor.start()
@@ -62,12 +62,14 @@ def test_a_worker_joins_and_takes_the_place_of_one_that_leaves() -> None:
 
 def test_a_worker_that_ray_has_no_room_for_is_refused_at_once() -> None:
     async def scenario() -> None:
-        large = RemoteSupervisor([], another=lambda name, number: replace(PLAN, num_cpus=1.0, num_shards=64 + number))
+        large = RemoteSupervisor(
+            [], another=lambda name, model, number: replace(PLAN, num_cpus=1.0, num_shards=64 + number)
+        )
         with pytest.raises(Exhausted, match=r"no room for another worker: \S+ CPUs are free, expected 65"):
             await large.start("worker-1")
         with pytest.raises(Exhausted, match="expected 65"):  # and again: it was not taken for planned
             await large.start("worker-1")
-        on_gpus = RemoteSupervisor([], another=lambda name, number: replace(PLAN, num_gpus=1.0))
+        on_gpus = RemoteSupervisor([], another=lambda name, model, number: replace(PLAN, num_gpus=1.0))
         with pytest.raises(Exhausted, match="0 GPUs are free, expected 1"):
             await on_gpus.start("worker-1")
         with pytest.raises(FailedPrecondition, match="none of the workers planned"):

@@ -177,7 +177,7 @@ async def play(cluster: Cluster, folder: str) -> None:
     handle = spawn_directory(2)
     first = WorkerPlan("worker-0", folder, ENGINE, "small_model:load", num_cpus=1, env=SLOW, directory=handle)
     plans = [first, replace(first, worker_id="worker-1")]
-    supervisor = RemoteSupervisor(plans, another=lambda name, number: replace(first, worker_id=name))
+    supervisor = RemoteSupervisor(plans, another=lambda name, model, number: replace(first, worker_id=name))
     dispatcher = Dispatcher(
         await supervisor.start_all(),
         supervisor=supervisor,
