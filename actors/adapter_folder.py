@@ -26,7 +26,9 @@ _REFUSED = {
     "fan_in_fan_out": "transposed weights are not served",
     "trainable_token_indices": "trained token embeddings are not served",
     "layer_replication": "replicated layers are not served",
+    "alora_invocation_tokens": "adapters that act only after some tokens are not served",
 }
+_CHANGES_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,10 @@ def _config(folder: Path) -> dict[str, Any]:
             raise UnsupportedModel(f"{file}: {key}: {why}", value=config[key])
     if config.get("bias", "none") != "none":
         raise UnsupportedModel(f"{file}: bias: trained biases are not served, expected none", value=config["bias"])
+    initialized = config.get("init_lora_weights")
+    if isinstance(initialized, str) and initialized.lower().startswith(_CHANGES_WEIGHTS):
+        why = f"{file}: init_lora_weights: adapters beside changed weights are not served, save it converted to LoRA"
+        raise UnsupportedModel(why, value=initialized)
     alpha = config.get("lora_alpha")
     if not isinstance(alpha, int | float) or isinstance(alpha, bool):
         raise InvalidInput(f"{file}: lora_alpha must be a number", value=alpha)
@@ -103,7 +109,10 @@ def _ranks(folder: Path, header: Mapping[str, Any], shapes: Mapping[str, tuple[i
         match = _NAME.match(name)
         if match is None:
             raise UnsupportedModel(f"{folder}/{WEIGHTS} holds a tensor that is no low-rank factor", value=name)
-        found.setdefault(match["module"], {})[match["factor"]] = tuple(tensor["shape"])
+        shape = tuple(tensor.get("shape", ())) if isinstance(tensor, Mapping) else ()
+        if len(shape) != 2:
+            raise InvalidInput(f"{folder}/{WEIGHTS} holds a tensor that is no matrix", value=name)
+        found.setdefault(match["module"], {})[match["factor"]] = shape
     if not found:
         raise InvalidInput(f"{folder}/{WEIGHTS} holds no low-rank factor")
     ranks: dict[str, int] = {}

@@ -272,7 +272,9 @@ class RemoteSupervisor:
 
     async def start(self, worker_id: str, model: str = "") -> RemoteWorker:
         """Raises Exhausted for a worker that is not among the plans and that Ray has no room for."""
-        plan = self._plans.get(worker_id) or await self._plan_another(worker_id, model)
+        plan = self._plans.get(worker_id)
+        if plan is None or (model and plan.model and plan.model != model):  # a name may be another model's now
+            plan = await self._plan_another(worker_id, model)
         handle = self._handles.pop(worker_id, None) or spawn_worker(plan)
         worker = await RemoteWorker.attach(handle, worker_id)
         self._introduce(worker)

@@ -137,7 +137,7 @@ class Bench:
         engines = {}
         for level in LEVELS:
             runner = Reciting(tokenizer.vocab_size)
-            config = EngineConfig(pool_tokens=POOL_TOKENS, max_batch_tokens=MAX_CONTEXT)
+            config = EngineConfig(pool_tokens=POOL_TOKENS, max_batch_tokens=MAX_CONTEXT, drafting=False)
             engines[level] = Engine(runner, tokenizer, config, namespace=NAMESPACE), runner
         language = Language(framing, tokenizer, NAMESPACE, MAX_CONTEXT)
         # A dispatcher is asked whose model it is, and nothing else: each call is put to an engine here.

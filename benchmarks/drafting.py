@@ -213,7 +213,8 @@ def main() -> None:
             tasks = [make_task(name, read, plain, source, args.tokens, rng) for _ in range(batch)]
             order = (plain, drafting) if block % 2 else (drafting, plain)
             told = {engine: run(engine, calls_of(tasks, engine, args.tokens), time_s) for engine in order}
-            texts = [[result.generated for result in sorted(told[e][1], key=lambda r: r.call_id)] for e in order]
+            in_order = [sorted(told[e][1], key=lambda r: int(r.call_id.rpartition("-")[2])) for e in order]
+            texts = [[result.generated for result in results] for results in in_order]
             if name != "own.sampled" and texts[0] != texts[1]:
                 clock.say(f"{name}: two texts part where the two likeliest tokens are as good as equal")
             if block:

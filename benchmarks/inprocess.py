@@ -25,14 +25,14 @@ from laban.kvstore.encodings import EncodingId
 
 
 def open_engine(folder: Path, *, pool_tokens: int, drafting: bool = False) -> Engine:
-    return load_engine(
-        folder, EngineConfig(pool_tokens=pool_tokens, num_threads=num_cores(), drafting=drafting), "bench"
-    )
+    """Messages are computed whole: what their tokens' logits are is looked at."""
+    config = EngineConfig(pool_tokens=pool_tokens, shared_beginnings=False, num_threads=num_cores(), drafting=drafting)
+    return load_engine(folder, config, "bench")
 
 
 def second_engine(first: Engine, *, pool_tokens: int, drafting: bool = False) -> Engine:
     """Another engine with a pool of its own over the same weights."""
-    config = EngineConfig(pool_tokens=pool_tokens, drafting=drafting)
+    config = EngineConfig(pool_tokens=pool_tokens, shared_beginnings=False, drafting=drafting)
     slots = pool_tokens // config.page_size * config.page_size
     return Engine(
         Runner(first.runner.model, slots),

@@ -15,6 +15,7 @@ from laban.cluster.sizes import MAX_BYTES, parse_size, shown_bytes
 
 MAX_MODELS = 32
 MAX_ADAPTERS = 64
+MOST_ON_A_GPU = 64  # workers that are not told how much they may have
 NEARLY = 1e-6  # parts of a GPU are sums of fractions
 
 
@@ -28,13 +29,15 @@ def parse_budget(value: object) -> object:
         return parse_size(value)
     text = value.strip()
     try:
-        return float(text[:-1]) / 100.0 if text.endswith("%") else float(text)
+        found = float(text[:-1]) / 100.0 if text.endswith("%") else float(text)
     except ValueError:
-        pass
-    try:
-        return parse_size(value)
-    except ValueError:
-        raise ValueError("expected bytes, such as 2GiB, or a share, such as 40%") from None
+        try:
+            return parse_size(value)
+        except ValueError:
+            raise ValueError("expected bytes, such as 2GiB, or a share, such as 40%") from None
+    if text.endswith("%") and found > 1:  # which would be bytes
+        raise ValueError("expected at most 100%")
+    return found
 
 
 Budget = Annotated[float, Field(gt=0, le=MAX_BYTES, allow_inf_nan=False), BeforeValidator(parse_budget)]
@@ -158,9 +161,12 @@ def _parts(plans: Sequence[ModelPlan], num_gpus: float) -> list[float]:
     stated = sum(plan.workers * plan.shards * (part or 0.0) for plan, part in zip(plans, parts, strict=True))
     num_open = sum(plan.workers for plan, part in zip(plans, parts, strict=True) if part is None)
     rest = num_gpus - stated
-    each = min(1.0, max(rest, 0.0) / num_open) if num_open else 0.0
-    found = [_counted(each if part is None else part) for part in parts]
-    if rest < -NEARLY or (num_open and not each) or not _fit(plans, found, num_gpus):
+    equal = min(1.0, max(rest, 0.0) / num_open) if num_open else 0.0
+    # The largest that goes on whole GPUs: three workers on two GPUs have halves, not two thirds.
+    tried = sorted({equal, *(1.0 / number for number in range(1, MOST_ON_A_GPU + 1))}, reverse=True)
+    layouts = [[_counted(each if part is None else part) for part in parts] for each in tried if each <= equal + NEARLY]
+    found = next((layout for layout in layouts if _fit(plans, layout, num_gpus)), layouts[0])
+    if rest < -NEARLY or (num_open and not equal) or not _fit(plans, found, num_gpus):
         said = ", ".join(
             f"{plan.name} {plan.workers * plan.shards} x {part:g}" for plan, part in zip(plans, found, strict=True)
         )

@@ -200,7 +200,9 @@ def _start_services(
                 )
             )
     # Workers load while the control plane's process starts.
-    handles = {plan.worker_id: spawn_worker(plan) for plan in plans}
+    # The largest parts of GPUs first, as it was made sure that they fit.
+    largest_first = sorted(plans, key=lambda plan: -(plan.num_gpus or 0.0))
+    handles = {plan.worker_id: spawn_worker(plan) for plan in largest_first}
     facts = models[0][1]
     places = tuple(ModelPlace(found.name, str(found.folder), plan.adapters) for plan, found in models)
     host = RemoteHost(FACTORY, HostPlan(config, places, plans, handles, directory, _otel_variables()))

@@ -54,7 +54,8 @@ class Language:
         if not adapter:
             return self
         if adapter not in self.adapters:
-            raise InvalidInput("no such adapter is served", field="adapter", value=adapter)
+            expected = f"expected one of {', '.join(self.adapters)}" if self.adapters else "there are none"
+            raise InvalidInput(f"no such adapter is served; {expected}", field="adapter", value=adapter)
         return replace(self, namespace=with_adapter(self.namespace, self.adapters[adapter]))
 
 

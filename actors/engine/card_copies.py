@@ -114,7 +114,8 @@ class CardMover:
     def close(self) -> None:
         """Waits for what is on the stream and lets go of the pools. Nothing may be moved after."""
         self.stream.synchronize()
-        del self._sources, self._targets
+        nothing = torch.empty(0)
+        self._sources = self._targets = (nothing, nothing)
 
 
 class _Table:

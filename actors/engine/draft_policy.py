@@ -55,7 +55,8 @@ class WidthCosts:
 
     def adopt(self, known: tuple[float, ...]) -> None:
         """Those of the worker's first shard, by which all decide."""
-        self.known = known
+        if known:
+            self.known = known
 
     def expected(self, num_tokens: int) -> float:
         """Seconds, or multiples of a single token's forward while nothing is measured. For up to WIDTHS[-1] tokens."""

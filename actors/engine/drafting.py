@@ -69,6 +69,10 @@ class Drafting:
         """`waits`: the next iteration is launched before this one's tokens are known; drafted calls sit it out."""
         self._most = config.draft_tokens if config.drafting else 0
         self._waits = waits
+        if self._most:  # what is compiled is compiled now, not at somebody's first token
+            index = SuffixIndex([[1, 2, 3]], 3)
+            for token in (1, 2, 3):
+                index.append(token)
         self.costs = WidthCosts(0.15, 0.01) if on_card else WidthCosts(0.06, 0.05)
         self._all = Chances()
         self._kinds: OrderedDict[tuple[str, str], Chances] = OrderedDict()  # the oldest use first

@@ -434,7 +434,8 @@ class Scheduler:
         if sequence.prefetched:
             self.prefetches.done(entry)
         self.corrections.published(entry)
-        self.beginnings.published(entry)
+        if entry is made:
+            self.beginnings.published(entry)
         self.tiers.published(entry)
 
     def take_loaded(self) -> list[Sequence]:

@@ -9,6 +9,7 @@ from laban.actors.adapter_folder import TARGETS
 from laban.actors.errors import InvalidInput
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class TunePlan:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise InvalidInput(f"expected {least:g} to {most:g}", field=_flag(name), value=value)
+        if self.dtype not in DTYPES:
+            raise InvalidInput(f"expected one of {', '.join(DTYPES)}", field="--dtype", value=self.dtype)
         for target in self.targets:
             if target not in TARGETS:
                 raise InvalidInput(f"expected some of {', '.join(TARGETS)}", field="--targets", value=target)

@@ -98,6 +98,7 @@ class Tuning:
             "inputs": self.request["inputs"], "overrides": self.request["overrides"], "seed": self.request["seed"],
         }  # fmt: skip
         training = {"level": self.level, "held_out": self.held_out, **self.plan.as_dict()}
+        del training["seed"]  # runs were recorded with it, too
         mine = json.loads(json.dumps(mine | training, default=str))
         path = self.folder / RUN
         try:
@@ -142,7 +143,7 @@ class Tuning:
         known = self.known()
         num_done = len(known)
         with (self.folder / TRACES).open("a") as file, _pool() as pool:
-            file.write("\n" if known else "")  # whatever was cut off ends here
+            file.write("\n" if file.tell() else "")  # whatever was cut off ends here
             options = {key: value for key, value in self.request.items() if key != "inputs"} | {"fidelity": BASELINE}
             waiting = [(line, inputs) for line, inputs in self.inputs if line not in known]
             runs = {pool.submit(record_run, client, inputs, options, tools): (line, inputs) for line, inputs in waiting}
@@ -159,7 +160,11 @@ class Tuning:
 
     def is_recorded(self) -> bool:
         known = self.known()
-        return all(line in known for line, _ in self.inputs)
+        return self._is_begun() or all(line in known for line, _ in self.inputs)
+
+    def _is_begun(self) -> bool:
+        """Whether something was learned from the lessons: they, and what is held out, stay what they are."""
+        return all((self.folder / name).exists() for name in (CHECKPOINT, "lessons.jsonl", "held_out.jsonl"))
 
     # Lessons
 
@@ -169,6 +174,9 @@ class Tuning:
         from laban.actors.tokenizer import Tokenizer
         from laban.cluster.messages import Language
 
+        if self._is_begun():
+            counts = [len((self.folder / f"{name}.jsonl").read_text().splitlines()) for name in ("lessons", "held_out")]
+            return counts[0], counts[1]
         facts = self.facts
         assert facts is not None
         known = self.known()

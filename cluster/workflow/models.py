@@ -44,7 +44,7 @@ def unknown_adapters(workflow: Workflow, known: Callable[[str], Collection[str]]
         members = () if step.for_each is None or not step.for_each.over_agents else step.for_each.agents
         for agent in members if members is not None else workflow.agents or (None,):
             _check_adapter(workflow, placed, agent, known, found)
-        if not members:
+        if members is not None and not members:
             _check_adapter(workflow, placed, step.agent, known, found)
     for name, inner in workflow.workflows.items():
         for problem in unknown_adapters(inner, known):

@@ -23,6 +23,7 @@ from laban.cluster.messages import Language, MessageBook, Voice
 from laban.cluster.records import SessionPlacement
 from laban.cluster.sessions import Sessions
 from laban.cluster.workflow.diagnostics import WorkflowErrors
+from laban.cluster.workflow.models import unknown_adapters
 from laban.cluster.workflow.parse import parse_yaml
 from laban.kvstore.encodings import adapter_of, flatten
 
@@ -182,3 +183,20 @@ def test_a_book_keeps_no_moved_encodings_of_what_it_forgot() -> None:
     assert plain.home.namespace == "m/t"
     book.keep_only(["a"])
     assert {spec.namespace for spec in book.specs.values()} == {"m/t"}
+
+
+def test_agents_of_another_model_have_that_models_adapters() -> None:
+    """For a step of all agents nothing is asked of the workflow's own model."""
+    workflow = parse_yaml("""
+version: 1
+name: w
+model: large
+adapter: sql
+messages: {q: Hello.}
+agents: {a: {prompt: A., model: coder}, b: {prompt: B., model: coder}}
+steps:
+- {step: s, for_each: agents, read: [q], sampling: {max_tokens: 2}}
+""")
+    served = {"large": [], "coder": ["sql"]}
+    assert unknown_adapters(workflow, lambda model: served[model]) == []
+    assert len(unknown_adapters(workflow, lambda model: [])) > 0

@@ -137,7 +137,7 @@ def test_what_was_used_longest_ago_is_forgotten() -> None:
         kept[key] = size
         while sum(kept.values()) > 100:
             kept.pop(next(iter(kept)))
-        assert [each for each, _ in recent.items()] == list(kept)
+        assert list(recent._found) == list(kept)
     recent.put(99, 99, 101)
     assert recent.get(99) is None
     memory = new_memory()

@@ -53,6 +53,7 @@ def test_what_a_model_leaves_out_is_as_for_all(tmp_path: Path) -> None:
         ("models: {a: {worker: 3}}", r"models\.a\.worker: no such setting; did you mean workers\?.*laban\.yaml"),
         ("models: {a: {workers: 0}}", r"models\.a\.workers: .*greater than 0.*\(got 0\)"),
         ("models: {a: {device_memory: lots}}", r"models\.a\.device_memory: expected bytes, such as 2GiB, or a share"),
+        ("models: {a: {device_memory: 150%}}", r"models\.a\.device_memory: expected at most 100%"),
         ("models: {a b: {}}", "not a model's name"),
         ("models: {a: {}}\nmodel: x", "`model` and `models` are both set"),
         ("models: {a: {}}\ndefault_model: b", "default_model is 'b', expected one of a"),
@@ -77,6 +78,11 @@ def test_gpus_are_shared_out_by_what_is_stated_and_else_equally() -> None:
     assert parts(settle(plans(a={"device_memory": 0.6}, b={}), 1, None)) == [(0.6666, 0.6), (0.3333, 0.3)]
     assert parts(settle(plans(a={"shards": 2}, b={"workers": 2}), 3, None)) == [(1.0, 0.9), (0.5, 0.45)]
     assert settle(plans(a={"device_memory": "3GiB"}, b={}), 2, None)[0].engine.pool_bytes == 3 * GIB
+    # Equal parts that go on whole GPUs: three workers on two have halves.
+    assert parts(settle(plans(a={"workers": 2}, b={}), 2, None)) == [(0.5, 0.45), (0.5, 0.45)]
+    assert [part for part, _ in parts(settle(plans(a={"workers": 5}, b={}), 4, None))] == [0.5, 0.5]
+    beside = settle(plans(a={"device_memory": 0.6}, b={"workers": 2}), 2, None)
+    assert [part for part, _ in parts(beside)] == [0.6666, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def test_data_that_is_wrong_is_named_by_line_and_field(
         (("--fidelity", "exact"), "--fidelity: nothing would have to be learned"),
         (("--held-out", "1"), "--held-out: expected a share"),
         (("--processes", "0"), "--processes: expected at least one"),
+        (("--dtype", "int4"), "--dtype: expected one of auto"),
     ],
 )
 def test_options_that_make_no_sense(option: tuple[str, str], said: str) -> None:
