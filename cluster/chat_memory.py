@@ -17,6 +17,7 @@ from laban.kvstore.encodings import EncodingId, EncodingSpec
 MAX_CHARS = 4 << 20  # of texts whose tokens are kept
 MAX_CUTS = 16_384
 MAX_REPLY_TOKENS = 1 << 20  # with all that they attended to
+MAX_REPLY_PARTS = 1 << 20  # messages that each attended to, of all
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
@@ -77,10 +78,12 @@ class Recent(Generic[K, V]):
 
 class Replies:
     """By their texts. Forgets what was used longest ago once they are of more than `most` tokens, with all that they
-    attended to; what several attended to, as the replies of one chat do, counts once."""
+    attended to; what several attended to, as the replies of one chat do, counts once, but each names it: all together
+    name `most_parts`."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, most_parts: int = MAX_REPLY_PARTS) -> None:
+        self._most, self._most_parts = most, most_parts
+        self._num_parts = 0
         self._found: OrderedDict[str, Reply] = OrderedDict()
         self._uses: Counter[EncodingId] = Counter()
         self.num_tokens = 0
@@ -99,15 +102,19 @@ class Replies:
         if sum(spec.num_tokens for spec in reply.specs) > self._most:
             return
         self._found[text] = reply
+        self._num_parts += len(reply.specs)
         for spec in reply.specs:
             self.num_tokens += 0 if self._uses[spec.encoding_id] else spec.num_tokens
             self._uses[spec.encoding_id] += 1
-        while self.num_tokens > self._most:
+        while self.num_tokens > self._most or self._num_parts > self._most_parts:
             self.drop(next(iter(self._found)))
 
     def drop(self, text: str) -> None:
         reply = self._found.pop(text, None)
-        for spec in () if reply is None else reply.specs:
+        if reply is None:
+            return
+        self._num_parts -= len(reply.specs)
+        for spec in reply.specs:
             self._uses[spec.encoding_id] -= 1
             if not self._uses[spec.encoding_id]:
                 del self._uses[spec.encoding_id]

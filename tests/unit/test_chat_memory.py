@@ -40,6 +40,18 @@ def test_the_oldest_makes_room() -> None:
     assert (replies.get("a"), len(replies), replies.num_tokens) == (None, 1, 40)
 
 
+def test_a_very_long_chat_is_remembered_by_its_newest_turns() -> None:
+    replies = Replies(10_000, most_parts=100)
+    for turn in range(50):
+        replies.put(f"turn {turn}", reply(*range(turn + 1)))
+    assert len(replies) == 2
+    assert replies.get("turn 49") is not None
+    assert replies.get("turn 40") is None
+    for turn in (48, 49):
+        replies.drop(f"turn {turn}")
+    assert (len(replies), replies.num_tokens) == (0, 0)
+
+
 def test_what_is_counted_is_what_is_there() -> None:
     rng, replies = random.Random(3), Replies(200)
     for _ in range(2000):
