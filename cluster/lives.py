@@ -207,4 +207,8 @@ class Lives:
         if port.info.namespace != pool.info.namespace:
             await port.close()
             raise FailedPrecondition(f"worker {worker_id} serves another model than the others")
+        if sorted(port.info.adapters) != sorted(pool.info.adapters):  # a folder was written anew
+            await port.close()
+            why = f"worker {worker_id} has other adapters than the others: a new one wants a folder of its own"
+            raise FailedPrecondition(why)
         return port

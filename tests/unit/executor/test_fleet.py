@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from executor_rig import rig, until
@@ -101,6 +102,10 @@ def test_what_keeps_a_worker_from_joining_is_said():
                 raise WorkerLost("out of memory")
             if worker_id == "other":
                 return LoopWorker(ScriptedEngine(worker_id=worker_id, namespace="another"))
+            if worker_id == "changed":
+                engine = ScriptedEngine(worker_id=worker_id)
+                engine.info = replace(engine.info, adapters=("5f",))
+                return LoopWorker(engine)
             await asyncio.sleep(3600)
             return None
 
@@ -112,6 +117,8 @@ def test_what_keeps_a_worker_from_joining_is_said():
             await fleet.add_worker("dies")
         with pytest.raises(FailedPrecondition, match="another model"):
             await fleet.add_worker("other")
+        with pytest.raises(FailedPrecondition, match="other adapters"):
+            await fleet.add_worker("changed")
         with pytest.raises(Exhausted, match=r"not up after 0\.2 s"):
             await fleet.add_worker("stuck")
         assert statuses(dispatcher) == {"worker-0": True, "worker-1": True}
