@@ -26,21 +26,25 @@ from laban.kvstore.encodings import EncodingId
 
 def open_engine(folder: Path, *, pool_tokens: int, drafting: bool = False) -> Engine:
     """Messages are computed whole: what their tokens' logits are is looked at."""
-    config = EngineConfig(pool_tokens=pool_tokens, shared_beginnings=False, num_threads=num_cores(), drafting=drafting)
-    return load_engine(folder, config, "bench")
+    config = EngineConfig(pool_tokens=pool_tokens, num_threads=num_cores(), drafting=drafting)
+    engine = load_engine(folder, config, "bench")
+    engine.scheduler.beginnings.serves = False
+    return engine
 
 
 def second_engine(first: Engine, *, pool_tokens: int, drafting: bool = False) -> Engine:
     """Another engine with a pool of its own over the same weights."""
-    config = EngineConfig(pool_tokens=pool_tokens, shared_beginnings=False, drafting=drafting)
+    config = EngineConfig(pool_tokens=pool_tokens, drafting=drafting)
     slots = pool_tokens // config.page_size * config.page_size
-    return Engine(
+    engine = Engine(
         Runner(first.runner.model, slots),
         first.tokenizer,
         config,
         namespace=first.info.namespace,
         max_context=first.info.max_context,
     )
+    engine.scheduler.beginnings.serves = False
+    return engine
 
 
 def run_calls(engine: Engine, calls: Sequence[Call]) -> dict[str, CallFinished]:

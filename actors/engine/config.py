@@ -31,7 +31,6 @@ class EngineConfig:
     attention: str = "auto"  # the FlashAttention for large prefills on a GPU; auto takes the best that is installed
     drafting: bool = True  # guess tokens from what calls read, where that is measured to pay
     draft_tokens: int = 15  # drafted for one call in one iteration, at most
-    shared_beginnings: bool = True  # copy what a message has in common with one encoded in its place
     cuda_graphs: bool = True  # capture forwards of up to 1,280 new tokens at start
     host_bytes: int | None = None  # of host memory for encodings; None takes 256 MiB on a CPU, with a GPU a quarter
     disk_folder: str | None = None  # where encodings are kept on disk; None keeps none

@@ -136,7 +136,7 @@ class Engine:
             self.tiers,
             loads,
             self.corrections,
-            SharedBeginnings(runner, self.store, serves=config.shared_beginnings),
+            SharedBeginnings(runner, self.store),
             self.info.max_context,
             runner.vocab_size,
             free_tokens=FREE_TOKENS_ON_CARD if runner.device.type == "cuda" else 0,

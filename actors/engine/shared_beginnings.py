@@ -19,12 +19,11 @@ LAYERS_AT_ONCE, TOKENS_AT_ONCE = 8, 4096
 class SharedBeginnings:
     """Owned by the engine's thread. All shards of a worker find the same, as their stores are alike."""
 
-    def __init__(self, runner: AnyRunner, store: EncodingStore, *, serves: bool = True) -> None:
-        """Unless it `serves`, every message is computed whole: for who looks at what is computed."""
+    def __init__(self, runner: AnyRunner, store: EncodingStore) -> None:
         self._runner, self._store = runner, store
         self._beginnings = Beginnings(lambda entry: store.get_ready(entry.key) is entry)
         self._least = LEAST_ON_CARD if runner.device.type == "cuda" else 1
-        self._serves = serves
+        self.serves = True  # else every message is computed whole: for who looks at what is computed
 
     def published(self, entry: Entry) -> None:
         """An encoding, computed and not predicted, stands on the device."""
@@ -34,7 +33,7 @@ class SharedBeginnings:
     def copy(self, spec: EncodingSpec, target: Entry) -> int:
         """Copies into `target`, the reserved pages of `spec`, the first tokens that another has; how many those are."""
         # What may be predicted from becomes an anchor, which is to be computed and nothing else.
-        found = self._beginnings.find(spec) if self._serves and not spec.tolerance else None
+        found = self._beginnings.find(spec) if self.serves and not spec.tolerance else None
         if found is None or found[1] < self._least:
             return 0
         source, num_tokens = found

@@ -20,6 +20,7 @@ from laban.actors.tuning.plan import Said, TunePlan
 INSTALL = "pip install '.[server,tune]'"
 PROGRESS, SCORES, FAILURE = "progress.jsonl", "scores.json", "failure.json"
 MAX_FAILURES = 2
+CPUS_EACH = 0.5  # of a process without a GPU
 POLL_S = 0.5
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_worker_niceness": "0",
          "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}  # fmt: skip
@@ -64,6 +65,9 @@ def run(job: Job, tell: Callable[[Said], None]) -> dict[str, Any]:
         num_gpus = int(resources.get("GPU", 0))
         if num_gpus and job.num_processes > num_gpus:
             raise InvalidInput(f"Ray sees {num_gpus} GPUs", field="--processes", value=job.num_processes)
+        most = int(resources.get("CPU", 1.0) / CPUS_EACH)  # of more, some would wait for ever
+        if not num_gpus and job.num_processes > most:
+            raise InvalidInput(f"expected at most {most} on these CPUs", field="--processes", value=job.num_processes)
         num_cpus = max(1.0, resources.get("CPU", 1.0) // job.num_processes - bool(num_gpus))
         trainer = TorchTrainer(
             _work,
@@ -71,7 +75,7 @@ def run(job: Job, tell: Callable[[Said], None]) -> dict[str, Any]:
             scaling_config=ScalingConfig(
                 num_workers=job.num_processes,
                 use_gpu=num_gpus > 0,
-                resources_per_worker=None if num_gpus else {"CPU": 0.5},
+                resources_per_worker=None if num_gpus else {"CPU": CPUS_EACH},
             ),
             run_config=RunConfig(
                 name=f"tune-{int(time.time())}",

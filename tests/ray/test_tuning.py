@@ -11,6 +11,7 @@ from engine_reference import random_model
 from lesson_cases import random_lesson
 
 from laban.actors.adapter_folder import check_adapter_folder
+from laban.actors.errors import InvalidInput
 from laban.actors.tuning.distributed import Job, run
 from laban.actors.tuning.lessons import write_lessons
 from laban.actors.tuning.plan import Said, TunePlan
@@ -36,3 +37,8 @@ def test_two_processes_come_to_what_one_does(tmp_path: Path) -> None:
     own = train(Learner(random_model("llama").requires_grad_(False), PLAN, 4), lessons, held, alone, heard.append)
     assert own is not None
     assert scores["ratio"] == pytest.approx(own.ratio, rel=2e-2)
+
+
+def test_more_processes_than_there_is_room_for_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="expected at most"):
+        run(Job(str(tmp_path), str(tmp_path), PLAN, num_processes=1000), lambda said: None)
