@@ -117,7 +117,7 @@ class Followed:
 
 STEP_KEYS = ("address", "state", "attempt", "fidelity", "text", "values", "token_ids", "tokens_read", "tokens_reused",
              "tokens_loaded", "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms", "worker",
-             "model", "adapter")  # fmt: skip
+             "model", "adapter", "tokens_drafted", "tokens_accepted")  # fmt: skip
 
 
 def document(record: WorkflowRecord) -> str:
