@@ -96,7 +96,7 @@ def test_document_has_exactly_the_keys() -> None:
     assert list(parsed["steps"][0]) == [
         "address", "state", "attempt", "fidelity", "text", "values", "token_ids", "tokens_read", "tokens_reused",
         "tokens_loaded", "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms", "worker", "model",
-        "adapter",
+        "adapter", "tokens_drafted", "tokens_accepted",
     ]  # fmt: skip
     assert (parsed["wall_ms"], parsed["ttft_ms_sum"], parsed["outputs"]) == (250.0, 40.0, {"out": "h[i]"})
     assert "\n" not in document(RECORD)
