@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from laban.actors.engine.config import CPU_HOST_BYTES, CPU_POOL_BYTES, EngineConfig
 from laban.actors.errors import InvalidInput
 from laban.cluster.sizes import MAX_BYTES, parse_size, shown_bytes
+from laban.cluster.workflow.models import NONE
 
 MAX_MODELS = 32
 MAX_ADAPTERS = 64
@@ -50,8 +51,6 @@ def _adapter_name(name: str) -> str:
     return name
 
 
-NONE = "none"
-"""What asks for the plain model: no adapter's name."""
 AdapterName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$"), AfterValidator(_adapter_name)
 ]

@@ -54,6 +54,10 @@ class Entry:
         """Tokens that the pages have room for."""
         return len(self.pages) * self.page_size
 
+    def slots(self, num_tokens: int) -> list[int]:
+        """Of the first tokens, one by one."""
+        return [first + at for first, length in self.runs(0, num_tokens) for at in range(length)]
+
     def runs(self, begin: int, end: int) -> list[tuple[int, int]]:
         """The slots of tokens [begin, end), as (first slot, length) of stretches that lie in one piece."""
         runs: list[tuple[int, int]] = []

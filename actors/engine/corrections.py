@@ -133,8 +133,7 @@ class Corrections:
         return [mix for mix in found if mix is not None]
 
     def _slots(self, entry: Entry, num_tokens: int) -> Tensor:
-        slots = [first + i for first, length in entry.runs(0, num_tokens) for i in range(length)]
-        return torch.tensor(slots, device=self._runner.k_pool.device)
+        return torch.tensor(entry.slots(num_tokens), device=self._runner.k_pool.device)
 
     def _stretches(self) -> list[tuple[int, int, Tensor]]:
         """Layers [begin, end) that rotate alike, and their frequencies."""

@@ -38,7 +38,7 @@ class SharedBeginnings:
             return 0
         source, num_tokens = found
         device = self._runner.k_pool.device
-        slots = [torch.tensor(_slots(entry, num_tokens), device=device) for entry in (target, source)]
+        slots = [torch.tensor(entry.slots(num_tokens), device=device) for entry in (target, source)]
         for pool in (self._runner.k_pool, self._runner.v_pool):
             _copy(pool, *slots)
         if device.type == "cuda":  # copies between tiers wait for iterations, and this is none
@@ -53,7 +53,3 @@ def _copy(pool: Tensor, target: Tensor, source: Tensor) -> None:
         for begin in range(0, len(target), TOKENS_AT_ONCE):
             stop = begin + TOKENS_AT_ONCE
             layers[:, target[begin:stop]] = layers[:, source[begin:stop]]
-
-
-def _slots(entry: Entry, num_tokens: int) -> list[int]:
-    return [first + i for first, length in entry.runs(0, num_tokens) for i in range(length)]

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError, Unavailable, of_status
-from laban.actors.tuning.plan import Said, TunePlan
+from laban.actors.tuning.plan import INSTALL, Said, TunePlan
 
-INSTALL = "pip install '.[server,tune]'"
 PROGRESS, SCORES, FAILURE = "progress.jsonl", "scores.json", "failure.json"
 MAX_FAILURES = 2
 CPUS_EACH = 0.5  # of a process without a GPU

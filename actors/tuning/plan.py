@@ -8,6 +8,7 @@ from typing import Any
 from laban.actors.adapter_folder import TARGETS
 from laban.actors.errors import InvalidInput
 
+INSTALL = "pip install '.[server,tune]'"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

@@ -25,9 +25,8 @@ from laban.actors.errors import FailedPrecondition, InvalidInput
 from laban.actors.tuning.lessons import Graph, Lesson
 from laban.actors.tuning.losses import Measured, divergence, measure, said_hidden
 from laban.actors.tuning.packed import Packed
-from laban.actors.tuning.plan import Said, Scores, StepScore, TunePlan
+from laban.actors.tuning.plan import INSTALL, Said, Scores, StepScore, TunePlan
 
-INSTALL = "pip install '.[server,tune]'"
 CHECKPOINT = "checkpoint.pt"
 NUM_RESAMPLES = 1000
 TEACHER_BYTES = 2 << 30
