@@ -35,7 +35,7 @@ from laban.actors.models import prepare_default_model
 from laban.actors.remote import RemoteHost, RemoteWorker, WorkerPlan, spawn_directory, spawn_worker
 from laban.cluster.client_async import AsyncClient
 from laban.cluster.config import LabanConfig
-from laban.cluster.host import FACTORY, HostPlan
+from laban.cluster.host import FACTORY, HostPlan, ModelPlace
 from laban.cluster.launch import _end_ray, _start_ray
 from laban.cluster.records import Event, TokenChunk
 from laban.kvstore.encodings import EMPTY_VIEW
@@ -83,7 +83,8 @@ async def serving(config: LabanConfig) -> AsyncIterator[Served]:
         for name in ("worker-0", "direct")
     ]
     handles = {plan.worker_id: spawn_worker(plan) for plan in plans}
-    host = RemoteHost(FACTORY, HostPlan(config, folder, plans[:1], {"worker-0": handles["worker-0"]}, directory))
+    places = (ModelPlace("instant", folder),)
+    host = RemoteHost(FACTORY, HostPlan(config, places, plans[:1], {"worker-0": handles["worker-0"]}, directory))
     try:
         while (address := await asyncio.to_thread(host.wait, 0.5)) is None:
             continue
