@@ -88,6 +88,19 @@ def graph_of(said: Iterable[tuple[str, EncodingId, int, int]], specs: Mapping[En
     return Graph(tuple(nodes), tuple(Said(step, number[of], begin, end) for step, of, begin, end in said))
 
 
+def joined(graphs: Iterable[Graph]) -> Graph:
+    """One graph of several that have nothing to do with each other, in this order."""
+    nodes: list[Node] = []
+    said: list[Said] = []
+    for graph in graphs:
+        first = len(nodes)
+        for node in graph.nodes:
+            view = tuple(Part(first + p.message, p.position, p.begin, p.end) for p in node.view)
+            nodes.append(Node(node.tokens, node.start, view))
+        said += [Said(each.step, first + each.message, each.begin, each.end) for each in graph.said]
+    return Graph(tuple(nodes), tuple(said))
+
+
 def write_lessons(path: Path, lessons: Iterable[Lesson]) -> None:
     """A JSON document a line."""
     with path.open("w") as file:

@@ -4,15 +4,17 @@ All messages are one sequence of rows, each with its own position. In a layer ev
 over all that it sees at once, to its own tokens and to the rows of the messages that it reads, whose keys are turned
 for where its view puts them. So a loss on what one message says is differentiated through the keys and values of all
 that it read, of what those read, and so on: through the encodings as they are reused. Nothing is merged by log-sum-exp.
+On a card, where many small products cost more than a large one, all messages of a small graph attend at once, masked.
 
 Memory: activations of one layer, and with checkpoints [num_rows, hidden_size] a layer besides, for one graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import accumulate
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +23,12 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from laban.actors.engine.layers import LayerKind, layer_kinds
-from laban.actors.tuning.lessons import Graph, Node
+from laban.actors.tuning.lessons import Graph, Node, Part
 from laban.kernels.rotary import turn, turn_tables
 
 ATTENTION = "laban_packed"
+MAX_MASK = 1 << 24
+"""Rows times keys of a graph whose messages attend at once on a card: the mask has a byte for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class Packed:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.max_mask = MAX_MASK if model.device.type == "cuda" else 0
         self.kinds, self.kind_of_layer = layer_kinds(model)
         model.set_attn_implementation(ATTENTION)
 
@@ -59,7 +64,8 @@ class Packed:
         device = self.model.device
         tokens = [token for node in graph.nodes for token in node.tokens]
         positions = [node.start + i for node in graph.nodes for i in range(len(node.tokens))]
-        layout = Layout(self, graph.nodes, device)
+        dense = DenseLayout(self, graph.nodes, device)
+        layout: Layout = dense if dense.mask_size <= self.max_mask else BlockLayout(self, graph.nodes, device)
         out = self.model.base_model(
             input_ids=torch.tensor([tokens], device=device),
             position_ids=torch.tensor([positions], device=device),
@@ -70,8 +76,15 @@ class Packed:
         return hidden
 
 
-class Layout:
+class Layout(Protocol):
     """One graph: who attends to which rows, and by how much keys are turned."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """q [num_rows, num_heads, head_dim], k, v [num_rows, num_kv_heads, head_dim], rotated -> as q."""
+
+
+class BlockLayout:
+    """Message by message: no key is looked at that is not seen."""
 
     def __init__(self, packed: Packed, nodes: Sequence[Node], device: torch.device) -> None:
         self._packed, self._device = packed, device
@@ -88,7 +101,6 @@ class Layout:
             self.blocks.append(block)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """q [num_rows, num_heads, head_dim], k, v [num_rows, num_kv_heads, head_dim], rotated -> as q."""
         index = self._packed.kind_of_layer[layer]
         out = []
         # Split once: a slice's gradient is as large as what it is of.
@@ -116,6 +128,78 @@ class Layout:
             back = torch.tensor([-offset], device=self._device)  # the tables are of turns back
             self._turns[key] = turn_tables(back, self._packed.kinds[index].inv_freq, keys.dtype)
         return turn(keys, *self._turns[key])
+
+
+class DenseLayout:
+    """All messages at once. The keys are those of all rows, and once more, turned, those of each message that is read
+    elsewhere than where it was encoded; a mask says who sees which."""
+
+    def __init__(self, packed: Packed, nodes: Sequence[Node], device: torch.device) -> None:
+        self._packed, self._nodes, self._device = packed, nodes, device
+        self._first = [0, *accumulate(len(node.tokens) for node in nodes)]
+        self._num_rows = end = self._first[-1]
+        self._copies: dict[tuple[int, int], int] = {}  # (message, offset): the first of its keys
+        for part, offset in (each for node in nodes for each in self._reads(node)):
+            if offset and (part.message, offset) not in self._copies:
+                self._copies[part.message, offset] = end
+                end += len(nodes[part.message].tokens)
+        self.mask_size = self._num_rows * end
+        self._num_keys = end
+        self._masks: dict[int, Tensor] = {}
+        self._tables: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._rows: Tensor | None = None
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        index = self._packed.kind_of_layer[layer]
+        if self._copies:
+            rows = self._copied()
+            k, v = torch.cat([k, turn(k[rows], *self._turns(index, k.dtype))]), torch.cat([v, v[rows]])
+        if index not in self._masks:
+            self._masks[index] = self._mask(self._packed.kinds[index]).to(self._device)
+        group = q.shape[1] // k.shape[1]  # repeated by hand: kernels that take a mask take no groups
+        keys, values = (x.repeat_interleave(group, 1)[None].transpose(1, 2) for x in (k, v))
+        queries, mask = q[None].transpose(1, 2), self._masks[index]
+        out = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+        return out[0].transpose(0, 1)
+
+    def _reads(self, node: Node) -> Iterator[tuple[Part, int]]:
+        """Each with how much further on its tokens are than they were encoded."""
+        for part in node.view:
+            yield part, part.position - self._nodes[part.message].start - part.begin
+
+    def _copied(self) -> Tensor:
+        """The row of each turned key."""
+        if self._rows is None:
+            copied = [torch.arange(self._first[m], self._first[m + 1]) for m, _ in self._copies]
+            self._rows = torch.cat(copied).to(self._device)
+        return self._rows
+
+    def _turns(self, index: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        if (index, dtype) not in self._tables:
+            lengths = torch.tensor([len(self._nodes[m].tokens) for m, _ in self._copies], device=self._device)
+            back = torch.tensor([-offset for _, offset in self._copies], device=self._device)
+            inv_freq = self._packed.kinds[index].inv_freq
+            self._tables[index, dtype] = turn_tables(back.repeat_interleave(lengths), inv_freq, dtype)
+        return self._tables[index, dtype]
+
+    def _mask(self, kind: LayerKind) -> Tensor:
+        """[num_rows, num_keys], in a layer with a window without what is further behind."""
+        seen = torch.zeros(self._num_rows, self._num_keys, dtype=torch.bool)
+        for number, node in enumerate(self._nodes):
+            begin, end = self._first[number : number + 2]
+            own = torch.arange(node.start, node.start + end - begin)
+            seen[begin:end, begin:end] = _within(own, own, kind).tril()
+            for part, offset in self._reads(node):
+                first = self._copies[part.message, offset] if offset else self._first[part.message]
+                places = torch.arange(part.position, part.position + part.end - part.begin)
+                seen[begin:end, first + part.begin : first + part.end] |= _within(own, places, kind)
+        return seen
+
+
+def _within(own: Tensor, places: Tensor, kind: LayerKind) -> Tensor:
+    """[num_own, num_places] of what a window lets through."""
+    behind = own[:, None] - places[None, :]
+    return torch.ones_like(behind, dtype=torch.bool) if kind.window is None else behind < kind.window
 
 
 def _part(parts: Sequence[Tensor], read: _Read) -> Tensor:

@@ -11,7 +11,7 @@ import math
 import os
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from laban.actors.engine.load import keep_freed_memory
 from laban.actors.errors import FailedPrecondition, InvalidInput
-from laban.actors.tuning.lessons import Graph, Lesson
+from laban.actors.tuning.lessons import Graph, Lesson, joined
 from laban.actors.tuning.losses import Measured, divergence, measure, said_hidden
 from laban.actors.tuning.packed import Packed
 from laban.actors.tuning.plan import INSTALL, Said, Scores, StepScore, TunePlan
@@ -31,6 +31,8 @@ CHECKPOINT = "checkpoint.pt"
 NUM_RESAMPLES = 1000
 TEACHER_BYTES = 2 << 30
 ACTIVATION_BYTES = 2 << 30  # on a CPU
+PACK_TOKENS = 4096
+"""Lessons that are as small together are one forward."""
 
 Tell = Callable[[Said], None]
 
@@ -65,17 +67,21 @@ class Learner:
         self.step = 0
         torch.manual_seed(plan.seed + rank)  # of dropout
 
-    def teacher(self, lesson: Lesson) -> Tensor:
+    def teacher(self, lessons: Sequence[Lesson]) -> Tensor:
         """What the plain model has under `exact` before each token said: [num_said, hidden_size]. Kept on the host for
         the next epoch, as far as there is room."""
-        kept = self._taught.get(id(lesson))
-        if kept is not None:
-            return kept.to(self.packed.model.device)
-        taught = self.taught(lesson.exact)
-        if self._num_kept_bytes < TEACHER_BYTES:
-            self._taught[id(lesson)] = taught.cpu()
-            self._num_kept_bytes += taught.numel() * taught.itemsize
-        return taught
+        device = self.packed.model.device
+        new = [lesson for lesson in lessons if id(lesson) not in self._taught]
+        found: dict[int, Tensor] = {}
+        if new:
+            taught = self.taught(joined(lesson.exact for lesson in new))
+            parts = taught.split([lesson.exact.num_said for lesson in new])
+            found = {id(lesson): part for lesson, part in zip(new, parts, strict=True)}
+            if self._num_kept_bytes < TEACHER_BYTES:
+                self._taught |= {key: part.to("cpu", copy=True) for key, part in found.items()}
+                self._num_kept_bytes += taught.numel() * taught.itemsize
+        keys = [id(lesson) for lesson in lessons]
+        return torch.cat([found[key] if key in found else self._taught[key].to(device) for key in keys])
 
     def taught(self, graph: Graph) -> Tensor:
         """What the plain model has before the tokens that `graph` says: [num_said, hidden_size]."""
@@ -83,12 +89,12 @@ class Learner:
         with torch.no_grad(), self.peft.disable_adapter():
             return said_hidden(self.packed, graph)[0]
 
-    def loss(self, lesson: Lesson) -> Tensor:
-        """The sum over the tokens said, with a gradient for the adapter."""
-        taught = self.teacher(lesson)
+    def loss(self, lessons: Sequence[Lesson]) -> Tensor:
+        """The sum over the tokens said, with a gradient for the adapter, in one forward."""
+        taught, level = self.teacher(lessons), joined(lesson.level for lesson in lessons)
         self.peft.train()
-        self._recompute(lesson.level)
-        hidden, tokens = said_hidden(self.packed, lesson.level)
+        self._recompute(level)
+        hidden, tokens = said_hidden(self.packed, level)
         return divergence(self.packed, taught, hidden, tokens, self.plan.hard)
 
     def _recompute(self, graph: Graph) -> None:
@@ -111,8 +117,8 @@ class Learner:
         num_tokens = sum(lesson.level.num_said for lesson in lessons)
         total = torch.zeros((), device=self.packed.model.device)
         self.optimizer.zero_grad(set_to_none=False)
-        for lesson in lessons[self.rank :: self.size]:
-            loss = self.loss(lesson) / num_tokens
+        for pack in packs(lessons[self.rank :: self.size]):
+            loss = self.loss(pack) / num_tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         self._add_up(total)
@@ -141,7 +147,7 @@ class Learner:
 
     def measured(self, lesson: Lesson, *, plain: bool = False) -> Measured:
         """What the level says, with the adapter or by the plain model, against what that says under `exact`."""
-        taught = self.teacher(lesson)
+        taught = self.teacher([lesson])
         if plain:
             return measure(self.packed, taught, self.taught(lesson.level))
         self.peft.eval()
@@ -197,6 +203,21 @@ class Learner:
         self.peft.save_pretrained(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
+
+
+def packs(lessons: Sequence[Lesson]) -> Iterator[list[Lesson]]:
+    """All of them in order, those together that are small enough together."""
+    pack: list[Lesson] = []
+    num_tokens = 0
+    for lesson in lessons:
+        own = max(lesson.exact.num_tokens, lesson.level.num_tokens)
+        if pack and num_tokens + own > PACK_TOKENS:
+            yield pack
+            pack, num_tokens = [], 0
+        pack.append(lesson)
+        num_tokens += own
+    if pack:
+        yield pack
 
 
 def train(

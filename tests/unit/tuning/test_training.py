@@ -15,9 +15,9 @@ from lesson_cases import random_lesson, reference_loss, said_logits
 from laban.actors.adapter_folder import check_adapter_folder
 from laban.actors.errors import FailedPrecondition, InvalidInput
 from laban.actors.tuning.lessons import Lesson, read_lessons, write_lessons
-from laban.actors.tuning.packed import Packed
+from laban.actors.tuning.packed import MAX_MASK, Packed
 from laban.actors.tuning.plan import Said, Scores, TunePlan
-from laban.actors.tuning.training import Learner, score, train
+from laban.actors.tuning.training import Learner, packs, score, train
 
 PLAN = TunePlan(rank=4, alpha=8, dropout=0.0, learning_rate=1e-2, epochs=3, batch=2, checkpoint_every=2)
 
@@ -33,12 +33,14 @@ def learner(plan: TunePlan = PLAN, kind: str = "llama", num_lessons: int = 4) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("max_mask", [0, MAX_MASK], ids=["blocks", "mask"])
 @pytest.mark.parametrize("hard", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("kind", KINDS)
-def test_loss_and_gradients_are_those_of_the_reference_interpreter(kind: str, hard: float) -> None:
+def test_loss_and_gradients_are_those_of_the_reference_interpreter(kind: str, hard: float, max_mask: int) -> None:
     lesson = random_lesson(random.Random())
     own = learner(TunePlan(rank=4, alpha=8, dropout=0.0, hard=hard), kind)
-    loss = own.loss(lesson)
+    own.packed.max_mask = max_mask
+    loss = own.loss([lesson])
     loss.backward()  # type: ignore[no-untyped-call]
     other = learner(TunePlan(rank=4, alpha=8, dropout=0.0, hard=hard), kind)
     oracle = Interpreter(other.packed.model)
@@ -59,6 +61,33 @@ def test_loss_and_gradients_are_those_of_the_reference_interpreter(kind: str, ha
     assert largest > 1e-2
 
 
+@pytest.mark.parametrize("max_mask", [0, MAX_MASK], ids=["blocks", "mask"])
+def test_lessons_in_one_forward_are_as_each_by_itself(max_mask: int) -> None:
+    draw = random.Random()
+    lessons = [random_lesson(draw) for _ in range(3)]
+    together, apart = learner(), learner()
+    together.packed.max_mask = max_mask
+    apart.loss(lessons[1:2])  # known from before
+    loss = together.loss(lessons)
+    loss.backward()  # type: ignore[no-untyped-call]
+    losses = [apart.loss([lesson]) for lesson in lessons]
+    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(loss, torch.stack(losses).sum(), atol=1e-3, rtol=1e-4)
+    for name, weight in together.weights.items():
+        torch.testing.assert_close(weight.grad, apart.weights[name].grad, atol=1e-3, rtol=1e-3)
+
+
+def test_packs_are_small_and_leave_none_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    lessons = [random_lesson(random.Random(seed)) for seed in range(7)]
+    one = max(lessons[0].exact.num_tokens, lessons[0].level.num_tokens)
+    for room, sizes in ((1, [1] * 7), (3 * one, [3, 3, 1]), (7 * one, [7])):
+        monkeypatch.setattr("laban.actors.tuning.training.PACK_TOKENS", room)
+        found = list(packs(lessons))
+        assert [len(pack) for pack in found] == sizes
+        assert [lesson for pack in found for lesson in pack] == lessons
+    assert list(packs([])) == []
+
+
 def test_gradients_reach_those_who_made_what_is_read() -> None:
     """What the first messages say of themselves is no loss; only through their encodings do their tokens count."""
     lesson = random_lesson(random.Random(3))
@@ -66,7 +95,7 @@ def test_gradients_reach_those_who_made_what_is_read() -> None:
     embedding = own.packed.model.get_input_embeddings()
     embedding.weight.requires_grad_(True)
     own.packed.model.config.tie_word_embeddings = False
-    own.loss(lesson).backward()  # type: ignore[no-untyped-call]
+    own.loss([lesson]).backward()  # type: ignore[no-untyped-call]
     grad = embedding.weight.grad
     said = {token for node in lesson.level.nodes[-2:] for token in node.tokens}
     read = {token for part in lesson.level.nodes[-1].view for token in lesson.level.nodes[part.message].tokens} - said
@@ -139,7 +168,7 @@ def test_layers_computed_again_give_the_same_gradients(monkeypatch: pytest.Monke
     for room in (1 << 40, 0):
         monkeypatch.setattr("laban.actors.tuning.training.ACTIVATION_BYTES", room)
         own = learner()
-        own.loss(lesson).backward()  # type: ignore[no-untyped-call]
+        own.loss([lesson]).backward()  # type: ignore[no-untyped-call]
         assert own.packed.model.is_gradient_checkpointing == (room == 0)
         grads.append([weight.grad for weight in own.weights.values()])
     for one, other in zip(*grads, strict=True):
