@@ -171,11 +171,25 @@ class Known:
     messages: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Pick:
+    """One of what is known when it is asked for: what is drawn must not depend on what a server answers, and when."""
+
+    kind: str
+    number: int
+    none: str
+
+    def of(self, known: Known) -> str:
+        options: list[str] = getattr(known, self.kind)
+        return options[self.number % len(options)] if options and self.number else self.none
+
+
 def some_calls(data: st.DataObject, loop: Loop) -> None:
     """Calls that make sense by themselves, in any order, of what those before them made; then all is stopped."""
     known = Known()
     for _ in range(data.draw(st.integers(1, 8))):
-        name, request = data.draw(_calls(known))
+        name, kind, fields = data.draw(_calls())
+        request = kind(**{key: _picked(value, known) for key, value in fields.items()})
         service, method = next(each for each in METHODS if each[1].name == name)
         answer = loop.run(loop.served.call(service, method, request.SerializeToString()))
         if answer is not None:
@@ -183,16 +197,23 @@ def some_calls(data: st.DataObject, loop: Loop) -> None:
     loop.run(loop.served.settle())
 
 
-def _calls(known: Known) -> st.SearchStrategy[tuple[str, Any]]:
-    workflow = st.sampled_from([*known.workflows, "wf-none"])
-    lease = st.sampled_from(["", *known.leases])
-    session = st.sampled_from([*known.sessions, "s-none"])
-    message = st.sampled_from([*known.messages, "m-none"])
+def _picked(value: Any, known: Known) -> Any:
+    if isinstance(value, list):
+        return [_picked(each, known) for each in value]
+    return value.of(known) if isinstance(value, Pick) else value
+
+
+def _calls() -> st.SearchStrategy[tuple[str, Any, dict[str, Any]]]:
+    def pick(kind: str, none: str) -> st.SearchStrategy[Pick]:
+        return st.builds(Pick, st.just(kind), st.integers(0, 7), st.just(none))
+
+    workflow, lease = pick("workflows", "wf-none"), pick("leases", "")
+    session, message = pick("sessions", "s-none"), pick("messages", "m-none")
     address, word = st.sampled_from(["human", "answer", "none"]), st.sampled_from(["yes", "no", ""])
     number = st.integers(-1, 9)
 
     def made(kind: Any, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-        return st.builds(lambda **given: kind(**given), **fields)
+        return st.fixed_dictionaries(fields).map(lambda given: (kind, given))
 
     options: dict[str, st.SearchStrategy[Any]] = {
         "Submit": made(pb.SubmitRequest, yaml=st.just(ASK.encode()), idempotency_key=st.sampled_from(["", "k"])),
@@ -207,13 +228,13 @@ def _calls(known: Known) -> st.SearchStrategy[tuple[str, Any]]:
         "FailStep": made(pb.FailStepRequest, workflow_id=workflow, address=address, message=word, lease_id=lease),
         "ExplainStep": made(pb.ExplainStepRequest, workflow_id=workflow, address=address),
         "OpenSession": made(pb.OpenSessionRequest),
-        "Prefill": made(pb.PrefillRequest, session_id=session, text=word),
+        "Prefill": made(pb.PrefillRequest, session_id=session, role=st.just("user"), text=word),
         "Release": made(pb.ReleaseRequest, session_id=session, message_ids=st.lists(message, max_size=2)),
         "GetSession": made(pb.GetSessionRequest, session_id=session),
         "CloseSession": made(pb.CloseSessionRequest, session_id=session),
         "GetStatus": made(pb.GetStatusRequest),
     }
-    return st.sampled_from(sorted(options)).flatmap(lambda name: options[name].map(lambda made: (name, made)))
+    return st.sampled_from(sorted(options)).flatmap(lambda name: options[name].map(lambda made: (name, *made)))
 
 
 def _learn(known: Known, name: str, answer: bytes) -> None:
