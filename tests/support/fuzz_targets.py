@@ -187,8 +187,8 @@ class Pick:
 def some_calls(data: st.DataObject, loop: Loop) -> None:
     """Calls that make sense by themselves, in any order, of what those before them made; then all is stopped."""
     known = Known()
-    for _ in range(data.draw(st.integers(1, 8))):
-        name, kind, fields = data.draw(_calls())
+    calls = [("Submit", pb.SubmitRequest, {"yaml": ASK.encode()}), ("OpenSession", pb.OpenSessionRequest, {})]
+    for name, kind, fields in [*calls, *data.draw(st.lists(_calls(), min_size=1, max_size=8))]:
         request = kind(**{key: _picked(value, known) for key, value in fields.items()})
         service, method = next(each for each in METHODS if each[1].name == name)
         answer = loop.run(loop.served.call(service, method, request.SerializeToString()))
