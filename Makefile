@@ -17,7 +17,7 @@ STAMP := .venv/.laban-set-up
 LINKS := build/links/laban
 FOLDERS := proto cluster actors kvstore kernels
 
-.PHONY: help setup demo test check unit lint types bench bench-fidelity bench-gpu bench-cache bench-chats bench-constrained bench-corrections bench-drafting bench-gateway bench-http bench-isolation bench-journal bench-router bench-sim bench-tuning chaos fuzz soak sanitize monitor helm-test peer-vllm proto proto-check clean
+.PHONY: help setup demo test check unit lint types bench bench-fidelity bench-gpu bench-cache bench-chats bench-constrained bench-corrections bench-drafting bench-gateway bench-http bench-isolation bench-journal bench-papers bench-router bench-sim bench-tuning chaos fuzz soak sanitize monitor helm-test peer-vllm proto proto-check clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
@@ -103,6 +103,9 @@ bench-isolation: setup  ## measure whether timing tells what another tenant has 
 
 bench-journal: setup  ## measure what the journal adds to a step, and a restart (ARGS= for options)
 	$(BIN)/python benchmarks/journal.py $(ARGS)
+
+bench-papers: setup  ## measure the papers' own tables: KVCOMM's agents, Prompt Choreography's trees and debates (ARGS= for options)
+	$(BIN)/python benchmarks/papers.py $(ARGS)
 
 bench-router: setup  ## measure routing decisions and the directory, no models (ARGS= for options)
 	$(BIN)/python benchmarks/router.py $(ARGS)
