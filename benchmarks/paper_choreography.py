@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from flat import FixedMessage, FlatStep, Workload
 from paper_kvcomm import quality_rows
 from paper_stage import ARMS, Frames, Prose, Script, Stage, Taken, act, perform, write_script
 from report import Clock, Row
-from workloads import FixedMessage, FlatStep, Workload
 
 from laban.actors.engine.engine import Engine
 

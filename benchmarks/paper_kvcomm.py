@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from flat import FixedMessage, FlatStep, Workload
 from paper_stage import ARMS, Arm, Frames, Prose, Script, Stage, Taken, act, perform, rest, write_script
 from peer_kvcomm import GAMMA, KvcommStage
 from report import Clock, Row
-from workloads import FixedMessage, FlatStep, Workload
 
 from laban.actors.engine.engine import Engine
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Final
 
-from workloads import FlatStep, Workload
+from flat import FlatStep, Workload
 
 from laban.actors.calls import Call, CallFailed, CallFinished, CallTokens, Sampling, Scoring
 from laban.actors.engine.engine import Engine

@@ -34,11 +34,10 @@ from pathlib import Path
 
 import torch
 from gpu_model import NAMESPACE, Size, describe, random_model, word_tokenizer
-from paper_chart import draw
 from paper_choreography import Choreography, debate_at_once, debate_in_turns, tree_of_thoughts
 from paper_kvcomm import Lengths, Table
 from paper_stage import Frames, Prose
-from report import ROOT, SCRATCH, Clock, Report, Row, add_arguments, finish, new_report, num_cores
+from report import ROOT, Clock, Report, Row, add_arguments, finish, new_report, num_cores
 
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.engine import Engine
@@ -48,6 +47,7 @@ from laban.actors.models import prepare_default_model
 
 CPU_POOL_TOKENS, TINY_POOL_TOKENS = 90_000, 16_384
 COST_MESSAGES = (1024, 1024, 1024)
+QUARTER = 4
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ class Bench:
     @property
     def by(self) -> int:
         """What lengths are divided by."""
-        return 16 if self.args.quick else 1
+        return 16 if self.args.quick else self.args.divide
 
     def table(self) -> Table:
         args = self.args
@@ -82,11 +82,11 @@ class Bench:
     def new(self) -> None:
         lengths, table = Lengths().divided(self.by), self.table()
         anchors = 3 if self.args.quick else self.args.anchors
-        if self.on_card or self.args.quick:
+        if self.on_card or self.by >= QUARTER:
             table.new("new", lengths, anchors, whole=self.args.whole)
             return
         table.new("new", lengths, 0, whole=self.args.whole)
-        table.new("new_quarter", lengths.divided(4), anchors)
+        table.new("new_quarter", lengths.divided(QUARTER // self.by), anchors)
 
     def again(self) -> None:
         full = Lengths().divided(self.by)
@@ -142,6 +142,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sections", default=",".join(SECTIONS), help=f"by comma; default: {','.join(SECTIONS)}")
     parser.add_argument("--model", type=Path, help="a model's folder; default: see above")
     parser.add_argument("--repetitions", type=int, help="default: 3 on a GPU (1 of trees and debates), 2 on a CPU")
+    parser.add_argument("--divide", type=int, default=1, help="the lengths of `new`, `again` and `cost`, by so much")
     parser.add_argument("--compared", type=int, default=24, help="tokens of an answer that are compared; default 24")
     parser.add_argument("--anchors", type=int, default=20, help="in each of KVCOMM's pools; 0 leaves its arm out")
     parser.add_argument("--views", type=int, default=16, help="that `corrected` learns from; 16 fill its pools")
@@ -206,8 +207,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in names:
         SECTIONS[name](bench)
         report.save_partial()
-    for path in draw(report, args.out or SCRATCH):
-        clock.say(f"drawn: {path}")
+    try:
+        from paper_chart import draw
+    except ImportError as error:
+        clock.say(f"not drawn: {error}")
+    else:
+        for path in draw(report, report.folder):
+            clock.say(f"drawn: {path}")
     finish(report, args, clock)
     return 0
 

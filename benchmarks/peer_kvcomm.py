@@ -22,9 +22,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from flat import FlatStep
 from paper_stage import Script, Stage, play
 from torch import Tensor
-from workloads import FlatStep
 
 from laban.actors.engine.layers import layer_kinds
 from laban.cluster.views import Composed, Entry, Message
