@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -13,21 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from benchmark_modules import benchmark_modules
 from engine_harness import make_engine
-
-FOLDER = Path(__file__).parents[3] / "benchmarks"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _benchmarks() -> Iterator[None]:
     """The benchmarks import one another by their names, as they do when they are run."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path.remove(str(FOLDER))
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == FOLDER:
-            del sys.modules[name]
+    with benchmark_modules("papers"):
+        yield
 
 
 @pytest.fixture

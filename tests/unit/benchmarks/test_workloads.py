@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from benchmark_modules import benchmark_modules
 
 from laban.cluster.workflow.parse import parse_dict, parse_yaml
 from laban.cluster.workflow.run import Run
@@ -16,24 +16,20 @@ from laban.cluster.workflow.run import Run
 ROOT = Path(__file__).parents[3]
 
 
-def load(name: str, path: Path) -> ModuleType:
-    """The benchmarks are no package: they are run by their paths."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def modules() -> Iterator[list[ModuleType]]:
+    with benchmark_modules("workloads", "texts") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
-def workloads() -> ModuleType:
-    return load("workloads", ROOT / "benchmarks" / "workloads.py")
+def workloads(modules: list[ModuleType]) -> ModuleType:
+    return modules[0]
 
 
 @pytest.fixture(scope="module")
-def texts(workloads: ModuleType) -> ModuleType:
-    return load("benchmark_texts", ROOT / "benchmarks" / "texts.py")
+def texts(modules: list[ModuleType]) -> ModuleType:
+    return modules[1]
 
 
 class WordTokenizer:
