@@ -212,6 +212,7 @@ class Advice:
     """What is to come, as far as the control plane sees. Never needed for a right result.
 
     `uses` replaces what was known of each encoding's next use (None: nobody will read it); others stay as they were.
+    `over`: a run has read these for the last time, and nobody else is known to read them.
     `pins` keeps encodings from eviction for so many seconds while there is any other way; 0 lets go. `kv_bytes`, unless
     it is None, replaces what tenants (namespaces) may have in all tiers together.
     """
@@ -222,6 +223,7 @@ class Advice:
     pins: tuple[tuple[EncodingId, float], ...] = ()
     kv_bytes: tuple[tuple[str, int], ...] | None = None
     forgotten: tuple[EncodingId, ...] = ()  # to be removed from all tiers
+    over: tuple[EncodingId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,19 @@ Join = Literal["all", "any", "settled"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Message:
-    """`needs` is what its own view places: to be on the device when it is encoded again. Fixed: written before runs."""
+    """`needs` is what its own view places: to be on the device when it is encoded again. Fixed: written before runs;
+    `given`: fixed, and one run's alone."""
 
     name: str
     num_tokens: int
     fixed: bool = False
+    given: bool = False
     needs: tuple[Message, ...] = ()
+
+    @property
+    def is_own(self) -> bool:
+        """No other run is expected to read it."""
+        return self.given or not self.fixed
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -58,6 +58,12 @@ class Told:
         self.use = use
         self.version += 1
 
+    def hear_over(self, now_s: float) -> None:
+        """The run that it is of will not read it any more."""
+        if self.use is None and not self.since_s:
+            self.since_s = now_s
+            self.version += 1
+
 
 NOTHING = Told()
 
@@ -78,18 +84,23 @@ class Foresight:
     def told_of(self, name: str) -> Told:
         return self._told.get(name, NOTHING)
 
-    def look(self, number: int, run: Run | None, now_s: float) -> None:
+    def look(self, number: int, run: Run, now_s: float) -> None:
         """Stores take note of what is now expected otherwise than before when they come to weigh it."""
-        uses = {} if run is None else run.uses(now_s, self._durations)
+        uses = run.uses(now_s, self._durations)
         if self._wrong:
             told = {name: self._mistaken(number, name, use, now_s) for name, use in uses.items()}
             uses = {name: use for name, use in told.items() if use is not None}
         self._book.put(str(number), uses)
         for name, use in self._book.take_changes().items():
-            told = self._told.get(name)
-            if told is None:
-                told = self._told[name] = Told()
-            told.hear(use, now_s)
+            self._told_of(name).hear(use, now_s)
+        for name in run.over():
+            self._told_of(name).hear_over(now_s)
+
+    def _told_of(self, name: str) -> Told:
+        told = self._told.get(name)
+        if told is None:
+            told = self._told[name] = Told()
+        return told
 
     def read(self, number: int, messages: Iterable[Message]) -> None:
         if self._wrong:

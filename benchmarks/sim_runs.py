@@ -39,6 +39,7 @@ class Run:
         self.states = [WAITING] * len(flow.steps)
         self.began_s = [0.0] * len(flow.steps)  # of a ready step: since when
         self.num_open = len(flow.steps)
+        self._over: set[str] = set()
         self._next: list[list[int]] = [[] for _ in flow.steps]
         for number, step in enumerate(flow.steps):
             for before in step.after:
@@ -124,6 +125,21 @@ class Run:
             name: Use(distance, begin_s, likelihood, fixed, self.rank)
             for name, (begin_s, distance, likelihood, fixed) in found.items()
         }
+
+    def over(self) -> list[str]:
+        """Messages of its own that no step will read any more, each once."""
+        if not self.flow.declared:
+            return []
+        there: dict[str, None] = {}
+        read: set[str] = set()
+        for state, step in zip(self.states, self.flow.steps, strict=True):
+            if state <= RUNNING:
+                read.update(message.name for message in step.reads)
+            elif state == DONE:
+                there.update((message.name, None) for message in (*step.reads, step.output) if message.is_own)
+        found = [name for name in there if name not in read and name not in self._over]
+        self._over.update(found)
+        return found
 
     def _ahead(
         self, step: Step, ends: list[tuple[int, float, float]], now_s: float, durations: Durations

@@ -61,7 +61,7 @@ def arrivals(rng: random.Random, scale: float = 1.0) -> Workload:
 def graph(name: str, prompts: list[Message], rng: random.Random, *, num_stages: int | None = None) -> Flow:
     """Some agents of those there are, a task of its own, and stages: three to six of them unless said otherwise."""
     agents = rng.sample(prompts, min(len(prompts), rng.randint(3, 7)))
-    task = Message(f"{name}.task", rng.choice((128, 512, 2048)), fixed=True)
+    task = Message(f"{name}.task", rng.choice((128, 512, 2048)), fixed=True, given=True)
     steps: list[Step] = []
 
     def add(
@@ -145,7 +145,7 @@ def fleet(rng: random.Random, num_flows: int, live: int, *, num_prompts: int = 2
     def make(number: int) -> Flow:
         own = random.Random(seed * 1_000_003 + number)
         agents = list(dict.fromkeys(own.choices(prompts, cum_weights=weights, k=4)))
-        task = Message(f"f{number}.task", own.choice((64, 256, 1024)), fixed=True)
+        task = Message(f"f{number}.task", own.choice((64, 256, 1024)), fixed=True, given=True)
         steps: list[Step] = []
         ends: list[int] = []
         for stage in range(own.randint(2, 4)):

@@ -288,7 +288,7 @@ class Simulation:
         if run.ended:
             outcome.flows += 1
             del self._runs[call.flow]
-            self.foresight.look(call.flow, None, now_s)
+            self.foresight.look(call.flow, run, now_s)
             if self._directory is not None:
                 self._directory.view.unwatch(run.flow.name)
             if self._workload.live is not None:

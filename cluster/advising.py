@@ -1,4 +1,5 @@
-"""Tells workers what is to come of the encodings that they hold: each its next use, and for how long it is pinned.
+"""Tells workers what is to come of the encodings that they hold: each its next use, and for how long it is pinned; and
+which were read for the last time.
 
 A worker is told once, and again when the use changes, or when an encoding comes to it. Of encodings that nobody holds
 nothing is said.
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from laban.actors.calls import Advice, Prefetch
+from laban.cluster.leftovers import Left
 from laban.kvstore.encodings import EncodingId
 from laban.kvstore.placements import PlacementState, Tier
 from laban.kvstore.uses import Use, UseBook
@@ -34,9 +36,16 @@ class Letter:
     pins: dict[EncodingId, float] = field(default_factory=dict)
     prefetches: list[Prefetch] = field(default_factory=list)
     cancelled: list[EncodingId] = field(default_factory=list)
+    over: list[EncodingId] = field(default_factory=list)
 
     def sealed(self) -> Advice:
-        return Advice(tuple(self.uses.items()), tuple(self.prefetches), tuple(self.cancelled), tuple(self.pins.items()))
+        return Advice(
+            uses=tuple(self.uses.items()),
+            prefetches=tuple(self.prefetches),
+            cancelled=tuple(self.cancelled),
+            pins=tuple(self.pins.items()),
+            over=tuple(self.over),
+        )
 
 
 class Advising:
@@ -51,11 +60,8 @@ class Advising:
         self._pinned: dict[EncodingId, dict[str, float]] = {}  # until when, by who wants it
         self._pins_of: dict[str, Iterable[EncodingId]] = {}
         self._repinned: dict[EncodingId, None] = {}
+        self._over: list[tuple[EncodingId, str]] = []
         self._letters: dict[str, Letter] = {}
-
-    @property
-    def has_news(self) -> bool:
-        return bool(self._arrived or self._repinned)
 
     def arrived(self, worker_id: str, encoding_id: EncodingId) -> None:
         """The encoding came to a worker that did not have it."""
@@ -83,6 +89,10 @@ class Advising:
     def cancel(self, worker_id: str, encoding_id: EncodingId) -> None:
         self._letter(worker_id).cancelled.append(encoding_id)
 
+    def over(self, left: Left) -> None:
+        """A source will not read these any more, which it did at these workers."""
+        self._over += [(encoding_id, worker_id) for encoding_id, workers in left.items() for worker_id in workers]
+
     def collect(self, now_s: float) -> None:
         """Put down what has changed since the last time."""
         for encoding_id, use in self._uses.take_changes().items():
@@ -98,6 +108,10 @@ class Advising:
                 self._tell(worker_id, encoding_id, use, now_s)
             if encoding_id in self._pinned:
                 self._letter(worker_id).pins[encoding_id] = self._pin_s(encoding_id, now_s)
+        over, self._over = self._over, []
+        for encoding_id, worker_id in over:
+            if self._uses.nearest(encoding_id) is None:  # nor will another one
+                self._letter(worker_id).over.append(encoding_id)
         repinned, self._repinned = self._repinned, {}
         for encoding_id in repinned:
             for worker_id in self._directory.holders(encoding_id):

@@ -179,6 +179,10 @@ class Execution:
         step, book = self._steps.get(address), self._book
         return () if step is None or book is None else next_uses(step.reads, _book_of(book, step), uses)
 
+    def begun(self, address: str) -> ReadyStep | None:
+        """A step that has begun; None for any other, and once the workflow has ended."""
+        return self._steps.get(address)
+
     def said(self, address: str) -> Said | None:
         """What a step's call read; None if it has none, or the workflow has ended."""
         step, run, book = self._steps.get(address), self._run, self._book

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from laban.cluster.leftovers import Left
 from laban.cluster.outlook import Reader, RunOutlook
 from laban.cluster.prefetching import MAX_READERS, Coming
 from laban.cluster.workflow.run import Run
+from laban.cluster.workflow.states import ReadyStep
 from laban.kvstore.encodings import EncodingId, EncodingSpec, Placement, View
 from laban.kvstore.uses import Use
 
@@ -23,11 +25,13 @@ AGAIN_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Uses are dated; the soonest come first. `again_s`: when to ask again, whatever happens."""
+    """Uses are dated; the soonest come first. `again_s`: when to ask again, whatever happens. `over` is what the source
+    will not read any more, each told once, and the workers where it did."""
 
     uses: Mapping[EncodingId, Use]
     coming: Sequence[Coming] = ()
     again_s: float | None = None
+    over: Left = field(default_factory=dict)
 
 
 class Forecast(Protocol):
@@ -57,7 +61,14 @@ class RunForecast:
         look = self._outlook.look(now_s)
         uses = {each: dated(use, now_s) for each, use in look.uses.items()}
         coming = [self._coming(reader, now_s) for reader in look.readers[:MAX_READERS]]
-        return Seen(uses, coming, None if look.again_s is None else now_s + max(look.again_s, AGAIN_S))
+        again_s = None if look.again_s is None else now_s + max(look.again_s, AGAIN_S)
+        return Seen(uses, coming, again_s, look.over)
+
+    def note(self, step: ReadyStep, worker_id: str) -> None:
+        self._outlook.note(step, worker_id)
+
+    def end(self) -> Left:
+        return self._outlook.end()
 
     def _coming(self, reader: Reader, now_s: float) -> Coming:
         encodings = [encoding_id for encoding_id, _ in reader.encodings]

@@ -29,6 +29,7 @@ from laban.cluster.view_tree import ViewTree
 from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
 from laban.cluster.workflow.parse import parse_dict
 from laban.cluster.workflow.run import Run
+from laban.cluster.workflow.states import ReadyStep
 from laban.cluster.workflow.timing import StepHistory, as_ticks
 from laban.kvstore.encodings import EncodingId, EncodingSpec, closure
 from laban.kvstore.uses import Use, UseBook
@@ -129,8 +130,23 @@ class Foresight:
             self._moved[source] = None
             self._wake.set()
 
+    def read(self, source: str, step: ReadyStep, worker_id: str) -> None:
+        """A step of a run has read what it reads, and made its message, at a worker. An unknown source is ignored."""
+        found = self._sources.get(source)
+        if found is not None and isinstance(found.forecast, RunForecast):
+            found.forecast.note(step, worker_id)
+
     def end(self, source: str) -> None:
         """Nothing of it will be read any more."""
+        found = self._sources.get(source)
+        if found is not None and isinstance(found.forecast, RunForecast):
+            try:
+                self._advising.over(found.forecast.end())
+            except Exception:  # the workers take longer to find out by themselves
+                logger.exception("what %s leaves behind is not known", source)
+        self._drop(source)
+
+    def _drop(self, source: str) -> None:
         if self._sources.pop(source, None) is not None:
             self._moved.pop(source, None)
             self._due_s.pop(source, None)
@@ -217,9 +233,9 @@ class Foresight:
         self._advising.pin(source, pins, now_s)
 
     def forget(self, source: str) -> None:
-        """Lets go of its pins, too. An unknown source is no error."""
+        """What it said, and its pins: not a word about what it may still read. An unknown source is no error."""
         self._advising.pin(source, {}, self._clock())
-        self.end(source)
+        self._drop(source)
 
     # Looking
 
@@ -296,6 +312,7 @@ class Foresight:
         found.uses = {each: _steady(before.get(each), use, now_s) for each, use in seen.uses.items()}
         found.successors = None
         self._book.put(source, found.uses)
+        self._advising.over(seen.over)
         if self._prefetching is not None:
             self._prefetching.expect(source, seen.coming)
         if before.keys() != found.uses.keys():

@@ -153,6 +153,8 @@ class Lookout:
         self.foresight.moved(execution.workflow_id)
         if ended is None:
             return
+        if ended.worker and (step := execution.begun(ended.address)) is not None:
+            self.foresight.read(execution.workflow_id, step, ended.worker)
         kind, seconds = KINDS.get(ended.finish_reason, "generate"), ended.wall_ms / 1000.0
         self._meter.step_ended(execution.workflow_id, execution.board.name, kind, ended)
         if ended.state == "succeeded":
@@ -171,7 +173,7 @@ class Lookout:
     def let_go(self, workflow_id: str) -> None:
         """The workflow goes on elsewhere."""
         self._inside.pop(workflow_id, None)
-        self.foresight.end(workflow_id)
+        self.foresight.forget(workflow_id)
         if self._waiting_room is not None:
             self._waiting_room.leave(workflow_id)
 

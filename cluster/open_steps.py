@@ -36,3 +36,7 @@ class OpenSteps:
         if attempt is None or attempt.step.kind != "generate" or self._board.steps[address].state != "ready":
             return None
         return attempt.step.reads
+
+    def open_reads(self, address: str) -> Sequence[ReadRef] | None:
+        attempt = self._attempts.get(address)
+        return None if attempt is None or attempt.step.kind != "generate" else attempt.step.reads

@@ -1,7 +1,7 @@
 """What one run will read next: its instances to come, when, how likely, and under which views, as far as is known.
 
 `look` is asked again whenever the run has moved. What was found out of a view stays, so that each look costs what is
-new, besides one pass over the step graph.
+new, besides one pass over the step graph. What calls have read and made and none will read any more is told, too.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from typing import Protocol
 
 import numpy as np
 
+from laban.cluster.leftovers import Ahead, Left, Leftovers
 from laban.cluster.view_tree import Spot, ViewTree
 from laban.cluster.workflow.children import outermost_key
 from laban.cluster.workflow.facts import role_of
+from laban.cluster.workflow.graph import Node
 from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
+from laban.cluster.workflow.lookahead_reference import INF as NEVER
 from laban.cluster.workflow.reading import Expectation
 from laban.cluster.workflow.run import Run
-from laban.cluster.workflow.states import ReadRef
+from laban.cluster.workflow.states import ReadRef, ReadyStep
 from laban.cluster.workflow.timing import StepHistory, Timing
 from laban.kvstore.encodings import EncodingId, EncodingSpec
 from laban.kvstore.uses import Use
@@ -39,6 +42,9 @@ class Steps(Protocol):
     def queued_reads(self, address: str) -> Sequence[ReadRef] | None:
         """What a step reads that has begun and whose call has not; None for any other."""
 
+    def open_reads(self, address: str) -> Sequence[ReadRef] | None:
+        """What a step's call reads that has begun and not ended; None for any other."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reader:
@@ -57,11 +63,13 @@ class Reader:
 @dataclass(frozen=True, slots=True)
 class Look:
     """`uses` are from the look on. `readers` have not begun yet, the soonest first. `again_s`: until the first of what
-    runs should have ended; if it has not by then, things will be later than they seemed."""
+    runs should have ended; if it has not by then, things will be later than they seemed. `over` is what the run will
+    not read any more, each told once."""
 
     uses: Mapping[EncodingId, Use]
     readers: Sequence[Reader]
     again_s: float | None
+    over: Left = field(default_factory=dict)
 
 
 class RunOutlook:
@@ -78,6 +86,9 @@ class RunOutlook:
         self._tree = tree
         self._fixed: set[str] = set()
         self._levels: dict[str, _Level] = {}
+        varying = {key for key, message in run.messages.items() if message.varies}
+        self._leftovers = Leftovers(varying, self._fixed)
+        self._has_inner = any(node.kind == "workflow" for node in run.graph.nodes.values())
         self.unprepared: list[Run] = []
         """Large runs, left out of the last look: let `Run.begin_look_ahead` do its work, in any thread, first."""
 
@@ -105,7 +116,23 @@ class RunOutlook:
             if reader is not None:
                 readers.append(reader)
         ends_s = [level.timing.next_end_s for level in self._levels.values() if level.timing.next_end_s is not None]
-        return Look(uses.as_uses(self._rank), readers, min(ends_s, default=None))
+        return Look(uses.as_uses(self._rank), readers, min(ends_s, default=None), self._over())
+
+    def note(self, step: ReadyStep, worker_id: str) -> None:
+        """A step's call has ended at a worker."""
+        self._leftovers.note(step, worker_id)
+
+    def end(self) -> Left:
+        """The run has ended: what is over now."""
+        return self._leftovers.take(self._tree, None)
+
+    def _over(self) -> Left:
+        level = self._levels.get("")
+        # Under which views a run within will read what it is given, and by what name, nobody knows before.
+        if level is None or self._has_inner or not self._leftovers.are_any:
+            return {}
+        ahead = level.ahead(self._tree)
+        return {} if ahead is None else self._leftovers.take(self._tree, ahead)
 
     def _look_at(
         self, run: Run, path: str, now_s: float, before: dict[str, _Level], found: list[_Found]
@@ -141,9 +168,10 @@ class _Found:
 
 @dataclass(slots=True)
 class _Awaited:
-    """One instance to come. `spot` None: its first read is not known yet."""
+    """One instance to come, and the messages that it may read. `spot` None: its first read is not known yet."""
 
     expected: Expectation
+    keys: frozenset[str]
     spot: Spot | None = None
     encodings: list[tuple[EncodingId, bool]] = field(default_factory=list)
 
@@ -164,6 +192,7 @@ class _Level:
         self._ahead = run.look_ahead(likelihoods)
         self.timing = Timing(outermost.graph.workflow.name, self._ahead, [node.kind for node in nodes], path)
         self._reads = np.array([node.kind != "external" for node in nodes], bool)  # keys and values, that is
+        self._apart = {key for node in nodes for s in node.sources if s.fidelity != "exact" for key in s.keys}
         self._awaited: dict[int, _Awaited] = {}
 
     def begun_s(self, address: str) -> float | None:
@@ -186,19 +215,15 @@ class _Level:
         reads = self._steps.queued_reads(self._path + node.address)
         if reads is None:
             return False
-        tree = tree.of(node.model, node.adapter)
-        spot = self._placed(None, reads, role_of(node), tree)
+        spot = self._placed(None, reads, role_of(node), tree.of(node.model, node.adapter))
         uses.add_all([] if spot is None else spot.encodings(), found)
         return True
 
     def reader(self, found: _Found, tree: ViewTree, uses: _Uses) -> Reader | None:
         """Put down what an instance will read. Returns it if something of its view is known."""
-        number, node = found.number, self._nodes[found.number]
+        node = self._nodes[found.number]
         tree = tree.of(node.model, node.adapter)
-        awaited = self._awaited.get(number)
-        if awaited is None:
-            awaited = self._awaited[number] = _Awaited(self.run.expectation(node.address))
-        before = awaited.spot
+        awaited = self._await(found.number)
         new = awaited.expected.advance()
         whole = awaited.expected.whole
         if node.kind == "workflow":  # under which views its steps will read what it is given nobody knows yet
@@ -206,9 +231,7 @@ class _Level:
             awaited.encodings += [(encoding_id, fixed) for encoding_id, fixed in homes if encoding_id is not None]
             uses.add_all(awaited.encodings, found)
             return None
-        if new or (before is None and whole):
-            awaited.spot = self._placed(before, [self._outside(ref) for ref in new], role_of(node), tree)
-            awaited.encodings = [] if awaited.spot is None else awaited.spot.encodings()
+        self._place(awaited, new, node, tree)
         uses.add_all(awaited.encodings, found)
         if not whole:
             for ref, share, is_next in awaited.expected.possible():
@@ -226,6 +249,46 @@ class _Level:
             whole,
             tree.namespace,
         )
+
+    def ahead(self, tree: ViewTree) -> Ahead | None:
+        """What may be read from here on, by whatever has not ended; None if that is too much to say. Of a run without
+        others within it."""
+        running = self._ahead.running
+        numbers = np.flatnonzero((self._ahead.steps() < NEVER) & self._reads)
+        ahead = Ahead(self._ahead.read_keys(), self._apart, is_deep=len(numbers) > MAX_READERS)
+        if ahead.is_deep:
+            numbers = numbers[running[numbers]]
+            if len(numbers) > MAX_READERS:
+                return None
+        for number in numbers.tolist():
+            node = self._nodes[number]
+            own_tree = tree.of(node.model, node.adapter)
+            if running[number]:
+                reads = self._steps.open_reads(self._path + node.address)
+                spot = None if reads is None else self._placed(None, reads, role_of(node), own_tree)
+            else:
+                awaited = self._await(number)
+                self._place(awaited, awaited.expected.advance(), node, own_tree)
+                spot = awaited.spot
+                if not awaited.expected.whole:
+                    ahead.add_open(None if spot is None else spot.encoding_id, awaited.keys)
+            if spot is not None:
+                ahead.encodings.update(encoding_id for encoding_id, _ in spot.encodings())
+        return ahead
+
+    def _await(self, number: int) -> _Awaited:
+        awaited = self._awaited.get(number)
+        if awaited is None:
+            node = self._nodes[number]
+            keys = frozenset(key for source in node.sources for key in source.keys)
+            awaited = self._awaited[number] = _Awaited(self.run.expectation(node.address), keys)
+        return awaited
+
+    def _place(self, awaited: _Awaited, new: Sequence[ReadRef], node: Node, tree: ViewTree) -> None:
+        """Go on with what has become certain."""
+        if new or (awaited.spot is None and awaited.expected.whole):
+            awaited.spot = self._placed(awaited.spot, [self._outside(ref) for ref in new], role_of(node), tree)
+            awaited.encodings = [] if awaited.spot is None else awaited.spot.encodings()
 
     def _add_possible(
         self, ref: ReadRef, share: float, is_next: bool, spot: Spot | None, found: _Found, tree: ViewTree, uses: _Uses

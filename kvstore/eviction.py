@@ -28,8 +28,8 @@ class Evictable:
     fixed: bool  # written before the run began
     bring_back_s: float  # what having it again would take: a reload, or encoding it and its evicted ancestors
     true_next_use_s: float | None = None  # simulation only
-    withdrawn: bool = False  # a use was expected, and is no more: without a `next_use_s`, by no one
-    num_returns: int = 0  # how often one was expected again after that
+    withdrawn: bool = False  # who was expected to read it has, or will not: without a `next_use_s`, nobody will
+    num_returns: int = 0  # how often somebody did, or was expected to, after that
     since_s: float = 0.0  # when it was withdrawn first
 
 
@@ -71,8 +71,9 @@ class CostPolicy:
 
     Of what nobody announced `wait_s` is the age, the time since its last use: what has not been read for long will not
     be for long. The chance is UNANNOUNCED; WITHDRAWN if a use was announced and taken back, as it is when the last run
-    that reads it ends; RETURNED if after that another one was announced before, as happens to what many runs read, and
-    then `wait_s` is the time that it takes to come back, unless the age is longer.
+    that reads it ends, or a run said that it read its own for the last time; RETURNED if after that somebody came back
+    to it before, as happens to what many runs read, and then `wait_s` is the time that it takes to come back, unless
+    the age is longer.
 
     So where all cost the same to bring back, what is announced goes by farthest next use and what is not as with `lru`;
     where costs differ, what is cheap by the byte goes before it, as GreedyDual would have it.

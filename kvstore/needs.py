@@ -25,7 +25,7 @@ class Needs:
         self.bytes_per_token = bytes_per_token
         self.now_s = 0.0
         self._uses: dict[EncodingId, Use] = {}  # `in_s` on our clock
-        self._withdrawn: dict[EncodingId, None] = {}  # of which a use was announced, and then that there is none
+        self._withdrawn: dict[EncodingId, bool] = {}  # nobody will read them; whether a run said it read them last
         self._returns: dict[EncodingId, tuple[int, float]] = {}  # uses after that, and when it first was so
         self._pinned_until_s: dict[EncodingId, float] = {}
 
@@ -34,14 +34,35 @@ class Needs:
             before = self._uses.pop(encoding_id, None)  # the latest news last
             if use is None:
                 if before is not None:
-                    self._withdrawn[encoding_id] = None
-                    self._returns.setdefault(encoding_id, (0, self.now_s))
+                    self._withdraw(encoding_id)
             else:
-                if encoding_id in self._withdrawn:
-                    del self._withdrawn[encoding_id]
-                    num_returns, since_s = self._returns.pop(encoding_id, (0, self.now_s))
-                    self._returns[encoding_id] = num_returns + 1, since_s
+                if self._withdrawn.pop(encoding_id, None) is not None:
+                    self._count_return(encoding_id)
                 self._uses[encoding_id] = replace(use, in_s=self.now_s + use.in_s)
+        self._bound()
+
+    def take_over(self, encoding_ids: Iterable[EncodingId]) -> None:
+        """A run has read these for the last time. Each run says so once: where one had said so before, and nobody was
+        known to come back, the second one has."""
+        for encoding_id in encoding_ids:
+            if encoding_id in self._uses:
+                continue
+            if encoding_id not in self._withdrawn:
+                self._withdraw(encoding_id)
+            elif self._withdrawn[encoding_id]:
+                self._count_return(encoding_id)
+            self._withdrawn[encoding_id] = True
+        self._bound()
+
+    def _withdraw(self, encoding_id: EncodingId) -> None:
+        self._withdrawn[encoding_id] = False
+        self._returns.setdefault(encoding_id, (0, self.now_s))
+
+    def _count_return(self, encoding_id: EncodingId) -> None:
+        num_returns, since_s = self._returns.pop(encoding_id, (0, self.now_s))
+        self._returns[encoding_id] = num_returns + 1, since_s
+
+    def _bound(self) -> None:
         for known in (self._uses, self._withdrawn, self._returns):
             while len(known) > MAX_USES:
                 del known[next(iter(known))]

@@ -280,6 +280,7 @@ class Engine:
         advice, self._advice = self._advice, []
         for each in advice:
             tiers.needs.take_uses(each.uses)
+            tiers.needs.take_over(each.over)
             tiers.needs.take_pins(each.pins)
             scheduler.prefetches.order([one for one in each.prefetches if self._can_compute(one)])
             scheduler.prefetches.cancel(each.cancelled)

@@ -148,6 +148,10 @@ class LookAhead:
         uses = {node: self._use(node) for node in set(found) if node >= 0}
         return {key: uses[node] for key, node in zip(self._keys, found, strict=True) if node >= 0}
 
+    def read_keys(self) -> set[str]:
+        """Of the messages that have a `next_use`."""
+        return {self._keys[number] for number in np.flatnonzero(self._message_readers >= 0)}
+
     def readers(self, key: str) -> tuple[NextUse, ...]:
         """Every instance, waiting or ready, that may still read a message: in the order of `next_use`."""
         if self.next_use(key) is None:

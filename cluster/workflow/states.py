@@ -18,13 +18,15 @@ InstanceState = Literal["waiting", "ready", "running", "succeeded", "failed", "s
 
 @dataclass(frozen=True, slots=True)
 class MessageText:
-    """A fixed message, or an agent's role prompt (key `agent:bob`), its template rendered."""
+    """A fixed message, or an agent's role prompt (key `agent:bob`), its template rendered. `varies`: with the inputs,
+    so that one run's is hardly another's."""
 
     key: str
     role: str
     name: str | None
     text: str
     private: bool
+    varies: bool = False
 
 
 @dataclass(frozen=True, slots=True)

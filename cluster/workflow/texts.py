@@ -24,7 +24,8 @@ def fixed_messages(
         found: list[Problem] = []
         for key, own in _message_keys(name, message, values):
             text = _render(message.text, {**values, **own}, ("messages", name, "text"), found)
-            messages[key] = MessageText(key, message.role, message.name, text, message.private)
+            varies = message.role != "system" and _varies(message)
+            messages[key] = MessageText(key, message.role, message.name, text, message.private, varies)
         problems += found[:1]
     for name, agent in workflow.agents.items():
         if agent.prompt is not None:
@@ -32,6 +33,13 @@ def fixed_messages(
             text = _render(agent.prompt, {**values, "agent": name}, ("agents", name, "prompt"), problems)
             messages[key] = MessageText(key, agent.role, None, text, agent.private)
     return messages, problems
+
+
+def _varies(message: Message) -> bool:
+    try:
+        return message.for_each is not None or bool(variables_of(message.text))
+    except TemplateProblem:
+        return False
 
 
 def _message_keys(name: str, message: Message, values: Mapping[str, object]) -> Iterator[tuple[str, dict[str, object]]]:

@@ -55,6 +55,9 @@ class Played:
     def queued_reads(self, address: str) -> Sequence[ReadRef] | None:
         return self.steps[address].reads if address in self.queued else None
 
+    def open_reads(self, address: str) -> Sequence[ReadRef] | None:
+        return self.steps[address].reads if self.run.status(address).state == "running" else None
+
     # Moves
 
     def look(self) -> Look:
@@ -83,6 +86,7 @@ class Played:
         else:
             self.book.add_text(address, step.role, step.prefill + text, step.name, path="text")
         self.run.finish(address, text)
+        self.outlook.note(step, "w0")
         self.take_news()
 
     def fail(self, address: str) -> None:

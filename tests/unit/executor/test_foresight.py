@@ -162,6 +162,43 @@ def test_one_run_that_cannot_be_looked_at_does_not_stop_the_others() -> None:
     assert world.foresight.uses("broken") == {}
 
 
+def test_what_a_run_has_read_for_the_last_time_is_told_where_it_did() -> None:
+    world = World(prefetch=False)
+    run = world.begin(CHAIN)
+    prompt, message = run.read("draft")[-2:]
+    run.finish("draft")
+    run.begin()
+    world.foresight.read("wf", run.steps["draft"], "w1")
+    world.foresight.moved("wf")
+    world.look()
+    # Only the review reads what follows, behind another prompt.
+    assert dict(world.fleet.take())["w1"].over == (run.home("draft"),)
+    run.finish("review")
+    world.foresight.read("wf", run.steps["review"], "w0")
+    world.foresight.end("wf")
+    world.look()
+    over = {worker: set(advice.over) for worker, advice in world.fleet.take()}
+    assert over == {"w0": {run.read("review")[-1], run.home("review")}}
+    assert {prompt, message}.isdisjoint(over["w0"])  # others' as well
+
+
+def test_what_another_run_will_read_is_not_over() -> None:
+    text = "steps: [{step: draft, agent: ann, read: [m]}, {step: wrap, read: [draft], fidelity: direct}]"
+    world = World(prefetch=False)
+    first, second = world.begin(text, "one"), world.begin(text, "two")
+    first.finish("draft")
+    second.finish("draft")  # the same text under the same view
+    world.foresight.moved("two")
+    world.foresight.read("one", first.steps["draft"], "w0")
+    world.foresight.end("one")
+    world.look()
+    assert not [advice.over for _, advice in world.fleet.take() if advice.over]
+    world.foresight.read("two", second.steps["draft"], "w0")
+    world.foresight.forget("two")  # it goes on elsewhere
+    world.look()
+    assert not [advice.over for _, advice in world.fleet.take() if advice.over]
+
+
 # Prefetches
 
 

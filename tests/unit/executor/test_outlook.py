@@ -13,7 +13,7 @@ from random_workflows import workflows
 from laban.cluster import outlook as module
 from laban.cluster.outlook import RunOutlook
 from laban.cluster.view_tree import ViewTree
-from laban.cluster.workflow.parse import parse_dict
+from laban.cluster.workflow.parse import parse_dict, parse_yaml
 
 CHAIN = """
 steps:
@@ -160,6 +160,122 @@ def test_no_more_is_looked_at_than_is_allowed(monkeypatch: pytest.MonkeyPatch) -
     look = run.look()
     assert [reader.address for reader in look.readers] == ["then[1]", "then[2]", "then[3]"]
     assert run.home("n") not in look.uses
+
+
+def test_what_no_step_will_read_any_more_is_told_once() -> None:
+    text = """
+steps:
+  - {step: draft, agent: ann, read: [n]}
+  - {step: review, agent: bob, read: [draft, m]}
+  - {step: wrap, agent: ann, read: [n, draft]}
+"""
+    run = played(text)
+    assert not run.look().over
+    run.finish("draft")
+    assert not run.look().over  # the last step goes on from where it was made
+    run.begin()
+    assert not run.look().over
+    behind = run.read("review")[-2:]  # the draft behind another prompt, and a fixed message behind that
+    run.finish("review")
+    assert run.look().over == {each: {"w0"} for each in [*behind, run.home("review")]}
+    assert not run.look().over
+    wrap = run.read("wrap")[-1]
+    run.finish("wrap")
+    assert wrap == run.home("draft")
+    assert run.outlook.end().keys() == {run.home("draft"), run.home("wrap")}
+
+
+def test_what_a_branch_may_read_is_not_over_until_it_is_decided() -> None:
+    text = """
+steps:
+  - {step: draft, agent: ann, read: [m]}
+  - {step: tool, external: {tool: t}}
+  - {step: fix, read: [draft], fidelity: direct, when: tool.text == "bad"}
+"""
+    run = played(text)
+    run.finish("draft")
+    assert not run.look().over
+    run.finish("tool", "good")
+    assert run.look().over.keys() == {run.home("draft")}
+
+
+def test_what_only_the_winner_will_be_read_before_is_not_over_until_there_is_one() -> None:
+    text = """
+steps:
+  - {step: idea, for_each: 2, read: [m]}
+  - {step: check, agent: bob, read: ["idea[1]", n]}
+  - {step: judge, vote: idea, read: [idea]}
+  - {step: refine, agent: bob, read: ["idea[winner(judge)]", n]}
+"""
+    for winner in (1, 2):
+        run = played(text)
+        run.finish("idea[1]", "x")
+        run.finish("idea[2]", "y")
+        run.begin()
+        behind = run.read("check")[-2:]
+        run.finish("check")
+        assert set(behind).isdisjoint(run.look().over)
+        run.finish("judge", str(winner))
+        over = run.look().over.keys()
+        assert set(behind).isdisjoint(over) if winner == 1 else set(behind) <= over
+
+
+def test_what_one_run_is_given_is_its_own_and_prompts_are_not() -> None:
+    text = """
+inputs: {topic: {default: tea}}
+messages: {task: "about {{topic}}"}
+agents: {ann: Be Ann}
+steps: [{step: draft, agent: ann, read: [task]}, {step: wrap, agent: ann}]
+"""
+    run = Played(parse_yaml("version: 1\nname: w\n" + text))
+    run.begin()
+    prompt, task = run.read("draft")[-2:]
+    run.finish("draft")
+    assert run.look().over.keys() == {task, run.home("draft")}
+    run.finish("wrap")
+    assert prompt not in run.outlook.end()
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(workflows(), st.sampled_from(["", "^"]), st.sampled_from([3, 256]), st.randoms(use_true_random=False))
+def test_what_is_over_is_never_read_again(data: dict[str, Any], root: str, most: int, random: Any) -> None:
+    run = Played(parse_dict(data), root=root)
+    running: list[str] = []
+    over: set[str] = set()
+
+    def look() -> None:
+        told = set(run.look().over)
+        assert not told & over
+        over.update(told)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MAX_READERS", most)
+        for _ in range(1000):
+            began = run.begin()
+            for step in began:
+                running.append(step.address)
+                if step.kind == "generate":
+                    assert over.isdisjoint(run.read(step.address))
+            if random.random() < 0.8:
+                look()
+            running = [address for address in running if run.run.status(address).state == "running"]
+            if run.run.state != "running" or not (running or began):
+                break
+            if not running:
+                continue
+            run.now_s += 1.0
+            address = running.pop(random.randrange(len(running)))
+            if random.random() < 0.15 or run.run.unfit(address, "word: ok\nscore: 3"):
+                run.fail(address)
+            else:
+                run.finish(address, "word: ok\nscore: 3")
+    if over:
+        event("told before the end")
+    last = set(run.outlook.end())
+    assert not last & over
+    made = {run.home(address) for address, step in run.steps.items() if address in run.book.messages
+            and step.kind == "generate" and run.run.status(address).state == "succeeded"}  # fmt: skip
+    assert made <= last | over
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])

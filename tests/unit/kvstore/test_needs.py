@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from laban.kvstore.eviction import Evictable
+from laban.kvstore.eviction import CostPolicy, Evictable
 from laban.kvstore.needs import Needs
 from laban.kvstore.uses import Use
 
@@ -52,3 +52,39 @@ def test_what_comes_back_after_it_was_taken_back_is_counted() -> None:
     item = heard(needs, policy, "a")
     assert (item.num_returns, item.since_s, item.withdrawn) == (2, 7.0, False)
     assert heard(needs, policy, "b").num_returns == 0
+
+
+def test_what_a_run_has_read_last_is_as_what_was_taken_back() -> None:
+    policy = Listening()
+    needs = Needs(policy, 100)
+    needs.now_s = 3.0
+    needs.take_over(["a", "b"])
+    item = heard(needs, policy, "a")
+    assert (item.withdrawn, item.num_returns, item.since_s) == (True, 0, 3.0)
+    needs.take_uses([("b", Use(1, 1.0))])
+    assert heard(needs, policy, "b").num_returns == 1  # somebody comes back to it
+    needs.take_over(["b"])  # but not the one that has it ahead
+    assert not heard(needs, policy, "b").withdrawn
+
+
+def test_each_further_run_that_has_read_it_last_came_back_to_it_once() -> None:
+    policy = Listening()
+    needs = Needs(policy, 100)
+    needs.take_over(["a"])
+    needs.take_over(["a"])  # read by another one that nobody had announced
+    assert heard(needs, policy, "a").num_returns == 1
+    needs.take_uses([("a", Use(1, 1.0))])  # by a third
+    needs.take_uses([("a", None)])
+    needs.take_over(["a"])
+    item = heard(needs, policy, "a")
+    assert (item.withdrawn, item.num_returns) == (True, 2)
+
+
+def test_what_is_over_goes_before_what_nobody_spoke_of() -> None:
+    needs = Needs(CostPolicy(), 100)
+    needs.now_s = 100.0
+    needs.take_over(["made"])
+    prompt = needs.order_of("prompt", 10, 80.0, 0.5)
+    assert needs.order_of("made", 10, 99.0, 0.5) < prompt < needs.order_of("made later", 10, 99.0, 0.5)
+    needs.take_over(["made"])  # it came back
+    assert needs.order_of("made", 10, 99.0, 0.5) > prompt
