@@ -36,9 +36,9 @@ class NextUse:
 class LookAhead:
     """Of one run. Steps count those that must run before: 0 for an instance that is ready or running.
 
-    Over all that may still happen, hardly ever too late: only behind a step that will be skipped for want of what was
-    skipped in a loop before it. lookahead_reference.py says when it may be too early. How likely the gates hold is
-    taken from `likelihoods` once. Messages have the keys of ReadRef. Making one imports numba.
+    Over all that may still happen, never too late; lookahead_reference.py says when it may be too early, and what it
+    does not foresee. How likely the gates hold is taken from `likelihoods` once. Messages have the keys of ReadRef.
+    Making one imports numba.
     """
 
     def __init__(self, graph: StepGraph, likelihoods: Likelihoods | None = None) -> None:

@@ -20,12 +20,14 @@ from laban.cluster.workflow.lookahead_pass import (
     NEVER,
     NODE,
     SEEN,
+    UNREAD,
     VOTE,
     VOTER,
     Bytes,
     Flat,
     Ints,
 )
+from laban.cluster.workflow.lookahead_reference import keys_read_of
 
 # Beyond either of these a unit is taken as everyone sees it, which is too early at worst.
 ROWS_PER_UNIT = 4
@@ -44,6 +46,7 @@ class _Rows:
         self._needs: dict[str, int] = {}  # a mask of what gates must decide for a unit to be there
         self._against: dict[str, int] = {}  # a mask of the decisions by which a unit can be gone
         self._seen: dict[tuple[str, int], int] = {}
+        self._unread: dict[tuple[tuple[str, ...], int], int] = {}
         self._votes = {vote.unit: vote for vote in graph.votes.values()}
         self._rank = {unit: rank for rank, unit in enumerate(graph.order)}
         self._max_rows = ROWS_PER_UNIT * len(graph.order) + 1
@@ -72,7 +75,7 @@ class _Rows:
         if waits and unit not in graph.gates:  # one of them at least must be there
             needs |= reduce(and_, (self._needs[wait] for wait in waits))
         self._needs[unit] = needs
-        can_go = [self._against[wait] for wait in waits]
+        can_go = [self._against_to(unit, wait) for wait in waits]
         dead = unit not in graph.gates and bool(waits) and all(can_go)
         self._against[unit] = against | (reduce(or_, can_go) if dead else 0)
         opposite = _swapped(needs)
@@ -80,7 +83,7 @@ class _Rows:
         for wait in waits:
             row = self.row_of[wait]
             runs = NEVER if opposite & self._needs[wait] else row
-            entries.append((row, runs, self._gone(wait, opposite), row, _role(vote, wait)))
+            entries.append((row, runs, self._gone(wait, opposite), self._gone_to(unit, wait), _role(vote, wait)))
         uses = [self._use(use, self.row_of[use.gate]) for use in gates]
         kind, join = self._kind_and_join(unit, vote, entries)
         self.row_of[unit] = self._append(kind, None, uses, join=join)
@@ -106,10 +109,31 @@ class _Rows:
         if (unit, without) not in self._seen:
             uses = [self._use(use, self._gone(use.gate, without, depth + 1), without) for use in self._gates_of(unit)]
             waits = () if unit in self.graph.gates else self._waits_of(unit)
-            entries = [(self.row_of[wait], NEVER, NEVER, self._gone(wait, without, depth + 1), 0) for wait in waits]
+            dead = [self._gone_to(unit, wait, without, depth + 1) for wait in waits]
+            entries = [(self.row_of[wait], NEVER, NEVER, row, 0) for wait, row in zip(waits, dead, strict=True)]
             join = self._join(entries, 0)
             self._seen[unit, without] = self._append(SEEN, self.row_of[unit], uses, join=join)
         return self._seen[unit, without]
+
+    def _gone_to(self, reader: str, wait: str, without: int = 0, depth: int = 0) -> int:
+        """The same of what a unit waits for, as it sees it: of a loop, by what it reads there, too."""
+        row, read = self._gone(wait, without, depth), self._read_of(reader, wait)
+        if not read or not all(self._against[key] for key in read) or len(self.rows) > self._max_rows:
+            return row
+        seen = (wait, *read), without
+        if seen not in self._unread:
+            keys = [self._gone(key, without, depth + 1) for key in read]
+            entries = [(self.row_of[key], NEVER, NEVER, at, 0) for key, at in zip(read, keys, strict=True)]
+            self._unread[seen] = self._append(UNREAD, NEVER, [(self.row_of[wait], 0, row)], join=self._join(entries, 0))
+        return self._unread[seen]
+
+    def _against_to(self, reader: str, wait: str) -> int:
+        against = [self._against[key] for key in self._read_of(reader, wait)]
+        return self._against[wait] | (reduce(or_, against) if against and all(against) else 0)
+
+    def _read_of(self, reader: str, wait: str) -> list[str]:
+        node = self.graph.nodes.get(reader)
+        return [] if node is None else keys_read_of(self.graph, node, wait)
 
     def _append(
         self, kind: int, unit: int | None, uses: list[tuple[int, int, int]], fails: bool = False, join: int = -1

@@ -25,7 +25,7 @@ Bytes = NDArray[np.int8]
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]
 
-NODE, GATE, VOTE, LOOP, SEEN = range(5)  # kinds of rows
+NODE, GATE, VOTE, LOOP, SEEN, UNREAD = range(6)  # kinds of rows
 HOLDS, MAY, MAY_NOT = 1, 2, 4  # of a use of a gate: what it must decide; whether it may; whether it may decide against
 VOTER, CANDIDATE = 1, 2  # what a vote waits for
 
@@ -40,7 +40,8 @@ class Flat(NamedTuple):
 
     Row 0 is what never comes about. Each unit has a row, after those that it waits for. Other rows stand for a unit as
     it is seen by those who would be gone themselves by some of the decisions that it can go by: only their `gone`
-    differs.
+    differs. Or, UNREAD, for a loop as it is seen by who reads steps of it that may not have been run in any round: its
+    one use is the loop, its waits are those steps.
 
     Uses of gates of row r: use_at[r] to use_at[r + 1], the innermost last; of a loop's end: all its gates.
 
@@ -211,6 +212,8 @@ def look(
             run[row], gone[row], lost[row], likely[row] = max(scratch[1], opened), against, INF, chain
         elif kind == SEEN:
             gone[row] = min(against, scratch[2])
+        elif kind == UNREAD:
+            gone[row] = min(gone[flat.use_gone[begin]], max(run[flat.uses[begin]], scratch[2]))
         elif kind == VOTE:
             run[row], gone[row], lost[row], likely[row] = scratch[0], scratch[2], scratch[3], chance
         else:

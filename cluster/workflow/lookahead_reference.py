@@ -98,8 +98,14 @@ class Reference:
         each = self._unit(unit)
         against = [self._decided_against(use, without) for use in each.gates]
         if isinstance(each, Node) and each.waits:
-            against.append(max(self.gone(wait, without) for wait in each.waits))
+            against.append(max(self._gone_to(each, wait, without) for wait in each.waits))
         return min(against, default=INF)
+
+    def _gone_to(self, reader: Node, wait: str, without: frozenset[GateUse] = frozenset()) -> int:
+        """A loop that has run is gone to whoever reads steps of it that were not run in any round."""
+        read = keys_read_of(self._graph, reader, wait)
+        unread = max((self.run(wait), *(self.gone(key, without) for key in read))) if read else INF
+        return min(self.gone(wait, without), unread)
 
     def _lost(self, unit: str) -> int:
         if unit in self._now.outcomes:
@@ -117,7 +123,7 @@ class Reference:
         each = self._unit(unit)
         if isinstance(each, Gate) or not each.waits:
             return INF
-        missing = [min(self.gone(wait), self.lost(wait)) for wait in each.waits]
+        missing = [min(self._gone_to(each, wait), self.lost(wait)) for wait in each.waits]
         return max(min(map(self.lost, each.waits)), _nth(missing, len(each.waits) - each.required + 1))
 
     def _likely(self, unit: str) -> float:
@@ -197,6 +203,13 @@ class Reference:
 
     def _unit(self, unit: str) -> Node | Gate:
         return self._graph.nodes[unit] if unit in self._graph.nodes else self._graph.gates[unit]
+
+
+def keys_read_of(graph: StepGraph, reader: Node, wait: str) -> list[str]:
+    """The messages of a loop's steps that a node reads after its end; nothing of any other that it waits for."""
+    if wait not in graph.loops:
+        return []
+    return list(dict.fromkeys(key for source in reader.sources if wait in source.waits for key in source.keys))
 
 
 def _nth(times: Iterable[int], nth: int) -> int:

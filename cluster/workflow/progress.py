@@ -221,7 +221,6 @@ class Progress:
         """None: it will not be asked."""
         if holds is not None:
             self.decisions[unit] = holds
-        self._settle(unit, "absent" if holds is None else "there")
         end = self._end_of.get(unit)
         if end is not None and end not in self.outcomes:
             loop = self.graph.loops[end]
@@ -231,6 +230,8 @@ class Progress:
                 self._settle(end, "lost" if loop.fails else "there")
             elif unit == loop.gates[0] and holds is None:
                 self._settle(end, "absent")
+        # The latest news spread first: who reads a loop hears of its end when the rest of it is known to be skipped.
+        self._settle(unit, "absent" if holds is None else "there")
 
     def _consider_output(self, unit: str, cause: str) -> None:
         if unit in self.outcomes:

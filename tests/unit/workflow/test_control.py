@@ -94,6 +94,15 @@ def test_a_number_of_a_round_that_was_not_run_is_passed_over() -> None:
     assert play(body, {"a[2]": "stop"}).reads("f") == "q a[1]"
 
 
+@pytest.mark.parametrize(("most", "says"), [(2, "ok"), (2, "no"), (1, "no")])
+def test_what_reads_only_a_step_that_no_round_ran_is_skipped(most: int, says: str) -> None:
+    head = f'{{max: {most}, on_max: continue, until: a.text == "ok"}}'
+    body = loop(head, "{step: a}", '{step: x, read: [a], when: a.text == "more"}', after="- {step: f, read: [x]}")
+    played = play(body, {"a": says})
+    assert played.run.state == "succeeded"
+    assert played.run.status("f").state == "skipped"
+
+
 def test_a_fan_out_in_a_loop() -> None:
     body = loop(
         "{until: judge.score | mean > 5, max: 3, on_max: fail}",

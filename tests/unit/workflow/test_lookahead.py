@@ -174,3 +174,18 @@ def test_a_workflow_is_understood_without_numba() -> None:
         f"Run(parse_yaml({HEAD + BRANCHES!r}), {{}}).ready(); sys.exit('numba' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_reads_only_what_no_round_of_a_loop_ran_may_be_passed_over_at_once() -> None:
+    text = """
+steps:
+  - {step: y, read: [m]}
+  - loop: {max: 2, on_max: continue, until: a.text == "ok"}
+    steps:
+    - {step: a, read: [m]}
+    - {step: x, read: [a], when: a.text == "more"}
+  - {step: z, read: [x]}
+  - {step: final, read: [y, z]}
+"""
+    assert after(text).look_ahead().steps_to_execution()["final"] == 1  # it ends with the first round, without `x`
+    assert after(text, a="ok").look_ahead().steps_to_execution() == {"y": 0, "final": 1}

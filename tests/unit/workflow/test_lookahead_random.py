@@ -59,9 +59,7 @@ def test_steps_are_those_of_the_soonest_run(data: dict[str, Any], num_done: int,
     assert found.keys() >= expected.keys()
     cancels = any(node.cancels_rest for node in graph.nodes.values())
     late = {address for address in expected if found[address] > expected[address]}
-    # What a join cancels may end a loop's round sooner; what was skipped in a loop may be all that a later step reads.
-    skipped = any(state == "skipped" and address.endswith("]") for address, state in played.progress.states.items())
-    assert not late or cancels or skipped
+    assert not late or cancels  # what a join cancels may end a loop's round sooner
     if well and not cancels and not late:
         clean = independent(graph, played.progress)
         event(f"gates undecided: {min(3, len(graph.gates.keys() - played.progress.outcomes.keys()))}")
