@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -14,6 +15,7 @@ from laban.actors.calls import Advice, Call, WorkerInfo, WorkerReport
 from laban.actors.directory import DirectoryService
 from laban.actors.errors import FailedPrecondition
 from laban.actors.exporting import Exporting
+from laban.actors.line import REPORTS_IN_FLIGHT, LineServer
 from laban.actors.logs import LogSettings, set_up_logs
 from laban.actors.models import Progress, say_nothing
 from laban.actors.ports import HostedService
@@ -34,8 +36,9 @@ CONCURRENCY_GROUPS = {"control": 1, "stream": 2, "leases": 2, "chunks": 2}
 of the reports, so that a new one can displace the old. Leases may wait for the engine, chunks do not."""
 
 DEFAULT_ENGINE = "laban.actors.engine.load:load_engine"
-REPORTS_IN_FLIGHT = 4
-"""Reports on their way to the reader; past that they are merged at the worker."""
+SWITCH_S = 0.0005
+"""How long a thread of ours may keep the interpreter from another one that waits for it; Python's own 5 ms are more
+than all else that a token goes through. Ray's threads are among those that wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +106,13 @@ class WorkerProcess:
 
     def __init__(self, plan: WorkerPlan) -> None:
         set_up_logs(plan.log, worker=plan.worker_id)
+        sys.setswitchinterval(SWITCH_S)
         self._plan = plan
         self._progress: tuple[str, float | None] | None = None
         self._rendezvous: tuple[object, str] | None = None
         self._loop: WorkerLoop | None = None
         self._exporting: Exporting | None = None
+        self._line: LineServer | None = None
         self._failure: Exception | None = None
         self._peers = self._no_peers()
 
@@ -151,6 +156,17 @@ class WorkerProcess:
     def progress(self) -> tuple[str, float | None] | None:
         """What `load` said last: what is being done, and the share of it done. None before it began."""
         return self._progress
+
+    @ray.method(concurrency_group="control")
+    def open_line(self) -> str | None:
+        """Where a process of this machine reaches the worker without Ray; None where that cannot be."""
+        if self._line is None:
+            try:
+                self._line = LineServer(self._running())
+            except OSError as error:
+                logger.warning("calls and reports go through Ray: %s", error)
+                return None
+        return self._line.address
 
     @ray.method(concurrency_group="control")
     def submit(self, calls: tuple[Call, ...]) -> None:
@@ -242,6 +258,7 @@ class HostProcess:
     """Runs one service in its event loop. Async methods make Ray give the actor a loop."""
 
     def __init__(self, factory: str, arguments: tuple[object, ...]) -> None:
+        sys.setswitchinterval(SWITCH_S)
         self._factory = factory
         self._arguments = arguments
         self._service: HostedService | None = None

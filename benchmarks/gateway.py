@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/gateway.py [--quick] [--json]      about 3 minutes
 
 The engine takes no time. The same call is put, by turns, to an engine in this process (`engine`), to a worker's process
-over Ray (`worker`), and to a served Laban: in a workflow of one step (`workflow`) and in a session (`session`), each
-from before the request until its first token is here. `added` is the difference of medians from the engine's, so Ray's
-own call is in it. There is no journal: benchmarks/journal.py measures that.
+as the control plane does it (`worker`), and to a served Laban: in a workflow of one step (`workflow`) and in a session
+(`session`), each from before the request until its first token is here. `added` is the difference of medians from the
+engine's, so the way to the worker is in it. There is no journal: benchmarks/journal.py measures that.
 
 `streams` are clients that each run a workflow and read its tokens as they come, on one connection for fifty of them.
 All of the workflows' calls get a token at the same moment, twice a second; `delay` is from then until a client has it,

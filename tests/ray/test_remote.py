@@ -13,6 +13,7 @@ from scripted_engine import CharFraming, CharTokenizer
 
 from laban.actors.calls import Call, CallFinished, CallStarted, CallTokens, Sampling
 from laban.actors.errors import FailedPrecondition, InvalidInput
+from laban.actors.line import Line
 from laban.actors.ports import WorkerLost
 from laban.actors.remote import (
     LoadingWatch,
@@ -119,9 +120,27 @@ def test_a_worker_killed_mid_call_and_a_killed_directory_lose_nothing(tmp_path):
     asyncio.run(scenario())
 
 
-def test_a_slow_reader_gets_everything_in_few_reports():
+@pytest.fixture(params=["line", "ray"])
+def way(request, monkeypatch):
+    """How calls and reports go: on one machine by a line, between two through Ray."""
+
+    async def nobody(address: str) -> None:
+        return None
+
+    if request.param == "ray":
+        monkeypatch.setattr(Line, "connect", nobody)
+    return request.param
+
+
+async def attached(way: str) -> RemoteWorker:
+    worker = await RemoteWorker.attach(spawn_worker(plan()), "w0")
+    assert worker.has_line == (way == "line")
+    return worker
+
+
+def test_a_slow_reader_gets_everything_in_few_reports(way):
     async def scenario():
-        worker = await RemoteWorker.attach(spawn_worker(plan()), "w0")
+        worker = await attached(way)
         try:
             count = 3000
             sampling = Sampling(max_tokens=count, forced=tuple(range(1, count + 1)))
@@ -165,18 +184,24 @@ def test_a_worker_says_how_far_it_is_while_it_loads(tmp_path):
         time.sleep(0.05)
 
 
-def test_how_workers_are_lost():
+def test_how_workers_are_lost(way):
     async def scenario():
         with pytest.raises(InvalidInput, match="a model that loads"):
             await RemoteWorker.attach(spawn_worker(plan(folder="broken")), "w0")
         with pytest.raises(FailedPrecondition, match="module:name"):
             await RemoteWorker.attach(spawn_worker(WorkerPlan("w0", "", None, "no.such:thing", num_cpus=0)), "w0")
-        worker = await RemoteWorker.attach(spawn_worker(plan()), "w0")
+        worker = await attached(way)
         worker.submit([Call("a", "model/", EMPTY_VIEW, 0, tuple(map(ord, "BOOM")), (), Sampling(max_tokens=1))])
         with pytest.raises(WorkerLost, match="the script says so"):
             [report async for report in worker.reports()]
         await worker.close()
-        worker = await RemoteWorker.attach(spawn_worker(plan()), "w0")
+        worker = await attached(way)
+        worker.submit([Call("a", "model/", EMPTY_VIEW, 0, tuple(map(ord, "DIE")), (), Sampling(max_tokens=1))])
+        with pytest.raises(WorkerLost):
+            async with asyncio.timeout(20):
+                [report async for report in worker.reports()]
+        await worker.close()
+        worker = await attached(way)
         reading = asyncio.create_task(anext(worker.reports()))
         await asyncio.sleep(0.1)
         worker.submit([object()])  # a batch that the worker cannot take: it is given up
