@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from laban.actors.errors import FailedPrecondition, InvalidInput
@@ -26,6 +26,8 @@ IDLE_MS = 10_000
 Sync = Literal["full", "normal"]
 """When a commit returns. `full`: it is on the disk. `normal`: the system has it, so it outlives the process, but may be
 lost with the machine."""
+LOG_BYTES = 4 * 1024 * 1024
+"""Of SQLite's write-ahead log: it goes on at its beginning once it has some 1,000 pages."""
 MEMBER_ID = re.compile(r"[0-9a-f]{1,32}")
 
 
@@ -114,6 +116,28 @@ def _prepare_sqlite(sync: Sync, connection: Any, record: object) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute(f"PRAGMA synchronous={sync}")
     cursor.close()
+
+
+def grow_log(connection: Connection) -> None:
+    """Have SQLite's write-ahead log at its full length from the start: a commit that makes the file longer has to wait
+    for the file system's own journal, too, which takes as long again, and longer while others write.
+
+    So much is written and taken back: with few pages to keep in memory SQLite puts the rest there. Without the room
+    for it nothing happens.
+    """
+    path = Path(f"{connection.engine.url.database}-wal")
+    if path.exists() and path.stat().st_size >= LOG_BYTES:
+        return
+    with suppress(SQLAlchemyError):
+        connection.exec_driver_sql("PRAGMA cache_size=10")
+        connection.commit()
+        with connection.begin() as all_of_it:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            connection.exec_driver_sql("CREATE TABLE laban_log (room BLOB)")
+            connection.exec_driver_sql(f"INSERT INTO laban_log VALUES (zeroblob({LOG_BYTES}))")
+            all_of_it.rollback()
+    connection.exec_driver_sql("PRAGMA cache_size=-2000")
+    connection.commit()
 
 
 def reason_of(error: Exception) -> str:

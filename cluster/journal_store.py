@@ -26,6 +26,7 @@ from laban.cluster.journal_engine import (
     Sync,
     checked,
     engine_of,
+    grow_log,
     is_sqlite,
     reason_of,
     transaction,
@@ -118,6 +119,8 @@ class SqlStore:
                 if not is_sqlite(self._url):
                     connection.execute(select(func.pg_advisory_xact_lock(LOCK_KEY + 1)))  # one at a time
                 migrate(connection)
+            if self._locks is not None:
+                grow_log(connection)
             self.rejoin()
         except LabanError:
             self._let_go()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from laban.actors.calls import CallFinished, TokenLogprob
 from laban.actors.errors import FailedPrecondition, InvalidInput, Unavailable
 from laban.cluster import journal_migrations as migrations
 from laban.cluster.config import LabanConfig, Resolved, describe
-from laban.cluster.journal_engine import Fenced, transaction
+from laban.cluster.journal_engine import LOG_BYTES, Fenced, transaction
 from laban.cluster.journal_members import Presence
 from laban.cluster.journal_place import checked_url, default_url
 from laban.cluster.journal_records import Deletion, Ending, Line, Stored, Submission
@@ -109,6 +110,36 @@ def test_nobody_writes_for_a_member_that_others_took_out(url: str) -> None:
     second.close()  # which hands over
     assert [(each.submission.workflow_id, len(each.lines)) for each in first.load()] == [("w1", 2), ("w2", 0)]
     first.close()
+
+
+def test_sqlites_log_has_its_length_from_the_start_and_nothing_is_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    log = tmp_path / "journal.db-wal"
+
+    def seen() -> list[str]:
+        with closing(sqlite3.connect(path)) as other:
+            assert other.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            return sorted(name for (name,) in other.execute("SELECT name FROM sqlite_master WHERE type = 'table'"))
+
+    store = SqlStore(f"sqlite:///{path}")
+    store.open()
+    tables = seen()
+    assert "laban_moves" in tables
+    assert "laban_log" not in tables
+    length = log.stat().st_size
+    assert length >= LOG_BYTES
+    store.write([submission("w", 1)])
+    for number in range(1, 100):
+        store.write([Line("w", number, 0.0, 0, 0, "x" * 2000)])
+    assert log.stat().st_size == length
+    shutil.copy(path, tmp_path / "copy.db")  # as a process that is killed leaves them
+    shutil.copy(log, tmp_path / "copy.db-wal")
+    store.close()
+    again = SqlStore(f"sqlite:///{tmp_path / 'copy.db'}")
+    again.open()
+    (found,) = again.load()
+    assert [line.number for line in found.lines] == list(range(1, 100))
+    again.close()
 
 
 def test_a_key_is_one_workflows(url: str) -> None:
