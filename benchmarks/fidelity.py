@@ -42,7 +42,7 @@ from laban.cluster.audit.records import AS_WRITTEN, AuditItem, Decision, StepAud
 from laban.cluster.workflow.fidelity import AUTO
 from laban.cluster.workflow.states import Overrides
 
-POOL_TOKENS = 48_000  # on a CPU; a card has room for more
+POOL_TOKENS, QUICK_POOL_TOKENS = 96_000, 24_000  # on a CPU; a card has room for more
 NUM_TRAIN, NUM_HELD_OUT = 48, 48
 QUICK_TRAIN, QUICK_HELD_OUT, QUICK_TASKS = 6, 2, ("hellaswag", "sessions", "blockage", "leakage")
 TOLERANCES = "0.05,0.2"
@@ -80,7 +80,7 @@ class Bench:
         if task.name in self.adapters:
             arms.append(Arm("tuned", "direct", adapter=self.adapters[task.name]))
         told = self._compare(task, held, arms, rng, say)
-        shares = {arm.name: _share_of(told, arm.name) for arm in corrected}
+        shares = {arm.name: task_rows.share_beyond_exact(told, arm.name) for arm in corrected}
         mixtures = [Arm(f"random_{arm.tolerance:g}", "direct", share=shares[arm.name]) for arm in corrected]
         for one, more in zip(told, self._compare(task, held, mixtures, rng, say), strict=True):
             one |= {arm.name: more[arm.name] for arm in mixtures}
@@ -123,21 +123,15 @@ def _at_level(items: Iterable[AuditItem], level: str) -> list[AuditItem]:
     return [replace(item, level=level) for item in items if isinstance(item, StepAudit | Decision)]
 
 
-def _share_of(told: Sequence[Mapping[str, Told]], name: str) -> float:
-    """Of what `direct` reuses of the tokens read, how much this does."""
-    mine, theirs = (sum(each[arm].num_reused for each in told) for arm in (name, "direct"))
-    return min(1.0, mine / theirs) if theirs else 0.0
-
-
-def open_desk(folder: Path, adapters: Mapping[str, Path], dtype: str) -> Desk:
+def open_desk(folder: Path, adapters: Mapping[str, Path], dtype: str, pool_tokens: int = POOL_TOKENS) -> Desk:
     """An engine on the card, if there is one. Messages are computed whole, so that reuse is of whole ones."""
     on_card = torch.cuda.is_available()
     config = EngineConfig(
-        pool_tokens=None if on_card else POOL_TOKENS,
+        pool_tokens=None if on_card else pool_tokens,
         num_threads=None if on_card else num_cores(),
         drafting=False,
         dtype=dtype,
-        host_bytes=None if on_card else 0,
+        host_bytes=0,
         adapters=tuple(str(path) for path in adapters.values()),
     )
     engine = load_engine(folder, config, "bench")
@@ -167,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         report.commit = args.commit
     folder = Path(args.model) if args.model else prepare_default_model(lambda doing, _: clock.say(doing))
     adapters = adapters_in(args.adapters, names)
-    desk = open_desk(folder, adapters, args.dtype)
+    desk = open_desk(folder, adapters, args.dtype, QUICK_POOL_TOKENS if args.quick else POOL_TOKENS)
     info = desk.engine.info
     device = torch.cuda.get_device_name() if info.device.startswith("cuda") else info.device
     report.machine += f"; {info.model_name} in {info.dtype} on {device}, torch {torch.__version__}"

@@ -16,6 +16,8 @@ from laban.cluster.audit.statistics import Interval, bootstrap, quantile, ratio_
 TO_DIRECT = {"corrected": 0.5, "blended": 0.35, "tuned": 0.2}
 TO_RANDOM = 0.7
 REUSED = 0.7
+LEAST_SHARE = 0.05
+"""Of what only `direct` reuses: with less, `corrected` and reads at random are both `exact`, but for noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,17 @@ def _rows(name: str, cases: Sequence[Mapping[str, Told]], tolerances: Sequence[f
     for tolerance in tolerances:
         one, other = f"corrected_{tolerance:g}", f"random_{tolerance:g}"
         there = [told for told in cases if one in told and other in told]
-        rows += _ratio_rows(f"{name}.{one}.kl_to_random", there, one, other, TO_RANDOM)
+        share = share_beyond_exact(there, one)
+        rows.append(Row(f"{name}.{one}.reused_beyond_exact", share, ""))
+        if share >= LEAST_SHARE:
+            rows += _ratio_rows(f"{name}.{one}.kl_to_random", there, one, other, TO_RANDOM)
     return rows
+
+
+def share_beyond_exact(told: Sequence[Mapping[str, Told]], arm: str) -> float:
+    """Of the tokens that `direct` reuses and `exact` does not, how many the arm does."""
+    mine, direct, exact = (sum(each[name].num_reused for each in told) for name in (arm, "direct", EXACT))
+    return min(1.0, max(0.0, (mine - exact) / (direct - exact))) if direct > exact else 0.0
 
 
 def _arm_rows(prefix: str, told: Sequence[Told], arm: str) -> list[Row]:
