@@ -74,9 +74,11 @@ class Bench:
         autos = {each: self._auto(task, each, findings[each]) for each in self.tolerances}
         arms = [*plain, *corrected]
         for tolerance, resolved in autos.items():
-            arms.append(
-                Arm(f"auto_{tolerance:g}", AS_WRITTEN, pool=f"corrected_{tolerance:g}", workflow=resolved.workflow)
-            )
+            auto = Arm(f"auto_{tolerance:g}", AS_WRITTEN, workflow=resolved.workflow)
+            arms.append(auto)
+            if any(note.level == "corrected" for note in resolved.notes if note.why):
+                say(f"serving {auto.name}")
+                self.desk.serve(task, task.train, train, auto)
         if task.name in self.adapters:
             arms.append(Arm("tuned", "direct", adapter=self.adapters[task.name]))
         told = self._compare(task, held, arms, rng, say)

@@ -35,14 +35,13 @@ KEPT = "task"  # under which scores are kept, until others are
 class Arm:
     """One way to run a task. `level` as an audit's; `share` of its reads are at it, at random, the others exact.
 
-    `pool` names whose encodings it uses: arms of the same one share them. `workflow` is run in the place of the task's.
+    Its encodings are its own, by its name. `workflow` is run in the place of the task's.
     """
 
     name: str
     level: str
     tolerance: float | None = None
     share: float = 1.0
-    pool: str = ""
     workflow: Workflow | None = None
     adapter: str = ""
 
@@ -89,9 +88,7 @@ class Desk:
             workflow = workflow.model_copy(update={"tolerance": arm.tolerance})
         if arm.adapter:
             workflow = workflow.model_copy(update={"adapter": arm.adapter})
-        return Variant.of(
-            arm.level, workflow, case.inputs, Overrides(), self.book(f"{task.name}-{arm.pool or arm.name}")
-        )
+        return Variant.of(arm.level, workflow, case.inputs, Overrides(), self.book(f"{task.name}-{arm.name}"))
 
     def rest(self) -> None:
         """Lets the engine do what it does when nobody waits."""
@@ -109,7 +106,7 @@ class Desk:
         return written
 
     def _written(self, task: Task, cases: Sequence[Case]) -> list[Recording]:
-        variants = [self.variant(task, case, Arm(EXACT, EXACT)) for case in cases]
+        variants = [self.variant(task, case, Arm("written", EXACT)) for case in cases]
         recorded: list[list[RecordedStep]] = [[] for _ in cases]
         while ready := [
             (n, step)
