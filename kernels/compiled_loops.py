@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Slots = NDArray[np.int64]
 # Sums may be regrouped into vectors; infinities and not-a-numbers keep their meaning.
 jit: Any = numba.njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, cache=True)
 
@@ -40,3 +41,37 @@ def rotate(x: Floats, cos: Floats, sin: Floats) -> None:
                 a, b = x[row, head, i], x[row, head, i + half]
                 x[row, head, i] = a * cos[row, i] - b * sin[row, i]
                 x[row, head, i + half] = b * cos[row, i + half] + a * sin[row, i + half]
+
+
+@jit  # type: ignore[untyped-decorator]
+def mix_rows(
+    k_pool: Floats, v_pool: Floats, sources: Slots, targets: Slots, cos: Floats, sin: Floats, weights: Floats
+) -> None:
+    """What `mixed_copy.launch_mixed` does, for any number of sources: a row is added up in the caches, written once.
+
+    k_pool, v_pool [num_layers, num_slots, num_kv_heads, head_dim]; sources [num_sources, num_rows]; cos, sin
+    [num_sources, rotary_dim / 2]
+    """
+    num_layers, _, num_heads, dim = k_pool.shape
+    num_sources, num_rows = sources.shape
+    half = cos.shape[1]
+    for layer in range(num_layers):
+        keys, values = k_pool[layer], v_pool[layer]
+        for row in range(num_rows):
+            to_key, to_value = keys[targets[row]], values[targets[row]]
+            for i in range(num_sources):
+                key, value, weight = keys[sources[i, row]], values[sources[i, row]], weights[i]
+                for head in range(num_heads):
+                    for j in range(half):
+                        c, s = weight * cos[i, j], weight * sin[i, j]
+                        a, b = key[head, j], key[head, j + half]
+                        first, second = a * c - b * s, b * c + a * s
+                        if i == 0:
+                            to_key[head, j], to_key[head, j + half] = first, second
+                        else:
+                            to_key[head, j] += first
+                            to_key[head, j + half] += second
+                    for j in range(2 * half, dim):
+                        to_key[head, j] = weight * key[head, j] + (to_key[head, j] if i else np.float32(0))
+                    for j in range(dim):
+                        to_value[head, j] = weight * value[head, j] + (to_value[head, j] if i else np.float32(0))

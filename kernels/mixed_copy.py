@@ -1,7 +1,7 @@
 """Copies of several encodings of the same tokens, each moved to one place, as their weighted mean.
 
-The mean is the first encoding plus the weighted deviations of the others from it, so what is written is the one fused
-copy of `rotated_copy`: gather, rotate, add. Deviations are taken with both turned to the place that is written.
+One pass over the pool: every source's row is read once, turned to the place that is written, and added up in float32.
+Attention turns queries, so an encoding that is only read elsewhere is never copied; what is mixed has to be.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from laban.kernels.fused_ops import rotate_reference
+from laban.kernels.fused_ops import head_blocks, kernels, rotate_reference
 from laban.kernels.rotated_copy import copy_rotated, copy_rotated_reference
 
-LAYERS_AT_ONCE = 8
-"""Deviations are float32 beside the pool: of so many layers there is room."""
+try:
+    from laban.kernels.compiled_loops import mix_rows
+except ImportError:  # numba is not installed, or not for this machine
+    mix_rows = None
 
 
 def copy_mixed(
@@ -29,6 +31,8 @@ def copy_mixed(
 ) -> None:
     """key[target] = sum_i weight_i R(offset_i) key[source_i]; values without R. In float32, rounded once.
 
+    Bytes: 2 * num_layers * num_rows * num_kv_heads * head_dim * itemsize, once for each source and once to write.
+
     Args:
         k_pool, v_pool: [num_layers, num_slots, num_kv_heads, head_dim], dense, written at `target_slots`.
         sources: each [num_rows] int64, the slots of one encoding. None is a target.
@@ -37,19 +41,41 @@ def copy_mixed(
         target_slots: [num_rows] int64.
         inv_freq: [rotary_dim / 2] float32 or float64.
     """
-    copy = copy_rotated if k_pool.is_cuda else copy_rotated_reference
-    tables = [_table(offset, len(target_slots), inv_freq) for offset in offsets]
-    if len(sources) == 1:
-        copy(k_pool, v_pool, sources[0], target_slots, *tables[0])
+    num_rows = len(target_slots)
+    if num_rows == 0:
         return
-    for first in range(0, k_pool.shape[0], LAYERS_AT_ONCE):
-        keys, values = k_pool[first : first + LAYERS_AT_ONCE], v_pool[first : first + LAYERS_AT_ONCE]
-        base_k, base_v = _moved(keys, sources[0], tables[0]), _wide(values[:, sources[0]])
-        delta_k, delta_v = torch.zeros_like(base_k), torch.zeros_like(base_v)
-        for slots, table, weight in zip(sources[1:], tables[1:], weights[1:], strict=True):
-            delta_k += weight * (_moved(keys, slots, table) - base_k)
-            delta_v += weight * (_wide(values[:, slots]) - base_v)
-        copy(keys, values, sources[0], target_slots, *tables[0], delta_k, delta_v)
+    device = k_pool.device
+    angles = torch.tensor(offsets, dtype=torch.float64).to(device)[:, None] * inv_freq.double()
+    cos, sin = angles.cos().float(), angles.sin().float()
+    if len(sources) == 1:
+        cos, sin = (each.expand(num_rows, -1).contiguous() for each in (cos, sin))
+        copy = copy_rotated if k_pool.is_cuda else copy_rotated_reference
+        copy(k_pool, v_pool, sources[0], target_slots, cos, sin)
+        return
+    slots, shares = torch.stack(list(sources)), torch.tensor(weights, dtype=torch.float32)
+    if k_pool.is_cuda:
+        launch_mixed(k_pool, v_pool, slots, target_slots, cos, sin, shares.to(device))
+    elif mix_rows is not None and k_pool.dtype == torch.float32:
+        arrays = (each.numpy() for each in (k_pool, v_pool, slots, target_slots, cos, sin, shares))
+        mix_rows(*arrays)
+    else:
+        copy_mixed_reference(k_pool, v_pool, sources, offsets, weights, target_slots, inv_freq)
+
+
+def launch_mixed(
+    k_pool: Tensor, v_pool: Tensor, sources: Tensor, target_slots: Tensor, cos: Tensor, sin: Tensor, weights: Tensor
+) -> None:
+    """sources [num_sources, num_rows] int64; cos, sin [num_sources, rotary_dim / 2] and weights [num_sources] float32;
+    all dense and on the pool's device."""
+    num_layers, _, num_kv_heads, dim = k_pool.shape
+    assert k_pool.is_contiguous()
+    assert v_pool.is_contiguous()
+    num_sources, num_rows = sources.shape
+    blocks = head_blocks(num_kv_heads, dim, cos.shape[1])
+    kernels().copy_mixed[(num_rows, num_layers, -(-num_kv_heads // blocks["HEADS"]))](
+        k_pool, v_pool, sources, target_slots, cos, sin, weights, num_rows, k_pool.stride(0),
+        NUM_SOURCES=num_sources, **blocks, num_warps=2,
+    )  # fmt: skip
 
 
 def copy_mixed_reference(
@@ -70,20 +96,3 @@ def copy_mixed_reference(
             mixed_k += weight * rotate_reference(keys[slots].double(), angles.cos(), angles.sin())
             mixed_v += weight * values[slots].double()
         keys[target_slots], values[target_slots] = mixed_k.to(keys.dtype), mixed_v.to(values.dtype)
-
-
-def _table(offset: int, num_rows: int, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
-    """cos, sin [num_rows, rotary_dim / 2] float32, dense."""
-    angles = (offset * inv_freq.double()).expand(num_rows, -1)
-    return angles.cos().float().contiguous(), angles.sin().float().contiguous()
-
-
-def _moved(keys: Tensor, slots: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """keys [num_layers, num_slots, num_kv_heads, head_dim] -> [num_layers, num_rows, num_kv_heads, head_dim]"""
-    gathered = keys[:, slots]
-    cos, sin = (each.repeat(len(gathered), 1) for each in table)
-    return rotate_reference(gathered.flatten(0, 1), cos, sin).view(gathered.shape)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

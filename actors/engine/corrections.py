@@ -70,7 +70,7 @@ class Corrections:
         return self.pool.choose(spec, around, max(0.0, spec.tolerance - spent), self._usable)
 
     def make(self, spec: EncodingSpec, mix: Mix) -> Entry:
-        """The predicted encoding, ready, pinned once. Its pages can be had; its anchors are pinned."""
+        """The predicted encoding, pinned once. Its pages can be had; its anchors are pinned, until `settle`."""
         entry = self._store.reserve(spec.encoding_id, spec.num_tokens, spec.namespace)
         entries = [(self._entry(anchor.encoding_id), anchor, weight) for anchor, weight in mix.parts]
         slots = [self._slots(source, spec.num_tokens) for source, _, _ in entries]
@@ -80,8 +80,6 @@ class Corrections:
         for first, stop, inv_freq in self._stretches():
             k_pool, v_pool = self._runner.k_pool[first:stop], self._runner.v_pool[first:stop]
             copy_mixed(k_pool, v_pool, slots, offsets, weights, target, inv_freq)
-        if target.is_cuda:  # copies between tiers wait for iterations, and this is none
-            torch.cuda.current_stream().synchronize()
         self._store.publish(entry, spec.encoding_id, spec.num_tokens, spec)
         self._mixed[spec.encoding_id] = entry, mix
         if len(self._mixed) > 2 * len(self._store):
@@ -89,6 +87,11 @@ class Corrections:
         if spec.tolerance != TRIAL:
             self._tallying.add("tokens_corrected", spec.num_tokens)
         return entry
+
+    def settle(self) -> None:
+        """Waits for what was made: copies between tiers wait for iterations, and this is none."""
+        if self._runner.k_pool.is_cuda:
+            torch.cuda.current_stream().synchronize()
 
     def encodes(self, spec: EncodingSpec, specs: Specs) -> None:
         """`spec` is going to be encoded: once it is it will be an anchor, unless what it reads was predicted."""
@@ -133,7 +136,9 @@ class Corrections:
         return [mix for mix in found if mix is not None]
 
     def _slots(self, entry: Entry, num_tokens: int) -> Tensor:
-        return torch.tensor(entry.slots(num_tokens), device=self._runner.k_pool.device)
+        pages = torch.from_numpy(entry.page_numbers).long()
+        within = torch.arange(self._store.page_size)
+        return (pages[:, None] * self._store.page_size + within).view(-1)[:num_tokens].to(self._runner.k_pool.device)
 
     def _stretches(self) -> list[tuple[int, int, Tensor]]:
         """Layers [begin, end) that rotate alike, and their frequencies."""

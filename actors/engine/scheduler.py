@@ -176,6 +176,8 @@ class Scheduler:
             if way is Way.ENCODE:
                 self.corrections.encodes(spec, plan.specs)
             self.make(spec, way, plan.specs).spare = call.spare
+        if plan.mixes:
+            self.corrections.settle()
         running = self._run(waiting, plan, make_decode)
         for entry in present:
             self.store.unpin(entry)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from laban.kernels import mixed_copy
 from laban.kernels.fused_ops import rotate_reference
-from laban.kernels.mixed_copy import copy_mixed, copy_mixed_reference
+from laban.kernels.mixed_copy import copy_mixed, copy_mixed_reference, launch_mixed
 from laban.kernels.rotated_copy import copy_rotated
 
 
@@ -18,13 +18,18 @@ def rotated(keys: torch.Tensor, offset: int, inv_freq: torch.Tensor) -> torch.Te
     return rotate_reference(keys.double(), angles.cos(), angles.sin())
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("path", ["compiled", "fused", "plain"])
 @pytest.mark.parametrize(("num_sources", "layers", "dim", "rotary"), [(1, 2, 16, 16), (2, 9, 16, 8), (4, 3, 24, 24)])
 def test_the_mean_is_the_references(
-    monkeypatch: pytest.MonkeyPatch, fused: bool, num_sources: int, layers: int, dim: int, rotary: int
+    monkeypatch: pytest.MonkeyPatch, path: str, num_sources: int, layers: int, dim: int, rotary: int
 ) -> None:
-    if fused:  # Triton's kernel, in its interpreter
+    if path == "compiled":
+        assert mixed_copy.mix_rows is not None
+    elif path == "plain":
+        monkeypatch.setattr(mixed_copy, "mix_rows", None)
+    else:  # Triton's kernels, in its interpreter
         monkeypatch.setattr(mixed_copy, "copy_rotated_reference", copy_rotated)
+        monkeypatch.setattr(mixed_copy, "mix_rows", lambda *arrays: launch_mixed(*map(torch.from_numpy, arrays)))
     generator = torch.Generator().manual_seed(num_sources)
     pools = [torch.randn(layers, 64, 2, dim, generator=generator) for _ in range(2)]
     expected = [pool.clone() for pool in pools]
