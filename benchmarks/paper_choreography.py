@@ -97,10 +97,11 @@ class Choreography:
     scored: bool
     repetitions: int
     by: int = 1
+    arms: Sequence[str] = TIMED
     rows: list[Row] = field(default_factory=list)
 
     def measure(self, workload: Workload) -> None:
-        taken = {arm.name: Taken() for arm in ARMS if arm.name in TIMED}
+        taken = {name: Taken() for name in TIMED if name in self.arms}
         for number in range(self.repetitions):
             script = self._script(workload)
             names = list(taken)[:: -1 if number % 2 else 1]

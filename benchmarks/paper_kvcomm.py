@@ -5,13 +5,12 @@ Agent m's time to its first token is the same whoever comes after it, so five ag
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
 from flat import FixedMessage, FlatStep, Workload
-from paper_stage import ARMS, Arm, Frames, Prose, Script, Stage, Taken, act, perform, rest, write_script
+from paper_stage import ARMS, Arm, Frames, Prose, Script, Stage, Taken, act, now_s, perform, rest, write_script
 from peer_kvcomm import GAMMA, KvcommStage
 from report import Clock, Row
 
@@ -74,6 +73,7 @@ class Table:
     compared: int
     scored: bool
     repetitions: int
+    arms: Sequence[str] = tuple(arm.name for arm in ARMS)
     rows: list[Row] = field(default_factory=list)
 
     @property
@@ -86,7 +86,7 @@ class Table:
 
     def stages(self, *names: str) -> list[Stage]:
         self.engine.store.evict_all()
-        return [Stage(self.engine, arm) for arm in ARMS if arm.name in names]
+        return [Stage(self.engine, arm) for arm in ARMS if arm.name in names and arm.name in self.arms]
 
     def new(self, name: str, lengths: Lengths, num_anchors: int, *, whole: bool = False) -> None:
         """The agents are the same each time, and all they read is new. With `num_anchors` beside KVCOMM's arms.
@@ -142,10 +142,11 @@ class Table:
         texts = {key: tokens for key, tokens in first.given.items() if key.startswith("text")}
         arms = ("prefix", "direct", "corrected") if is_cost else tuple(arm.name for arm in ARMS)
         stages = self.stages(*arms)
-        corrected = next(stage for stage in stages if stage.arm.name == "corrected")
-        corrected.tolerance = ANY if is_cost else corrected.tolerance
-        self.clock.say(f"{name}: {num_views} views to learn from")
-        learning_s = self._learn(corrected, workload, sizes, texts, num_views)
+        corrected = next((stage for stage in stages if stage.arm.name == "corrected"), None)
+        if corrected is not None:
+            corrected.tolerance = ANY if is_cost else corrected.tolerance
+            self.clock.say(f"{name}: {num_views} views to learn from")
+            learning_s = self._learn(corrected, workload, sizes, texts, num_views)
         for stage in stages:
             stage.give(first)
             if stage.arm.fidelity in ("direct", "blended"):
@@ -166,6 +167,8 @@ class Table:
             self.rows += list(self._costs(name, taken))
             return
         self.rows += self._rows(name, taken)
+        if corrected is None:
+            return
         saved_s = (fmean(_ttfts(taken["prefix"])) - fmean(_ttfts(taken["corrected"]))) / 1000
         self.rows.append(Row(f"{name}.corrected.learning", learning_s, "s", better="lower"))
         if saved_s > 0:
@@ -189,12 +192,12 @@ class Table:
             if number % 5 == 0:
                 self.clock.say(f"{name}: dense run {number + 1} of {num_anchors} fills KVCOMM's pools")
             script = self._script(first.workload, sizes, prefixes)
-            began = time.perf_counter()
+            began = now_s()
             stage.give(script)
             for step in script.workload.steps:
                 stage.say(script, step)
             stage.commit()
-            spent_s += time.perf_counter() - began
+            spent_s += now_s() - began
         self.rows.append(Row(f"{name}.kvcomm.anchors", float(num_anchors), ""))
         self.rows.append(Row(f"{name}.kvcomm.filling", spent_s, "s", better="lower"))
         held = {s.encoding_id: s for p in stage.pools.values() for a in p.anchors for s in (a.base, *a.trues.values())}

@@ -36,7 +36,7 @@ import torch
 from gpu_model import NAMESPACE, Size, describe, random_model, word_tokenizer
 from paper_choreography import Choreography, debate_at_once, debate_in_turns, tree_of_thoughts
 from paper_kvcomm import Lengths, Table
-from paper_stage import Frames, Prose
+from paper_stage import ARMS, PREFIX, Frames, Prose, use_process_time
 from report import ROOT, Clock, Report, Row, add_arguments, finish, new_report, num_cores
 
 from laban.actors.engine.config import EngineConfig
@@ -72,11 +72,15 @@ class Bench:
         """What lengths are divided by."""
         return 16 if self.args.quick else self.args.divide
 
+    @property
+    def arms(self) -> list[str]:
+        return str(self.args.arms).split(",")
+
     def table(self) -> Table:
         args = self.args
         return Table(
             self.engine, self.prose, self.frames, self.clock, args.compared, self.is_real, args.repetitions,
-            self.report.rows,
+            self.arms, self.report.rows,
         )  # fmt: skip
 
     def new(self) -> None:
@@ -106,7 +110,7 @@ class Bench:
         by = 8 if args.quick else args.shorter
         section = Choreography(
             self.engine, self.prose, self.frames, self.clock, args.compared, self.is_real,
-            1 if self.on_card else args.repetitions, by,
+            1 if self.on_card else args.repetitions, by, self.arms,
         )  # fmt: skip
         if self.on_card:  # kernels are compiled at their first use
             section.measure(tree_of_thoughts(2, 2, 8))
@@ -153,12 +157,20 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--shorter", type=int, help="divides what trees and debates say; default: 1 on a GPU, 4 on a CPU"
     )
     parser.add_argument("--whole", action="store_true", help="also decode every token of `new`, for its end to end")
+    names = ",".join(arm.name for arm in ARMS)
+    parser.add_argument("--arms", default=names, help=f"besides KVCOMM's, by comma; default: {names}")
+    parser.add_argument("--process-time", action="store_true", help="of this process alone, on a CPU that is shared")
     parser.add_argument("--tiny", action="store_true", help="a tiny random model and short texts, to try it on a CPU")
     parser.add_argument("--commit", help="that is measured, where git cannot tell")
     args = parser.parse_args(argv)
     unknown = [name for name in args.sections.split(",") if name not in SECTIONS]
     if unknown:
         parser.error(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    known = [arm.name for arm in ARMS]
+    if strange := [name for name in args.arms.split(",") if name not in known]:
+        parser.error(f"no arm {', '.join(strange)}; there are {', '.join(known)}")
+    if PREFIX.name not in args.arms.split(","):
+        parser.error(f"--arms: all is compared with {PREFIX.name}, expected it among them")
     args.quick |= args.tiny
     on_card = torch.cuda.is_available()
     usual = (3, "4,8", "4,16", "3", 1) if on_card else (2, "2,8", "4,16", "3", 4)
@@ -197,8 +209,10 @@ def open_engine(args: argparse.Namespace, clock: Clock) -> tuple[Engine, Frames,
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    if args.process_time:
+        use_process_time()
     clock, names = Clock(), args.sections.split(",")
-    report = new_report("papers", args, part=set(names) != set(SECTIONS))
+    report = new_report("papers", args, part=set(names) != set(SECTIONS) or len(args.arms.split(",")) < len(ARMS))
     engine, frames, prose = open_engine(args, clock)
     report.machine = f"{describe(engine.runner.device)}, {report.machine}; {engine.info.model_name or 'random 8B'}"
     report.commit = args.commit or report.commit

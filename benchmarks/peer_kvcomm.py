@@ -17,13 +17,12 @@ tokens, so that nothing is lost when calls overlap. Nothing here stands after a 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from flat import FlatStep
-from paper_stage import Script, Stage, play
+from paper_stage import Script, Stage, now_s, play
 from torch import Tensor
 
 from laban.actors.engine.layers import layer_kinds
@@ -128,9 +127,9 @@ class KvcommStage(Stage):
     def _decided(self, step: FlatStep) -> Composed:
         prompt = [key for key in step.reads if key == step.prompt]
         slots = [key for key in step.reads if key != step.prompt]
-        began = time.perf_counter()
+        began = now_s()
         accepted = [self._weigh(key).accepted for key in slots]  # not all(): each is asked
-        self.matching_s += time.perf_counter() - began
+        self.matching_s += now_s() - began
         reuses = (
             bool(slots) and all(accepted) and all(step.key in a.trues for k in slots for a in self._weigh(k).anchors)
         )
