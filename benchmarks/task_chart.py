@@ -72,6 +72,30 @@ def draw(report: Report, path: Path) -> None:
     plt.close(figure)
 
 
+def table(report: Report) -> str:
+    """Markdown: a line a task, of each arm the divergence as a part of that of `direct`, flips and what is reused."""
+    told = [row.name.split(".", 1) for row in report.rows if row.name.endswith(".kl_mean")]
+    tasks = list(dict.fromkeys(task for task, _ in told))
+    arms = [arm for arm in dict.fromkeys(rest.removesuffix(".kl_mean") for _, rest in told) if arm != "direct"]
+    arms.sort(key=lambda arm: (list(COLOURS).index(_kind(arm)), arm))
+
+    def shown(name: str, form: str) -> str:
+        value = report.value(name)
+        return "" if value is None else format(value, form)
+
+    lines = ["| task | `direct`: nats, flips, reused |" + "".join(f" `{arm}` |" for arm in arms)]
+    lines.append("|---" * (2 + len(arms)) + "|")
+    for task in tasks:
+        cells = [f"{shown(f'{task}.direct.kl_mean', '.3f')}, {shown(f'{task}.direct.flips', '.0%')}"]
+        cells[0] += f", {shown(f'{task}.direct.reused', '.0%')}"
+        for arm in arms:
+            parts = (shown(f"{task}.{arm}.{what}", form) for what, form in
+                     (("kl_to_direct", ".2f"), ("flips", ".0%"), ("reused", ".0%")))  # fmt: skip
+            cells.append(", ".join(part for part in parts if part))
+        lines.append(f"| `{task}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _kind(arm: str) -> str:
     return arm.partition("_")[0]
 
@@ -81,7 +105,9 @@ def main(argv: Sequence[str]) -> None:
         raise SystemExit(__doc__)
     document = json.loads(Path(argv[0]).read_text())
     rows = [Row(each["name"], each["value"], each["unit"]) for each in document["rows"]]
-    draw(Report("fidelity", rows=rows), Path(argv[1]) if len(argv) > 1 else ROOT / "docs" / "fidelity.svg")
+    report = Report("fidelity", rows=rows)
+    draw(report, Path(argv[1]) if len(argv) > 1 else ROOT / "docs" / "fidelity.svg")
+    print(table(report))
 
 
 if __name__ == "__main__":
