@@ -64,6 +64,8 @@ def draw(report: Report, path: Path) -> None:
             axis.axhline(at - 0.5, color="#cccccc", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_xscale("symlog", linthresh=0.001)
+    for axis in axes:
+        axis.set_xlim(left=0)
     axes[0].invert_yaxis()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncol=len(arms), frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, 0.45 / height, 1, 1))
