@@ -85,7 +85,7 @@ class Bench:
 
     def new(self) -> None:
         lengths, table = Lengths().divided(self.by), self.table()
-        anchors = 3 if self.args.quick else self.args.anchors
+        anchors = self.args.anchors
         if self.on_card or self.by >= QUARTER:
             table.new("new", lengths, anchors, whole=self.args.whole)
             return
@@ -148,7 +148,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, help="default: 3 on a GPU (1 of trees and debates), 2 on a CPU")
     parser.add_argument("--divide", type=int, default=1, help="the lengths of `new`, `again` and `cost`, by so much")
     parser.add_argument("--compared", type=int, default=24, help="tokens of an answer that are compared; default 24")
-    parser.add_argument("--anchors", type=int, default=20, help="in each of KVCOMM's pools; 0 leaves its arm out")
+    parser.add_argument("--anchors", type=int, help="in each of KVCOMM's pools; 0: no such arm; default: 20")
     parser.add_argument("--views", type=int, default=16, help="that `corrected` learns from; 16 fill its pools")
     parser.add_argument("--branches", help="of the trees, by comma; default: 4,8 on a GPU, 2,8 on a CPU")
     parser.add_argument("--voters", help="default: 4,16")
@@ -172,6 +172,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if PREFIX.name not in args.arms.split(","):
         parser.error(f"--arms: all is compared with {PREFIX.name}, expected it among them")
     args.quick |= args.tiny
+    if args.anchors is None:
+        args.anchors = 3 if args.quick else 20
     on_card = torch.cuda.is_available()
     usual = (3, "4,8", "4,16", "3", 1) if on_card else (2, "2,8", "4,16", "3", 4)
     for name, value in zip(("repetitions", "branches", "voters", "agents", "shorter"), usual, strict=True):

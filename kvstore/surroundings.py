@@ -7,7 +7,6 @@ once rotation is taken out. So this is what tells whether one may stand for the 
 from __future__ import annotations
 
 from array import array
-from collections import Counter
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -76,12 +75,13 @@ def distance(one: Surroundings, other: Surroundings) -> float:
         if mine != its:
             break
         near += mine.num_tokens
-    counted = [Counter({p.content: 0 for p in each.pieces}) for each in (one, other)]
-    sizes: dict[str, int] = {}
-    for count, each in zip(counted, (one, other), strict=True):
-        for piece in each.pieces:
-            count[piece.content] += 1
-            sizes[piece.content] = piece.num_tokens
-    common = sum((counted[0] & counted[1])[content] * size for content, size in sizes.items())
-    either = sum((counted[0] | counted[1])[content] * size for content, size in sizes.items())
+    left: dict[str, int] = {}
+    for piece in one.pieces:
+        left[piece.content] = left.get(piece.content, 0) + 1
+    common = 0
+    for piece in other.pieces:
+        if left.get(piece.content, 0):
+            left[piece.content] -= 1
+            common += piece.num_tokens
+    either = one.num_tokens + other.num_tokens - common
     return max(LEAST, 1.0 - 0.5 * near / most - 0.5 * common / max(1, either))
