@@ -163,7 +163,8 @@ class Bench:
         answer = (*text, stop)
         ask = ChatAsk(turn.messages, Sampling(max_tokens=len(answer)), fidelity=level)
         key = f"{level}-{self.num_turns}/reply"
-        call, composed = chats.compose(book, ask, memory, key, 0)
+        asked = chats.compose(book, ask, memory, key, 0)
+        call, composed = asked.call, asked.composed
         runner.answers = {key: answer}
         done = run_calls(engine, [call])[key]
         assert done.generated == tuple(text)

@@ -13,16 +13,17 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from laban.actors.calls import Call, Sampling
 from laban.actors.chat_messages import ChatMessage
 from laban.actors.errors import OutOfRange
 from laban.actors.frames import ROLES
+from laban.cluster.audit.cases import CHATS, Said
 from laban.cluster.chat_memory import MAX_CHARS, ChatMemory, Reply
 from laban.cluster.chat_prompts import ChatPrompts
 from laban.cluster.dispatch import Dispatcher
-from laban.cluster.messages import LanguageOf, MessageBook
+from laban.cluster.messages import LanguageOf, MessageBook, Opening
 from laban.cluster.meter import NO_METER, Meter
 from laban.cluster.records import MessageRecord, TokenChunk
 from laban.cluster.slots import Order
@@ -64,6 +65,35 @@ class ChatBegun:
 ChatItem = ChatBegun | TokenChunk | MessageRecord
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A call for an answer, and what it was composed of."""
+
+    call: Call
+    composed: Composed
+    entries: tuple[Entry, ...]
+    root: tuple[int, ...]
+    header: tuple[int, ...]
+
+    def said(self, book: MessageBook) -> Said:
+        return Said.of(book, Opening(ROLE), self.entries, framed=(self.root, self.header))
+
+
+class Answers(Protocol):
+    """What is needed of `cluster.audit.in_service.InService`."""
+
+    def answered(
+        self,
+        name: str,
+        source: str,
+        address: str,
+        tenant: str,
+        fidelity: Fidelity,
+        finish: Finish,
+        said: Callable[[], Said],
+    ) -> None: ...
+
+
 class Chats:
     """Lives in the dispatcher's event loop."""
 
@@ -77,6 +107,7 @@ class Chats:
         adapters: Mapping[str, Iterable[str]] = NO_ADAPTERS,
         next_rank: Callable[[], int] = lambda: 0,
         meter: Meter = NO_METER,
+        audits: Answers | None = None,
     ) -> None:
         """`prompts` are the default model's, `others` those of other models by their names. `adapters` are those of
         each model: with one it is asked for as MODEL:ADAPTER. `next_rank` gives a chat
@@ -84,7 +115,7 @@ class Chats:
         self._dispatcher, self._language = dispatcher, language
         self._prompts = {**others, dispatcher.info.model_name: prompts}
         self._adapted = {f"{model}:{name}": (model, name) for model, names in adapters.items() for name in names}
-        self._next_rank, self._meter = next_rank, meter
+        self._next_rank, self._meter, self._audits = next_rank, meter, audits
         self._memories: OrderedDict[tuple[str, str, str], ChatMemory] = OrderedDict()  # by tenant, model and adapter
 
     @property
@@ -114,25 +145,27 @@ class Chats:
         Raises InvalidInput for a model that is not served and messages that its template does not accept, OutOfRange
         for more than it can read.
         """
-        asked, adapter = self._parts(ask.model)
-        book = MessageBook(self._language(tenant, asked).under(adapter))
+        named, adapter = self._parts(ask.model)
+        book = MessageBook(self._language(tenant, named).under(adapter))
         model = book.language.model
         memory = self._memory_of(tenant, model, adapter)
         await self.prepare(ask, memory, model)
         source = f"chat-{secrets.token_hex(16)}"
         key = f"{source}/reply"
         rank = self._next_rank()
-        call, composed = self.compose(book, ask, memory, key, rank)
+        asked = self.compose(book, ask, memory, key, rank)
         waiter = Waiter("reply")
         try:
-            self._dispatcher.submit([Order(call, waiter, book.specs, rank=rank)])
-            yield ChatBegun(composed.start + len(call.tokens))
+            self._dispatcher.submit([Order(asked.call, waiter, book.specs, rank=rank)])
+            yield ChatBegun(asked.composed.start + len(asked.call.tokens))
             async for chunk in waiter.chunks():
                 yield chunk
             finish = waiter.result()
             self.remember(memory, book, finish)
             record = record_of(finish, ask.fidelity)
             self._meter.message_made(record, model)
+            if self._audits is not None:
+                self._audits.answered(CHATS, source, "reply", tenant, ask.fidelity, finish, lambda: asked.said(book))
             yield record
         finally:
             self._dispatcher.abort([key])
@@ -148,9 +181,7 @@ class Chats:
             await asyncio.to_thread(self.prompts(model).prompt, ask.messages, ask.tools, beside)
             memory.adopt(beside)
 
-    def compose(
-        self, book: MessageBook, ask: ChatAsk, memory: ChatMemory, key: str, rank: int
-    ) -> tuple[Call, Composed]:
+    def compose(self, book: MessageBook, ask: ChatAsk, memory: ChatMemory, key: str, rank: int) -> Asked:
         """The call for an answer of the book's model; what it needs is put into the book. Raises as `reply` does."""
         prompt = self.prompts(book.language.model).prompt(ask.messages, ask.tools, memory)
         entries = []
@@ -168,7 +199,7 @@ class Chats:
         if not sampling.max_tokens:
             sampling = replace(sampling, max_tokens=self._most_tokens(book, composed.start + len(header)))
         call = book.decoding(key, "the answer", composed, ROLE, header, sampling, path="max_tokens", rank=rank)
-        return call, composed
+        return Asked(call, composed, tuple(entries), tuple(prompt.root), header)
 
     def remember(self, memory: ChatMemory, book: MessageBook, finish: Finish) -> None:
         """The answer, to be known again. All that it attended to has to be in the book."""

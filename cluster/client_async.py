@@ -9,8 +9,11 @@ from typing import Any, Self, Unpack
 
 from laban.cluster import client_lease_requests as leases
 from laban.cluster import client_requests as requests
+from laban.cluster.audit.findings import Finding
+from laban.cluster.audit.records import AuditItem, RecordedStep
 from laban.cluster.client_async_session import AsyncSession
 from laban.cluster.client_async_tools import AsyncToolServer
+from laban.cluster.client_audit import audit_request, findings_request, item_from_pb
 from laban.cluster.client_channel import AsyncChannel
 from laban.cluster.client_credentials import Credentials, credentials_from
 from laban.cluster.client_requests import SubmitOptions, WorkflowSource
@@ -121,6 +124,33 @@ class AsyncClient:
         request = requests.filled(pb.ExplainStepRequest, workflow_id=workflow_id, address=address)
         return explanation_from_pb(await self._channel.call(self._channel.workflows.ExplainStep, request))
 
+    def audit(
+        self,
+        workflow: WorkflowSource,
+        inputs: Mapping[str, Any] | None,
+        recorded: Iterable[RecordedStep],
+        levels: Iterable[str],
+        *,
+        num_apart: int = 0,
+        **options: Unpack[SubmitOptions],
+    ) -> AsyncGenerator[AuditItem, None]:
+        """Replays a run, recorded under `exact`, under other levels: what each changes and saves, as it is found.
+        Leaving early ends the audit."""
+        submit = requests.submit_request(workflow, inputs, **options)
+        return self._audited(self._channel.workflows.Audit(audit_request(submit, recorded, levels, num_apart)))
+
+    async def record_findings(
+        self, workflow: WorkflowSource, findings: Iterable[Finding], **options: Unpack[SubmitOptions]
+    ) -> None:
+        """Have the server keep what audits found of a workflow, for `auto` to choose by."""
+        request = findings_request(requests.submit_request(workflow, **options), findings)
+        await self._channel.call(self._channel.workflows.RecordFindings, request)
+
+    async def clear_findings(self, workflow: str) -> None:
+        """Have the server forget what audits found of the workflows of a name. Raises NotFound if that is nothing."""
+        request = requests.filled(pb.ClearFindingsRequest, workflow=workflow)
+        await self._channel.call(self._channel.workflows.ClearFindings, request)
+
     async def lease_step(
         self, tools: Iterable[str], *, workflow_id: str = "", handler: str = "", wait_s: float = 20.0
     ) -> Lease | None:
@@ -207,6 +237,11 @@ class AsyncClient:
         async with aclosing(self._channel.items(call)) as responses:
             async for response in responses:
                 yield drain_from_pb(response)
+
+    async def _audited(self, call: Any) -> AsyncGenerator[AuditItem, None]:
+        async with aclosing(self._channel.items(call)) as responses:
+            async for response in responses:
+                yield item_from_pb(response)
 
     async def _watched(self, call: Any) -> AsyncGenerator[Event | TokenChunk, None]:
         async with aclosing(self._channel.items(call)) as responses:

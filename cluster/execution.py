@@ -42,6 +42,7 @@ from laban.cluster.records import (
 from laban.cluster.replay import Nobody
 from laban.cluster.slots import Order
 from laban.cluster.workflow.run import Run
+from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import ReadyStep
 from laban.kvstore.encodings import EncodingId
 from laban.kvstore.uses import Use
@@ -183,14 +184,19 @@ class Execution:
         """A step that has begun; None for any other, and once the workflow has ended."""
         return self._steps.get(address)
 
+    @property
+    def workflow(self) -> Workflow | None:
+        """None once it has ended."""
+        return None if self._run is None else self._run.graph.workflow
+
     def said(self, address: str) -> Said | None:
         """What a step's call read; None if it has none, or the workflow has ended."""
         step, run, book = self._steps.get(address), self._run, self._book
         if step is None or run is None or book is None or step.kind != "generate":
             return None
         opening, indices = Opening(step.role, step.name, step.prefill), tuple(read.index for read in step.reads)
-        workflow, book = run.graph.workflow, _book_of(book, step)
-        return Said(workflow, opening, tuple(book.entries(step.reads)), indices, book.language, book.specs)
+        book = _book_of(book, step)
+        return Said(opening, tuple(book.entries(step.reads)), book.language, book.specs, indices)
 
     # What the dispatcher tells
 

@@ -193,6 +193,7 @@ class ControlPlane:
             adapters=adapters,
             next_rank=executor.next_rank,
             meter=meter,
+            audits=auditing,
         )
         sessions = Sessions(
             dispatcher,
@@ -203,6 +204,7 @@ class ControlPlane:
             onlooker=lookout.foresight,
             next_rank=executor.next_rank,
             meter=meter,
+            audits=auditing,
         )
         limits = GatewayLimits(
             config.server.max_message_bytes,

@@ -10,8 +10,9 @@ from typing import Protocol
 
 from laban.actors.calls import Call, Sampling
 from laban.actors.errors import Exhausted, FailedPrecondition, InvalidInput, NotFound
+from laban.cluster.audit.cases import SESSIONS, Said
 from laban.cluster.chat_memory import ChatMemory
-from laban.cluster.chats import ROLE, ChatAsk, Chats, record_of
+from laban.cluster.chats import ROLE, Answers, ChatAsk, Chats, record_of
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.messages import LanguageOf, MessageBook, Opening, tokens_of
 from laban.cluster.meter import NO_METER, Meter
@@ -104,13 +105,14 @@ class Sessions:
         next_rank: Callable[[], int] = lambda: 0,
         chats: Chats | None = None,
         meter: Meter = NO_METER,
+        audits: Answers | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Without a `hint_taker` hints are ignored, and answered so. The `onlooker` is
         told of messages that may be read again. `next_rank` gives a session its place among the workflows. `chats`
         knows the model's chat template."""
         self._dispatcher = dispatcher
-        self._onlooker, self._meter = onlooker, meter
+        self._onlooker, self._meter, self._audits = onlooker, meter, audits
         self._next_rank, self._chats = next_rank, chats
         pool_tokens = min(pool.info.pool_tokens for pool in dispatcher.pools)
         self._hints = SessionHints(hint_taker, pool_tokens, clock=clock)
@@ -278,7 +280,11 @@ class Sessions:
             self._order(session, call, waiter)
             async for chunk in waiter.chunks():
                 yield chunk
-            yield self._keep(session, message_id, role, name, fidelity, composed, waiter.result())
+            finish = waiter.result()
+            record = self._keep(session, message_id, role, name, fidelity, composed, finish)
+            how = {"layout": layout, "position": position}
+            self._audit(session, message_id, fidelity, finish, lambda: Said.of(session.book, opening, entries, **how))
+            yield record
         finally:
             self._done(session, key)
 
@@ -298,15 +304,16 @@ class Sessions:
         self._find(session_id, tenant)  # it may have ended meanwhile
         message_id = self._new_id(session)
         key = f"{session_id}/{message_id}"
-        call, composed = chats.compose(session.book, ask, memory, key, session.rank)
+        asked = chats.compose(session.book, ask, memory, key, session.rank)
         waiter = Waiter(message_id)
         try:
-            self._order(session, call, waiter)
+            self._order(session, asked.call, waiter)
             async for chunk in waiter.chunks():
                 yield chunk
             finish = waiter.result()
-            record = self._keep(session, message_id, ROLE, None, ask.fidelity, composed, finish)
+            record = self._keep(session, message_id, ROLE, None, ask.fidelity, asked.composed, finish)
             chats.remember(memory, session.book, finish)
+            self._audit(session, message_id, ask.fidelity, finish, lambda: asked.said(session.book))
             yield record
         finally:
             self._done(session, key)
@@ -394,6 +401,12 @@ class Sessions:
         self._meter.message_made(record, session.model)
         self._moved(session)
         return record
+
+    def _audit(
+        self, session: _Session, message_id: str, fidelity: Fidelity, finish: Finish, said: Callable[[], Said]
+    ) -> None:
+        if self._audits is not None:
+            self._audits.answered(SESSIONS, session.session_id, message_id, session.tenant, fidelity, finish, said)
 
     def _moved(self, session: _Session) -> None:
         if self._onlooker is not None:

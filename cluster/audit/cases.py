@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from laban.actors.calls import Call, Sampling, Scoring
 from laban.cluster.audit.findings import Source
 from laban.cluster.messages import Language, MessageBook, Opening
+from laban.cluster.records import Layout
 from laban.cluster.spare_calls import RANK
 from laban.cluster.views import Entry
 from laban.cluster.workflow.fidelity import Fidelity
 from laban.cluster.workflow.schema import Workflow
-from laban.kvstore.encodings import EncodingId, EncodingSpec
+from laban.kvstore.encodings import EncodingId, EncodingSpec, closure
 
 MAX_TOKENS = 256
 """Of a text the first so many are compared: what is kept of each is a number for every word of the vocabulary."""
@@ -20,14 +22,38 @@ MAX_TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a step's call read, and how its message begins. `specs` holds all that the messages depend on."""
+    """What a call read, and how its message begins. `specs` holds all that the messages depend on."""
 
-    workflow: Workflow
     opening: Opening
     entries: tuple[Entry, ...]
-    indices: tuple[int | None, ...]  # which entry of the step's `read` each is of
     language: Language
     specs: Mapping[EncodingId, EncodingSpec]
+    indices: tuple[int | None, ...] = ()  # which entry of a step's `read` each is of
+    layout: Layout = "packed"
+    position: int | None = None
+    framed: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # the tokens of a root and a header of its own
+
+    @classmethod
+    def of(cls, book: MessageBook, opening: Opening, entries: Sequence[Entry], **more: Any) -> Said:
+        """Of a call that the book composed, whatever becomes of the book."""
+        needed = closure([entry.message.home.encoding_id for entry in entries], book.specs)
+        return cls(opening, tuple(entries), book.language, {spec.encoding_id: spec for spec in needed}, **more)
+
+    def again(self, key: str, what: str, book: MessageBook, entries: Sequence[Entry], sampling: Sampling) -> Call:
+        """The call with its entries taken otherwise. Raises what composing a call raises."""
+        if self.framed is None:
+            call, _ = book.decode(
+                key, what, entries, self.opening, sampling, layout=self.layout, position=self.position
+            )
+            return call
+        root, header = self.framed
+        composed = book.compose(root, entries, self.layout, self.position)
+        return book.decoding(key, what, composed, self.opening.role, header, sampling)
+
+
+SESSIONS, CHATS = "@sessions", "@chats"
+CALLERS = (SESSIONS, CHATS)
+"""What calls outside of workflows are found under; no workflow has such a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +67,9 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Case:
+    """A call of a workflow's step; or, without a `workflow`, one of a session or a chat: then `name` is one of CALLERS,
+    `workflow_id` and `address` are its own, and `step` the model."""
+
     workflow_id: str
     address: str
     step: str  # its path
@@ -51,10 +80,8 @@ class Case:
     token_ids: tuple[int, ...]
     trials: tuple[Trial, ...]
     at_s: float  # when it ended, monotonic
-
-    @property
-    def name(self) -> str:
-        return self.said.workflow.name
+    name: str
+    workflow: Workflow | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -84,7 +111,7 @@ def calls_of(case: Case, key: str, kept: str) -> Pair:
     sampling = Sampling(max_tokens=len(tokens), forced=tokens)
 
     def call(name: str, entries: list[Entry], scoring: Scoring) -> Call:
-        made, _ = book.decode(f"{key}/{name}", case.address, entries, case.said.opening, sampling)
+        made = case.said.again(f"{key}/{name}", case.address, book, entries, sampling)
         return replace(made, scoring=scoring, spare=True, rank=RANK)
 
     exact = call("exact", [replace(entry, fidelity="exact") for entry in case.said.entries], Scoring(keep=kept))
@@ -102,8 +129,8 @@ def calls_of(case: Case, key: str, kept: str) -> Pair:
 
 
 def _entries(said: Said, trial: Trial) -> Iterator[Entry]:
-    for entry, index in zip(said.entries, said.indices, strict=True):
-        if trial.level is None:
-            yield entry
-        else:
+    if trial.level is None:
+        yield from said.entries
+    else:
+        for entry, index in zip(said.entries, said.indices, strict=True):
             yield replace(entry, fidelity=trial.level if trial.read in (None, index) else "exact")

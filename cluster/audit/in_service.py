@@ -1,6 +1,8 @@
 """Audits in service: a share of the calls that are not exact is run again, teacher-forced, under `exact`, while their
 worker has nothing else to do, within a share of its time; what it takes is given up as soon as there is any other work.
 
+So are calls of sessions and chats, each kind under a name of its own.
+
 And the other way round: where `auto` became `exact` because nothing better was known, what other levels would have done
 to the call is found out in the same way.
 """
@@ -18,17 +20,19 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from laban.actors.calls import CallFinished, Comparison, WorkerRates
 from laban.actors.errors import FailedPrecondition, LabanError
 from laban.cluster.audit.budget import Budget, is_chosen
-from laban.cluster.audit.cases import Case, Pair, Trial, calls_of
+from laban.cluster.audit.cases import Case, Pair, Said, Trial, calls_of
 from laban.cluster.audit.findings import Finding
 from laban.cluster.audit.resolving import Levels
 from laban.cluster.audit.tally import Tally
 from laban.cluster.audit.watching import Watch
 from laban.cluster.config_sections import AuditSection
+from laban.cluster.messages import Language
 from laban.cluster.records import FidelityNote, StepResult
 from laban.cluster.spare_calls import GaveWay, Idlers, run_spare
-from laban.cluster.workflow.fidelity import CHEAPEST_FIRST
+from laban.cluster.waiter import Finish
+from laban.cluster.workflow.fidelity import CHEAPEST_FIRST, Fidelity
 from laban.cluster.workflow.names import step_path
-from laban.kvstore.encodings import EncodingId
+from laban.kvstore.encodings import EncodingId, adapter_of
 
 if TYPE_CHECKING:
     from laban.cluster.execution import Execution
@@ -104,17 +108,41 @@ class InService:
         said = execution.said(ended.address) if trials else None
         if said is None:
             return
+        source: Literal["served", "shadow"] = "shadow" if ended.fidelity == "exact" else "served"
+        step = step_path(ended.address)
+        self._put(
+            Case(
+                execution.workflow_id, ended.address, step, tenant, ended.worker, source, said, ended.token_ids,
+                trials, self._clock(), execution.board.name, execution.workflow,
+            )
+        )  # fmt: skip
+
+    def answered(
+        self, name: str, source: str, address: str, tenant: str, fidelity: Fidelity, finish: Finish,
+        said: Callable[[], Said],
+    ) -> None:  # fmt: skip
+        """A call outside of workflows has ended: `name` is one of CALLERS, `source` the session, or chat. What it said
+        is asked for only if it is to be audited."""
+        if fidelity == "exact" or not finish.event.generated or not is_chosen(source, address, self._plan.share):
+            return
+        try:
+            found = said()
+        except Exception:  # its caller has the answer
+            logger.exception("an answer of %s cannot be audited", source)
+            return
+        trials, worker_id = (Trial(fidelity),), finish.worker
+        self._put(
+            Case(
+                source, address, spoken_by(found.language), tenant, worker_id, "served", found, finish.event.generated,
+                trials, self._clock(), name,
+            )
+        )  # fmt: skip
+
+    def _put(self, case: Case) -> None:
         if len(self._cases) >= MAX_CASES:
             self._cases.popleft()
             self._meter.audit_ended("dropped")
-        source: Literal["served", "shadow"] = "shadow" if ended.fidelity == "exact" else "served"
-        step = step_path(ended.address)
-        self._cases.append(
-            Case(
-                execution.workflow_id, ended.address, step, tenant, ended.worker, source, said, ended.token_ids,
-                trials, self._clock(),
-            )
-        )  # fmt: skip
+        self._cases.append(case)
         self._due.set()
 
     def forget(self, workflow_id: str) -> None:
@@ -187,9 +215,12 @@ class InService:
             tallies += await self._compare(case.worker_id, pair)
         for trial, tally in tallies:
             self._meter.audit_compared(case.name, trial.name, tally)
-        subject = await self._levels.subject(case.said.workflow, case.tenant)
+        if case.workflow is None:
+            subject, tolerance = self._levels.subject_of_calls(case.name, case.tenant), None
+        else:
+            subject, tolerance = await self._levels.subject(case.workflow, case.tenant), case.workflow.tolerance
         found = [Finding(case.step, trial.read, trial.name, case.source, tally) for trial, tally in tallies]
-        await self._watch.take(subject, found, case.said.workflow.tolerance)
+        await self._watch.take(subject, found, tolerance)
 
     async def _compare(self, worker_id: str, pair: Pair) -> list[tuple[Trial, Tally]]:
         began_s, made = self._clock(), set(pair.made)
@@ -222,6 +253,13 @@ def trials_of(ended: StepResult, notes: Sequence[FidelityNote]) -> tuple[Trial, 
     step = step_path(ended.address)
     asked = [note for note in notes if note.why and note.step == step and note.level == "exact"]
     return tuple(Trial(level, level, note.read) for note in asked for level in CHEAPEST_FIRST)
+
+
+def spoken_by(language: Language) -> str:
+    """What a call is made with: a model, or MODEL:ADAPTER."""
+    fingerprint = adapter_of(language.namespace)
+    names = [name for name, each in language.adapters.items() if each == fingerprint]
+    return f"{language.model}:{names[0]}" if fingerprint and names else language.model
 
 
 def expected_s(num_tokens: int, rates: WorkerRates) -> float:

@@ -39,6 +39,10 @@ class Levels:
     async def subject(self, workflow: Workflow, tenant: str) -> Subject:
         return Subject(tenant, self.model, workflow.name, await asyncio.to_thread(digest_of, workflow))
 
+    def subject_of_calls(self, name: str, tenant: str) -> Subject:
+        """Of what is no workflow: `name` is one of `cases.CALLERS`."""
+        return Subject(tenant, self.model, name, "")
+
 
 def why_of(divergence: Divergence) -> str:
     """

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from laban.actors.errors import LabanError
+from laban.cluster.audit.cases import CALLERS
 from laban.cluster.audit.findings import Finding, Subject
 from laban.cluster.audit.knowledge import Knowledge
 from laban.cluster.audit.tally import Tally
@@ -56,7 +57,13 @@ class Watch:
     async def refresh(self) -> None:
         """Raises Unavailable while the journal is away."""
         there = await self._knowledge.divergences()
-        self._diverging = {(one.tenant, one.workflow): replace(one, falls_back=self._falls_back) for one in there}
+        self._diverging = {
+            (one.tenant, one.workflow): replace(one, falls_back=self._may_fall_back(one.workflow)) for one in there
+        }
+
+    def _may_fall_back(self, name: str) -> bool:
+        """What is no workflow states a level with each call, and keeps to it."""
+        return self._falls_back and name not in CALLERS
 
     async def take(self, subject: Subject, findings: Iterable[Finding], tolerance: float | None) -> None:
         """What an audit in service has found of a workflow, whose own tolerance is this. It is kept for later while the
@@ -78,19 +85,19 @@ class Watch:
             if each.source == "served" and each.read is None:
                 total = total.plus(each.tally)
         key = subject.tenant, subject.name
-        before = self._diverging.get(key)
+        before, falls_back = self._diverging.get(key), self._may_fall_back(subject.name)
         if judge(total, tolerance, before is not None):
             since = self._clock() if before is None else before.since
-            found = Divergence(*key, since, total.kl_mean, total.num_calls, tolerance, self._falls_back)
+            found = Divergence(*key, since, total.kl_mean, total.num_calls, tolerance, falls_back)
             await self._knowledge.set_divergence(found)
             self._diverging[key] = found
             if before is None:
-                then = "; what is submitted of it from now on is exact" if self._falls_back else ""
+                then = "; what is submitted of it from now on is exact" if falls_back else ""
                 logger.warning(
                     "workflow %s has left its tolerance: KL %.3g over %d audited calls, tolerance %g%s",
                     subject.name, total.kl_mean, total.num_calls, tolerance, then,
                 )  # fmt: skip
-        elif before is not None and not self._falls_back:
+        elif before is not None and not falls_back:
             await self._knowledge.drop_divergence(*key)
             del self._diverging[key]
             logger.warning("workflow %s is within its tolerance again: KL %.3g", subject.name, total.kl_mean)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -10,14 +12,17 @@ import pytest
 from api_fakes import STATUS, FakeExecutor, FakeSessions
 
 from laban.actors.errors import InvalidInput, LabanError, NotBuilt, NotFound
+from laban.cluster.audit.auditor import AuditRequest
 from laban.cluster.audit.audits import Audits
 from laban.cluster.audit.findings import Finding
 from laban.cluster.audit.knowledge import Remembered
+from laban.cluster.audit.records import AuditItem, RecordedStep, Refused, StepAudit
 from laban.cluster.audit.resolving import Levels
 from laban.cluster.audit.tally import Tally
 from laban.cluster.audit.watching import Watch
 from laban.cluster.callers import Caller, set_caller
 from laban.cluster.client import Client
+from laban.cluster.client_async import AsyncClient
 from laban.cluster.gateway import Gateway
 from laban.cluster.gateway_cluster import ClusterService
 from laban.cluster.records import Divergence
@@ -65,6 +70,61 @@ def test_findings_are_kept_for_the_workflow_and_cleared_by_its_name() -> None:
     (subject,) = known._found
     assert subject == asyncio.run(Levels(known, "model").subject(parse_yaml(FLOW), ""))
     assert asyncio.run(known.findings(subject)) == [FINDING]
+
+
+class Replays(Audits):
+    """Finds one thing after another, for ever."""
+
+    def __init__(self, knowledge: Remembered) -> None:
+        super().__init__(None, None, None, Levels(knowledge, "model"))  # type: ignore[arg-type]
+        self.asked: list[AuditRequest] = []
+        self.left = asyncio.Event()
+
+    async def run(
+        self, request: AuditRequest, *, tenant: str = "", max_of_tenant: int | None = None
+    ) -> AsyncGenerator[AuditItem, None]:
+        self.asked.append(request)
+        try:
+            yield StepAudit("say", "say", "direct", None, (0.5, 0.25), (True, False), (0.0, -0.5), 7, 3)
+            yield Refused("blended", "so it is")
+            while True:
+                yield Refused("direct", "again", "say")
+                await asyncio.sleep(0.01)
+        finally:
+            self.left.set()
+
+
+def test_the_asynchronous_client_audits_keeps_and_clears() -> None:
+    async def main() -> None:
+        known = Remembered()
+        audits = Replays(known)
+        gateway = Gateway(FakeExecutor(), FakeSessions(), lambda: STATUS, audits=audits)
+        port = await gateway.start("127.0.0.1", 0)
+        try:
+            async with AsyncClient(f"127.0.0.1:{port}") as client, asyncio.timeout(30):
+                recorded = [RecordedStep("say", "hello", (1, 2)), RecordedStep("ask", state="failed", error="gone")]
+                found = []
+                async with aclosing(client.audit(FLOW, {}, recorded, ["direct", "blended"], num_apart=3)) as items:
+                    async for item in items:
+                        found.append(item)
+                        if len(found) == 2:
+                            break
+                await audits.left.wait()  # whoever leaves ends it
+                assert found == [
+                    StepAudit("say", "say", "direct", None, (0.5, 0.25), (True, False), (0.0, -0.5), 7, 3),
+                    Refused("blended", "so it is"),
+                ]
+                [asked] = audits.asked
+                assert (asked.workflow.name, asked.levels, asked.num_apart) == ("flow", ("direct", "blended"), 3)
+                assert asked.recorded == tuple(recorded)
+                await client.record_findings(FLOW, [FINDING])
+                await client.clear_findings("flow")
+                with pytest.raises(NotFound, match="flow"):
+                    await client.clear_findings("flow")
+        finally:
+            await gateway.stop(0)
+
+    asyncio.run(main())
 
 
 def test_what_is_cleared_diverges_no_more() -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 from audit_rig import AsciiTokenizer, AuditRig, audit_rig
+from chat_rig import ChatFraming, ChatTokenizer, make_prompts
 from scripted_engine import CharFraming
 
+from laban.actors.calls import Sampling
+from laban.actors.chat_messages import ChatMessage
 from laban.cluster.audit.budget import Budget, is_chosen
+from laban.cluster.audit.cases import calls_of
 from laban.cluster.audit.findings import Finding, Subject
 from laban.cluster.audit.in_service import InService
 from laban.cluster.audit.knowledge import Remembered
@@ -19,13 +23,16 @@ from laban.cluster.audit.records import RecordedStep, StepAudit
 from laban.cluster.audit.resolving import Levels
 from laban.cluster.audit.tally import MIN_CALLS, Tally
 from laban.cluster.audit.watching import Watch
+from laban.cluster.chats import ChatAsk, Chats
 from laban.cluster.config_sections import AuditSection
 from laban.cluster.executor import Executor
 from laban.cluster.meter import Meter
-from laban.cluster.records import WorkflowRecord
+from laban.cluster.records import MessageRecord, SessionPlacement, WorkflowRecord
+from laban.cluster.sessions import Sessions
 from laban.cluster.workflow.fidelity import CHEAPEST_FIRST
 from laban.cluster.workflow.parse import parse_yaml
 from laban.cluster.workflow.states import Overrides
+from laban.kvstore.encodings import flatten
 
 FLOW = """
 version: 1
@@ -219,6 +226,91 @@ def test_a_workflow_that_leaves_its_tolerance_is_exact_from_then_on_for_its_tena
             await rig.watch.refresh()
             assert not rig.watch.diverging
             assert fidelities(await rig.run(FLOW, "direct", "one")) == {"direct"}
+
+    asyncio.run(main())
+
+
+async def answered(items: AsyncGenerator[object]) -> MessageRecord:
+    async with asyncio.timeout(60):
+        found = [item async for item in items]
+    assert isinstance(found[-1], MessageRecord)
+    return found[-1]
+
+
+def test_calls_of_sessions_and_chats_are_audited_under_names_of_their_own() -> None:
+    async def main() -> None:
+        async with in_service(begins=False) as rig:
+            dispatcher, sampling = rig.inner.dispatcher, Sampling(max_tokens=6)
+            executor = Executor(dispatcher, ChatFraming(), ChatTokenizer())
+            chats = Chats(dispatcher, executor.language, make_prompts(), audits=rig.audits)
+            sessions = Sessions(dispatcher, executor.language, chats=chats, audits=rig.audits)
+            session_id = sessions.open().session_id
+            made = [await sessions.prefill(session_id, "user", text=text) for text in ("first words", "and other ones")]
+            views = [tuple(SessionPlacement(one.message_id) for one in part) for part in (made[:1], made)]
+            for view in views:
+                for level in ("exact", "direct"):
+                    await answered(sessions.decode(session_id, sampling=sampling, view=view, fidelity=level))
+            # As encoded both stand at the same place, and where the answer does is said.
+            placed = {"view": views[1], "layout": "as_encoded", "position": 90}
+            await answered(sessions.decode(session_id, sampling=sampling, fidelity="direct", **placed))
+            said = (ChatMessage("user", "first words"), ChatMessage("assistant", "x"), ChatMessage("user", "more"))
+            await answered(sessions.chat(session_id, ChatAsk(said, sampling, fidelity="direct")))
+            await answered(chats.reply(ChatAsk(said, sampling, fidelity="direct")))
+            await answered(chats.reply(ChatAsk(said, sampling)))
+            rig.begin()  # one that runs is dropped for the next call
+            await until(lambda: len(rig.meter.outcomes) == 5)
+            assert rig.meter.outcomes == ["done"] * 5
+            assert [(name, level) for name, level, _ in rig.meter.compared] == [
+                *[("@sessions", "direct")] * 4, ("@chats", "direct"),
+            ]  # fmt: skip
+            alone, *others = [tally for _, _, tally in rig.meter.compared]
+            assert alone == Tally.of_call([0.0] * 6, [True] * 6)  # what is read alone at its home is exact
+            assert all(tally.num_tokens == 6 and tally.kl_sum > 1e-6 for tally in others)
+            (of_sessions,) = await rig.knowledge.findings(rig.levels.subject_of_calls("@sessions", ""))
+            assert of_sessions.key == (dispatcher.info.model_name, None, "direct", "served")
+            assert of_sessions.tally.num_calls == 4
+
+    asyncio.run(main())
+
+
+def test_a_call_of_a_session_is_forced_under_the_very_places_that_it_had() -> None:
+    async def main() -> None:
+        async with in_service(begins=False) as rig:
+            dispatcher, sampling = rig.inner.dispatcher, Sampling(max_tokens=4)
+            language = Executor(dispatcher, ChatFraming(), ChatTokenizer()).language
+            sessions = Sessions(dispatcher, language, audits=rig.audits)
+            session_id = sessions.open().session_id
+            first, other = [
+                await sessions.prefill(session_id, "user", text=text) for text in ("first words", "and other ones")
+            ]
+            view = (SessionPlacement(first.message_id, 40, 2, 9), SessionPlacement(other.message_id))
+            await answered(sessions.decode(session_id, sampling=sampling, view=view, fidelity="direct", position=77))
+            (case,) = rig.audits._cases
+            pair = calls_of(case, "k", "kept")
+            ((_, served),) = pair.others
+            assert (served.start, pair.exact.start) == (77, 77)
+            assert [(p.position, p.begin, p.end) for p in served.view.placements] == [
+                (40, 2, 9), (47, 0, other.num_tokens),
+            ]  # fmt: skip
+            specs = {spec.encoding_id: spec for spec in pair.exact.specs}
+            places = [p for p in flatten(pair.exact.view, specs)][-2:]
+            assert [(p.position, p.num_tokens) for p in places] == [(40, 7), (47, other.num_tokens)]
+            assert case.said.entries[0].begin == 2
+
+    asyncio.run(main())
+
+
+def test_sessions_that_leave_the_tolerance_are_told_and_keep_their_level() -> None:
+    async def main() -> None:
+        known = Remembered()
+        watch = Watch(known, 0.0, falls_back=True)
+        subject = Levels(known, "model").subject_of_calls("@sessions", "one")
+        found = Finding("tiny", None, "direct", "served", Tally(MIN_CALLS, 1.0 * MIN_CALLS, 1.2 * MIN_CALLS))
+        await watch.take(subject, [found], None)
+        (told,) = watch.diverging
+        assert (told.workflow, told.falls_back) == ("@sessions", False)
+        await watch.refresh()
+        assert not watch.diverging[0].falls_back
 
     asyncio.run(main())
 
