@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from laban.actors.errors import InvalidInput
@@ -48,7 +49,7 @@ class Framing:
 
     def root(self, first_role: str) -> tuple[int, ...]:
         """What stands before a conversation that begins with this role: BOS, a default system prompt. May be ()."""
-        return tuple(self.tokenizer.encode(self.root_text(first_role)))
+        return _encoded(self.tokenizer, self.root_text(first_role))
 
     def root_text(self, first_role: str) -> str:
         self._frame(first_role, first=True)
@@ -67,6 +68,8 @@ class Framing:
 
     def header(self, role: str, name: str | None = None, *, first: bool = False, prefill: str = "") -> tuple[int, ...]:
         """What opens a generated message; `prefill` is text that it shall begin with. May be ()."""
+        if not (name or prefill):
+            return _encoded(self.tokenizer, self.header_text(role, first=first))
         return tuple(self.tokenizer.encode(self.header_text(role, name, first=first) + prefill))
 
     def header_text(self, role: str, name: str | None = None, *, first: bool = False) -> str:
@@ -74,13 +77,23 @@ class Framing:
 
     def terminator(self, role: str, *, after_stop_token: bool) -> tuple[int, ...]:
         """What closes a generated message, less the stop token if the model has produced it itself."""
-        ids = self.tokenizer.encode(self._frame(role, first=False).after)
-        return tuple(ids[1:] if after_stop_token and ids and ids[0] in self.stop_token_ids else ids)
+        ids = _encoded(self.tokenizer, self._frame(role, first=False).after)
+        return ids[1:] if after_stop_token and ids and ids[0] in self.stop_token_ids else ids
+
+    def starts_otherwise(self, role: str) -> bool:
+        """Whether a message of this role has other tokens at the start of a conversation."""
+        return role in self.first_frames and self.first_frames[role] != self.frames[role]
 
     def _frame(self, role: str, first: bool) -> Frame:
         if role not in self.frames:
             raise InvalidInput(f"must be one of {', '.join(ROLES)}", field="role", value=role)
         return self.first_frames.get(role, self.frames[role]) if first else self.frames[role]
+
+
+@lru_cache(maxsize=256)
+def _encoded(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """For texts of the template's own, the same for every call."""
+    return tuple(tokenizer.encode(text))
 
 
 def name_line(name: str | None) -> str:

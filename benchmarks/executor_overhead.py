@@ -113,6 +113,9 @@ class Letters:
     def terminator(self, role: str, *, after_stop_token: bool) -> tuple[int, ...]:
         return (3,)
 
+    def starts_otherwise(self, role: str) -> bool:
+        return False
+
 
 def workflow(name: str, steps: list[dict[str, object]]) -> Workflow:
     agents = {f"a{n}": {} for n in range(NUM_AGENTS)}

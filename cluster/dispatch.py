@@ -146,13 +146,15 @@ class Dispatcher:
 
     def submit(self, orders: Iterable[Order]) -> None:
         """Queue calls. What becomes of them is told to their sinks, never from within this method."""
+        orders = list(orders)
         for order in orders:
-            self.directory.watch_also(order.source, (spec.encoding_id for spec in order.call.specs))
             self._num_ordered += 1
             origin = self._traces.here()
             ticket = Ticket(order, self._num_ordered, self._clock(), order.attempt, origin=origin)
             self.pools.of(order.call.namespace).waiting.add(ticket)
-        self._schedule_flush()
+        self._schedule_flush()  # before the directory is told what to watch: calls go out first
+        for order in orders:
+            self.directory.watch_also(order.source, (spec.encoding_id for spec in order.call.specs))
 
     def abort(self, keys: Iterable[str]) -> None:
         """Stop calls; their sinks hear nothing more. Unknown keys are ignored."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from laban.actors.calls import Constraint, Sampling
 from laban.actors.errors import InvalidInput, NotBuilt, OutOfRange
 from laban.cluster.claims import MAX_KEY
+from laban.cluster.parsed import ParsedWorkflows
 from laban.cluster.records import Layout, SessionPlacement, WorkflowState
 from laban.cluster.translate import fidelity_word, workflow_state_word
 from laban.cluster.translate_sessions import duration_s
@@ -30,6 +31,7 @@ from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
 from laban.proto import laban_pb2 as pb
 
+MAX_QUICK_BYTES = 16_384
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_LOGPROBS = 20
@@ -79,18 +81,38 @@ class LeaseWish:
     wait_s: float
 
 
-def read_submission(request: pb.SubmitRequest, path: str = "") -> Submission:
-    """Slow for large documents: call it off the event loop. Raises WorkflowErrors, InvalidInput, NotBuilt."""
-    source = request.WhichOneof("source")
-    if source is None:
+def read_submission(
+    request: pb.SubmitRequest, path: str = "", *, tenant: str = "", parsed: ParsedWorkflows | None = None
+) -> Submission:
+    """Slow for large documents: call it off the event loop unless `is_quick`. Raises WorkflowErrors, InvalidInput,
+    NotBuilt."""
+    if request.WhichOneof("source") is None:
         raise InvalidInput("missing, expected `yaml` or `workflow`", field=f"{path}source")
-    if source == "yaml":
-        workflow = parse_yaml(request.yaml, request.source_name or "workflow.yaml", request.files)
+    if parsed is None:
+        workflow = _parse(request)
     else:
-        workflow = parse_dict(spec_to_dict(request.workflow))
+        workflow = parsed.get(_key_of(request, tenant), request.ByteSize(), lambda: _parse(request))
     inputs = {name: value_to_python(value, f"{path}inputs.{name}") for name, value in request.inputs.items()}
     overrides = read_overrides(request.overrides, f"{path}overrides")
     return Submission(workflow, inputs, overrides, read_key(request.idempotency_key, f"{path}idempotency_key"))
+
+
+def is_quick(request: pb.SubmitRequest, tenant: str, parsed: ParsedWorkflows) -> bool:
+    """Whether `read_submission` has little to do: the document was read before, and there is little else."""
+    return request.ByteSize() <= MAX_QUICK_BYTES and _key_of(request, tenant) in parsed
+
+
+def _parse(request: pb.SubmitRequest) -> Workflow:
+    if request.WhichOneof("source") == "yaml":
+        return parse_yaml(request.yaml, request.source_name or "workflow.yaml", request.files)
+    return parse_dict(spec_to_dict(request.workflow))
+
+
+def _key_of(request: pb.SubmitRequest, tenant: str) -> Hashable:
+    """All that `_parse` looks at."""
+    if request.WhichOneof("source") == "yaml":
+        return tenant, request.yaml, request.source_name, tuple(sorted(request.files.items()))
+    return tenant, request.workflow.SerializeToString(deterministic=True)
 
 
 def read_overrides(overrides: pb.Overrides, path: str) -> Overrides:

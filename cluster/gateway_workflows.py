@@ -6,18 +6,21 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
 from laban.actors.errors import InvalidInput, LabanError, NotBuilt
 from laban.cluster.callers import caller
 from laban.cluster.gateway_ports import AuditsPort, ExecutorPort, PagesPort, PageWish
 from laban.cluster.gateway_requests import (
     Submission,
+    is_quick,
     read_answer,
     read_id,
     read_lease_wish,
     read_states,
     read_submission,
 )
+from laban.cluster.parsed import ParsedWorkflows
 from laban.cluster.records import TERMINAL_WORKFLOW, Event, WorkflowRecord
 from laban.cluster.translate import watch_to_pb, workflow_to_pb
 from laban.cluster.translate_audit import item_to_pb, read_audit
@@ -38,14 +41,15 @@ class WorkflowService:
         """Without `audits` none can be asked for. `pages` lists more workflows than the executor has."""
         self._executor, self._audits, self._pages = executor, audits, pages
         self._cancelling: set[asyncio.Task[None]] = set()
+        self._parsed = ParsedWorkflows()
 
     async def Submit(self, request: pb.SubmitRequest) -> pb.WorkflowRecord:
-        return workflow_to_pb(await self._start(await asyncio.to_thread(read_submission, request)))
+        return workflow_to_pb(await self._start(await self._read(request)))
 
     async def Run(self, request: pb.RunRequest) -> AsyncGenerator[pb.WatchResponse, None]:
         if not request.HasField("submit"):
             raise InvalidInput("missing, expected what to submit", field="submit")
-        submission = await asyncio.to_thread(read_submission, request.submit, "submit.")
+        submission = await self._read(request.submit, "submit.")
         starting = asyncio.ensure_future(self._start(submission))
         ended = False
         try:
@@ -161,6 +165,10 @@ class WorkflowService:
         if self._audits is None:
             raise NotBuilt("this server runs no audits")
         return self._audits
+
+    async def _read(self, request: pb.SubmitRequest, path: str = "") -> Submission:
+        read = partial(read_submission, request, path, tenant=caller().tenant, parsed=self._parsed)
+        return read() if is_quick(request, caller().tenant, self._parsed) else await asyncio.to_thread(read)
 
     async def _start(self, submission: Submission) -> WorkflowRecord:
         return await self._executor.submit(

@@ -25,6 +25,7 @@ class FramingPort(Protocol):
         self, role: str, name: str | None = None, *, first: bool = False, prefill: str = ""
     ) -> tuple[int, ...]: ...
     def terminator(self, role: str, *, after_stop_token: bool) -> tuple[int, ...]: ...
+    def starts_otherwise(self, role: str) -> bool: ...
 
 
 class TokenizerPort(Protocol):
@@ -196,8 +197,9 @@ class MessageBook:
         longer than the context.
         """
         language = self.language
-        tokens = language.framing.message(role, text, name)
-        first_tokens = language.framing.message(role, text, name, first=True)
+        tokens = first_tokens = language.framing.message(role, text, name)
+        if language.framing.starts_otherwise(role):
+            first_tokens = language.framing.message(role, text, name, first=True)
         home, specs = home_of(
             language.namespace,
             language.framing.root(role),

@@ -84,6 +84,9 @@ class CharFraming:
     def terminator(self, role: str, *, after_stop_token: bool) -> tuple[int, ...]:
         return encode("|")
 
+    def starts_otherwise(self, role: str) -> bool:
+        return bool(self._first_mark)
+
 
 @dataclass
 class _Running:

@@ -345,3 +345,32 @@ def test_a_view_chain_longer_than_anything():
         assert sink.ended["wf-1/a"].tokens_encoded == 301
 
     asyncio.run(with_dispatcher(scenario))
+
+
+def test_calls_go_out_before_the_directory_is_told_what_they_name():
+    """Telling it takes a call of another process's."""
+
+    async def scenario(dispatcher, workers, sink):
+        await until(lambda: dispatcher._feed._shards[0].known)
+        told = []
+        feed, port = dispatcher._feed._port, workers[0]
+        watch, submit = feed.watch, port.submit
+
+        async def watching(shard, asked):
+            told.append("watch")
+            return await watch(shard, asked)
+
+        def submitting(calls):
+            told.append("submit")
+            submit(calls)
+
+        feed.watch, port.submit = watching, submitting
+        spec = spec_of("news to it")
+        named = order(sink, "a")
+        named = replace(named, call=replace(named.call, specs=(spec,)))
+        dispatcher.submit([named])
+        await until(lambda: len(told) > 1 and sink.ended)
+        assert told[:2] == ["submit", "watch"]
+        assert spec.encoding_id in dispatcher.directory.watching.named()
+
+    asyncio.run(with_dispatcher(scenario, 1, directory=True))

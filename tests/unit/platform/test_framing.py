@@ -344,6 +344,16 @@ def test_all_roles_can_open_and_close(framings: dict[str, Framing]) -> None:
             assert framing.terminator(role, after_stop_token=False), family
 
 
+def test_who_starts_otherwise_is_said(framings: dict[str, Framing]) -> None:
+    found = set()
+    for family, framing in framings.items():
+        for role in framing.frames:
+            differs = framing.message(role, "some text", first=True) != framing.message(role, "some text")
+            assert framing.starts_otherwise(role) >= differs, (family, role)
+            found.add(differs)
+    assert found == {True, False}, "there are both"
+
+
 def test_unknown_role(framings: dict[str, Framing]) -> None:
     for ask in (framings["smollm2"].root, framings["smollm2"].header):
         with pytest.raises(InvalidInput, match=r"role: must be one of system, user, assistant \(got 'tool'\)"):
