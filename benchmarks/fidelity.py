@@ -82,7 +82,7 @@ class Bench:
         if task.name in self.adapters:
             arms.append(Arm("tuned", "direct", adapter=self.adapters[task.name]))
         told = self._compare(task, held, arms, rng, say)
-        shares = {arm.name: task_rows.share_beyond_exact(told, arm.name) for arm in corrected}
+        shares = {arm.name: task_rows.random_share(told, arm.name) for arm in corrected}
         mixtures = [Arm(f"random_{arm.tolerance:g}", "direct", share=shares[arm.name]) for arm in corrected]
         for one, more in zip(told, self._compare(task, held, mixtures, rng, say), strict=True):
             one |= {arm.name: more[arm.name] for arm in mixtures}

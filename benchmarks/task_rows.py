@@ -76,6 +76,13 @@ def share_beyond_exact(told: Sequence[Mapping[str, Told]], arm: str) -> float:
     return min(1.0, max(0.0, (mine - exact) / (direct - exact))) if direct > exact else 0.0
 
 
+def random_share(told: Sequence[Mapping[str, Told]], arm: str) -> float:
+    """The share of reads that, `direct` at random, are to have as many tokens reused as the arm has. None where the arm
+    is as good as exact. An exact read after a direct one reuses nothing, so what `exact` reuses is not there besides."""
+    mine, direct = (sum(each[name].num_reused for each in told) for name in (arm, "direct"))
+    return min(1.0, mine / direct) if direct and share_beyond_exact(told, arm) >= LEAST_SHARE else 0.0
+
+
 def _arm_rows(prefix: str, told: Sequence[Told], arm: str) -> list[Row]:
     """Units are cases, as everywhere in an audit."""
     audits = [[item for item in each.items if isinstance(item, StepAudit)] for each in told]
