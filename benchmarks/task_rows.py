@@ -77,8 +77,8 @@ def share_beyond_exact(told: Sequence[Mapping[str, Told]], arm: str) -> float:
 
 
 def random_share(told: Sequence[Mapping[str, Told]], arm: str) -> float:
-    """The share of reads that, `direct` at random, are to have as many tokens reused as the arm has. None where the arm
-    is as good as exact. An exact read after a direct one reuses nothing, so what `exact` reuses is not there besides."""
+    """The share of reads that are to be `direct` at random to have as many tokens reused as the arm: 0 where the arm is
+    as good as exact. An exact read after a direct one reuses nothing, so what `exact` reuses does not come on top."""
     mine, direct = (sum(each[name].num_reused for each in told) for name in (arm, "direct"))
     return min(1.0, mine / direct) if direct and share_beyond_exact(told, arm) >= LEAST_SHARE else 0.0
 

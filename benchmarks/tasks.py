@@ -166,14 +166,16 @@ def _judge(draw: _Draw) -> list[Case]:
 def _blockage(draw: _Draw, count: int) -> list[Case]:
     cases = []
     for _ in range(count):
-        things, colours = draw.rng.sample(THINGS, 2), draw.rng.sample(COLOURS, 2)
-        places = draw.rng.sample(PLACES, 2)
+        things = draw.rng.sample(THINGS, 4)
+        colours, kinds = draw.rng.sample(COLOURS, 2), draw.rng.sample(PLACES, 2)
+        places = [f"{colour} {kind}" for colour, kind in zip(colours, kinds, strict=True)]
         notes = [
-            f"There is a {thing} in the {colour} {place}. What is in the {colour} {place}?"
-            for thing, colour, place in zip(things, colours, places, strict=True)
+            f"There is a {thing} in the {place}. What is in the {place}?"
+            for thing, place in zip(things, places, strict=False)
         ]
-        right = {"first_right": ("answer", things[0]), "second_right": ("answer", things[1])}
-        cases.append(Case({"note_1": notes[0], "note_2": notes[1]}, right))
+        right = {"first_right": ("answer_1", things[0]), "second_right": ("answer_2", things[1])}
+        named = {"note_1": notes[0], "note_2": notes[1], "place_1": places[0], "place_2": places[1]}
+        cases.append(Case({**named, "things": draw.shuffled(things)}, right))
     return cases
 
 
