@@ -12,11 +12,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import count
 from typing import Protocol
 
 from laban.actors.calls import WorkerInfo
-from laban.actors.transfers import Chunk, Export, ExportRequest, Granted, Refused, checksum_of
+from laban.actors.transfers import Chunk, Export, ExportRequest, Granted, Refused, chunk_from
 from laban.kvstore.encodings import EncodingId
 
 logger = logging.getLogger(__name__)
@@ -62,7 +61,6 @@ class Exporting:
         self._loop, self._clock = loop, clock
         self._lease_s, self._open_timeout_s, self._max_leases = lease_s, open_timeout_s, max_leases
         self._chunk_tokens, self._chunk_bytes = chunk_tokens, chunk_bytes
-        self._ids = count(1)
         self._leases: dict[int, _Lease] = {}
         self._lock = threading.Lock()
         self._sweeper: threading.Timer | None = None
@@ -82,12 +80,11 @@ class Exporting:
         export = self._wait(request.reply)
         if isinstance(export, Refused):
             return export
-        lease_id = next(self._ids)
         with self._lock:
-            self._leases[lease_id] = _Lease(export, self._clock() + self._lease_s)
+            self._leases[export.number] = _Lease(export, self._clock() + self._lease_s)
             self._watch()
         chunk_tokens = max(1, min(self._chunk_tokens, self._chunk_bytes // export.bytes_per_token))
-        return Granted(lease_id, export.num_tokens, chunk_tokens)
+        return Granted(export.number, export.num_tokens, chunk_tokens)
 
     def read(self, lease_id: int, begin: int, end: int) -> Chunk | Refused:
         """Tokens [begin, end)."""
@@ -97,16 +94,19 @@ class Exporting:
                 return Refused("the lease has ended")
             lease.num_reading += 1
         try:
-            export = lease.export
-            if not 0 <= begin < end <= export.num_tokens:
-                return Refused(f"tokens [{begin}, {end}) were asked for, there are {export.num_tokens}")
-            rows = export.read(begin, end)
-            return Chunk(rows, checksum_of(export.encoding_id, begin, rows))
+            return chunk_from(lease.export, begin, end)
         finally:
             with self._lock:
                 lease.num_reading -= 1
                 lease.until_s = self._clock() + self._lease_s
                 self._end_if_over(lease_id, lease)
+
+    def renew(self, lease_id: int) -> None:
+        """Somebody asks another shard for more. Unknown ids are ignored."""
+        with self._lock:
+            lease = self._leases.get(lease_id)
+            if lease is not None:
+                lease.until_s = self._clock() + self._lease_s
 
     def close(self, lease_id: int) -> None:
         """Unknown ids are ignored."""

@@ -15,13 +15,14 @@ from laban.actors.calls import Advice, Call, WorkerInfo, WorkerReport
 from laban.actors.directory import DirectoryService
 from laban.actors.errors import FailedPrecondition
 from laban.actors.exporting import Exporting
+from laban.actors.lending import Lending
 from laban.actors.line import REPORTS_IN_FLIGHT, LineServer
 from laban.actors.logs import LogSettings, set_up_logs
 from laban.actors.models import Progress, say_nothing
 from laban.actors.ports import HostedService
 from laban.actors.publishing import Publishing
 from laban.actors.shards import ShardPlace
-from laban.actors.transfers import Chunk, Granted, PeerNews, Refused
+from laban.actors.transfers import Chunk, FindPeer, Granted, PeerNews, Refused
 from laban.actors.worker import WorkerLoop
 from laban.kvstore.directory_messages import Epoch
 from laban.kvstore.encodings import EncodingId
@@ -31,9 +32,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CONCURRENCY_GROUPS = {"control": 1, "stream": 2, "leases": 2, "chunks": 2}
-"""Threads of a worker's process. One for control, so an abort never overtakes the call it means; two for readers
-of the reports, so that a new one can displace the old. Leases may wait for the engine, chunks do not."""
+CONTROL, CHUNKS = {"control": 1}, {"chunks": 2}
+SHARD_CONCURRENCY_GROUPS = {**CONTROL, **CHUNKS}
+
+
+def concurrency_groups(num_shards: int) -> dict[str, int]:
+    """Threads of a worker's process. One for control, so an abort never overtakes the call it means; two for readers
+    of the reports, so that a new one can displace the old. Leases may wait for the engine, and each shard of another
+    worker asks for its own; chunks do not wait."""
+    return {**CONTROL, "stream": 2, "leases": 2 * num_shards, **CHUNKS}
+
 
 DEFAULT_ENGINE = "laban.actors.engine.load:load_engine"
 SWITCH_S = 0.0005
@@ -85,10 +93,12 @@ def lead_shards(plan: WorkerPlan, rendezvous: str, progress: Progress) -> Any:
     return Lockstep(engine, group)
 
 
-def follow_shards(plan: WorkerPlan, rank: int, rendezvous: str) -> None:
+def follow_shards(plan: WorkerPlan, rank: int, rendezvous: str, find_peer: FindPeer, lending: Lending) -> None:
     from laban.actors.engine.lockstep import follow
 
-    follow(*_load_shard(plan, rank, rendezvous))
+    engine, group = _load_shard(plan, rank, rendezvous)
+    engine.connect(find_peer)
+    follow(engine, group, lending)
 
 
 def _load_shard(plan: WorkerPlan, rank: int, rendezvous: str, progress: Progress = say_nothing) -> tuple[Any, Any]:
@@ -114,7 +124,7 @@ class WorkerProcess:
         self._exporting: Exporting | None = None
         self._line: LineServer | None = None
         self._failure: Exception | None = None
-        self._peers = self._no_peers()
+        self._peers = _no_peers(plan, 0)
 
     def rendezvous(self) -> str:
         """Where the shards of this worker meet: host:port, open as long as this process lives."""
@@ -194,6 +204,11 @@ class WorkerProcess:
         return self._lending().read(lease_id, begin, end)
 
     @ray.method(concurrency_group="chunks")
+    def renew_export(self, lease_id: int) -> None:
+        """Somebody reads from another shard."""
+        self._lending().renew(lease_id)
+
+    @ray.method(concurrency_group="chunks")
     def close_export(self, lease_id: int) -> None:
         self._lending().close(lease_id)
 
@@ -204,11 +219,6 @@ class WorkerProcess:
     )
     def reports(self) -> Iterator[WorkerReport]:
         yield from self._running().reports()
-
-    def _no_peers(self) -> RemotePeers:
-        from laban.actors.remote import RemotePeers
-
-        return RemotePeers()
 
     def _publishing(self) -> Publishing | None:
         if self._plan.directory is None:
@@ -234,15 +244,31 @@ class WorkerProcess:
 
 
 class ShardProcess:
-    """A process of a worker's other shards."""
+    """A process of a worker's other shards. `run` has the engine; the rest is for transfers of this shard's part."""
 
     def __init__(self, plan: WorkerPlan, rank: int) -> None:
         set_up_logs(plan.log, worker=plan.worker_id)
         self._plan, self._rank = plan, rank
+        self._peers, self._lending = _no_peers(plan, rank), Lending()
 
     def run(self, rendezvous: str) -> None:
         """Loads, then steps with the first shard. Ends, mostly by raising, when the worker does."""
-        follow_shards(self._plan, self._rank, rendezvous)
+        follow_shards(self._plan, self._rank, rendezvous, self._peers.find, self._lending)
+
+    @ray.method(concurrency_group="control")
+    def meet(self, news: PeerNews) -> None:
+        """Other workers have come or gone."""
+        self._peers.take(news)
+
+    @ray.method(concurrency_group="chunks")
+    def read_export(self, lease_id: int, begin: int, end: int) -> Chunk | Refused:
+        return self._lending.read(lease_id, begin, end)
+
+
+def _no_peers(plan: WorkerPlan, rank: int) -> RemotePeers:
+    from laban.actors.remote import RemotePeers
+
+    return RemotePeers(rank, plan.num_shards)
 
 
 class DirectoryProcess(DirectoryService):

@@ -27,12 +27,13 @@ from laban.actors.line import Line, LineFailure, Order
 from laban.actors.logs import LogSettings
 from laban.actors.ports import WorkerLost
 from laban.actors.processes import (
-    CONCURRENCY_GROUPS,
+    SHARD_CONCURRENCY_GROUPS,
     DirectoryProcess,
     HostProcess,
     ShardProcess,
     WorkerPlan,
     WorkerProcess,
+    concurrency_groups,
 )
 from laban.actors.transfers import Chunk, Granted, PeerLost, PeerNews, Refused
 from laban.kvstore.directory_messages import Answer, Batch, EncodingRecord, Epoch, Interest, News, ShardStatus, Watch
@@ -42,6 +43,7 @@ from laban.kvstore.placements import shard_of
 logger = logging.getLogger(__name__)
 
 RESOURCE_PART = 0.001  # of a node's resource that only says which workers run there
+MEET_TIMEOUT_S = 5.0
 PEER_TIMEOUT_S = 8.0
 """For the answer of another worker: more than it waits for its engine, less than its leases last."""
 
@@ -88,7 +90,7 @@ def spawn_worker(plan: WorkerPlan) -> WorkerHandle:
         "runtime_env": {"env_vars": dict(plan.env)} if plan.env else None,
     }
     remote: Any = ray.remote  # its types know tasks' options only
-    worker = remote(concurrency_groups=CONCURRENCY_GROUPS)(WorkerProcess)
+    worker = remote(concurrency_groups=concurrency_groups(plan.num_shards))(WorkerProcess)
     if plan.num_shards == 1:
         # Over the nodes, so that the loss of one costs as few workers as can be.
         alone: Any = worker.options(**options, scheduling_strategy="SPREAD").remote(plan)
@@ -104,10 +106,11 @@ def spawn_worker(plan: WorkerPlan) -> WorkerHandle:
     first: Any = worker.options(**options, **places[0]).remote(plan)
     rendezvous = first.rendezvous.remote()
     first.load.remote()
+    shard = remote(concurrency_groups=SHARD_CONCURRENCY_GROUPS)(ShardProcess)
     others: list[Any] = [
-        remote(ShardProcess).options(**options, **places[rank]).remote(plan, rank) for rank in range(1, plan.num_shards)
+        shard.options(**options, **places[rank]).remote(plan, rank) for rank in range(1, plan.num_shards)
     ]
-    endings = tuple(shard.run.remote(rendezvous) for shard in others)
+    endings = tuple(other.run.remote(rendezvous) for other in others)
     return WorkerHandle(first, tuple(others), endings, placement)
 
 
@@ -210,14 +213,23 @@ class RemoteWorker:
     def advise(self, advice: Advice) -> None:
         self._tell("advise", advice)
 
-    def meet(self, news: PeerNews) -> asyncio.Task[None]:
-        """Say which other workers there are. Does not block, raises nothing; what it returns is done once they know."""
-        return self._send(self._handle.first.meet, news)
+    async def meet(self, news: PeerNews) -> None:
+        """Say which other workers there are, and wait a while until all shards know. Raises nothing: a shard that does
+        not listen is ending, or encodes what it would have fetched."""
+        told = [self._send(self._handle.first.meet, news)]
+        told += [self._keep(asyncio.create_task(self._tell_shard(shard, news))) for shard in self._handle.others]
+        await asyncio.wait(told, timeout=MEET_TIMEOUT_S)
+
+    async def _tell_shard(self, shard: Any, news: PeerNews) -> None:
+        try:
+            await shard.meet.remote(news)
+        except RayError as error:
+            logger.info("a shard of worker %s did not hear of others: %s", self._info.worker_id, _first_line(error))
 
     @property
-    def as_peer(self) -> tuple[str, Epoch, Any]:
+    def as_peer(self) -> tuple[str, Epoch, tuple[Any, ...]]:
         """As PeerNews names it."""
-        return self._info.worker_id, self._info.epoch, self._handle.first
+        return self._info.worker_id, self._info.epoch, (self._handle.first, *self._handle.others)
 
     @property
     def has_line(self) -> bool:
@@ -298,7 +310,10 @@ class RemoteWorker:
                 self._not_taken()
 
         # Tasks begin in the order they are made, so batches leave in order.
-        task = asyncio.get_running_loop().create_task(send())
+        return self._keep(asyncio.get_running_loop().create_task(send()))
+
+    def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        """Until it is done."""
         self._sends.add(task)
         task.add_done_callback(self._sends.discard)
         return task
@@ -327,7 +342,11 @@ class RemoteSupervisor:
             plan = await self._plan_another(worker_id, model)
         handle = self._handles.pop(worker_id, None) or spawn_worker(plan)
         worker = await RemoteWorker.attach(handle, worker_id)
-        await self._introduce(worker)
+        try:
+            await self._introduce(worker)
+        except BaseException:
+            await worker.close()
+            raise
         return worker
 
     async def _introduce(self, newcomer: RemoteWorker) -> None:
@@ -336,10 +355,9 @@ class RemoteSupervisor:
         for worker_id in left:
             del self._up[worker_id]
         others = [worker for worker_id, worker in self._up.items() if worker_id != newcomer.info.worker_id]
-        for other in others:
-            other.meet(PeerNews((newcomer.as_peer,), left))
         self._up[newcomer.info.worker_id] = newcomer
-        await newcomer.meet(PeerNews(tuple(other.as_peer for other in others)))
+        meetings = [other.meet(PeerNews((newcomer.as_peer,), left)) for other in others]
+        await asyncio.gather(*meetings, newcomer.meet(PeerNews(tuple(other.as_peer for other in others))))
 
     async def _plan_another(self, worker_id: str, model: str) -> WorkerPlan:
         if self._another is None:
@@ -373,16 +391,20 @@ class RemoteSupervisor:
 
 
 class RemotePeers:
-    """The other workers that a worker may fetch from, in its process."""
+    """The other workers that a shard of a worker may fetch from, in its process: those that have as many shards, so
+    that each has what its like elsewhere needs."""
 
-    def __init__(self) -> None:
+    def __init__(self, rank: int, num_shards: int) -> None:
+        self._rank, self._num_shards = rank, num_shards
         self._peers: dict[str, RemotePeer] = {}
 
     def take(self, news: PeerNews) -> None:
         for worker_id in news.left:
             self._peers.pop(worker_id, None)
-        for worker_id, epoch, handle in news.joined:
-            self._peers[worker_id] = RemotePeer(handle, epoch)
+        for worker_id, epoch, handles in news.joined:
+            self._peers.pop(worker_id, None)
+            if len(handles) == self._num_shards:
+                self._peers[worker_id] = RemotePeer(handles[0], handles[self._rank], epoch)
 
     def find(self, worker_id: str, epoch: Epoch) -> RemotePeer | None:
         peer = self._peers.get(worker_id)
@@ -390,20 +412,23 @@ class RemotePeers:
 
 
 class RemotePeer:
-    """Implements PeerPort over the actor handle of a worker: chunks go through Ray's object store. For threads."""
+    """Implements PeerPort over the actor handles of a worker: chunks go through Ray's object store. For threads."""
 
-    def __init__(self, handle: Any, epoch: Epoch) -> None:
-        self._handle, self.epoch = handle, epoch
+    def __init__(self, first: Any, holder: Any, epoch: Epoch) -> None:
+        """The worker's first shard, which grants leases, and the one whose part is read; they may be the same."""
+        self._first, self._holder, self.epoch = first, holder, epoch
 
     def open(self, encoding_id: EncodingId) -> Granted | Refused:
-        granted: Granted | Refused = _take(self._handle.open_export.remote(encoding_id, self.epoch))
+        granted: Granted | Refused = _take(self._first.open_export.remote(encoding_id, self.epoch))
         return granted
 
     def ask(self, lease_id: int, begin: int, end: int) -> Callable[[], Chunk | Refused]:
-        return partial(_take, self._handle.read_export.remote(lease_id, begin, end))
+        if self._holder is not self._first:
+            self._first.renew_export.remote(lease_id)
+        return partial(_take, self._holder.read_export.remote(lease_id, begin, end))
 
     def close(self, lease_id: int) -> None:
-        self._handle.close_export.remote(lease_id)
+        self._first.close_export.remote(lease_id)
 
 
 def _take(reference: Any) -> Any:

@@ -28,7 +28,10 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """A lease: until it is closed, or nobody has asked for anything for a while, these tokens stay where they are."""
+    """A lease: until it is closed, or nobody has asked for anything for a while, these tokens stay where they are.
+
+    It is the same in all shards of a worker: each has lent its part under the lease's id.
+    """
 
     lease_id: int
     num_tokens: int
@@ -50,13 +53,25 @@ def checksum_of(encoding_id: EncodingId, begin: int, rows: Rows) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Export:
-    """An encoding in a worker's host memory, pinned there. Any thread may read, until the engine is told the end."""
+    """An encoding in a worker's host memory, pinned there. Any thread may read, until the engine is told the end.
 
+    `number` counts up in the life of an engine, alike in all shards of a worker.
+    """
+
+    number: int
     encoding_id: EncodingId
     num_tokens: int
     bytes_per_token: int
     read: Callable[[int, int], Rows]
     entry: Any = None  # the engine's own
+
+
+def chunk_from(export: Export, begin: int, end: int) -> Chunk | Refused:
+    """Its tokens [begin, end)."""
+    if not 0 <= begin < end <= export.num_tokens:
+        return Refused(f"tokens [{begin}, {end}) were asked for, there are {export.num_tokens}")
+    rows = export.read(begin, end)
+    return Chunk(rows, checksum_of(export.encoding_id, begin, rows))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,14 +81,16 @@ class ExportRequest:
     encoding_id: EncodingId
     reply: Future[Export | Refused] = field(default_factory=Future)
 
-    def answer(self, make: Callable[[], Export | Refused]) -> None:
+    def answer(self, make: Callable[[], Export | Refused]) -> bool:
+        """False if nobody waits any more: then nothing was made."""
         if not self.reply.set_running_or_notify_cancel():
-            return
+            return False
         try:
             self.reply.set_result(make())
         except BaseException as error:
             self.reply.set_exception(error)
             raise
+        return True
 
 
 class PeerLost(Exception):
@@ -97,9 +114,10 @@ class PeerPort(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PeerNews:
-    """Tells a worker whom it may fetch from: (id, epoch, handle) of those that came, ids of those that went."""
+    """Tells a worker whom it may fetch from: (id, epoch, a handle for each shard) of those that came, ids of those that
+    went."""
 
-    joined: tuple[tuple[str, str, Any], ...] = ()
+    joined: tuple[tuple[str, str, tuple[Any, ...]], ...] = ()
     left: tuple[str, ...] = ()
 
 

@@ -30,13 +30,17 @@ class Pools:
 
     def __init__(self, infos: Iterable[WorkerInfo], make_router: Callable[[], Router], default: str = "") -> None:
         """`default` "" is the first worker's model. Raises Unavailable for no workers, or none of the default, and
-        FailedPrecondition for workers of one name that serve different models, or of two that serve the same."""
+        FailedPrecondition for workers of one name that serve different models, or of two that serve the same, and for
+        workers of one model that do not have as many shards: one could not fetch from another."""
         found: dict[str, Pool] = {}
         for info in infos:
             pool = found.setdefault(info.model_name, Pool(info, make_router()))
             if pool.info.namespace != info.namespace:
                 other = f"worker {info.worker_id} serves another model than worker {pool.info.worker_id}"
                 raise FailedPrecondition(other, field="namespace", value=info.namespace)
+            if pool.info.num_shards != info.num_shards:
+                other = f"of worker {info.worker_id}, worker {pool.info.worker_id} has {pool.info.num_shards}"
+                raise FailedPrecondition(f"{other}: expected as many", field="num_shards", value=info.num_shards)
         if not found:
             raise Unavailable("no worker is up")
         if default and default not in found:

@@ -37,10 +37,6 @@ def checked(config: LabanConfig) -> LabanConfig:
         read_tokens(tokens)
     folder, record = config.cache.disk_folder, config.routing.record
     if folder is not None:
-        if any(plan.shards > 1 for plan in config.model_plans()):
-            raise InvalidInput(
-                "workers of several shards keep nothing on disk", field="cache.disk_folder", value=folder
-            )
         folder = _absolute(folder)
         if config.ray.address is None:  # elsewhere only the workers can tell, and do
             prepare_disk_folder(folder)

@@ -4,7 +4,32 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far an arrival is, at one moment."""
+
+    num_tokens_done: int
+    num_bytes: int
+    seconds: float
+    ended: bool
+    failed: bool  # not all has come, nor will
+    pauses: bool  # nor anything else, where it goes, for a while
+
+
+def together(parts: Sequence[Standing]) -> Standing:
+    """Of arrivals that each bring a part of the same tokens: a token has come once all of its parts have."""
+    return Standing(
+        min(part.num_tokens_done for part in parts),
+        min(part.num_bytes for part in parts),
+        max(part.seconds for part in parts),
+        all(part.ended for part in parts),
+        any(part.failed for part in parts),
+        any(part.pauses for part in parts),
+    )
 
 
 class Arrival:
@@ -22,6 +47,7 @@ class Arrival:
         self._ended_s: float | None = None
         self._problem: str | None = None
         self._cancelled = False
+        self._pauses = False
         self._ended = threading.Event()
         self._lock = threading.Lock()
 
@@ -54,6 +80,13 @@ class Arrival:
     def cancelled(self) -> bool:
         return self._cancelled
 
+    @property
+    def standing(self) -> Standing:
+        with self._lock:
+            ended = self._ended.is_set()
+            failed = ended and self._problem is not None
+            return Standing(self._num_tokens_done, self._num_bytes, self.seconds, ended, failed, self._pauses)
+
     def cancel(self) -> None:
         """No more is wanted. It ends soon, unless it has ended."""
         self._cancelled = True
@@ -76,13 +109,14 @@ class Arrival:
             self._num_tokens_done = num_tokens_done
             self._num_bytes += num_bytes
 
-    def end(self, problem: str | None = None) -> None:
-        """No more comes. The first end counts. Without a problem, all must have come."""
+    def end(self, problem: str | None = None, *, pauses: bool = False) -> None:
+        """No more comes; with `pauses`, of nothing else either for a while. The first end counts. Without a problem,
+        all must have come."""
         with self._lock:
             if self._ended.is_set():
                 return
             if problem is None and self._num_tokens_done != self.num_tokens:
                 raise ValueError(f"{self._num_tokens_done} of {self.num_tokens} tokens came")
-            self._problem = problem
+            self._problem, self._pauses = problem, pauses
             self._ended_s = self._clock()
             self._ended.set()

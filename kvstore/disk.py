@@ -113,6 +113,11 @@ class DiskTier:
         return self._header(encoding_id, namespace, num_tokens).file_bytes
 
     @property
+    def pause_s(self) -> float:
+        """How long nothing is written after an OSError."""
+        return self._pause_s
+
+    @property
     def writes_paused(self) -> bool:
         return self._clock() < self._paused_until
 
@@ -133,7 +138,7 @@ class DiskTier:
                 write.advance(num_tokens, 0)
                 write.end()
             elif (refusal := self._refusal(encoding_id, header.file_bytes)) is not None:
-                write.end(refusal)
+                write.end(refusal, pauses=self.writes_paused)
             else:
                 self._used_bytes += header.file_bytes
                 self._writing[encoding_id] = write
@@ -194,7 +199,14 @@ class DiskTier:
             raise ValueError(f"num_tokens is {num_tokens}, expected 1 or more")
         layout = self.layout
         return Header(
-            encoding_id, namespace, num_tokens, layout.bytes_per_token, layout.dtype, layout.shape, self._chunk_tokens
+            encoding_id,
+            namespace,
+            num_tokens,
+            layout.bytes_per_token,
+            layout.dtype,
+            layout.shape,
+            self._chunk_tokens,
+            layout.part,
         )
 
     def _path(self, encoding_id: EncodingId) -> Path:
@@ -223,7 +235,7 @@ class DiskTier:
                 if not kept and unlink(temporary):
                     self._used_bytes -= header.file_bytes
                 del self._writing[header.encoding_id]
-            write.end(problem)
+            write.end(problem, pauses=problem is not None and self.writes_paused)
 
     def _keep(self, write: DiskWrite, header: Header, temporary: Path, path: Path) -> bool:
         """Gives the file its name, unless the write was cancelled. Never over one that is there: it is not ours."""

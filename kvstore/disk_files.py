@@ -44,10 +44,14 @@ class NotOurs(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ChunkLayout:
-    """What a chunk is as an array: `dtype` as numpy names it, and `shape`, in which -1 stands for the tokens."""
+    """What a chunk is as an array: `dtype` as numpy names it, and `shape`, in which -1 stands for the tokens.
+
+    `part` says which of an encoding's heads are in it: as "0/2" the first half; "" all.
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    part: str = ""
 
     def __post_init__(self) -> None:
         if self.shape.count(-1) != 1 or any(size < 1 for size in self.shape if size != -1):
@@ -70,10 +74,11 @@ class Header:
     dtype: str
     shape: tuple[int, ...]
     chunk_tokens: int = CHUNK_TOKENS
+    part: str = ""
 
     @property
     def layout(self) -> ChunkLayout:
-        return ChunkLayout(self.dtype, self.shape)
+        return ChunkLayout(self.dtype, self.shape, self.part)
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         """(begin, end) of the tokens of each."""

@@ -63,6 +63,36 @@ def scan(folder: Path, layout: ChunkLayout, namespace_prefix: str) -> list[tuple
     return [(path, header) for _, path, header in sorted(found, key=lambda each: each[0], reverse=True)]
 
 
+def clear(folder: Path) -> None:
+    """Deletes the files of ours in a folder that no worker has any more; in one that a worker has, nothing."""
+    if not folder.is_dir():
+        return
+    try:
+        fd = lock_folder(folder)
+    except (FolderInUse, OSError) as error:
+        logger.info("%s stays as it is: %s", folder, error)
+        return
+    try:
+        for entry in list(os.scandir(folder)):
+            if _FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False) and _is_ours(Path(entry.path)):
+                unlink(Path(entry.path))
+    finally:
+        os.close(fd)
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return begins_as_ours(os.read(fd, len(MAGIC)))
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
 def _take(path: Path, size: int, encoding_id: str, *, half_written: bool) -> Header:
     """The header of a file that is whole but for damage within its chunks. Raises Damaged, NotOurs or OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)

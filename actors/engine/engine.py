@@ -46,11 +46,13 @@ from laban.actors.engine.forgetting import Forgetting
 from laban.actors.engine.iteration import Iteration, Sampled
 from laban.actors.engine.launched import BatchTooLarge, Launched
 from laban.actors.engine.loads import Loads
+from laban.actors.engine.of_all_shards import counters_of_all, rates_of_all, tallies_of_all
 from laban.actors.engine.runner import AnyRunner, bytes_per_token
 from laban.actors.engine.sampler import Masks
 from laban.actors.engine.scheduler import Scheduler
 from laban.actors.engine.scoring import KeptScores
 from laban.actors.engine.sequence import UNKNOWN, Chunk, RunningCall, Sequence
+from laban.actors.engine.sharding import local_num_kv_heads
 from laban.actors.engine.shared_beginnings import SharedBeginnings
 from laban.actors.engine.tenant_limits import TenantLimits
 from laban.actors.engine.tick import Tick
@@ -61,6 +63,7 @@ from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError
 from laban.actors.tallies import WorkerTallies
 from laban.actors.tokenizer import Tokenizer
 from laban.actors.transfers import Export, ExportRequest, FindPeer
+from laban.kvstore.arrivals import Standing
 from laban.kvstore.encodings import EncodingSpec, adapter_of, make_spec
 from laban.kvstore.store import EncodingStore, Entry
 
@@ -108,7 +111,9 @@ class Engine:
         self.corrections = Corrections(runner, self.store, self.tiers.tallying)
         self._trials = Trials(self.corrections)
         self.exports = Exports(self.tiers, self.store, self.corrections)
-        self._limits = TenantLimits(self.store, self.tiers)
+        # Into which the shards divide the keys and values of a token.
+        self._num_parts: int = runner.model.config.num_key_value_heads // local_num_kv_heads(runner.model)
+        self._limits = TenantLimits(self.store, self.tiers, self._num_parts)
         self._forgetting = Forgetting(self.store, self.tiers)
         self.info = WorkerInfo(
             worker_id=worker_id,
@@ -124,8 +129,8 @@ class Engine:
             dtype=str(runner.dtype).removeprefix("torch."),
             device=str(runner.device),
             num_shards=1 if runner.group is None else runner.group.size,
-            host_bytes=self.tiers.host_bytes,
-            disk_bytes=self.tiers.disk_bytes,
+            host_bytes=self._num_parts * self.tiers.host_bytes,
+            disk_bytes=self._num_parts * self.tiers.disk_bytes,
             adapters=runner.adapters.fingerprints,
         )
         flights, per_token = self.tiers.flights, self.tiers.needs.bytes_per_token
@@ -201,9 +206,10 @@ class Engine:
             self.tiers.fetcher = Fetching(find_peer, self.tiers.pool.k.dtype)
             self.info = replace(self.info, fetches=True)
 
-    def export(self, request: ExportRequest) -> None:
-        """Lends an encoding to another worker, now or once it has been copied to host memory."""
-        self.tiers.date(self._clock())
+    def export(self, request: ExportRequest, now_s: float | None = None) -> None:
+        """Lends an encoding to another worker, now or once it has been copied to host memory. `now_s` is the next
+        step's, if that is known."""
+        self.tiers.date(self._clock() if now_s is None else now_s)
         self.exports.begin(request)
 
     def end_export(self, export: Export) -> None:
@@ -228,7 +234,12 @@ class Engine:
         flights = self.tiers.flights
         landed = () if flights is None else flights.landed()
         costs = self._drafting.costs.known
-        return Tick(self._clock(), landed, self.tiers.rates.known, self._constraining.ready, costs)
+        ready = self._constraining.ready
+        return Tick(self._clock(), landed, self.tiers.rates.known, ready, costs, self.standings())
+
+    def standings(self) -> tuple[Standing, ...]:
+        """Of this shard's part of what is under way below the device."""
+        return tuple(arrival.standing for arrival in self.tiers.under_way)
 
     def step(self, tick: Tick | None = None) -> WorkerReport:
         """One iteration. Whatever goes wrong in it ends the calls that run, with an error, and not the engine."""
@@ -264,8 +275,8 @@ class Engine:
             tuple(events),
             changes,
             self._load(),
-            self.tiers.rates.known,
-            self.tiers.counters.totals(),
+            rates_of_all(self.tiers.rates.known, self._num_parts),
+            counters_of_all(self.tiers.counters.totals(), self._num_parts),
             self._tallies(),
         )
 
@@ -284,7 +295,7 @@ class Engine:
             tiers.needs.take_pins(each.pins)
             scheduler.prefetches.order([one for one in each.prefetches if self._can_compute(one)])
             scheduler.prefetches.cancel(each.cancelled)
-        for encoding_id, failed in tiers.take_arrivals():
+        for encoding_id, failed in tiers.take_arrivals(tick.standings):
             scheduler.prefetches.may_begin = True
             if failed is not None:
                 scheduler.refuse(encoding_id, failed)
@@ -581,8 +592,8 @@ class Engine:
             allocator.num_free,
             allocator.num_pages,
             len(self.store),
-            self.tiers.host_bytes_used,
-            self.tiers.disk_bytes_used,
+            self._num_parts * self.tiers.host_bytes_used,
+            self._num_parts * self.tiers.disk_bytes_used,
             scheduler.num_blocked,
         )
 
@@ -592,7 +603,8 @@ class Engine:
             return None
         self._tallies_due_s = now_s + TALLIES_EVERY_S
         pool = self.corrections.pool
-        return self.tiers.tallying.totals()._replace(num_anchors=pool.num_anchors, anchor_bytes=pool.num_bytes)
+        totals = tallies_of_all(self.tiers.tallying.totals(), self._num_parts)
+        return totals._replace(num_anchors=pool.num_anchors, anchor_bytes=pool.num_bytes)
 
     def _evicts(self, entry: Entry) -> None:
         self.tiers.device_evicts(entry)

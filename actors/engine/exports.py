@@ -18,7 +18,7 @@ class Exports:
     def __init__(self, tiers: Tiers, device: EncodingStore, corrections: Corrections) -> None:
         self._tiers, self._device, self._corrections = tiers, device, corrections
         self._waiting: list[ExportRequest] = []
-        self.num_open = 0
+        self.num_open = self._num_lent = 0
 
     def begin(self, request: ExportRequest) -> None:
         """Answers at once, or in `pump` if the encoding has to come to the host first."""
@@ -72,11 +72,12 @@ class Exports:
         assert self._tiers.host is not None
         self._tiers.host.pin(entry)
         self.num_open += 1
+        self._num_lent += 1
 
         def read(begin: int, end: int) -> Rows:
             return chunk_of(pool.read(entry.runs(begin, end)))
 
-        return Export(entry.key, entry.num_tokens, pool.bytes_per_token, read, entry)
+        return Export(self._num_lent, entry.key, entry.num_tokens, pool.bytes_per_token, read, entry)
 
     @staticmethod
     def _is_less(held: Entry, whole: Entry) -> bool:

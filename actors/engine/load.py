@@ -116,16 +116,19 @@ def make_engine(
 def _tiers(
     runner: AnyRunner, config: EngineConfig, group: ShardGroup | None, namespace: str, progress: Progress
 ) -> Tiers:
-    """Those below the device; of a worker's shards each has its part of the host's memory."""
+    """Those below the device; of a worker's shards each has its part of the host's memory, and of the disk."""
     num_bytes, num_shards = config.host_bytes, 1 if group is None else group.size
     if num_bytes is None:
         on_gpu = runner.device.type == "cuda"
         num_bytes = default_host_bytes(on_gpu=on_gpu, workers_sharing=config.num_workers)
-    folder = None if config.disk_folder is None else Path(config.disk_folder)
-    if folder is not None and num_shards > 1:
-        raise InvalidInput("a worker of several shards keeps nothing on disk", field="cache.disk_folder", value=folder)
     return make_tiers(
-        runner, config, _all(num_bytes // num_shards, group), namespace=namespace, disk_folder=folder, progress=progress
+        runner,
+        config,
+        _all(num_bytes // num_shards, group),
+        namespace=namespace,
+        disk_folder=None if config.disk_folder is None else Path(config.disk_folder),
+        progress=progress,
+        group=group,
     )
 
 

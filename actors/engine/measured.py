@@ -16,12 +16,13 @@ DEFAULTS_ON_CPU = WorkerRates(500.0, 0.050, 4e9, 1e9, 0.5e9)
 
 
 class MeasuredRates:
-    """Moving averages. `known` are the measured ones, `expected` with defaults for those that are not."""
+    """Moving averages. `known` are the measured ones; `expected` those last adopted, with defaults for the rest."""
 
     def __init__(self, on_card: bool, link_bytes_per_s: float | None) -> None:
         self._defaults = DEFAULTS_ON_CARD if on_card else DEFAULTS_ON_CPU
         self._min_tokens = MIN_TOKENS_ON_CARD if on_card else MIN_TOKENS_ON_CPU
         self._limit = link_bytes_per_s
+        self._measured: dict[str, float] = {}
         self._values: dict[str, float] = {}
         self._expected: WorkerRates | None = None
 
@@ -39,7 +40,8 @@ class MeasuredRates:
         self.copied("host", num_bytes, seconds)
 
     def adopt(self, known: WorkerRates) -> None:
-        """Those of the worker's first shard, by which all decide."""
+        """What is expected from now on: what was measured, in a worker of several shards by the first one. What is
+        measured in between changes nothing, so that all decide alike."""
         values = {name: value for name in FIELDS if (value := getattr(known, name))}
         if values != self._values:
             self._values, self._expected = values, None
@@ -51,7 +53,7 @@ class MeasuredRates:
 
     @property
     def known(self) -> WorkerRates:
-        return WorkerRates(**self._values)
+        return WorkerRates(**self._measured)
 
     @property
     def expected(self) -> WorkerRates:
@@ -67,6 +69,5 @@ class MeasuredRates:
         )
 
     def _add(self, name: str, value: float) -> None:
-        self._expected = None
-        before = self._values.get(name)
-        self._values[name] = value if before is None else before + WEIGHT * (value - before)
+        before = self._measured.get(name)
+        self._measured[name] = value if before is None else before + WEIGHT * (value - before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,21 @@ class ShardGroup:
         least = torch.tensor(value)
         dist.all_reduce(least, dist.ReduceOp.MIN, group=self._control)
         return int(least)
+
+    def gather(self, rows: Sequence[Sequence[float]]) -> list[list[list[float]]]:
+        """Every shard's `rows`, of which all have as many, all as long, in order of rank. Waits for all of them without
+        a limit of time."""
+        own = torch.tensor(rows, dtype=torch.float64)
+        gathered = own.new_empty((self.size * own.shape[0], own.shape[1]))
+        _all_gather(gathered, own, group=self._control)
+        found: list[list[list[float]]] = gathered.view(self.size, *own.shape).tolist()
+        return found
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every shard's `value`, pickled, in order of rank. Waits for all of them without a limit of time."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._control)
+        return values
 
     def close(self) -> None:
         """Leave, when all shards do, with nothing under way and their runners closed.

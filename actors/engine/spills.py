@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from laban.actors.engine.counters import Counters
 from laban.actors.engine.disk_folder import chunk_of
 from laban.actors.engine.host_pool import HostPool
 from laban.actors.engine.tallying import Tallying
-from laban.kvstore.arrivals import Arrival
+from laban.kvstore.arrivals import Arrival, Standing
 from laban.kvstore.disk import DiskTier
 from laban.kvstore.disk_files import Chunk
 from laban.kvstore.encodings import EncodingId, EncodingSpec, owner_of
@@ -23,8 +24,20 @@ MAX_SPILLS = 2
 SPILL_EVERY_S = 0.05
 
 
+@dataclass(slots=True, eq=False)
+class _Write:
+    arrival: Arrival
+    entry: Entry
+    num_bytes: int
+    dropped: bool = False
+
+
 class Spills:
-    """Owned by the engine's thread; the disk's own threads read and write."""
+    """Owned by the engine's thread; the disk's own threads read and write.
+
+    Shards of a worker have a Spills each, over a disk of their own, and the same is on all disks: all go by their own
+    count of what they gave them, and by the standings of writes that are made of all shards'.
+    """
 
     def __init__(
         self,
@@ -50,12 +63,14 @@ class Spills:
         self.changes = MergedChanges()
         self._held: dict[EncodingId, tuple[int, int, str]] = dict(disk.held())  # tokens, bytes, namespace
         self._taken: Counter[str] = Counter()
-        self._writing: dict[EncodingId, tuple[Arrival, Entry]] = {}
+        self._writing: dict[EncodingId, _Write] = {}
+        self.used_bytes = 0  # by what is there and what is being written
         self._refused: set[EncodingId] = set()  # of the host's, what is not written
-        self._again_s = 0.0
+        self._again_s = self._paused_until_s = 0.0
         for encoding_id, (num_tokens, num_bytes, namespace) in self._held.items():
             self._tell(encoding_id, PlacementState.READY, num_tokens, namespace)
             self._taken[owner_of(namespace)] += num_bytes
+            self.used_bytes += num_bytes
 
     def __contains__(self, encoding_id: object) -> bool:
         return encoding_id in self._held
@@ -73,15 +88,14 @@ class Spills:
         return num_tokens, namespace
 
     def run(self) -> None:
-        """Takes in what has been written, and begins to write what the host will lose next if it is nearly full."""
-        host = self._host
-        self._take_written()
-        if host.allocator.num_free >= SPILL_BELOW * host.allocator.num_pages or self.disk.writes_paused:
+        """Begins to write what the host will lose next if it is nearly full."""
+        host, now_s = self._host, self._needs.now_s
+        if host.allocator.num_free >= SPILL_BELOW * host.allocator.num_pages or now_s < self._paused_until_s:
             self._refused.clear()
             return
-        if len(self._writing) >= MAX_SPILLS or self._needs.now_s < self._again_s:
+        if len(self._writing) >= MAX_SPILLS or now_s < self._again_s:
             return
-        self._again_s = self._needs.now_s + SPILL_EVERY_S
+        self._again_s = now_s + SPILL_EVERY_S
         for entry in host.next_victims():
             if len(self._writing) >= MAX_SPILLS:
                 return
@@ -94,24 +108,40 @@ class Spills:
                 self._refused.add(entry.key)
                 continue
             host.pin(entry)
-            self._writing[entry.key] = self._write(entry, spec), entry
+            num_bytes = self._bytes_for(entry, spec)
+            self.used_bytes += num_bytes
+            self._writing[entry.key] = _Write(self._write(entry, spec), entry, num_bytes)
 
-    def _take_written(self) -> None:
-        for encoding_id, (write, entry) in list(self._writing.items()):
-            if not write.ended:
+    @property
+    def under_way(self) -> list[Arrival]:
+        return [write.arrival for write in self._writing.values()]
+
+    def take_written(self, standings: Sequence[Standing]) -> None:
+        """What became of `under_way`."""
+        for (encoding_id, write), standing in zip(list(self._writing.items()), standings, strict=True):
+            if standing.failed:  # in another shard too: no more of it is wanted here
+                write.arrival.cancel()
+            if not standing.ended:
                 continue
             del self._writing[encoding_id]
-            self._host.unpin(entry)
-            if write.problem is not None:
+            self._host.unpin(write.entry)
+            if standing.pauses:
+                self._paused_until_s = self._needs.now_s + self.disk.pause_s
+            if standing.failed or write.dropped:
+                self.used_bytes -= write.num_bytes
+                self.disk.drop(encoding_id)  # if it was written here
                 self._refused.add(encoding_id)
-                self._tallying.add("num_saves_failed", int(not write.cancelled))
+                self._tallying.add("num_saves_failed", int(not write.dropped))
                 continue
-            held = self.disk.held().get(encoding_id, (entry.num_tokens, 0, ""))
-            self._held[encoding_id] = held
-            self._taken[owner_of(held[2])] += held[1]
-            self._counters.add("bytes_saved_disk", entry.num_tokens * self._needs.bytes_per_token)
+            entry = write.entry
             namespace = "" if entry.spec is None else entry.spec.namespace
+            self._held[encoding_id] = entry.num_tokens, write.num_bytes, namespace
+            self._taken[owner_of(namespace)] += write.num_bytes
+            self._counters.add("bytes_saved_disk", entry.num_tokens * self._needs.bytes_per_token)
             self._tell(encoding_id, PlacementState.READY, entry.num_tokens, namespace)
+
+    def _bytes_for(self, entry: Entry, spec: EncodingSpec) -> int:
+        return self.disk.bytes_for(entry.key, spec.namespace, entry.num_tokens)
 
     def _write(self, entry: Entry, spec: EncodingSpec) -> Arrival:
         def read(begin: int, end: int) -> Chunk:
@@ -122,13 +152,13 @@ class Spills:
     def _make_room(self, entry: Entry, spec: EncodingSpec) -> bool:
         """Drops files that are worth less until there is room; False if there are none such."""
         disk = self.disk
-        needed = disk.bytes_for(entry.key, spec.namespace, entry.num_tokens)
+        needed = self._bytes_for(entry, spec)
         if needed > disk.max_bytes:
             return False
         tenant = owner_of(spec.namespace)
         if tenant in self.limits and self._taken[tenant] + needed > self.limits[tenant]:
             return False
-        over = disk.used_bytes + needed - disk.max_bytes
+        over = self.used_bytes + needed - disk.max_bytes
         if over <= 0:
             return True
         again_s = self._encode_again_s(entry)
@@ -167,13 +197,12 @@ class Spills:
     def drop(self, encoding_id: EncodingId) -> None:
         """Forget it; a write of it ends soon."""
         self.disk.drop(encoding_id)
-        self.forget(encoding_id)
-
-    def forget(self, encoding_id: EncodingId) -> None:
-        """Its file is not what it should be."""
+        if encoding_id in self._writing:
+            self._writing[encoding_id].dropped = True
         gone = self._held.pop(encoding_id, None)
         if gone is not None:
             self._taken[owner_of(gone[2])] -= gone[1]
+            self.used_bytes -= gone[1]
             self._tell(encoding_id, PlacementState.GONE, 0, "")
 
     def left_host(self, encoding_id: EncodingId) -> None:

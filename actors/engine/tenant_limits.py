@@ -15,13 +15,14 @@ class TenantLimits:
     Over the limit is only what is being copied, for as long as that takes.
     """
 
-    def __init__(self, device: EncodingStore, tiers: Tiers) -> None:
-        self._device, self._tiers = device, tiers
+    def __init__(self, device: EncodingStore, tiers: Tiers, num_parts: int = 1) -> None:
+        """`num_parts` shards have as many parts of each encoding; a limit is for all of them together."""
+        self._device, self._tiers, self._num_parts = device, tiers, num_parts
         self._bytes: dict[str, int] = {}
 
     def take(self, limits: Iterable[tuple[str, int]]) -> None:
         """Namespaces, and bytes. They replace what was said before."""
-        self._bytes = dict(limits)
+        self._bytes = {tenant: most // self._num_parts for tenant, most in limits}
         page_bytes = self._device.page_size * self._tiers.needs.bytes_per_token
         self._device.limits = {tenant: most // page_bytes for tenant, most in self._bytes.items()}
         self._share()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
@@ -25,7 +25,7 @@ from laban.actors.engine.measured import MeasuredRates
 from laban.actors.engine.saves import Saves
 from laban.actors.engine.spills import Spills
 from laban.actors.engine.tallying import Tallying
-from laban.kvstore.arrivals import Arrival
+from laban.kvstore.arrivals import Arrival, Standing
 from laban.kvstore.disk import DiskTier
 from laban.kvstore.disk_files import Chunk
 from laban.kvstore.encodings import EncodingId, EncodingSpec
@@ -73,6 +73,7 @@ class _Coming:
     spec: EncodingSpec | None  # None for what another worker wants: nobody here said what it is
     kind: Literal["disk", "peer"]
     source: Source | None
+    dropped: bool = False
 
 
 class Tiers:
@@ -304,36 +305,48 @@ class Tiers:
     def comes_from_peer(self, encoding_id: EncodingId) -> bool:
         return encoding_id in self._coming and self._coming[encoding_id].kind == "peer"
 
-    def take_arrivals(self) -> list[tuple[EncodingId, object]]:
+    @property
+    def under_way(self) -> list[Arrival]:
+        """What brings encodings to the host and what takes them to disk, in the same order in all shards."""
+        writes = [] if self._spills is None else self._spills.under_way
+        return [*(coming.arrival for coming in self._coming.values()), *writes]
+
+    def take_arrivals(self, standings: Sequence[Standing]) -> list[tuple[EncodingId, object]]:
         """Encodings that have come to the host, or will not: (id, what failed and is not to be tried again, or None).
 
-        What has come of one that broke off is kept: a prefix.
+        `standings` are those of `under_way`. What has come of one that broke off is kept: a prefix.
         """
         ended: list[tuple[EncodingId, object]] = []
-        for encoding_id, coming in list(self._coming.items()):
-            if not coming.arrival.ended:
+        num_coming = len(self._coming)
+        if self._spills is not None:
+            self._spills.take_written(standings[num_coming:])
+        for (encoding_id, coming), standing in zip(list(self._coming.items()), standings[:num_coming], strict=True):
+            if standing.failed:  # in another shard too: no more of it is wanted here
+                coming.arrival.cancel()
+            if not standing.ended:
                 continue
             del self._coming[encoding_id]
-            ended.append((encoding_id, self._take_arrival(encoding_id, coming)))
+            ended.append((encoding_id, self._take_arrival(encoding_id, coming, standing)))
         return ended
 
-    def _take_arrival(self, encoding_id: EncodingId, coming: _Coming) -> object:
+    def _take_arrival(self, encoding_id: EncodingId, coming: _Coming, standing: Standing) -> object:
         assert self.host is not None
-        arrival, done = coming.arrival, coming.arrival.num_tokens_done
-        self.rates.copied(coming.kind, arrival.num_bytes, arrival.seconds)
-        failed = arrival.problem is not None and not arrival.cancelled
-        self.tallying.copied(coming.kind, arrival.num_bytes, arrival.seconds, failed=failed)
+        done = standing.num_tokens_done
+        self.rates.copied(coming.kind, standing.num_bytes, standing.seconds)
+        failed = standing.failed and not coming.dropped
+        self.tallying.copied(coming.kind, standing.num_bytes, standing.seconds, failed=failed)
         self.counters.add(f"tokens_loaded_{coming.kind}", done)
         if done:
             self.host.publish(coming.entry, encoding_id, done, coming.spec)
             self.host.unpin(coming.entry)
         else:
             self.host.discard(coming.entry)
-        if arrival.problem is None:
+        if not standing.failed:
             return None
-        log.info("%s came only in part (%d of %d tokens): %s", encoding_id, done, arrival.num_tokens, arrival.problem)
+        why = coming.arrival.problem or "another shard's part did not come"
+        log.info("%s came only in part (%d of %d tokens): %s", encoding_id, done, coming.arrival.num_tokens, why)
         if coming.source is None and self._spills is not None:
-            self._spills.forget(encoding_id)
+            self._spills.drop(encoding_id)
         return ("disk", encoding_id) if coming.source is None else coming.source
 
     # The way down
@@ -375,6 +388,7 @@ class Tiers:
         """Forget an encoding in the host's memory and on disk; whether it is gone. What is being copied goes later."""
         coming = self._coming.get(encoding_id)
         if coming is not None:
+            coming.dropped = True
             coming.arrival.cancel()
         elif self._spills is not None:
             self._spills.drop(encoding_id)
@@ -439,7 +453,7 @@ class Tiers:
 
     @property
     def disk_bytes_used(self) -> int:
-        return 0 if self.disk is None else self.disk.used_bytes
+        return 0 if self._spills is None else self._spills.used_bytes
 
     def take_changes(self) -> tuple[PlacementChange, ...]:
         below = () if self.host is None else self.host.take_changes()

@@ -7,11 +7,12 @@ from pathlib import Path
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.copier import Copier
 from laban.actors.engine.counters import Counters
-from laban.actors.engine.disk_folder import open_disk
+from laban.actors.engine.disk_folder import open_disk, open_disk_of_shard
 from laban.actors.engine.flights import Flights
 from laban.actors.engine.host_pool import HostPool
 from laban.actors.engine.measured import MeasuredRates
 from laban.actors.engine.runner import AnyRunner
+from laban.actors.engine.shard_group import ShardGroup
 from laban.actors.engine.tiers import Tiers
 from laban.actors.errors import InvalidInput
 from laban.actors.models import Progress, say_nothing
@@ -27,8 +28,10 @@ def make_tiers(
     namespace: str = "",
     disk_folder: Path | None = None,
     progress: Progress = say_nothing,
+    group: ShardGroup | None = None,
 ) -> Tiers:
-    """`host_bytes` None, or less than a page, has no tier below the device. Raises InvalidInput for the policy."""
+    """`host_bytes` None, or less than a page, has no tier below the device. Of a worker's shards, which make them at
+    once, each has as many, and its part of `config.disk_bytes`. Raises InvalidInput for the policy."""
     on_card = runner.device.type == "cuda"
     pool = runner.k_pool
     per_token = 2 * len(pool) * pool[0, 0].numel() * pool.itemsize
@@ -46,6 +49,8 @@ def make_tiers(
     )
     copier = Copier(runner.k_pool, runner.v_pool, host, limit_bytes_per_s=config.link_bytes_per_s)
     disk = None
-    if disk_folder is not None:
+    if disk_folder is not None and group is not None:
+        disk = open_disk_of_shard(disk_folder, config.disk_bytes // group.size, namespace, host, group)
+    elif disk_folder is not None:
         disk = open_disk(disk_folder, config.disk_bytes, namespace, host)
     return Tiers(host, Flights(copier), needs, rates, counters, tenant_share=config.tenant_share, disk=disk)

@@ -12,10 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from ray_processes import processes
 from small_model import save_small_model
 
 from laban.actors.calls import Call, CallFinished, Sampling, Source, WorkerReport
 from laban.actors.engine.config import EngineConfig
+from laban.actors.ports import WorkerLost
 from laban.actors.remote import RemoteSupervisor, RemoteWorker, WorkerPlan
 from laban.kvstore.encodings import EMPTY_VIEW, EncodingSpec, Placement, extend
 
@@ -32,9 +34,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_small_model(tmp_path_factory.mktemp("model"))
 
 
-def plan(worker_id: str, folder: str, **env: float) -> WorkerPlan:
+def plan(worker_id: str, folder: str, num_shards: int = 1, **env: float) -> WorkerPlan:
     variables = {f"TEST_{name.upper()}": str(value) for name, value in env.items()}
-    return WorkerPlan(worker_id, folder, CONFIG, "small_model:load", num_cpus=0, env=variables)
+    num_cpus = 0 if num_shards == 1 else 0.25  # of a placement group each has some
+    return WorkerPlan(worker_id, folder, CONFIG, "small_model:load", num_shards, num_cpus, env=variables)
 
 
 def message(number: int) -> tuple[int, ...]:
@@ -79,11 +82,16 @@ def asked_inside(worker: RemoteWorker, ask: Callable[[Any], Any]) -> Any:
     """What `ask` makes of the WorkerProcess, in its process."""
     import ray
 
-    return ray.get(worker.as_peer[2].__ray_call__.remote(ask), timeout=20)
+    return ray.get(worker.as_peer[2][0].__ray_call__.remote(ask), timeout=20)
 
 
 def pid_of(worker: RemoteWorker) -> int:
     return int(asked_inside(worker, lambda process: os.getpid()))
+
+
+async def lost(worker: RemoteWorker) -> None:
+    with pytest.raises(WorkerLost):
+        await until(lambda report: False, worker)
 
 
 def assert_sure(result: CallFinished) -> None:
@@ -143,5 +151,37 @@ def test_a_message_encoded_at_one_worker_is_read_at_another_and_a_killed_one_cos
         assert asked_inside(again, lambda process: process._loop._engine.exports.num_open) == 0
         await b.close()
         await again.close()
+
+    asyncio.run(scenario())
+
+
+def test_each_shard_fetches_from_its_like_and_one_killed_on_the_way_costs_an_encoding(folder: str) -> None:
+    async def scenario() -> None:
+        supervisor = RemoteSupervisor([plan("a", folder, 2, chunk_s=CHUNK_S), plan("b", folder, 2)])
+        a = await supervisor.start("a")
+        of_a = set(processes("ShardProcess"))
+        b = await supervisor.start("b")
+        assert (a.info.num_shards, a.info.fetches) == (2, True)
+        first, second = await encoded(a, 1), await encoded(a, 2)
+        expected = []
+        for number, spec in enumerate((first, second)):
+            a.submit([reading(f"alone-{number}", spec)])
+            expected.append(await finished(a, f"alone-{number}"))
+            assert_sure(expected[-1])
+        b.submit([reading("whole", first, a)])
+        whole = await finished(b, "whole")
+        assert (whole.tokens_loaded, whole.tokens_encoded) == (NUM_TOKENS, 1)
+        assert whole.text == expected[0].text
+        assert asked_inside(a, lambda process: process._exporting.num_leases) == 0
+        # A's other shard is killed on the way, and with it A.
+        b.submit([reading("broken", second, a)])
+        await asyncio.sleep(4 * CHUNK_S)
+        os.kill(of_a.pop(), signal.SIGKILL)
+        broken = await finished(b, "broken")
+        assert broken.text == expected[1].text
+        assert 1 < broken.tokens_encoded < NUM_TOKENS, "what had come in both shards was kept"
+        await lost(a)
+        for worker in (a, b):
+            await worker.close()
 
     asyncio.run(scenario())

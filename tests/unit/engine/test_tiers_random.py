@@ -107,7 +107,7 @@ def test_calls_do_not_notice(seed: int, tmp_path: Path) -> None:
     )
     play = Play(seed, Driver(tight), Driver(make_engine(pool_tokens=40_000, fused=fused)))
     if slow:  # so that mixing pays
-        tight.tiers.rates._values = {"encode_tokens_per_s": 1e6, "host_bytes_per_s": 4e6}
+        tight.tiers.rates._measured = {"encode_tokens_per_s": 1e6, "host_bytes_per_s": 4e6}
     for _ in range(8):
         for _ in range(play.draw.randint(1, 4)):
             play.call()
