@@ -67,7 +67,9 @@ class CacheSection(Section):
         min_length=1,
         description="where workers keep encodings on disk, each in a folder of its own there; null: nowhere",
     )
-    disk_bytes: Bytes = Field(default=16 << 30, gt=0, le=MAX_BYTES, description="of that folder, for each worker")
+    disk_bytes: Bytes = Field(
+        default=16 << 30, gt=0, le=MAX_BYTES, description="of that folder, for each worker, its shards together"
+    )
     eviction: str = Field(
         default="cost", min_length=1, description="cost, steps, lru, or one of your own as package.module:Class"
     )

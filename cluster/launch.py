@@ -37,7 +37,7 @@ Progress = Callable[[str, float | None], None]
 START_TIMEOUT_S = 600.0
 STOP_S = 15.0  # for what is left to be written, and the workers to end
 OBJECT_STORE_BYTES = 256 << 20  # calls and reports are small
-TRANSFER_BYTES = 64 << 20  # keys and values on their way to a worker: two transfers, a few chunks of each
+TRANSFER_BYTES = 64 << 20  # keys and values on their way to a shard: two transfers, a few chunks of each
 MOST_STORE_BYTES = 8 << 30
 QUIET_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -140,7 +140,7 @@ def _start_ray(config: LabanConfig, progress: Progress) -> bool:
         return False
     for name, value in (QUIET_RAY if config.ray.address is not None else QUIET_RAY | OWN_RAY).items():
         os.environ.setdefault(name, value)
-    num_workers = sum(plan.workers for plan in config.model_plans())
+    num_processes = sum(plan.workers * plan.shards for plan in config.model_plans())
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     address = config.ray.address
     on_terminate = signal.getsignal(signal.SIGTERM)
@@ -154,7 +154,7 @@ def _start_ray(config: LabanConfig, progress: Progress) -> bool:
                 address="local",
                 include_dashboard=False,
                 num_cpus=config.ray.num_cpus,
-                object_store_memory=min(MOST_STORE_BYTES, OBJECT_STORE_BYTES + num_workers * TRANSFER_BYTES),
+                object_store_memory=min(MOST_STORE_BYTES, OBJECT_STORE_BYTES + num_processes * TRANSFER_BYTES),
                 **quiet,
             )
     except Exception as error:  # Ray raises plain Exceptions, too, such as for a raylet that died while it started

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from laban.kvstore.encodings import EncodingSpec
 
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 2}
 WAIT_S = 60.0
+HOST_BYTES = 1 << 22  # of a worker's shards together
 
 
 class Meeting:
@@ -79,7 +79,7 @@ class ShardedWorker:
     nothing runs."""
 
     def __init__(self, size: int, rates: WorkerRates, **config: Any) -> None:
-        settings = EngineConfig(**{"dtype": "float32", "drafting": False, "host_bytes": 1 << 24, **config})
+        settings = EngineConfig(**{"dtype": "float32", "drafting": False, "host_bytes": HOST_BYTES, **config})
         meeting = Meeting(size)
         self._groups = [ThreadGroup(rank, size, meeting) for rank in range(size)]
         # One after the other: they draw their weights from torch's one generator.
@@ -90,6 +90,8 @@ class ShardedWorker:
         self.problems: list[BaseException] = []
         self.specs: dict[str, EncodingSpec] = {}
 
+        made = threading.Barrier(size)
+
         def engine_of(rank: int) -> Engine:
             group: Any = self._groups[rank]
             engine = make_engine(
@@ -99,6 +101,7 @@ class ShardedWorker:
             engine.tiers.rates._values = {name: getattr(rates, name) for name in rates.__dataclass_fields__}
             engine.connect(lambda worker_id, epoch: self.find_peers[rank](worker_id, epoch))
             self.engines[rank] = engine
+            made.wait(WAIT_S)
             return engine
 
         def guarded(rank: int, body: Callable[[], Any]) -> Any:
@@ -196,7 +199,3 @@ class ShardPeer:
 
     def close(self, lease_id: int) -> None:
         self.worker.exporting.close(lease_id)
-
-
-def files_of(folder: Path, rank: int) -> list[Path]:
-    return sorted((folder / f"shard-{rank}").glob("*.kv"))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from engine_harness import TOLERANCE, force, logprobs
-from shard_threads import ShardedWorker, ShardPeer
+from shard_threads import HOST_BYTES, ShardedWorker, ShardPeer
 
-from laban.actors.calls import Call, CallFinished, Source, WorkerRates
+from laban.actors.calls import Advice, Call, CallFinished, Source, WorkerRates
 from laban.actors.lending import Lending
 from laban.actors.remote import RemotePeers
 from laban.actors.transfers import Chunk, Export, ExportRequest, Granted, PeerLost, PeerNews, Refused
@@ -106,7 +106,9 @@ def assert_at_rest(*workers: ShardedWorker) -> None:
 
 def test_each_shard_fetches_its_part(pair: tuple[ShardedWorker, ShardedWorker, list[Breaking]]) -> None:
     sender, receiver, _ = pair
-    assert receiver.loop.info.fetches
+    info = receiver.loop.info
+    assert info.fetches
+    assert 0 < info.host_bytes == sum(engine.tiers.pool.num_bytes for engine in receiver.engines) <= HOST_BYTES
     spec = encoded(sender, 1)
     result = reading(receiver, spec, source(spec))
     assert (result.tokens_loaded, result.tokens_reused, result.tokens_encoded) == (NUM_TOKENS, NUM_TOKENS, 1)
@@ -115,6 +117,14 @@ def test_each_shard_fetches_its_part(pair: tuple[ShardedWorker, ShardedWorker, l
     assert_at_rest(sender, receiver)
     for engine in receiver.engines:
         assert engine.tiers.counters.totals().tokens_loaded_peer == NUM_TOKENS
+    # What a tenant may have is for all shards together.
+    most = 400 * info.bytes_per_token
+    receiver.loop.advise(Advice(kv_bytes=(("test", most),)))
+    for number in range(5, 9):
+        encoded(receiver, number)
+    taken = [engine.store.taken("test") + engine.tiers.host.taken("test") for engine in receiver.engines]
+    assert 300 * info.bytes_per_token < sum(taken) * info.page_size * info.bytes_per_token // 2 <= most
+    assert_at_rest(receiver)
 
 
 @pytest.mark.parametrize("how", ["killed", "damaged"])

@@ -212,6 +212,10 @@ def test_models_that_cannot_be_told_apart_are_refused():
     other.info = replace(other.info, model_name="one")
     with pytest.raises(FailedPrecondition, match="worker w1 serves another model than worker w0"):
         asyncio.run(make(scripted("one", "w0"), other))
+    cut = scripted("one", "w1")
+    cut.info = replace(cut.info, num_shards=2)
+    with pytest.raises(FailedPrecondition, match=r"of worker w1, worker w0 has 1: expected as many \(got 2\)"):
+        asyncio.run(make(scripted("one", "w0"), cut))
 
 
 async def make(*engines: ScriptedEngine) -> Dispatcher:
