@@ -50,7 +50,7 @@ Item = Call | Advice | str | Lend | TakeBack
 @dataclass(frozen=True, slots=True)
 class Turn:
     """What a step begins with: calls, advice, ids to abort, what to lend and take back, in order, and the load after
-    the step before it. The tick's standings are each shard's own to add."""
+    the step before it. The tick's standings are the first shard's; all make their own of what all say."""
 
     items: Sequence[Item]
     load: WorkerLoad | None
@@ -129,6 +129,8 @@ def follow(engine: Engine, group: ShardGroup, lending: Lending | None = None) ->
             return
         if turn.load != load:
             raise ShardsDiverged(f"shard {group.rank} ended the last step with {load}, shard 0 with {turn.load}")
+        if (own := len(engine.standings())) != (of_first := len(turn.tick.standings)):
+            raise ShardsDiverged(f"shard {group.rank} has {own} encodings on their way, shard 0 has {of_first}")
         load = _take(engine, group, turn, lending, lambda number, answer: None).load
 
 

@@ -19,6 +19,7 @@ from laban.actors.engine.tick import Tick
 from laban.actors.errors import InvalidInput, UnsupportedModel
 from laban.actors.shards import heads_per_shard
 from laban.kernels import row_attention
+from laban.kvstore.arrivals import Standing
 from laban.kvstore.encodings import EMPTY_VIEW
 from laban.kvstore.store import Entry
 
@@ -107,6 +108,10 @@ def test_a_shard_in_another_state_than_the_first_ends() -> None:
     turns = [Turn((), None, NOW), Turn((), WorkerLoad(num_free_pages=255, num_pages=256), NOW)]
     with pytest.raises(ShardsDiverged, match=r"num_free_pages=256.*num_free_pages=255"):
         follow(make_engine(), Alone(turns))  # type: ignore[arg-type]
+    # It would wait for ever for the others to say how far what it does not have is.
+    loading = Tick(0.0, standings=(Standing(0, 0, 0.0, False, False, False),))
+    with pytest.raises(ShardsDiverged, match="shard 1 has 0 encodings on their way, shard 0 has 1"):
+        follow(make_engine(), Alone([Turn((), None, loading)]))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
