@@ -89,6 +89,14 @@ def pid_of(worker: RemoteWorker) -> int:
     return int(asked_inside(worker, lambda process: os.getpid()))
 
 
+async def lends(worker: RemoteWorker, num_leases: int = 1) -> None:
+    """Waits until so many transfers read from it, and some chunks more."""
+    async with asyncio.timeout(60):
+        while asked_inside(worker, lambda process: process._exporting.num_leases) < num_leases:
+            await asyncio.sleep(0.02)
+    await asyncio.sleep(3 * CHUNK_S)
+
+
 async def lost(worker: RemoteWorker) -> None:
     with pytest.raises(WorkerLost):
         await until(lambda report: False, worker)
@@ -123,9 +131,10 @@ def test_a_message_encoded_at_one_worker_is_read_at_another_and_a_killed_one_cos
         none = await finished(b, "none")
         assert (none.tokens_loaded, none.tokens_encoded) == (0, NUM_TOKENS + 1)
         # A is killed on the way.
+        pid = pid_of(a)
         b.submit([reading("broken", second, a)])
-        await asyncio.sleep(4 * CHUNK_S)
-        os.kill(pid_of(a), signal.SIGKILL)
+        await lends(a)
+        os.kill(pid, signal.SIGKILL)
         broken = await finished(b, "broken")
         assert broken.text == expected[1].text
         assert 1 < broken.tokens_encoded < NUM_TOKENS, "what had come was kept"
@@ -175,7 +184,7 @@ def test_each_shard_fetches_from_its_like_and_one_killed_on_the_way_costs_an_enc
         assert asked_inside(a, lambda process: process._exporting.num_leases) == 0
         # A's other shard is killed on the way, and with it A.
         b.submit([reading("broken", second, a)])
-        await asyncio.sleep(4 * CHUNK_S)
+        await lends(a, 2)
         os.kill(of_a.pop(), signal.SIGKILL)
         broken = await finished(b, "broken")
         assert broken.text == expected[1].text
