@@ -5,9 +5,9 @@
 A fleet under load (router_world.py) with a directory of a million encodings, of which the view holds those that live
 runs name. A decision is `Router.choose` for a call whose needs are known; what is done once a call besides is told
 apart: `view` reads the call, `send` counts it for the chosen worker. Each is timed by this thread's CPU clock, since
-other processes may have the cores; between two of them calls begin and end and the directory tells of it. `plain` looks
-at groups of workers one by one, as for policies with keys of their own, and chooses the same. The garbage collector
-runs as it likes, but what the directory holds is not its concern: in service that is another process.
+other processes may have the cores; between two of them calls begin and end and the directory tells of it. `by_key`
+is a policy of one's own, which is asked for every worker; `unknown` are calls whose encodings nobody ever had. The
+garbage collector runs as it likes, but what the directory holds is not its concern: in service that is another process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from statistics import quantiles
 from report import Clock, Row, add_arguments, finish, new_report
 from router_world import BATCH_CHANGES, NAMESPACE, READY, TIERS, Size, World
 
+from laban.cluster.routing.call_view import CallView
 from laban.cluster.routing.policies import POLICIES, CostPolicy
+from laban.cluster.routing.policy import WorkerView
 from laban.kvstore.directory import DirectoryShard
 from laban.kvstore.directory_messages import Answer, Batch, Watch
 from laban.kvstore.placements import PlacementState, pack
@@ -36,20 +38,22 @@ WATCHED_SHARE = 10  # one encoding in so many is watched by somebody
 NEWS_BATCHES = 16  # between two polls of a subscriber
 
 
-class Plain(CostPolicy):
-    """The same key, for which workers are looked at group by group."""
+class ByKey:
+    """The same order, of a policy that is asked for each worker's key."""
 
-    by_cost = False
+    def key(self, worker: WorkerView, call: CallView) -> tuple[float, ...]:
+        return (worker.cost_ms, worker.left_tokens, worker.num_calls)
 
 
-def decisions_us(world: World, number: int) -> dict[str, list[float]]:
-    """Microseconds of each part of so many decisions, in the order in which they were made."""
+def decisions_us(world: World, number: int, *, unknown: bool = False) -> dict[str, list[float]]:
+    """Microseconds of each part of so many decisions, in the order in which they were made; `unknown`: of calls whose
+    encodings nobody ever had."""
     times: dict[str, list[float]] = {"view": [], "decision": [], "send": []}
     clock = time.thread_time_ns
     for at in range(number):
         ordered = world.calls[at % len(world.calls)]
         begin = clock()
-        view = ordered.view()
+        view = world.unheard_of(ordered.view()) if unknown else ordered.view()
         viewed = clock()
         choice = world.choose(view)
         chosen = clock()
@@ -93,11 +97,12 @@ def decision_rows(args: argparse.Namespace, clock: Clock) -> list[Row]:
         clock.say(f"{few:,} decisions by {name}")
         world.use(POLICIES[name]())
         rows += spread_rows(f"{name}.{args.workers}", decisions_us(world, few)["decision"])
-    clock.say(f"{few:,} decisions by cost, and as many looking one by one")
+    clock.say(f"{few:,} decisions by a policy of one's own")
+    world.use(ByKey())
+    rows += spread_rows(f"by_key.{args.workers}", decisions_us(world, few)["decision"])
+    clock.say(f"{few:,} decisions by cost of which nothing is known")
     world.use(CostPolicy())
-    rows += spread_rows("beside_plain.cost", decisions_us(world, few)["decision"])
-    world.use(Plain())
-    rows += spread_rows("plain", decisions_us(world, few)["decision"])
+    rows += spread_rows(f"unknown.{args.workers}", decisions_us(world, few, unknown=True)["decision"])
     gc.unfreeze()
     return rows
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from laban.actors.calls import Call, Sampling, WorkerInfo, WorkerLoad, WorkerRates
 from laban.cluster.routing.accounts import Sent
@@ -124,6 +124,11 @@ class World:
             self._end(self._any(self._running))
         if self._rng.random() < 1 / CALLS_A_NEWS:
             self.tell()
+
+    def unheard_of(self, view: CallView) -> CallView:
+        """The same of encodings that nobody ever had."""
+        needs = tuple([need._replace(encoding_id=f"{self._rng.getrandbits(128):032x}") for need in view.needs])
+        return replace(view, needs=needs, successors=(), foreseen=False)
 
     def tell(self) -> None:
         """What workers have to say goes to the directory, and its news to the view."""
@@ -240,6 +245,8 @@ class World:
         self.ledger.ended(sent)
         worker = self._workers[sent.account.worker_id]
         for encoding_id in sent.brings:
+            if encoding_id not in self._specs:
+                continue
             tokens = self._specs[encoding_id].num_tokens
             self.view.expect(worker.info.worker_id, worker.info.epoch, encoding_id, tokens)
             self._place(worker.info.worker_id, encoding_id, Tier.DEVICE, READY)

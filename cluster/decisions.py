@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from heapq import nsmallest
 
 from laban.cluster.records import RoutingCandidate, RoutingDecision
 from laban.cluster.routing.policy import RoutingPolicy
 from laban.cluster.routing.router import Candidate, Choice
 
 MAX_DECISIONS = 10_000
-MAX_CANDIDATES = 32
-"""Of one decision, the best."""
 MANY_NEEDS = 64
 """A call of so many is explained at once, so that it need not be kept for that: others once somebody asks."""
 
@@ -55,27 +52,20 @@ class Decisions:
     def _explain(self, key: str, kept: _Kept, choice: Choice) -> RoutingDecision:
         call = choice.call
         tokens = call.own_tokens + call.tokens_of(call.wanted)
-        best = nsmallest(MAX_CANDIDATES, choice.candidates(), key=_order)
         return RoutingDecision(
             call_id=key,
             attempt=kept.attempt,
             at=kept.at,
             policy=self._policy,
             chosen=choice.worker_id,
-            candidates=tuple(_candidate(each, tokens) for each in best),
+            candidates=tuple(_candidate(each, tokens) for each in choice.candidates()),
             key_names=self._names,
             num_workers=kept.num_workers,
         )
 
 
-def _order(candidate: Candidate) -> tuple[tuple[float, ...], str]:
-    key, worker = candidate
-    return key, worker.worker_id
-
-
 def _candidate(candidate: Candidate, tokens: int) -> RoutingCandidate:
     key, worker = candidate
-    missing = worker.tokens_host + worker.tokens_disk + worker.tokens_peer + worker.tokens_encode
     return RoutingCandidate(
         worker_id=worker.worker_id,
         key=key,
@@ -83,7 +73,7 @@ def _candidate(candidate: Candidate, tokens: int) -> RoutingCandidate:
         encode_ms=worker.encode_ns / 1e6,
         load_ms=worker.load_ns / 1e6,
         fetch_ms=worker.fetch_ns / 1e6,
-        tokens_device=max(0, tokens - missing),
+        tokens_device=max(0, tokens - worker.tokens_missing),
         tokens_host=worker.tokens_host,
         tokens_disk=worker.tokens_disk,
         tokens_peer=worker.tokens_peer,

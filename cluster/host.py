@@ -41,6 +41,7 @@ from laban.cluster.messages import Voice
 from laban.cluster.metrics_server import MetricsServer, settled
 from laban.cluster.records import ClusterStatus
 from laban.cluster.routing.recorder import Recorder
+from laban.cluster.routing.router import warm_up
 from laban.cluster.run_log import RunLog
 from laban.cluster.sessions import SessionLimits, Sessions
 from laban.cluster.start_checks import worker_folder
@@ -128,7 +129,7 @@ class ControlPlane:
         adapters = {place.name: await asyncio.to_thread(place.fingerprints) for place in places}
         prompts = spoken[places[0].name]
         framing, tokenizer = prompts.framing, prompts.tokenizer
-        workers = await supervisor.start_all()
+        workers, _ = await asyncio.gather(supervisor.start_all(), asyncio.to_thread(warm_up))
 
         def status() -> ClusterStatus:
             return replace(

@@ -306,7 +306,7 @@ class RoutingCandidate:
 
 @dataclass(frozen=True, slots=True)
 class RoutingDecision:
-    """Where a call went, and why. `candidates` are those looked at, the chosen one first, then by key."""
+    """Where a call went, and why. `candidates` are the best, the chosen one first, then by key."""
 
     call_id: str
     attempt: int  # of the call, as in StepResult
@@ -315,7 +315,7 @@ class RoutingDecision:
     chosen: str  # a worker's id
     candidates: tuple[RoutingCandidate, ...]
     key_names: tuple[str, ...] = ()  # what each part of the key is
-    num_workers: int = 0  # up at that time; more than there are candidates if not all needed looking at
+    num_workers: int = 0  # up at that time, of which the best are told of
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,10 +95,10 @@ def print_explanation(explanation: StepExplanation) -> None:
     """The candidates of a step's call, the chosen one first; then what is known of the messages it reads."""
     decision = explanation.decision
     attempt = f", attempt {decision.attempt}" if decision.attempt > 1 else ""
-    looked = f"{len(decision.candidates)} of {decision.num_workers} workers looked at"
     print(
         f"{explanation.address} of {explanation.workflow_id}{attempt}: to {decision.chosen} "
-        f"at {shown_clock(decision.at)}, by the policy {decision.policy}; {looked}"
+        f"at {shown_clock(decision.at)}, by the policy {decision.policy}; "
+        f"{_best_of(len(decision.candidates), decision.num_workers)}"
     )
     key = f"key ({', '.join(decision.key_names)})" if decision.key_names else "key"
     columns = (
@@ -178,6 +178,14 @@ def _rates(worker: WorkerStatus) -> tuple[str, ...]:
 
 def _used(used: int, budget: int) -> str:
     return f"{shown_bytes(used)} of {shown_bytes(budget)}" if budget else "none"
+
+
+def _best_of(num_told: int, num_workers: int) -> str:
+    """
+    >>> _best_of(2, 2), _best_of(16, 256)
+    ('of 2 workers', 'the best 16 of 256 workers')
+    """
+    return f"{f'the best {num_told} ' if num_told < num_workers else ''}of {num_workers} workers"
 
 
 def _candidate(each: RoutingCandidate, chosen: bool) -> tuple[str, ...]:

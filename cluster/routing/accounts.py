@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from laban.actors.calls import WorkerLoad
 from laban.cluster.routing.rates import Pace
@@ -12,7 +13,7 @@ from laban.kvstore.encodings import EncodingId
 
 @dataclass(slots=True, eq=False)
 class Account:
-    """One life of one worker. `place` is what workers are ordered by: queue, calls, id, number."""
+    """One life of one worker."""
 
     worker_id: str
     epoch: str
@@ -24,17 +25,9 @@ class Account:
     num_calls: int = 0  # sent and not ended
     num_started: int = 0  # of these, those that have their first token
     num_fetching: int = 0  # encodings that others fetch from it
+    queue_ms: int = 0
     turn: int = 0  # its place among the workers by id
     alive: bool = True
-    place: tuple[int, int, str, int] = (0, 0, "", 0)
-    bit: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.bit = 1 << self.number
-
-    @property
-    def queue_ms(self) -> int:
-        return self.place[0]
 
 
 @dataclass(slots=True, eq=False)
@@ -53,24 +46,37 @@ class Sent:
     ended: bool = False
 
 
-@dataclass(slots=True)
 class Coming:
     """Who will hold an encoding soon, by how many calls on their way there."""
 
-    mask: int = 0
-    counts: dict[int, int] = field(default_factory=dict)
+    __slots__ = ("_packed", "counts")
+
+    def __init__(self) -> None:
+        self.counts: dict[int, int] = {}
+        self._packed = b""
 
     def add(self, number: int) -> None:
-        self.mask |= 1 << number
         self.counts[number] = self.counts.get(number, 0) + 1
+        self._packed = b""
 
     def remove(self, number: int) -> None:
         left = self.counts.get(number, 0) - 1
         if left > 0:
             self.counts[number] = left
         else:
-            self.counts.pop(number, None)
-            self.mask &= ~(1 << number)
+            self.drop(number)
+
+    def drop(self, number: int) -> None:
+        """The worker of that number will not."""
+        self.counts.pop(number, None)
+        self._packed = b""
+
+    @property
+    def packed(self) -> bytes:
+        """How many there are, and their numbers, 32 bits each."""
+        if not self._packed:
+            self._packed = array("i", [len(self.counts), *self.counts]).tobytes()
+        return self._packed
 
 
 class Making:

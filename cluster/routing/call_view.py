@@ -42,32 +42,14 @@ class CallView:
     tokens_read: int
     successors: tuple[tuple[EncodingId, int], ...] = ()
     foreseen: bool = False
-    closed: bool = field(init=False)  # nothing is needed besides what is wanted, whatever has to be encoded
-    sizes: Mapping[int, int] = field(init=False)  # the tokens of each need, by its bit
+    reads: tuple[int, ...] = field(init=False)  # the places of the wanted needs
 
     def __post_init__(self) -> None:
-        around = 0
-        sizes: dict[int, int] = {}
-        bit = 1
-        for _, num_tokens, context, _ in self.needs:
-            sizes[bit] = num_tokens
-            if self.wanted & bit:
-                around |= context
-            bit <<= 1
-        object.__setattr__(self, "closed", around & ~self.wanted == 0)
-        object.__setattr__(self, "sizes", sizes)
+        object.__setattr__(self, "reads", tuple(bits(self.wanted)))
 
     def tokens_of(self, needs: int) -> int:
         """Of a set of needs."""
-        tokens = self.sizes.get(needs)
-        if tokens is not None:
-            return tokens
-        tokens = 0
-        while needs:
-            bit = needs & -needs
-            tokens += self.sizes[bit]
-            needs ^= bit
-        return tokens
+        return sum([self.needs[at].num_tokens for at in bits(needs)])
 
 
 def view_call(

@@ -6,11 +6,20 @@ from collections.abc import Callable
 from typing import cast
 
 from laban.cluster.routing.call_view import CallView
-from laban.cluster.routing.policy import RoutingPolicy, WorkerView
+from laban.cluster.routing.policy import RoutingPolicy, WorkerView, ranking
 from laban.kvstore import plugins
 
 
-class CostPolicy:
+class _Ranked:
+    """By what a worker's view says, one after the other."""
+
+    ranked_by: tuple[str, ...]
+
+    def key(self, worker: WorkerView, call: CallView) -> tuple[float, ...]:
+        return tuple(getattr(worker, name) for name in self.ranked_by)
+
+
+class CostPolicy(_Ranked):
     """Where the first token comes soonest, this call's and, as far as it is known what they will read, those of the
     workflow's later calls: so fan-outs stay by the messages that they share and joins do not straddle, unless the queue
     is longer than that is worth. Encoding again what another worker has counts once more in a busy fleet, for whoever
@@ -18,38 +27,28 @@ class CostPolicy:
     fewest calls are."""
 
     key_names = ("cost_ms", "tokens_left_elsewhere", "calls")
-    by_cost = True
-
-    def key(self, worker: WorkerView, call: CallView) -> tuple[float, ...]:
-        return (worker.cost_ms, worker.left_tokens, worker.num_calls)
+    ranked_by = ("cost_ms", "left_tokens", "num_calls")
 
 
-class PrefixAffinityPolicy:
+class PrefixAffinityPolicy(_Ranked):
     """Where the least has to be encoded or brought, however long the queue there."""
 
     key_names = ("tokens_missing", "queue_ms", "calls")
-
-    def key(self, worker: WorkerView, call: CallView) -> tuple[float, ...]:
-        missing = worker.tokens_encode + worker.tokens_peer + worker.tokens_host + worker.tokens_disk
-        return (missing, worker.queue_ms, worker.num_calls)
+    ranked_by = ("tokens_missing", "queue_ms", "num_calls")
 
 
-class LeastLoadedPolicy:
+class LeastLoadedPolicy(_Ranked):
     """Where the queue is shortest, whatever lies there."""
 
     key_names = ("queue_ms", "calls")
-
-    def key(self, worker: WorkerView, call: CallView) -> tuple[float, ...]:
-        return (worker.queue_ms, worker.num_calls)
+    ranked_by = ("queue_ms", "num_calls")
 
 
-class RoundRobinPolicy:
+class RoundRobinPolicy(_Ranked):
     """Each worker in its turn. Whose it is stands in the view, so nothing is counted here."""
 
     key_names = ("turns",)
-
-    def key(self, worker: WorkerView, call: CallView) -> tuple[float, ...]:
-        return (worker.turns,)
+    ranked_by = ("turns",)
 
 
 POLICIES: dict[str, Callable[[], RoutingPolicy]] = {
@@ -69,4 +68,6 @@ def load_routing(name: str) -> RoutingPolicy:
         return POLICIES[name]()
     if ":" not in name:
         raise ValueError(f"routing policy {name!r}: expected {', '.join(POLICIES)} or package.module:Class")
-    return cast(RoutingPolicy, plugins.make(name, "routing policy"))
+    policy = cast(RoutingPolicy, plugins.make(name, "routing policy"))
+    ranking(policy)
+    return policy

@@ -36,17 +36,36 @@ class WorkerView(NamedTuple):
     tokens_peer: int
     tokens_encode: int
 
+    @property
+    def tokens_missing(self) -> int:
+        """On its device."""
+        return self.tokens_host + self.tokens_disk + self.tokens_peer + self.tokens_encode
+
+
+RANKABLE = (*WorkerView._fields[1:], "tokens_missing")
+"""What workers can be ranked by: all numbers of a view."""
+
 
 class RoutingPolicy(Protocol):
     """A class of your own needs nothing but `key`. A tuple `key_names`, if it has one, says what each part is.
 
-    Of workers that are as fast as each other and hold the same of what a call needs, a policy is shown the one whose
-    queue is shortest (and with the fewest calls), of those in whose turn it is the next.
+    A policy whose key is nothing but numbers of the worker's view can name these as a tuple `ranked_by`: then `key` is
+    called to explain a choice, not to make it, which in a large fleet is ten times as fast.
     """
 
     def key(self, worker: WorkerView, call: CallView) -> tuple[float, ...]:
-        """The lowest wins, ties by worker id. Pure: called for every candidate."""
+        """The lowest wins, ties by worker id. Pure: called for every open worker."""
         ...
+
+
+def ranking(policy: RoutingPolicy) -> tuple[str, ...]:
+    """What the policy ranks workers by; nothing if it has to be asked. ValueError for what no view says."""
+    names = tuple(getattr(policy, "ranked_by", ()))
+    for name in names:
+        if name not in RANKABLE:
+            expected = ", ".join(RANKABLE)
+            raise ValueError(f"{type(policy).__name__}.ranked_by has {name!r}, expected some of {expected}")
+    return names
 
 
 def missing_encodings(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from laban.cluster.routing.call_view import Need
 from laban.kvstore.encodings import EncodingId
 
 MIN_TOKENS = 64
@@ -58,10 +59,29 @@ class Replication:
         if len(self._reads) > MAX_HOT:
             self._forget(now_s)
 
+    def shares(self, needs: Sequence[Need], token_ms: float, now_s: float) -> list[float]:
+        """`share` of each need, if a copy takes so long a token; empty if it is 1 for all. Those too short to be worth
+        the while are charged in full."""
+        shares: list[float] = []
+        find = self._reads.get
+        for at, (encoding_id, num_tokens, _, _) in enumerate(needs):
+            reads = find(encoding_id)
+            if reads is None or num_tokens < MIN_TOKENS or reads.waited_ms <= num_tokens * token_ms:
+                continue
+            share = self._share(reads, num_tokens * token_ms, now_s)
+            if share < 1.0:
+                if not shares:
+                    shares = [1.0] * len(needs)
+                shares[at] = share
+        return shares
+
     def share(self, encoding_id: EncodingId, copy_ms: float, now_s: float) -> float:
         """The part of `copy_ms` that a call is charged for a copy: 1, or less where it pays."""
         reads = self._reads.get(encoding_id)
-        if reads is None or reads.waited_ms <= copy_ms:  # it only fades
+        return 1.0 if reads is None else self._share(reads, copy_ms, now_s)
+
+    def _share(self, reads: _Reads, copy_ms: float, now_s: float) -> float:
+        if reads.waited_ms <= copy_ms:  # it only fades
             return 1.0
         faded = self._faded(reads, now_s)
         if reads.waited_ms * faded <= copy_ms:
@@ -69,7 +89,8 @@ class Replication:
         return 1.0 / (1.0 + reads.count * faded)
 
     def _faded(self, reads: _Reads, now_s: float) -> float:
-        return float(0.5 ** (max(0.0, now_s - reads.at_s) / self._half_life_s))
+        age_s = now_s - reads.at_s
+        return float(0.5 ** (age_s / self._half_life_s)) if age_s > 0.0 else 1.0
 
     def _forget(self, now_s: float) -> None:
         by_heat = sorted(self._reads, key=lambda key: self._reads[key].waited_ms * self._faded(self._reads[key], now_s))

@@ -1,24 +1,17 @@
 """The look-ahead in one compiled pass over a flat graph: what it computes is defined in lookahead_reference.py.
 
-Importing this takes numba half a second, and the first pass on a machine some more: only who looks ahead does. All
-that the compiled functions know stands in this file, since numba keeps what it compiled until the file changes.
+Importing this takes numba half a second, and the first pass on a machine some more: only who looks ahead does. What
+each row calls is inlined: to hand the graph over takes longer than to look at a row.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-jit: Any
-inlined: Any  # what each row calls: to hand the graph over takes longer than to look at a row
-try:
-    import numba
-
-    jit, inlined = numba.njit(cache=True), numba.njit(cache=True, inline="always")
-except ImportError:  # numba is not installed, or not for this machine: as right, a hundred times slower
-    jit = inlined = lambda function: function
+from laban.cluster.compiling import inlined, jit
 
 INF = 1 << 30
 Bytes = NDArray[np.int8]
@@ -72,7 +65,7 @@ class Flat(NamedTuple):
     messages: Ints  # the row of each message; -1 for a fixed one
 
 
-@jit  # type: ignore[untyped-decorator]
+@jit
 def nth(times: Ints, begin: int, size: int, number: int) -> int:
     """The `number`th fewest of `size` times from `begin`, from 1; -1 for the 0th, INF if there are not so many."""
     if number <= 0:
@@ -92,7 +85,7 @@ def nth(times: Ints, begin: int, size: int, number: int) -> int:
     return low
 
 
-@inlined  # type: ignore[untyped-decorator]
+@inlined
 def look_at_joins(
     flat: Flat, codes: Bytes, run: Ints, gone: Ints, lost: Ints, likely: Floats, row: int, out: Ints
 ) -> float:
@@ -162,7 +155,7 @@ def look_at_joins(
     return chance
 
 
-@jit  # type: ignore[untyped-decorator]
+@jit
 def look(
     flat: Flat, codes: Bytes, takes: Ints, run: Ints, gone: Ints, lost: Ints, likely: Floats, scratch: Ints
 ) -> None:
@@ -222,7 +215,7 @@ def look(
             gone[row], lost[row], likely[row] = min(against, scratch[2]), scratch[3], min(chain, chance)
 
 
-@jit  # type: ignore[untyped-decorator]
+@jit
 def find_uses(
     flat: Flat, codes: Bytes, running: Bytes, run: Ints, likely: Floats, readers: Ints, message_readers: Ints
 ) -> None:
@@ -253,7 +246,7 @@ def find_uses(
             message_readers[message] = -1
 
 
-@inlined  # type: ignore[untyped-decorator]
+@inlined
 def sooner(flat: Flat, run: Ints, likely: Floats, node: int, other: int) -> bool:
     """Whether one instance reads before another: sooner, or more likely, or earlier in the graph."""
     if other < 0:

@@ -27,5 +27,4 @@ class NearestUnlessBusy:
     key_names = ("busy", "tokens_missing", "queue_ms")
 
     def key(self, worker: WorkerView, call: CallView) -> tuple[float, ...]:
-        missing = worker.tokens_encode + worker.tokens_peer + worker.tokens_host + worker.tokens_disk
-        return (float(worker.queue_ms > 100), missing, worker.queue_ms)
+        return (float(worker.queue_ms > 100), worker.tokens_missing, worker.queue_ms)

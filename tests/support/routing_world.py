@@ -6,10 +6,11 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 
 from laban.actors.calls import WorkerInfo, WorkerLoad, WorkerRates
-from laban.cluster.routing.call_view import CallView, Need
+from laban.cluster.routing.call_view import CallView, Need, bits
 from laban.cluster.routing.ledger import Account, Ledger, Sent
 from laban.cluster.routing.policy import WorkerView
-from laban.cluster.routing.router import Router
+from laban.cluster.routing.replication import MIN_TOKENS
+from laban.cluster.routing.router import Choice, Router
 from laban.kvstore.placements import PlacementState, Tier
 
 READY, LOADING = PlacementState.READY, PlacementState.LOADING
@@ -117,12 +118,41 @@ def random_call(rng: random.Random, num_encodings: int, number: int) -> CallView
 
 def full_search(router: Router, call: CallView, shares: Mapping[str, float] | None = None) -> tuple[str, dict]:
     """The best worker of all, looking at each by itself, and the view of each."""
-    ledger, view = router.ledger, router._holdings._view
+    ledger, view = router.ledger, router._comparison._holdings._view
     views = {}
     for account in ledger.accounts.values():
-        if ledger.open >> account.number & 1:
+        if ledger.is_open(account):
             views[account.worker_id] = _look(ledger, view, call, account, shares or {})
     return min(views, key=lambda worker_id: (router.policy.key(views[worker_id], call), worker_id)), views
+
+
+def shares_of(router: Router, call: CallView, now_s: float) -> dict[str, float]:
+    """What part of a copy's time counts for the call, of each need."""
+    replication = router._comparison._replication
+    if replication is None:
+        return {}
+    paces = [account.pace for account in router.ledger.accounts.values()]
+    token_ms = min(min(pace.encode_ns, pace.peer_ns) for pace in paces) / 1e6
+    return {
+        need.encoding_id: replication.share(need.encoding_id, need.num_tokens * token_ms, now_s)
+        for need in call.needs
+        if need.num_tokens >= MIN_TOKENS
+    }
+
+
+def sources_of(router: Router, call: CallView, choice: Choice) -> list[tuple[str, str, float]]:
+    """From where the chosen worker is to fetch what, and how long each takes: from memory sooner than from disk, then
+    from whoever sends the fewest."""
+    found, ledger, view = [], router.ledger, router._comparison._holdings._view
+    sends = {account.worker_id: account.num_fetching for account in ledger.accounts.values()}
+    for at in bits(choice.estimate.fetched):
+        encoding_id, tokens, _, _ = call.needs[at]
+        tiers = {each: _ready_tier(view, encoding_id, tokens, each) for each in sends if each != choice.worker_id}
+        tier, busy, source = min((tiers[each] == Tier.DISK, sends[each], each) for each in tiers if tiers[each] < 3)
+        sends[source] += 1
+        pace = choice.account.pace
+        found.append((encoding_id, source, tokens * (pace.peer_disk_ns if tier else pace.peer_ns) * (1 + busy) / 1e9))
+    return found
 
 
 def _tier(ledger: Ledger, view: PlainView, encoding_id: str, tokens: int, account: Account) -> int:
@@ -201,7 +231,7 @@ def _look(ledger: Ledger, view: PlainView, call: CallView, account: Account, sha
     ttft = account.queue_ms + (max(brought, sums["encode"]) + own + 500_000) // 1_000_000
     again = sums["encode"] - sums["saved_encode"]
     cheaper = max(brought - sums["saved_bring"], again)
-    num_open = sum(ledger.open >> each.number & 1 for each in ledger.accounts.values())
+    num_open = sum(ledger.is_open(each) for each in ledger.accounts.values())
     others = again * min(num_open, sum(each.num_calls for each in ledger.accounts.values())) // num_open
     later = elsewhere * min(pace.encode_ns, pace.peer_ns) if call.foreseen else 0
     ids = sorted(ledger.accounts)

@@ -34,8 +34,8 @@ def test_a_quick_run_tells_every_number(router: ModuleType, capsys: pytest.Captu
         assert row.keys() == {"name", "value", "unit", "target", "better", "met"}
         assert row["value"] > 0
     values = {row["name"]: row["value"] for row in document["rows"]}
-    policies = ("cost", "prefix_affinity", "least_loaded", "round_robin")
-    for name in (*(f"{policy}.16" for policy in policies), "plain", "view", "send", "growth.4", "growth.8"):
+    policies = ("cost", "prefix_affinity", "least_loaded", "round_robin", "by_key", "unknown")
+    for name in (*(f"{policy}.16" for policy in policies), "view", "send", "growth.4", "growth.8"):
         assert values[f"{name}.min"] <= values[f"{name}.p50"] <= values[f"{name}.p99"]
     assert values["directory.encodings"] == 2000 > values["view.encodings"]
     [bytes_an_encoding] = [row for row in document["rows"] if row["name"] == "directory.bytes_an_encoding"]

@@ -1,43 +1,93 @@
-"""Choosing by cost with arrays over all workers gives what looking at them one by one gives, to the last tie."""
+"""Choosing with arrays over all workers gives what looking at each by itself gives, to the last tie."""
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from routing_world import PlainView, full_search, info_of, place, random_call, random_fleet, run_calls
+from routing_world import (
+    PlainView,
+    full_search,
+    info_of,
+    place,
+    random_call,
+    random_fleet,
+    run_calls,
+    shares_of,
+    simple_call,
+    sources_of,
+)
 
-from laban.cluster.routing.policies import CostPolicy
+from laban.cluster import compiling
+from laban.cluster.routing import policies
+from laban.cluster.routing.call_view import CallView, bits
+from laban.cluster.routing.ledger import Ledger
+from laban.cluster.routing.policies import POLICIES, CostPolicy, load_routing
+from laban.cluster.routing.policy import WorkerView
 from laban.cluster.routing.replication import Replication
-from laban.cluster.routing.router import Router
+from laban.cluster.routing.router import NUM_CANDIDATES, Router
+from laban.kvstore.placements import Tier
 
 
-class OneByOne(CostPolicy):
-    by_cost = False
+class OfMyOwn:
+    """Where what is to be done first is least, of workers with an even name first: no worker stands for another."""
+
+    def key(self, worker: WorkerView, call: CallView) -> tuple[float, ...]:
+        return (sum(map(ord, worker.worker_id)) % 2, worker.ttft_ms, worker.free_pages)
 
 
-@settings(max_examples=150, deadline=None)
+POLICY = st.sampled_from([*POLICIES.values(), CostPolicy, CostPolicy, OfMyOwn])
+
+
+def check_choice(router: Router, call: CallView, now_s: float) -> None:
+    """The choice, all that it says of it, and the views of those that it tells of."""
+    choice = router.choose(call, now_s)
+    if choice is None:
+        assert not router.ledger.num_open
+        return
+    best, views = full_search(router, call, shares_of(router, call, now_s))
+    assert choice.worker_id == best
+    told, seen = choice.estimate, views[best]
+    assert (told.load_ns, told.fetch_ns) == (seen.load_ns, seen.fetch_ns)
+    assert told.encode_ns == seen.encode_ns - call.own_tokens * choice.account.pace.encode_ns
+    ways = (told.from_host, told.from_disk, told.fetched, told.encoded)
+    tokens = (told.tokens_host, told.tokens_disk, told.tokens_peer, told.tokens_encode)
+    assert tokens == tuple(sum(call.needs[at].num_tokens for at in bits(way)) for way in ways)
+    assert sum(tokens) + call.own_tokens == seen.tokens_missing
+    assert sum(ways) == told.missing
+    assert choice.tokens_found == call.tokens_read - sum(call.needs[at].num_read for at in bits(told.encoded))
+    found = [(source.encoding_id, source.worker_id, source.transfer_s) for source in choice.sources]
+    assert found == sources_of(router, call, choice)
+    assert [account.worker_id for account in choice.source_accounts] == [source for _, source, _ in found]
+    ordered = sorted((router.policy.key(view, call), worker_id, view) for worker_id, view in views.items())
+    assert choice.candidates() == [(key, view) for key, _, view in ordered[:NUM_CANDIDATES]]
+
+
+@settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 1 << 32),
     num_workers=st.sampled_from([1, 3, 12, 63, 64, 65, 130]),
     num_encodings=st.sampled_from([4, 12, 40]),
     is_idle=st.booleans(),
+    policy=POLICY,
 )
-def test_both_ways_choose_the_same_of_random_fleets(
-    seed: int, num_workers: int, num_encodings: int, is_idle: bool
+def test_the_choice_in_random_fleets_is_that_of_the_full_search(
+    seed: int, num_workers: int, num_encodings: int, is_idle: bool, policy: type
 ) -> None:
-    rng, view, replication = random.Random(seed), PlainView(), Replication()
+    rng, view = random.Random(seed), PlainView()
     ledger = random_fleet(rng, view, num_workers, num_encodings)
-    fast = Router(CostPolicy(), view, ledger, replication)
-    plain = Router(OneByOne(), view, ledger, replication)
-    for number in range(20):
+    router = Router(policy(), view, ledger, Replication())
+    for number in range(8):
         if not is_idle:
-            run_calls(rng, fast, [random_call(rng, num_encodings, number) for _ in range(rng.randrange(6))])
+            run_calls(rng, router, [random_call(rng, num_encodings, number) for _ in range(rng.randrange(6))])
         if rng.random() < 0.2:  # some send a great deal, so that encoding is sooner done
-            account = rng.choice(list(ledger.accounts.values()))
-            account.num_fetching += rng.randrange(1, 30)
-            ledger.sending |= account.bit
+            ledger.fetch(rng.choice(list(ledger.accounts.values())), rng.randrange(1, 30))
         if rng.random() < 0.1 and len(ledger.accounts) > 1:
             gone = rng.choice(list(ledger.accounts))
             ledger.remove(gone)
@@ -46,39 +96,35 @@ def test_both_ways_choose_the_same_of_random_fleets(
         if rng.random() < 0.1:
             ledger.add(info_of(f"new{number}", rng.choice(["cpu", "fast"]), fetches=rng.random() < 0.5))
         place(rng, view, f"e{rng.randrange(num_encodings)}", rng.choice(list(ledger.accounts)))
-        now_s = number / 10
-        call = random_call(rng, num_encodings, number)
-        first, second = fast.choose(call, now_s), plain.choose(call, now_s)
-        if first is None or second is None:
-            assert first is second
-            continue
-        assert first.worker_id == second.worker_id
-        assert (first.estimate, first.sources, first.tokens_found) == (
-            second.estimate,
-            second.sources,
-            second.tokens_found,
-        )
+        ledger.check_integrity()
+        check_choice(router, random_call(rng, num_encodings, number), number / 10)
 
 
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 1 << 32), num_workers=st.sampled_from([2, 20, 70]))
-def test_what_is_told_of_the_cheapest_workers_is_what_each_would_cost(seed: int, num_workers: int) -> None:
-    rng, view = random.Random(seed), PlainView()
-    ledger = random_fleet(rng, view, num_workers, 12)
+def test_it_may_be_another_whom_a_call_must_go_to() -> None:
+    rng, view = random.Random(3), PlainView()
+    ledger = random_fleet(rng, view, 12, 12)
     router = Router(CostPolicy(), view, ledger)
-    run_calls(rng, router, [random_call(rng, 12, number) for number in range(num_workers)])
-    call = random_call(rng, 12, 99)
-    choice = router.choose(call)
-    if choice is None:
-        return
+    call = random_call(rng, 12, 1)
     _, views = full_search(router, call)
-    told = choice.candidates()
-    assert told[0][1].worker_id == choice.worker_id
-    assert len({worker.worker_id for _, worker in told}) == len(told)
-    assert all(worker == views[worker.worker_id] for _, worker in told)
-    dearest = max(worker.cost_ms for _, worker in told)
-    others = [worker.cost_ms for worker_id, worker in views.items() if worker_id not in {w.worker_id for _, w in told}]
-    assert len(told) == min(len(views), 16) or not others or min(others) >= dearest
+    for worker_id in ledger.accounts:
+        choice = router.choose(call, only=worker_id)
+        assert (choice is None) == (worker_id not in views)
+        if choice is not None:
+            assert choice.worker_id == worker_id
+            assert [view for _, view in choice.candidates()] == [views[worker_id]]
+    assert router.choose(call, only="nobody") is None
+
+
+def test_what_is_known_of_no_worker_cannot_be_ranked_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Policy(CostPolicy):
+        ranked_by = ("cost_ms", "height")
+
+    problem = r"Policy.ranked_by has 'height', expected some of ttft_ms, cost_ms, .*, tokens_missing"
+    with pytest.raises(ValueError, match=problem):
+        Router(Policy(), PlainView(), Ledger())
+    monkeypatch.setattr(policies, "Mine", Policy, raising=False)
+    with pytest.raises(ValueError, match=problem):
+        load_routing("laban.cluster.routing.policies:Mine")
 
 
 def test_a_choice_tells_of_workers_as_they_were() -> None:
@@ -90,4 +136,59 @@ def test_a_choice_tells_of_workers_as_they_were() -> None:
     assert choice is not None
     before = choice.candidates()
     run_calls(rng, router, [random_call(rng, 12, number) for number in range(30)])
-    assert [worker.queue_ms for _, worker in choice.candidates()] == [worker.queue_ms for _, worker in before]
+    for worker_id in list(ledger.accounts)[:10]:
+        ledger.remove(worker_id)
+        ledger.add(info_of(f"after-{worker_id}"))
+    assert choice.candidates() == before
+
+
+def test_what_only_lies_behind_counts_where_it_has_to_be_encoded() -> None:
+    """Nobody has what the call reads; who has what that was made from encodes it the soonest."""
+    view, ledger = PlainView(), Ledger()
+    for name in "abc":
+        ledger.add(info_of(name))
+    view.on_device("root", "c", 400)
+    whole = simple_call([("root", 400), ("child", 10)])
+    call = type(whole)(whole.call_id, whole.family, 0, whole.needs, 0b10, 5, 5, 10)
+    choice = Router(CostPolicy(), view, ledger).choose(call)
+    assert choice is not None
+    assert (choice.worker_id, choice.estimate.encoded) == ("c", 0b10)
+    view.put("root", "c", (Tier.DISK, 0, 400))
+    choice = Router(CostPolicy(), view, ledger).choose(call)
+    assert choice is not None
+    assert choice.estimate.missing == 0b11
+
+
+WITHOUT = """
+import sys
+sys.modules["numba"] = None
+import random
+from test_routing_arrays import *
+assert not hasattr(compiling.jit(len), "py_func")
+for seed in range(12):
+    rng, view = random.Random(seed), PlainView()
+    router = Router(CostPolicy(), view, random_fleet(rng, view, 20, 12), Replication())
+    for number in range(5):
+        run_calls(rng, router, [random_call(rng, 12, number) for _ in range(3)])
+        check_choice(router, random_call(rng, 12, number), number / 10)
+"""
+
+
+def test_without_numba_it_is_the_same() -> None:
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parents[1] / "support"), os.environ.get("PYTHONPATH", "")]
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    subprocess.run([sys.executable, "-W", "error", "-c", WITHOUT], env=variables, check=True)
+
+
+def test_with_nowhere_to_keep_it_it_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Numba:
+        @staticmethod
+        def njit(**options: object):
+            if options.pop("cache", False):
+                raise RuntimeError("cannot cache function: no locator available")
+            return lambda function: (function, options)
+
+    monkeypatch.setattr(compiling, "numba", Numba)
+    assert compiling.jit(len) == (len, {})
+    assert compiling.inlined(len) == (len, {"inline": "always"})

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from routing_world import PlainView, full_search, info_of, simple_call
+from routing_world import PlainView, full_search, info_of, shares_of, simple_call
 
 from laban.actors.calls import WorkerLoad, WorkerRates
-from laban.cluster.routing.estimate import Estimator
 from laban.cluster.routing.ledger import Ledger
 from laban.cluster.routing.policies import POLICIES, CostPolicy, load_routing
 from laban.cluster.routing.policy import WorkerView
@@ -144,7 +143,7 @@ class LedgerMachine(RuleBasedStateMachine):
             [(name, 50) for name in needs], 10 if makes else 0, f"{family}/{self.count}", makes, successors=(("y", 50),)
         )
         choice = self.router.choose(call, float(self.count))
-        assert (choice is None) == (not self.ledger.open)
+        assert (choice is None) == (not self.ledger.num_open)
         if choice is not None:
             best, _ = full_search(self.router, call)
             assert choice.worker_id == best
@@ -180,7 +179,6 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.check_integrity()
         assert not self.ledger.coming
         assert not any(self.ledger.being_made(family) for family in "pq")
-        assert self.ledger.sending == 0
         assert all(account.num_fetching == 0 for account in self.ledger.accounts.values())
 
 
@@ -279,25 +277,29 @@ def test_a_busy_peer_sends_more_slowly_and_the_idlest_is_asked():
         ledger.set_open(ledger.accounts[holder], False)
     router = Router(CostPolicy(), view, ledger)
     call = simple_call([("x", 100)], own_tokens=0)
-    ledger.accounts["b"].num_fetching = 2
-    ledger.sending |= ledger.accounts["b"].bit
+    ledger.fetch(ledger.accounts["b"], 2)
     choice = router.choose(call)
     assert choice.candidates()[0][1].ttft_ms == 600
     assert [source.worker_id for source in choice.sources] == ["c"]
-    ledger.accounts["c"].num_fetching = 1
-    ledger.sending |= ledger.accounts["c"].bit
+    ledger.fetch(ledger.accounts["c"], 1)
     choice = router.choose(call)
     assert choice.candidates()[0][1].tokens_encode == 100, "two at once take longer than encoding"
     assert not choice.sources
 
 
 def test_what_is_evicted_is_encoded_with_the_ancestors_that_went_with_it():
-    pace = Pace(1000, 0, NEVER, NEVER, NEVER, NEVER)
-    call = simple_call([("root", 5), ("parent", 30), ("child", 7)])
+    view, ledger = fleet("a", fetches=False)
+    router = Router(CostPolicy(), view, ledger)
+    sizes = {"root": 5, "parent": 30, "child": 7}
+    call = simple_call(list(sizes.items()))
     direct = type(call)(call.call_id, call.family, 0, call.needs, 0b100, 0, 0, 7)  # reads the child alone
     for device, tokens in ((0b000, 42), (0b001, 37), (0b011, 7), (0b111, 0), (0b010, 12)):
-        told = Estimator(direct, pace, 0, 0, {}, {}).estimate(device, 0, 0)
-        assert told[13] == tokens
+        for at, name in enumerate(sizes):
+            if device >> at & 1:
+                view.on_device(name, "a", sizes[name])
+            else:
+                view.put(name, "a")
+        assert router.choose(direct).estimate.tokens_encode == tokens
 
 
 # Policies
@@ -364,11 +366,8 @@ def test_of_places_as_good_where_most_lies_that_may_be_read_later_then_where_few
     view.on_device("y", "b", 30)
     assert router.choose(simple_call([("x", 50)], successors=(("y", 30),))).worker_id == "b"
     assert router.choose(simple_call([("x", 50)])).worker_id == "a"
-    idle = Pace(1, 0, 1, 1, 1, 1)
     for account in ledger.accounts.values():  # too fast for a queue of a millisecond
-        ledger._leave_pace(account)
-        account.pace = idle
-        ledger.paces[idle] = ledger.paces.get(idle, 0) | 1 << account.number
+        ledger.report(account, account.load, WorkerRates(1e9, 1e-9, 1e12, 1e12, 1e12))
     router.send(call := simple_call([("x", 50)]), router.choose(call))
     view.on_device("x", "b", 50)
     view.on_device("x", "c", 50)
@@ -432,10 +431,6 @@ def readers_at(replicate: bool) -> tuple[int, float]:
         busy_s = (choice.estimate.fetch_ns + choice.estimate.encode_ns) / 1e9 + 0.020
         running.append((free_s + busy_s, router.send(call, choice, now_s), choice.worker_id))
     return len(view.placements["hot"]), waits
-
-
-def shares_of(router: Router, call, now_s: float) -> dict[str, float]:
-    return {call.needs[at].encoding_id: share for at, share in router._shares(call, now_s).items()}
 
 
 def test_hot_messages_spread_earlier_than_each_reader_would_see_to_itself():

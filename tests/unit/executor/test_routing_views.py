@@ -5,15 +5,15 @@ from __future__ import annotations
 import random
 
 import pytest
+from routing_world import PlainView, info_of
 
 from laban.actors.calls import Call, Sampling
 from laban.cluster.routing.call_view import MAX_SUCCESSORS, bits, view_call, view_encoding
-from laban.cluster.routing.estimate import Estimator
+from laban.cluster.routing.ledger import Ledger
+from laban.cluster.routing.policies import CostPolicy
 from laban.cluster.routing.policy import missing_encodings
-from laban.cluster.routing.rates import NEVER, Pace
+from laban.cluster.routing.router import Router
 from laban.kvstore.encodings import EMPTY_VIEW, Placement, View, closure, dependencies, extend, make_spec
-
-PACE = Pace(1000, 1000, NEVER, NEVER, NEVER, NEVER)  # can encode, and nothing else
 
 
 @pytest.fixture
@@ -38,12 +38,16 @@ def call_of(view, specs, sampling=None, call_id="wf-1/a", tokens=(1, 2)):
 
 
 def lacks(call, held) -> dict[str, int]:
-    """What the estimate would have encoded by a worker that holds `held`."""
+    """What the estimate would have encoded by a worker that holds `held`, the only one there is."""
+    ledger, where = Ledger(), PlainView()
+    ledger.add(info_of("a"))
     view = view_call(call)
-    device = sum(1 << at for at, need in enumerate(view.needs) if need.encoding_id in held)
-    told = Estimator(view, PACE, 0, 0, {}, {}).estimate(device, 0, 0)
-    encoded = bits(told[9])
-    assert told[13] == sum(view.needs[at].num_tokens for at in encoded)
+    for need in view.needs:
+        if need.encoding_id in held:
+            where.on_device(need.encoding_id, "a", need.num_tokens)
+    told = Router(CostPolicy(), where, ledger).choose(view).estimate
+    encoded = bits(told.encoded)
+    assert told.tokens_encode == sum(view.needs[at].num_tokens for at in encoded)
     return {view.needs[at].encoding_id: view.needs[at].num_tokens for at in encoded}
 
 

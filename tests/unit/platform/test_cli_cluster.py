@@ -95,7 +95,7 @@ def test_explain_shows_every_candidate_and_its_key(run: Run) -> None:
     code, out, _ = run("explain", "wf-1", "answer[bob,2]")
     assert code == 0
     assert "answer[bob,2] of wf-1, attempt 2: to w1 at " in out
-    assert "by the policy cost; 2 of 9 workers looked at" in out
+    assert "by the policy cost; the best 2 of 9 workers" in out
     assert "key (ttft_ms, successor_ms)" in out
     chosen, other = (cells(line) for line in out.splitlines() if line.startswith("│ w"))
     assert chosen == ["w1", "chosen", "12, 0", "1.5 ms", "3.5 ms", "4.5 ms", "2.5 ms", "100", "90", "80", "70", "60"]
