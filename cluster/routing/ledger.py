@@ -226,9 +226,9 @@ class Ledger:
                 assert not columns.values[:, number].any()
                 continue
             pace = columns.values[PACE, number]
-            said = (account.queue_ms, account.num_calls, account.link_ns, pace, account.turn)
-            said += (account.load.num_free_pages, account.num_fetching, self.is_open(account))
-            assert tuple(columns.values[:, number]) == said
+            calls = (account.queue_ms, account.num_calls, account.link_ns)
+            rest = (account.turn, account.load.num_free_pages, account.num_fetching, self.is_open(account))
+            assert tuple(columns.values[:, number]) == (*calls, pace, *rest)
             assert tuple(columns.paces[pace]) == account.pace
             assert 0 <= account.num_started <= account.num_calls
             assert account.queued_tokens >= 0
