@@ -10,6 +10,7 @@ from laban.actors.calls import Sampling
 from laban.cluster.messages import Language
 from laban.cluster.workflow.sampling import instance_seed
 from laban.cluster.workflow.states import ReadyStep
+from laban.kvstore.encodings import View
 
 
 def sampling_of(step: ReadyStep, seed: int, language: Language, failures: int = 0) -> Sampling:
@@ -51,6 +52,7 @@ class Attempt:
     is_resting: bool = False  # until its next try
     begun_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())  # seconds, monotonic
     earlier_ms: float = 0.0  # before this turn
+    view: View | None = None  # of its call
     _timer: asyncio.TimerHandle | None = None
 
     @property

@@ -213,7 +213,7 @@ class Chats:
         language = book.language
         root = language.framing.root(role if role in ROLES else "user")
         home, specs = home_of(
-            language.namespace, root, tokens, max_context=language.max_context, what="a message", field="messages"
+            language.space, root, tokens, max_context=language.max_context, what="a message", field="messages"
         )
         book.specs.update(specs)
         return Message(role, home)

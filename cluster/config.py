@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -15,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 
 from laban.actors.engine.config import EngineConfig
 from laban.actors.errors import InvalidInput, NotFound
+from laban.cluster.config_grants import ALL, MAX_GRANTS, GrantedMessage, GrantName, GrantSection
 from laban.cluster.config_models import (
     MAX_ADAPTERS,
     MAX_MODELS,
@@ -69,6 +71,13 @@ OTHER_VARIABLES = (
     "LABAN_CONFIG", "LABAN_ADDRESS", "LABAN_DEBUG", "LABAN_TOKEN", "LABAN_TLS", "LABAN_TLS_CA", "LABAN_TLS_CERT",
     "LABAN_TLS_KEY",
 )  # fmt: skip
+ENTRIES: Mapping[object, tuple[str, type[BaseModel]]] = {
+    "models": ("a model", ModelSection),
+    "adapters": ("an adapter", AdapterSection),
+    "grants": ("a grant", GrantSection),
+    "messages": ("a granted message", GrantedMessage),
+}
+"""What may stand in the settings that are mappings."""
 PASSWORD = re.compile(r"(?<=://)([^:/@]*:).*(?=@)")
 """Of a URL; what stands before it is its group."""
 
@@ -92,6 +101,11 @@ class LabanConfig(Section):
         max_length=MAX_ADAPTERS,
         description="low-rank adapters (LoRA): name -> path, model; a bare text is the path",
     )
+    grants: Mapping[GrantName, GrantSection] = Field(
+        default={},
+        max_length=MAX_GRANTS,
+        description="messages whose encodings tenants share: name -> messages, tenants, model, adapters",
+    )
     engine: EngineSection = Field(default=EngineSection(), description="the engine inside each worker")
     cache: CacheSection = Field(
         default=CacheSection(), description="the KV cache of each worker below its device, and what goes first"
@@ -110,7 +124,7 @@ class LabanConfig(Section):
     limits: LimitsSection = Field(default=LimitsSection(), description="how much is kept and allowed")
     ray: RaySection = Field(default=RaySection(), description="the Ray cluster underneath")
 
-    @field_validator("models", "adapters", mode="before")
+    @field_validator("models", "adapters", "grants", mode="before")
     @classmethod
     def _spelled_out(cls, value: object, field: ValidationInfo) -> object:
         """A variable of the environment, or a flag, has it as YAML."""
@@ -139,11 +153,26 @@ class LabanConfig(Section):
             if adapter.model is not None and adapter.model not in self.models:
                 known = f"one of {', '.join(self.models)}" if self.models else "none where `models` are not set"
                 raise ValueError(f"adapters.{name}.model is {adapter.model!r}, expected {known}")
+        for name, grant in self.grants.items():
+            if grant.model is not None and grant.model not in self.models:
+                known = f"one of {', '.join(self.models)}" if self.models else "none where `models` are not set"
+                raise ValueError(f"grants.{name}.model is {grant.model!r}, expected {known}")
+            of_model = dict(self._adapters_of(grant.model or (self._default_model() if self.models else None)))
+            for adapter_name in grant.adapters:
+                if adapter_name not in of_model:
+                    known = f"one of {', '.join(of_model)}" if of_model else "none: the model has no adapters"
+                    raise ValueError(f"grants.{name}.adapters has {adapter_name!r}, expected {known}")
+            if grant.tenants != ALL and self.auth.tokens_file is None:
+                raise ValueError(f"grants.{name}.tenants names tenants, which there are only with auth.tokens_file")
         return self
+
+    def _default_model(self) -> str:
+        """Of `models`."""
+        return self.default_model or next(iter(self.models))
 
     def _adapters_of(self, model: str | None) -> tuple[tuple[str, str], ...]:
         """Names and folders of those for a model; None is the default one."""
-        default = None if model is None else self.default_model or next(iter(self.models))
+        default = None if model is None else self._default_model()
         return tuple(
             (name, str(Path(each.path).expanduser()))
             for name, each in self.adapters.items()
@@ -156,7 +185,7 @@ class LabanConfig(Section):
             adapters = self._adapters_of(None)
             engine = replace(self.engine_config(), adapters=tuple(path for _, path in adapters))
             return (ModelPlan(None, self.model, self.workers, self.engine.shards, engine, adapters=adapters),)
-        default = self.default_model or next(iter(self.models))
+        default = self._default_model()
         named = {default: self.models[default], **self.models}
         sizes = {n: (m.workers or self.workers, m.shards or self.engine.shards) for n, m in named.items()}
         num_workers = sum(workers for workers, _ in sizes.values())
@@ -226,10 +255,10 @@ def resolve(
     try:
         config = LabanConfig.model_validate(_nested(settings))
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda each: each["type"] == "missing")  # a name misspelled says why one is
         loc = [str(part) for part in first["loc"] if part != "[key]"]
         key, where = ".".join(loc), sources.get(".".join(loc), "the configuration")
-        if loc[:1] in (["models"], ["adapters"]):
+        if loc[:1] in (["models"], ["adapters"], ["grants"]):
             where = sources[loc[0]]
         given = None if isinstance(first["input"], BaseModel | dict) else first["input"]
         raise InvalidInput(f"{_sentence(first)}, in {where}", field=key, value=given) from None
@@ -247,11 +276,12 @@ def describe(resolved: Resolved) -> str:
             continue
         if key == "journal.url" and isinstance(value, str):
             value = PASSWORD.sub(r"\1***", value)
-        if key in ("models", "adapters") and isinstance(value, Mapping):
-            value = {name: section.model_dump(exclude_none=True) for name, section in value.items()}
-        shown = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1000).split(
-            "\n"
-        )[0]
+        if key in ("models", "adapters", "grants") and isinstance(value, Mapping):
+            value = {name: section.model_dump(mode="json", exclude_none=True) for name, section in value.items()}
+        style = '"' if key == "grants" else None  # texts of several lines, on one
+        shown = yaml.safe_dump(
+            value, default_flow_style=True, default_style=style, sort_keys=False, allow_unicode=True, width=sys.maxsize
+        ).split("\n")[0]
         source = f" (set by {resolved.sources[key]})" if key in resolved.sources else ""
         lines.append(f"{'  ' * depth}{name}: {shown}  # {field.description}{source}")
     return "\n".join(lines) + "\n"
@@ -347,9 +377,11 @@ def _nested(settings: Mapping[str, object]) -> dict[str, Any]:
 def _sentence(error: Any) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        what, section = ("an adapter", AdapterSection) if error["loc"][0] == "adapters" else ("a model", ModelSection)
+        what, section = ENTRIES["messages" if "messages" in error["loc"] else error["loc"][0]]
         near = get_close_matches(str(error["loc"][-1]), section.model_fields, n=1)
         return f"no such setting; did you mean {near[0]}?" if near else f"no such setting of {what}"
+    if error["type"] == "string_pattern_mismatch" and error["loc"][0] == "grants":
+        return "not a grant's name, expected letters, digits and . _ - after one of the first two"
     if error["type"] == "string_pattern_mismatch" and error["loc"][0] == "adapters":
         return "not an adapter's name, expected letters, digits, _ and -, no digit or - first"
     if error["type"] == "string_pattern_mismatch" and error["loc"][0] == "models":

@@ -376,6 +376,7 @@ class Execution:
         key, what = f"{self.workflow_id}/{step.address}", f"step {step.address}"
         call, _ = book.decode(key, what, book.entries(step.reads), opening, sampling, rank=self._rank)
         call = replace(call, kind=f"{self.board.name}/{step.step}")
+        attempt.view = call.view
         return Order(call, self, book.specs, attempt.number, self._rank, self._successors(call.namespace))
 
     def _finish(self, address: str, worker_id: str, event: CallFinished, waited_ms: float) -> None:
@@ -387,9 +388,10 @@ class Execution:
             self._try_failed(address, ErrorInfo("FAILED_PRECONDITION", problem))
             return
         step = self._steps[address]
-        book.of(step.model).add_encoded(address, step.role, step.name, event.encoding)
+        attempt = self._open[address]
+        book.of(step.model).add_encoded(address, step.role, step.name, event.encoding, attempt.view)
         book.tell(address, step.role, step.prefill + event.text, step.name)
-        waited_ms += self._open[address].earlier_ms
+        waited_ms += attempt.earlier_ms
         self._succeed(generated(self.board.steps[address], worker_id, event, waited_ms))
 
     def _succeed(self, result: StepResult) -> None:

@@ -21,10 +21,12 @@ from laban.cluster.audit.choosing import Resolved
 from laban.cluster.audit.in_service import InService
 from laban.cluster.audit.resolving import Levels
 from laban.cluster.claims import Claims, Key, KeyTaken, digest, key_of, used_before
+from laban.cluster.config_grants import GrantSection
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.execution import Execution
 from laban.cluster.explaining import explained
 from laban.cluster.finished import Finished
+from laban.cluster.grants import NO_GRANTS, NOTHING_GRANTED, Grants
 from laban.cluster.handover import Valve, run_out
 from laban.cluster.journal import Journal
 from laban.cluster.journal_records import (
@@ -92,15 +94,18 @@ class Executor:
         levels: Levels | None = None,
         audits: InService | None = None,
         voices: Mapping[str, Voice] = NO_VOICES,
+        grants: Mapping[str, GrantSection] = NO_GRANTS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Without a `lookout` workers are told nothing of what is to come, and no workflow is ever held back. Without a
         `journal` workflows end with the process; one that is given has been opened, and is closed with the executor.
         Without `levels` nothing is known of any, and `auto` is exact; without `audits` no call is run again. `framing`
-        and `tokenizer` are the default model's, `voices` those of others by their names."""
+        and `tokenizer` are the default model's, `voices` those of others by their names. `grants` have their files
+        read; raises what Grants raises."""
         self._dispatcher = dispatcher
         self._desks: dict[str, LeaseDesk] = {}  # by tenant: nobody is handed another's step
         self._voices = {dispatcher.info.model_name: Voice(framing, tokenizer), **voices}
+        self.grants = Grants(grants, self._voices, dispatcher.pools)
         self._limits = limits or ExecutorLimits()
         self._clock = clock
         self._started_at = clock()
@@ -154,16 +159,17 @@ class Executor:
             await self._journal.close()
 
     def language(self, tenant: str, model: str = "", *, part: str = "") -> Language:
-        """What turns this tenant's text into calls of a model, "" being the default. Encodings never cross tenants, nor
-        into or out of what is set apart as a `part`.
+        """What turns this tenant's text into calls of a model, "" being the default. Encodings never cross tenants, but
+        for those granted, nor into or out of what is set apart as a `part`.
 
         Raises InvalidInput for a model that is not served.
         """
         info = self._dispatcher.pools.named(model).info
         voice = self._voices[info.model_name]
         namespace = f"{info.namespace}/{tenant}" + (f"#{part}" if part else "")
+        granted = NOTHING_GRANTED if part else self.grants.of(tenant, info.model_name)
         return Language(
-            voice.framing, voice.tokenizer, namespace, info.max_context, info.model_name, adapters=voice.adapters
+            voice.framing, voice.tokenizer, namespace, info.max_context, info.model_name, voice.adapters, granted
         )
 
     def namespace(self, tenant: str) -> str:
@@ -399,14 +405,14 @@ class Executor:
 
     async def delete(self, workflow_id: str, *, tenant: str | None = None) -> None:
         """Stop a workflow, and forget it and its idempotency key, in the journal too, and have workers remove the
-        encodings that only it named."""
+        encodings that only it named, but for granted ones: they hold nothing of its own."""
         await self.cancel(workflow_id, tenant=tenant)
         if self._journal is not None:
             await self._journal.delete(workflow_id)
         if self._audits is not None:
             self._audits.forget(workflow_id)
         if workflow_id in self.shelf:  # nobody else has deleted it meanwhile
-            self._dispatcher.forget(self._encodings.get(workflow_id, ()))
+            self._dispatcher.forget(self._encodings.get(workflow_id, frozenset()) - self.grants.ids)
             self._forget(workflow_id)
 
     async def lease_step(

@@ -51,7 +51,7 @@ def next_uses(reads: Sequence[ReadRef], book: MessageBook, uses: Mapping[Encodin
     language = book.language
     root = language.framing.root(entries[0].message.role)
     try:
-        composed = compose(language.namespace, root, entries, book.specs, max_context=language.max_context)
+        composed = compose(language.space, root, entries, book.specs, max_context=language.max_context)
     except LabanError:  # the call said so
         return ()
     placed = iter(flatten(composed.view, {**book.specs, **composed.added})[int(composed.has_root) :])

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
-from laban.actors.calls import Advice
+from laban.actors.calls import Advice, Prefetch
 from laban.cluster.advising import Advising
 from laban.cluster.forecasts import Forecast, HintForecast, RunForecast, SessionForecast, dated
 from laban.cluster.messages import MessageBook
@@ -236,6 +236,17 @@ class Foresight:
         """What it said, and its pins: not a word about what it may still read. An unknown source is no error."""
         self._advising.pin(source, {}, self._clock())
         self._drop(source)
+
+    # What is to be everywhere
+
+    def bring(self, worker_id: str, encoding_id: EncodingId) -> bool:
+        """Have this worker bring, or encode, what a source has said will be read. Whether it was asked to: not before
+        the source has been looked at."""
+        specs = self.specs_of(encoding_id)
+        if specs:
+            self._advising.prefetch(worker_id, Prefetch(encoding_id, tuple(specs)), self._clock())
+            self._wake.set()
+        return bool(specs)
 
     # Looking
 

@@ -29,6 +29,7 @@ from laban.cluster.door import Door
 from laban.cluster.executor import Executor, ExecutorLimits
 from laban.cluster.gateway import Gateway, GatewayLimits, check_address
 from laban.cluster.gateway_sharing import Sharing
+from laban.cluster.grant_keeper import GrantKeeper
 from laban.cluster.http.server import HttpServer
 from laban.cluster.instruments import Instruments
 from laban.cluster.journal import Journal
@@ -141,7 +142,7 @@ class ControlPlane:
             )
 
         def survey() -> Survey:
-            return Survey(status(), dispatcher.survey(), lookout.count_steps())
+            return Survey(status(), dispatcher.survey(), lookout.count_steps(), keeper.num_ready)
 
         meter = Instruments(workers[0].info.model_name, survey)
         book = None if config.auth.tokens_file is None else TokenBook(config.auth.tokens_file)
@@ -182,7 +183,9 @@ class ControlPlane:
             levels=levels,
             audits=auditing,
             voices={name: Voice(each.framing, each.tokenizer, adapters[name]) for name, each in spoken.items()},
+            grants=config.grants,
         )
+        keeper = GrantKeeper(executor.grants, dispatcher, lookout.foresight)
         membership = None
         if store is not None and journal is not None:
             membership = Membership(store, journal, executor, max_finished=config.limits.max_finished_workflows)
@@ -258,7 +261,7 @@ class ControlPlane:
             self._tasks.append(loop.create_task(auditing.run()))
         if auditing is not None or config.audit.fallback:
             self._tasks.append(loop.create_task(watch.run()))
-        self._tasks.append(loop.create_task(self._tick(gateway, executor, sessions, meter)))
+        self._tasks.append(loop.create_task(self._tick(gateway, executor, sessions, keeper, meter)))
         host = "127.0.0.1" if config.server.host in EVERYWHERE else config.server.host
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -294,14 +297,17 @@ class ControlPlane:
         missing = ", ".join(model.name for model in status.models if not model.workers_up)
         return f"no worker of {missing} is up" if len(status.models) > 1 else "no worker is up"
 
-    async def _tick(self, gateway: Gateway, executor: Executor, sessions: Sessions, meter: Instruments) -> None:
-        """Keep health true and forget sessions that have expired."""
+    async def _tick(
+        self, gateway: Gateway, executor: Executor, sessions: Sessions, keeper: GrantKeeper, meter: Instruments
+    ) -> None:
+        """Keep health true and what is granted there, and forget sessions that have expired."""
         while True:
             began_s = time.monotonic()
             await asyncio.sleep(READY_EVERY_S)
             meter.loop_lagged(time.monotonic() - began_s - READY_EVERY_S)
             sessions.sweep()
             executor.sweep()
+            keeper.tick()
             await gateway.set_ready(executor.status().ready)
             if self._http is not None:
                 self._http.refresh()

@@ -11,7 +11,17 @@ from laban.actors.errors import InvalidInput, UnsupportedModel
 from laban.cluster.records import Layout
 from laban.cluster.views import Composed, Entry, Message, check_fits, compose, home_of
 from laban.cluster.workflow.states import MessageText, ReadRef
-from laban.kvstore.encodings import EncodingId, EncodingSpec, closure, dependencies, moved, with_adapter
+from laban.kvstore.encodings import (
+    EncodingId,
+    EncodingSpec,
+    View,
+    adapter_of,
+    closure,
+    dependencies,
+    make_spec,
+    with_adapter,
+)
+from laban.kvstore.spaces import NOTHING, Granted, Space, moved
 
 
 class FramingPort(Protocol):
@@ -40,7 +50,8 @@ class TokenizerPort(Protocol):
 class Language:
     """What turns text into calls for one model and tenant. `max_context` is in tokens, `model` the model's name.
 
-    `adapters` are the fingerprints of the model's, by name.
+    `adapters` are the fingerprints of the model's, by name. `granted` is what the tenant shares with others, by the
+    adapter's fingerprint, "" being none.
     """
 
     framing: FramingPort
@@ -49,6 +60,11 @@ class Language:
     max_context: int
     model: str = ""
     adapters: Mapping[str, str] = field(default_factory=dict)
+    granted: Mapping[str, Granted] = field(default_factory=dict)
+
+    @property
+    def space(self) -> Space:
+        return Space(self.namespace, self.granted.get(adapter_of(self.namespace), NOTHING))
 
     def under(self, adapter: str) -> Language:
         """Of calls with one of the model's adapters; "" is none. Raises InvalidInput for an unknown one."""
@@ -166,10 +182,11 @@ class MessageBook:
             message = self.messages.get(key)
             if message is None and (written := self._texts.get(key)) is not None:
                 message = self.add_text(key, written.role, written.text, written.name, path=written.path)
-        if message is None or message.home.namespace == self.language.namespace:
+        space = self.language.space
+        if message is None or space.has(message.home):
             return message
         known = self._moved.get(message.home.encoding_id)
-        home = known or moved(message.home.encoding_id, self.language.namespace, self.specs, self._moved)
+        home = known or moved(message.home.encoding_id, space, self.specs, self._moved)
         return replace(message, home=self.specs[home])
 
     def read(self, keys: Iterable[str]) -> None:
@@ -201,7 +218,7 @@ class MessageBook:
         if language.framing.starts_otherwise(role):
             first_tokens = language.framing.message(role, text, name, first=True)
         home, specs = home_of(
-            language.namespace,
+            language.space,
             language.framing.root(role),
             tokens,
             max_context=language.max_context,
@@ -240,8 +257,13 @@ class MessageBook:
             raise KeyError(key)
         return message
 
-    def add_encoded(self, key: str, role: str, name: str | None, home: EncodingSpec) -> Message:
-        """A message that a call made. KeyError unless all that its encoding depends on is here."""
+    def add_encoded(
+        self, key: str, role: str, name: str | None, home: EncodingSpec, view: View | None = None
+    ) -> Message:
+        """A message that a call made, under `view` as its call has it here: under another one in `home` if that was
+        made while other messages were granted. KeyError unless all that its encoding depends on is here."""
+        if view is not None and home.view != view:
+            home = make_spec(home.namespace, home.tokens, home.start, view, self.specs)
         for encoding_id in dependencies(home.view):
             self.specs[encoding_id]
         self.specs[home.encoding_id] = home
@@ -314,7 +336,9 @@ class MessageBook:
         """A call that encodes `tokens` as a message under a view. Raises OutOfRange as `decode` does."""
         composed = self._compose(entries, role, layout, position)
         check_fits(what, composed.start, {"the message": len(tokens)}, self.language.max_context, field=path)
-        return replace(self._call(call_id, composed, tokens), rank=rank), composed
+        call = replace(self._call(call_id, composed, tokens), rank=rank)
+        granted = self.language.space.find(tokens, composed.start, composed.view)
+        return call if granted is None else replace(call, namespace=granted.namespace), composed
 
     def compose(
         self, root: Sequence[int], entries: Sequence[Entry], layout: Layout = "packed", position: int | None = None
@@ -323,7 +347,7 @@ class MessageBook:
         `views.compose` does."""
         language = self.language
         composed = compose(
-            language.namespace,
+            language.space,
             root,
             entries,
             self.specs,

@@ -46,6 +46,7 @@ LABELS: Mapping[str, str] = {
     "phase": "`prefill`, `decode`",
     "place": "`gateway`: no worker takes it yet; `worker`: sent, and not begun",
     "reason": "`unauthenticated`, `denied`, or the quota: `requests_per_s`, `max_workflows`, `tokens_per_minute`",
+    "grant": "its name in the configuration",
     "version": "of Laban",
     "routing": "the policy `routing.policy`",
     "eviction": "the policy `cache.eviction`",
@@ -208,6 +209,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _now("laban_tier_used_bytes", "Keys and values in a tier.", "worker", "tier"),
         _now("laban_tier_capacity_bytes", "What a tier may hold; 0 if there is none.", "worker", "tier"),
         _now("laban_encodings", "Encodings on the device.", "worker"),
+        _now("laban_grant_workers", "Workers that have all that a grant shares on their device.", "grant"),
         _sum("laban_cache_tokens_total", "What calls read, by where it was found.", "worker", "source"),
         _sum("laban_evictions_total", "Encodings evicted.", "worker", "tier"),
         _spread(

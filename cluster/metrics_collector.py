@@ -56,6 +56,8 @@ class SurveyCollector(Collector):
         for name, states in survey.fleet.states.items():
             for state, num in states.items():
                 yield name, ("laban_workers", (state,), num)
+        for (name, grant), num in survey.grants.items():
+            yield name, ("laban_grant_workers", (grant,), num)
         for worker, each in workers:
             for sample in (*_of_engine(worker, each), *_of_cache(worker, each)):
                 yield each.info.model_name, sample

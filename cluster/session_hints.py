@@ -200,7 +200,7 @@ def read(book: MessageBook, hint: Hint) -> Reading:
     language = book.language
     try:
         composed = compose(
-            language.namespace,
+            language.space,
             language.framing.root(entries[0].message.role),
             entries,
             book.specs,

@@ -10,6 +10,7 @@ from pathlib import Path
 from laban.actors.disk_folder import prepare_disk_folder
 from laban.actors.errors import InvalidInput
 from laban.cluster.config import LabanConfig, ServerSection
+from laban.cluster.config_grants import with_texts
 from laban.cluster.journal_place import checked_url
 from laban.cluster.routing.policies import load_routing
 from laban.cluster.tls import check_server_tls
@@ -18,10 +19,11 @@ from laban.kvstore.eviction import load_policy
 
 
 def checked(config: LabanConfig) -> LabanConfig:
-    """The configuration, its paths made absolute, as the processes to be started may have other working folders.
+    """The configuration, its paths made absolute and granted texts read, as the processes to be started may have other
+    working folders.
 
     Raises InvalidInput for a policy that cannot be loaded, a folder or file that cannot be made here, and NotFound or
-    InvalidInput for certificates and tokens.
+    InvalidInput for certificates, tokens and granted texts.
     """
     # Workers and the control plane have it on their path too: Ray sees to that.
     if os.getcwd() not in sys.path:
@@ -50,13 +52,14 @@ def checked(config: LabanConfig) -> LabanConfig:
             "routing": config.routing.model_copy(update={"record": record}),
             "journal": config.journal.model_copy(update={"url": checked_url(config.journal.url)}),
             "server": server,
+            "grants": with_texts(config.grants),
             "auth": config.auth.model_copy(update={"tokens_file": tokens}),
         }
     )
 
 
 def _absolute_tls(server: ServerSection) -> ServerSection:
-    names = {name: getattr(server, name) for name in ("tls_cert", "tls_key", "tls_client_ca")}
+    names = {name: getattr(server, name) for name in ("tls_cert", "tls_key", "tls_client_ca", "peer_ca")}
     return server.model_copy(
         update={name: None if value is None else _absolute(value) for name, value in names.items()}
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from laban.actors.calls import CacheCounters, WorkerInfo, WorkerLoad, WorkerRates
 from laban.actors.tallies import WorkerTallies
@@ -43,3 +43,4 @@ class Survey:
     status: ClusterStatus
     fleet: FleetSurvey
     steps: Mapping[str, int]  # instances that are ready, running, external
+    grants: Mapping[tuple[str, str], int] = field(default_factory=dict)  # by model and grant: workers that have it all

@@ -30,7 +30,8 @@ from laban.cluster.workflow.fidelity import Fidelity
 PREFIX = "laban_"  # so that scanners for leaked secrets know one
 NUM_RANDOM_BYTES = 32
 
-Tenant = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+TENANT_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+Tenant = Annotated[str, StringConstraints(pattern=TENANT_PATTERN)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 

@@ -12,7 +12,7 @@ from laban.actors.errors import LabanError
 from laban.cluster.messages import MessageBook
 from laban.cluster.views import Entry, Message, place
 from laban.cluster.workflow.states import ReadRef
-from laban.kvstore.encodings import EMPTY_VIEW, EncodingId, EncodingSpec, View, dependencies, make_spec
+from laban.kvstore.encodings import EMPTY_VIEW, EncodingId, EncodingSpec, View, dependencies
 
 
 @dataclass(slots=True, eq=False)
@@ -80,7 +80,7 @@ class ViewTree:
             tokens = language.framing.root(role)
             spot = Spot(EMPTY_VIEW, 0, None, True, None)
             if tokens:
-                spec = make_spec(language.namespace, tokens, 0, EMPTY_VIEW, {})
+                spec = language.space.spec(tokens, 0, EMPTY_VIEW, {})
                 self._foreseen.setdefault(spec.encoding_id, spec)
                 spot = Spot(View(spec.encoding_id), len(tokens), spec.encoding_id, True, None)
             self._roots[role] = spot
@@ -106,7 +106,7 @@ class ViewTree:
         found: Spot | None = None
         language, number = self._book.language, spot.num_reads
         try:
-            view, stop = place(language.namespace, entry, number, spot.stop, spot.view, specs)
+            view, stop = place(language.space, entry, number, spot.stop, spot.view, specs)
         except LabanError:  # the call will say so
             stop = language.max_context + 1
         if stop <= language.max_context:

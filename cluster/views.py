@@ -22,7 +22,8 @@ from typing import cast
 from laban.actors.errors import InvalidInput, OutOfRange
 from laban.cluster.records import Layout
 from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, TOLERANCE, Fidelity
-from laban.kvstore.encodings import EMPTY_VIEW, EncodingId, EncodingSpec, Placement, View, extend, make_spec
+from laban.kvstore.encodings import EMPTY_VIEW, EncodingId, EncodingSpec, Placement, View, extend
+from laban.kvstore.spaces import Space
 
 MAX_OVERLAPS = 100
 """Overlaps reported for one view; a view in which everything overlaps has quadratically many."""
@@ -108,7 +109,7 @@ class Composed:
 
 
 def compose(
-    namespace: str,
+    space: Space,
     root: Sequence[int],
     entries: Sequence[Entry],
     specs: Mapping[EncodingId, EncodingSpec],
@@ -132,7 +133,7 @@ def compose(
     cursor = 0
     spans: list[tuple[int, int]] = []
     if root:
-        root_spec = make_spec(namespace, root, 0, EMPTY_VIEW, known)
+        root_spec = space.spec(root, 0, EMPTY_VIEW, known)
         known[root_spec.encoding_id] = root_spec
         view = View(root_spec.encoding_id)
         cursor = len(root)
@@ -146,7 +147,7 @@ def compose(
             at = entry.message.home.start + begin
         else:
             at = cursor
-        view, cursor = place(namespace, entry, index, at, view, known, tails[index])
+        view, cursor = place(space, entry, index, at, view, known, tails[index])
         if cursor > max_context:
             raise OutOfRange(
                 f"tokens placed at {at} end at {cursor}, expected at most the model's context of {max_context}",
@@ -160,7 +161,7 @@ def compose(
 
 
 def place(
-    namespace: str,
+    space: Space,
     entry: Entry,
     index: int,
     at: int,
@@ -190,7 +191,7 @@ def place(
         at += middle - begin
     if tail:
         tolerance = entry.tolerance if corrected else 0.0
-        spec = make_spec(namespace, reframed or home.tokens[middle:end], at, view, known, tolerance=tolerance)
+        spec = space.spec(reframed or home.tokens[middle:end], at, view, known, tolerance=tolerance)
         known.setdefault(spec.encoding_id, spec)
         view = extend(view, Placement(spec.encoding_id, at, 0, spec.num_tokens), known)
         at = spec.stop
@@ -220,7 +221,7 @@ def _tails(entries: Sequence[Entry], ranges: Sequence[tuple[int, int]], view: Vi
 
 
 def home_of(
-    namespace: str, root: Sequence[int], tokens: Sequence[int], *, max_context: int, what: str, field: str = ""
+    space: Space, root: Sequence[int], tokens: Sequence[int], *, max_context: int, what: str, field: str = ""
 ) -> tuple[EncodingSpec, dict[EncodingId, EncodingSpec]]:
     """The home of a message that was given, not generated, and the specs it needs, itself among them.
 
@@ -230,10 +231,10 @@ def home_of(
     specs: dict[EncodingId, EncodingSpec] = {}
     view = EMPTY_VIEW
     if root:
-        root_spec = make_spec(namespace, root, 0, EMPTY_VIEW, specs)
+        root_spec = space.spec(root, 0, EMPTY_VIEW, specs)
         specs[root_spec.encoding_id] = root_spec
         view = View(root_spec.encoding_id)
-    home = make_spec(namespace, tokens, len(root), view, specs)
+    home = space.spec(tokens, len(root), view, specs)
     specs[home.encoding_id] = home
     return home, specs
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from laban.cluster.config import LabanConfig
+from laban.cluster.config_grants import GrantedMessage, GrantSection
 from laban.cluster.config_models import AdapterSection, ModelSection, parse_budget
 from laban.cluster.sizes import parse_size
 
@@ -40,8 +41,11 @@ NARROWER: dict[str, dict[str, Any]] = {
 ENTRIES: dict[str, tuple[type[BaseModel], list[dict[str, Any]]]] = {
     "models": (ModelSection, []),
     "adapters": (AdapterSection, [{"type": "string"}]),
+    "grants": (GrantSection, []),
 }
 """What may stand behind a name; of an adapter also its path alone."""
+LISTED: dict[str, type[BaseModel]] = {"*.messages": GrantedMessage}
+"""What lists are of."""
 REQUIRED = {
     "": ["workers", "engine", "server", "http", "metrics", "ray"],
     "engine.": ["shards", "device"],
@@ -69,8 +73,8 @@ def _section(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             properties[name] = _section(field.annotation, f"{prefix}{name}.")
-        elif name in ENTRIES:
-            properties[name] = _entries(found["properties"][name], *ENTRIES[name])
+        elif prefix + name in ENTRIES:
+            properties[name] = _entries(found["properties"][name], *ENTRIES[prefix + name])
         else:
             properties[name] = _field(field, found["properties"][name], prefix + name)
     return {
@@ -96,6 +100,8 @@ def _field(field: FieldInfo, found: dict[str, Any], path: str) -> dict[str, Any]
     found = {key: value for key, value in found.items() if key != "title"} | NARROWER.get(path, {})
     if path in NARROWER:
         found.pop("anyOf", None)
+    if path in LISTED:
+        found["items"] = _section(LISTED[path], "**.")
     kinds = [{LIMITS.get(key, key): value for key, value in kind.items()} for kind in found.pop("anyOf", [])]
     if _is_size(field):
         kinds = kinds or [{key: found.pop(key) for key in list(found) if key not in ("description", "default")}]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 
 EncodingId = str
@@ -90,6 +90,27 @@ def owner_of(namespace: str) -> str:
     return namespace.partition("#")[0]
 
 
+COMMON = "*"
+"""In the place of a tenant, whose names have no such character: what is granted to several is nobody's."""
+
+
+def common_namespace(model_namespace: str) -> str:
+    """
+    >>> common_namespace("model")
+    'model/*'
+    """
+    return f"{model_namespace}/{COMMON}"
+
+
+def is_common(namespace: str) -> bool:
+    """Whether its encodings are no tenant's, and count for none.
+
+    >>> is_common("model/*#adapter=5f"), is_common("model/tenant")
+    (True, False)
+    """
+    return owner_of(namespace).endswith(f"/{COMMON}")
+
+
 ADAPTER = "#adapter="
 
 
@@ -109,23 +130,6 @@ def adapter_of(namespace: str) -> str:
     ('5f', '')
     """
     return namespace.partition(ADAPTER)[2]
-
-
-def moved(root: EncodingId, namespace: str, specs: MutableSpecs, known: dict[EncodingId, EncodingId]) -> EncodingId:
-    """The encoding of the same tokens, at the same place under the same view, in `namespace`; so of all it depends on.
-
-    Specs that are not there yet are put into `specs`. `known` (id -> id there) is filled, and saves work next time.
-    """
-    for spec in closure([root], specs):
-        if spec.encoding_id in known:
-            continue
-        placements = tuple(replace(p, encoding_id=known[p.encoding_id]) for p in spec.view.placements)
-        prefix_id = None if spec.view.prefix_id is None else known[spec.view.prefix_id]
-        view = View(prefix_id, placements)
-        made = make_spec(namespace, spec.tokens, spec.start, view, specs, tolerance=spec.tolerance)
-        specs.setdefault(made.encoding_id, made)
-        known[spec.encoding_id] = made.encoding_id
-    return known[root]
 
 
 def make_spec(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from laban.kvstore.encodings import EncodingId, EncodingSpec, owner_of
+from laban.kvstore.encodings import EncodingId, EncodingSpec, is_common, owner_of
 from laban.kvstore.pages import OutOfPages, PageAllocator
 from laban.kvstore.placements import MergedChanges, PlacementChange, PlacementState, Tier
 
@@ -86,8 +86,8 @@ class EncodingStore:
     """Encodings by id over a pool of pages, with pins against eviction and eviction by `order`.
 
     Reserving evicts what is unpinned; it never touches what is pinned. An entry that is not ready has exactly one
-    writer. One tenant's entries never take more than `tenant_pages`. Not safe for several threads: the engine's
-    thread owns it.
+    writer. One tenant's entries never take more than `tenant_pages`; what is common to several counts for none. Not
+    safe for several threads: the engine's thread owns it.
     """
 
     def __init__(
@@ -141,7 +141,9 @@ class EncodingStore:
         return -(-num_tokens // self.page_size)
 
     def most_pages(self, tenant: str) -> int:
-        """That a tenant may have."""
+        """That a tenant may have; all there are for what is nobody's."""
+        if is_common(tenant):
+            return self.allocator.num_pages
         return min(self.tenant_pages, self.limits.get(owner_of(tenant), self.tenant_pages))
 
     def taken(self, tenant: str) -> int:
@@ -153,13 +155,14 @@ class EncodingStore:
         if self._taken[tenant] > self.most_pages(tenant):
             self._make_room(0, tenant)
 
-    def num_obtainable(self, keep: Iterable[str] = (), tenant: str = "") -> int:
-        """Pages that the tenant can have without evicting anything pinned or in `keep`."""
+    def num_obtainable(self, keep: Iterable[str] = (), tenant: str = "", num_common: int = 0) -> int:
+        """Pages that the tenant can have without evicting anything pinned or in `keep`, if `num_common` of them count
+        for no tenant."""
         tenant = owner_of(tenant)
         kept = [e for key in set(keep) if (e := self._entries.get(key)) is not None and e.pins == 0]
         everyone = self.allocator.num_free + self._unpinned.total() - sum(len(e.pages) for e in kept)
         own = self.most_pages(tenant) - self._taken[tenant] + self._unpinned[tenant]
-        return min(everyone, own - sum(len(e.pages) for e in kept if e.tenant == tenant))
+        return min(everyone, num_common + own - sum(len(e.pages) for e in kept if e.tenant == tenant))
 
     def reserve(self, key: str, num_tokens: int, tenant: str = "") -> Entry:
         """Pages for up to `num_tokens` tokens, pinned once for the caller. Evicts as needed.

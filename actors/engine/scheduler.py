@@ -8,7 +8,7 @@ own, loaded or encoded; it runs once these are there, and others run past it mea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from laban.actors.calls import Call
@@ -24,7 +24,7 @@ from laban.actors.engine.shared_beginnings import SharedBeginnings
 from laban.actors.engine.tiers import Tiers, Way
 from laban.actors.engine.waiting import Waiting, WaitingQueue
 from laban.actors.errors import Exhausted, InvalidInput, LabanError
-from laban.kvstore.encodings import EncodingSpec, Placement, dependencies, flatten, make_spec
+from laban.kvstore.encodings import EncodingSpec, Placement, dependencies, flatten, is_common, make_spec
 from laban.kvstore.store import EncodingStore, Entry
 
 # As large as the last one that fitted, after one that did not.
@@ -106,22 +106,34 @@ class Scheduler:
             raise Exhausted(f"the worker's queue holds {self.config.max_waiting} calls already; try again later")
         check_call(call, self.max_context, self.vocab_size, known=self.store)
         specs = {spec.encoding_id: spec for spec in call.specs}
-        view = {p.encoding_id for p in flatten(call.view, specs)}
-        pages = sum(self.store.pages_for(specs[i].num_tokens) for i in view) + self._own_pages(call)
-        self._check_size(pages, call.namespace)
+        view = [specs[i] for i in {p.encoding_id for p in flatten(call.view, specs)}]
+        pages, common = self._pages_of(view)
+        self._check_size(pages + self._own_pages(call), common, call.namespace)
         self.waiting.add(call, now)
 
     def _own_pages(self, call: Call) -> int:
         return self.store.pages_for(_worst_case_tokens(call))
 
-    def _check_size(self, pages: int, namespace: str) -> None:
-        num_pages, size = self.store.most_pages(namespace), self.store.page_size
-        if pages > num_pages:
-            whose = "the pool holds" if num_pages == self.store.allocator.num_pages else "a tenant may have"
-            raise Exhausted(
-                f"the call needs {pages * size} tokens of KV memory at its worst, {whose} "
-                f"{num_pages * size}; read less, lower max_tokens or enlarge pool_tokens"
-            )
+    def _pages_of(self, specs: Iterable[EncodingSpec]) -> tuple[int, int]:
+        """All of them, and those that count for no tenant."""
+        pages = [(self.store.pages_for(spec.num_tokens), is_common(spec.namespace)) for spec in specs]
+        return sum(count for count, _ in pages), sum(count for count, common in pages if common)
+
+    def _check_size(self, pages: int, common: int, namespace: str) -> None:
+        """Of `pages`, `common` count for no tenant."""
+        most, there = self.store.most_pages(namespace), self.store.allocator.num_pages
+        if pages > there:
+            raise self._too_large(pages, there)
+        if pages - common > most:
+            raise self._too_large(pages - common, most)
+
+    def _too_large(self, pages: int, most: int) -> Exhausted:
+        size = self.store.page_size
+        whose = "the pool holds" if most == self.store.allocator.num_pages else "a tenant may have"
+        return Exhausted(
+            f"the call needs {pages * size} tokens of KV memory at its worst, {whose} "
+            f"{most * size}; read less, lower max_tokens or enlarge pool_tokens"
+        )
 
     def admit(self, make_decode: Callable[[Call], Decode]) -> Iterator[RunningCall | tuple[Call, LabanError]]:
         """Admits waiting calls in order until one does not fit yet, which later ones do not overtake.
@@ -158,10 +170,10 @@ class Scheduler:
             waiting.awaited_since = waiting.awaited_since or self.store.now_s
             return None
         tenant = call.namespace
-        pages = sum(self.store.pages_for(spec.num_tokens) for spec, _ in plan.missing)
+        pages, common = self._pages_of(spec for spec, _ in plan.missing)
         if plan.target is None:
             pages += self._own_pages(call)
-        if not self._make_way(waiting, pages, plan, tenant):
+        if not self._make_way(waiting, pages, common, plan, tenant):
             return None
 
         present = [entry for key in plan.kept if (entry := self.store.get(key)) is not None]
@@ -261,27 +273,32 @@ class Scheduler:
         self.store.tell_loading(entry)
         return sequence
 
-    def _make_way(self, waiting: Waiting, pages: int, plan: Plan, tenant: str) -> bool:
-        """Whether `pages` can be had now. Gives up prefetches, and calls of younger workflows, where that helps.
+    def _make_way(self, waiting: Waiting, pages: int, common: int, plan: Plan, tenant: str) -> bool:
+        """Whether `pages`, `common` of them no tenant's, can be had now. Gives up prefetches, and calls of younger
+        workflows, where that helps.
 
         Raises Exhausted if they never can.
         """
-        if pages <= self.store.num_obtainable(plan.kept, tenant):
+
+        def obtainable() -> int:
+            return self.store.num_obtainable(plan.kept, tenant, common)
+
+        if pages <= obtainable():
             return True
         if waiting.call.spare:
             return False
         if self.prefetches.give_up(plan.kept):
-            return pages <= self.store.num_obtainable(plan.kept, tenant)
+            return pages <= obtainable()
         younger = [r for r in self.running.values() if r.call.rank > waiting.call.rank and r.can_be_preempted]
         younger.sort(key=lambda running: running.call.rank)
         theirs = sum(len(running.sequence.entry.pages) for running in younger)
-        if pages <= self.store.num_obtainable(plan.kept, tenant) + theirs:
-            while younger and pages > self.store.num_obtainable(plan.kept, tenant):
+        if pages <= obtainable() + theirs:
+            while younger and pages > obtainable():
                 self.preempt(younger.pop())
-            return pages <= self.store.num_obtainable(plan.kept, tenant)
+            return pages <= obtainable()
         if not self.sequences and not self.tiers.is_busy:
-            held = self.store.most_pages(tenant) - self.store.num_obtainable(plan.kept, tenant)
-            self._check_size(pages + held, tenant)
+            most = self.store.most_pages(tenant)
+            raise self._too_large(pages + most - obtainable(), most)
         return False
 
     def encoded_instead(self, chunk: Chunk) -> None:

@@ -188,6 +188,11 @@ KV_CACHE = Dashboard(
                     "Encodings on devices", (Query(now("laban_encodings", "worker", _HERE), "{{worker}}"),), "How many."
                 ),
                 Panel(
+                    "Granted messages",
+                    (Query(now("laban_grant_workers", "grant"), "{{grant}}"),),
+                    "Workers that have all of a grant on their device.",
+                ),
+                Panel(
                     "Saved",
                     (Query(rate("laban_saved_bytes_total", "tier", _HERE), "{{tier}}"),),
                     "Copied down, so that it can go above.",

@@ -37,6 +37,7 @@ SETTINGS = """
 engine: {pool_tokens: 512}
 cache: {host_bytes: 64MiB}
 audit: {share: 1.0, budget: 1.0}
+grants: {rules: {tenants: all, messages: [{text: Be brief.}]}}
 """
 FLOW = """
 version: 1

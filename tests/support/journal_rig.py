@@ -12,8 +12,10 @@ from scripted_engine import CharFraming, CharTokenizer, LoopSupervisor, LoopWork
 
 from laban.actors.errors import LabanError, Unavailable
 from laban.cluster.audit.resolving import Levels
+from laban.cluster.config_grants import GrantSection
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.executor import Executor, ExecutorLimits
+from laban.cluster.grants import NO_GRANTS
 from laban.cluster.journal import Journal
 from laban.cluster.journal_engine import JournalAway
 from laban.cluster.journal_records import Deletion, Ending, Line, Stored, Submission, Write
@@ -91,6 +93,7 @@ class Server:
         traces: Traces = NO_TRACES,
         meter: Meter = NO_METER,
         levels: Levels | None = None,
+        grants: Mapping[str, GrantSection] = NO_GRANTS,
         **limits: Any,
     ) -> None:
         self.store = store
@@ -106,6 +109,7 @@ class Server:
             traces=traces,
             lookout=lookout,
             levels=levels,
+            grants=grants,
             limits=ExecutorLimits(**limits),
         )
         self._handling: asyncio.Task[None] | None = None

@@ -69,7 +69,7 @@ async def metered_rig(num_workers: int = 1, traces: Traces = NO_TRACES) -> Async
 
     def survey() -> Survey:
         status = replace(executor.status(sessions_open=sessions.num_open), journal=JOURNAL_AVAILABLE)
-        return Survey(status, dispatcher.survey(), lookout.count_steps())
+        return Survey(status, dispatcher.survey(), lookout.count_steps(), {("scripted", "rules"): 1})
 
     meter = Instruments("scripted", survey)
     dispatcher = Dispatcher(workers, supervisor=LoopSupervisor(), limits=FAST, meter=meter, traces=traces)

@@ -16,7 +16,8 @@ from laban.actors.adapter_folder import TARGETS
 from laban.actors.calls import Advice, Prefetch
 from laban.actors.engine.adapters import Adapters, load_adapter
 from laban.actors.engine.sharding import shard_model
-from laban.kvstore.encodings import EMPTY_VIEW, View, make_spec, moved, with_adapter
+from laban.kvstore.encodings import EMPTY_VIEW, View, make_spec, with_adapter
+from laban.kvstore.spaces import Space, moved
 
 KINDS = ("llama", "qwen2", "qwen3", "gemma3", "mistral-window")
 
@@ -76,7 +77,7 @@ def test_what_one_adapter_encoded_is_nothing_to_another(fused: bool, tmp_path: P
         slots = [first + i for first, length in entry.runs(0, entry.num_tokens) for i in range(length)]
         driver.engine.runner.k_pool[:, slots] = driver.engine.runner.v_pool[:, slots] = float("nan")
     known: dict[str, str] = {}
-    home = driver.specs[moved(spec.encoding_id, world.namespaces[2], driver.specs, known)]
+    home = driver.specs[moved(spec.encoding_id, Space(world.namespaces[2]), driver.specs, known)]
     assert home.encoding_id != spec.encoding_id
     call = driver.submit([1], View(home.encoding_id), sampling=force([3, 4]), namespace=world.namespaces[2])
     driver.run()

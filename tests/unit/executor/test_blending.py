@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from laban.cluster.views import Composed, Entry, Message, compose, home_of
 from laban.kvstore.encodings import EncodingSpec, flatten, make_spec
+from laban.kvstore.spaces import Space
 
 ROOT = (1, 2, 3)
 CONTEXT = 10_000
@@ -33,14 +34,14 @@ def stories(draw: st.DrawFn) -> tuple[Specs, list[Message]]:
             home = make_spec(NAMESPACE, tokens, under.start, under.view, specs)
             specs[home.encoding_id] = home
         else:
-            home, more = home_of(NAMESPACE, ROOT, tokens, max_context=CONTEXT, what="message")
+            home, more = home_of(Space(NAMESPACE), ROOT, tokens, max_context=CONTEXT, what="message")
             specs.update(more)
         messages.append(Message("user", home))
     return specs, messages
 
 
 def composed_of(specs: Specs, entries: list[Entry]) -> Composed:
-    result = compose(NAMESPACE, ROOT, entries, specs, max_context=CONTEXT)
+    result = compose(Space(NAMESPACE), ROOT, entries, specs, max_context=CONTEXT)
     specs.update(result.added)
     return result
 
@@ -117,7 +118,7 @@ def test_what_is_encoded_again_attends_to_all_before_it(given_view: tuple[Specs,
 def given_messages(specs: Specs, *texts: range) -> list[Message]:
     messages = []
     for tokens in texts:
-        home, more = home_of(NAMESPACE, ROOT, tokens, max_context=CONTEXT, what="message")
+        home, more = home_of(Space(NAMESPACE), ROOT, tokens, max_context=CONTEXT, what="message")
         specs.update(more)
         messages.append(Message("user", home))
     return messages

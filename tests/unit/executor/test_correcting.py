@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from laban.cluster.views import Composed, Entry, Message, compose, home_of
 from laban.kvstore.encodings import EncodingSpec, flatten
+from laban.kvstore.spaces import Space
 
 ROOT = (1, 2, 3)
 Specs = dict[str, EncodingSpec]
@@ -16,14 +17,14 @@ def told(*texts: tuple[int, ...]) -> tuple[Specs, list[Message]]:
     specs: Specs = {}
     messages = []
     for tokens in texts:
-        home, more = home_of("m/t", ROOT, tokens, max_context=1000, what="message")
+        home, more = home_of(Space("m/t"), ROOT, tokens, max_context=1000, what="message")
         specs |= more
         messages.append(Message("user", home))
     return specs, messages
 
 
 def composed(specs: Specs, *entries: Entry) -> Composed:
-    found = compose("m/t", ROOT, entries, specs, max_context=1000)
+    found = compose(Space("m/t"), ROOT, entries, specs, max_context=1000)
     specs.update(found.added)
     return found
 

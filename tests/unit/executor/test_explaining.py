@@ -13,6 +13,7 @@ from laban.cluster.records import NextUse, RoutingCandidate, RoutingDecision, St
 from laban.cluster.views import Entry, compose
 from laban.cluster.workflow.states import ReadRef
 from laban.kvstore.encodings import flatten
+from laban.kvstore.spaces import Space
 from laban.kvstore.uses import Use
 
 STEPS = (
@@ -65,7 +66,7 @@ def test_the_messages_of_a_step_are_found_by_what_it_reads_of_them() -> None:
     book = MessageBook(Language(CharFraming(), CharTokenizer(), "model", MAX_CONTEXT))
     first, second, third = (book.add_text(key, "user", key, None, path=key) for key in ("first", "second", "third"))
     entries = [Entry(first), Entry(second), Entry(third, "direct")]
-    composed = compose("model", book.language.framing.root("user"), entries, book.specs, max_context=MAX_CONTEXT)
+    composed = compose(Space("model"), book.language.framing.root("user"), entries, book.specs, max_context=MAX_CONTEXT)
     placed = flatten(composed.view, {**book.specs, **composed.added})
     uses = {
         placed[2].encoding_id: Use(2, 3.5, 0.5),  # of the second, as it is read behind the first

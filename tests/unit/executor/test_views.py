@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from laban.actors.errors import InvalidInput, OutOfRange
 from laban.cluster.views import Entry, Message, Overlap, check_fits, compose, home_of
 from laban.kvstore.encodings import EncodingSpec, Placement, View, flatten, make_spec
+from laban.kvstore.spaces import Space
 
 ROOT = (1, 2, 3)
 CONTEXT = 1000
@@ -16,13 +17,13 @@ NAMESPACE = "model/tenant"
 
 
 def given_message(specs: dict[str, EncodingSpec], *tokens: int, role: str = "user", root=ROOT) -> Message:
-    home, more = home_of(NAMESPACE, root, tokens, max_context=CONTEXT, what="message")
+    home, more = home_of(Space(NAMESPACE), root, tokens, max_context=CONTEXT, what="message")
     specs.update(more)
     return Message(role, home)
 
 
 def composed_of(specs, entries, root=ROOT, **options):
-    result = compose(NAMESPACE, root, entries, specs, max_context=CONTEXT, **options)
+    result = compose(Space(NAMESPACE), root, entries, specs, max_context=CONTEXT, **options)
     specs.update(result.added)
     return result
 
@@ -159,7 +160,7 @@ def test_a_range_places_only_its_tokens(fidelity):
 
 def test_a_whole_first_message_has_its_first_tokens():
     specs: dict[str, EncodingSpec] = {}
-    home, more = home_of(NAMESPACE, ROOT, (10, 11), max_context=CONTEXT, what="message")
+    home, more = home_of(Space(NAMESPACE), ROOT, (10, 11), max_context=CONTEXT, what="message")
     specs.update(more)
     message = Message("user", home, None, (9, 10, 11))
     result = composed_of(specs, [Entry(message, "direct"), Entry(message, "direct")])
@@ -211,7 +212,7 @@ def test_fits_says_the_numbers():
 
 def test_a_message_longer_than_the_context():
     with pytest.raises(OutOfRange) as raised:
-        home_of(NAMESPACE, ROOT, range(CONTEXT), max_context=CONTEXT, what="message task", field="messages.task")
+        home_of(Space(NAMESPACE), ROOT, range(CONTEXT), max_context=CONTEXT, what="message task", field="messages.task")
     assert raised.value.field == "messages.task"
 
 
@@ -236,7 +237,7 @@ def test_any_view_places_every_token_once_in_order(chosen, layout, root):
         for n, fidelity, position, partly in chosen
     ]
     before = dict(specs)
-    result = compose(NAMESPACE, root, listed, specs, max_context=CONTEXT, layout=layout)
+    result = compose(Space(NAMESPACE), root, listed, specs, max_context=CONTEXT, layout=layout)
     assert specs == before, "composing changes nothing"
     specs.update(result.added)
     expected: list[tuple[int, int]] = list(enumerate(root))
