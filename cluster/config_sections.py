@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from laban.actors.logs import Level, LogSettings
 from laban.cluster.sizes import MAX_BYTES, Bytes, BytesPerSecond
-from laban.cluster.tls import ServerTls
+from laban.cluster.tls import PeerTls, ServerTls
 
 
 class Section(BaseModel):
@@ -126,6 +126,12 @@ class ServerSection(Section):
     peer_name: str | None = Field(
         default=None, min_length=1, description="that the others' certificates are for; null: the host of each"
     )
+    peer_cert: str | None = Field(
+        default=None,
+        min_length=1,
+        description="PEM certificate that this one shows the others, where clients need one; null: tls_cert",
+    )
+    peer_key: str | None = Field(default=None, min_length=1, description="its PEM key; null: tls_key")
     drain_s: float = Field(
         default=10.0, ge=0, le=3600, description="that running calls have to end when the server does, with a journal"
     )
@@ -136,6 +142,11 @@ class ServerSection(Section):
             raise ValueError("one of tls_cert and tls_key is missing, expected both or neither")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("tls_client_ca without tls_cert and tls_key, expected all three")
+        if (self.peer_cert is None) != (self.peer_key is None):
+            raise ValueError("one of peer_cert and peer_key is missing, expected both or neither")
+        for name in ("peer_ca", "peer_name", "peer_cert"):
+            if getattr(self, name) is not None and self.tls_cert is None:
+                raise ValueError(f"{name} without tls_cert and tls_key: others are reached without TLS")
         return self
 
     @property
@@ -143,6 +154,16 @@ class ServerSection(Section):
         if self.tls_cert is None or self.tls_key is None:
             return None
         return ServerTls(self.tls_cert, self.tls_key, self.tls_client_ca)
+
+    @property
+    def peer_tls(self) -> PeerTls | None:
+        """Towards others, who serve as this one does: its own certificate, where they ask for one."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        pair = (self.peer_cert, self.peer_key)
+        if self.peer_cert is None and self.tls_client_ca is not None:
+            pair = (self.tls_cert, self.tls_key)
+        return PeerTls(self.peer_ca, *pair, self.peer_name)
 
 
 class AuthSection(Section):

@@ -1,12 +1,14 @@
 """Calls about workflows that another Laban has go to its gateway, with the caller's own credentials, and back.
 
-A call is passed on once: the second gateway answers what it can by itself. A watch outlives who it was passed on to: it
+So the second one asks the caller's own token who that is, as of anybody, and trusts no gateway's word for it. A call is
+passed on once: the second gateway answers what it can by itself. A watch outlives who it was passed on to: it
 goes on, behind the last event, where the workflow went.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import Any, Protocol
@@ -20,11 +22,13 @@ from grpc import aio
 from laban.actors.errors import Unavailable
 from laban.cluster.callers import caller
 from laban.cluster.claims import KeyTaken
-from laban.cluster.client_credentials import Credentials
 from laban.cluster.shelf import Shelf
 from laban.cluster.switchboard import Place, Shown, Switchboard, There
+from laban.cluster.tls import PeerCredentials, PeerTls
 from laban.cluster.translate_errors import STATUS_KEY
 from laban.proto import laban_pb2 as pb
+
+logger = logging.getLogger(__name__)
 
 PASSED_ON = "laban-passed-on"
 OWN_METADATA = ("user-agent", "content-type", "te", PASSED_ON)  # of each connection
@@ -63,15 +67,15 @@ class WorkflowMethods(Protocol):
 class Relay:
     """Between the gate and the service Workflows."""
 
-    def __init__(
-        self, board: Switchboard, shelf: Shelf, credentials: Credentials | None = None, name: str | None = None
-    ) -> None:
-        """`credentials` are for TLS between gateways, `name` is what their certificates are for if not their hosts."""
+    def __init__(self, board: Switchboard, shelf: Shelf, tls: PeerTls | None = None) -> None:
+        """Without `tls` others are reached without it. Raises NotFound or InvalidInput for certificates."""
         self._board = board
         self._shelf = shelf
-        self._secret = None if credentials is None else credentials.of_channel()
-        self._options = OPTIONS if name is None else (*OPTIONS, ("grpc.ssl_target_name_override", name))
+        self._secret = None if tls is None else PeerCredentials(tls)
+        named = tls is not None and tls.name is not None
+        self._options = (*OPTIONS, ("grpc.ssl_target_name_override", tls.name)) if named else OPTIONS
         self._channels: dict[str, aio.Channel] = {}
+        self._retired: list[aio.Channel] = []  # of certificates renewed since; streams go on there
 
     async def unary(
         self, method: MethodDescriptor, behaviour: Unary, service: WorkflowMethods, request: Any, context: Any
@@ -111,9 +115,10 @@ class Relay:
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def close(self) -> None:
-        for channel in self._channels.values():
+        for channel in (*self._channels.values(), *self._retired):
             await channel.close(None)
         self._channels.clear()
+        self._retired.clear()
 
     async def _stream_from(
         self, place: Place, method: MethodDescriptor, request: Any, context: Any, behaviour: Streaming,
@@ -158,7 +163,7 @@ class Relay:
                 request, timeout=context.time_remaining(), metadata=_carried(context.invocation_metadata())
             )
         except aio.AioRpcError as error:
-            raise _relayed(error) from None
+            raise _relayed(error, place) from None
         return answer
 
     async def _ask_stream(
@@ -170,26 +175,34 @@ class Relay:
             async for item in call:
                 yield item
         except aio.AioRpcError as error:
-            raise _relayed(error) from None
+            raise _relayed(error, place) from None
         finally:
             call.cancel()
 
     def _channel(self, place: There, context: Any) -> aio.Channel:
         if _was_passed_on(context):
             raise Unavailable("the workflow has just gone to another Laban: try again")
+        if self._secret is not None and self._secret.refresh():
+            self._retired += self._channels.values()
+            self._channels.clear()
         found = self._channels.get(place.address)
         if found is None:
             if self._secret is None:
                 found = aio.insecure_channel(place.address, options=self._options)
             else:
-                found = aio.secure_channel(place.address, self._secret, options=self._options)
+                found = aio.secure_channel(place.address, self._secret.of_channel, options=self._options)
             self._channels[place.address] = found
         return found
 
 
-def _relayed(error: aio.AioRpcError) -> Exception:
+def _relayed(error: aio.AioRpcError, place: There) -> Exception:
     trailing = tuple((key, value) for key, value in error.trailing_metadata() or () if key == STATUS_KEY)
     if error.code() is grpc.StatusCode.UNAVAILABLE and not trailing:
+        details = error.details() or ""
+        # Where it is and what its certificate says is the operator's to know.
+        logger.warning("the Laban at %s does not answer: %s", place.address, details)
+        if any(word in details.lower() for word in ("handshake", "certificate", "verification")):
+            return Unavailable("the Laban that has the workflow and this one do not trust each other's certificates")
         return Unavailable("the Laban that has the workflow does not answer: try again")
     return Relayed(error.code(), error.details() or "", trailing)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from laban.cluster.client_credentials import Credentials
-from laban.cluster.config import LabanConfig, ServerSection
+from laban.cluster.config import LabanConfig
 from laban.cluster.executor import Executor
 from laban.cluster.gateway_relay import Relay
 from laban.cluster.journal_reader import JournalReader
@@ -16,11 +15,11 @@ from laban.cluster.switchboard import Switchboard
 
 class Sharing:
     def __init__(self, config: LabanConfig, executor: Executor, membership: Membership) -> None:
-        """The configuration has a journal. Raises NotFound for a certificate that is not there."""
+        """The configuration has a journal. Raises NotFound or InvalidInput for certificates."""
         assert config.journal.url is not None
         self._reader = JournalReader(config.journal.url)
         self._board = Switchboard(executor, self._reader, membership)
-        self.relay = Relay(self._board, executor.shelf, _credentials(config.server), config.server.peer_name)
+        self.relay = Relay(self._board, executor.shelf, config.server.peer_tls)
 
     async def page(
         self, *, page_size: int = 0, page_token: str = "", states: Collection[str] = (), tenant: str | None = None
@@ -30,16 +29,3 @@ class Sharing:
     async def close(self) -> None:
         await self.relay.close()
         await self._reader.close()
-
-
-def _credentials(server: ServerSection) -> Credentials | None:
-    """Those of a gateway towards others, which serve as it does: with its own certificate, where they want one."""
-    if server.tls is None:
-        return None
-    asked = server.tls_client_ca is not None
-    return Credentials(
-        tls=True,
-        ca=server.peer_ca,
-        cert=server.tls_cert if asked else None,
-        key=server.tls_key if asked else None,
-    )

@@ -13,7 +13,7 @@ from laban.cluster.config import LabanConfig, ServerSection
 from laban.cluster.config_grants import with_texts
 from laban.cluster.journal_place import checked_url
 from laban.cluster.routing.policies import load_routing
-from laban.cluster.tls import check_server_tls
+from laban.cluster.tls import check_peer_tls, check_server_tls
 from laban.cluster.tokens import read_tokens
 from laban.kvstore.eviction import load_policy
 
@@ -31,8 +31,9 @@ def checked(config: LabanConfig) -> LabanConfig:
     _check_policy("cache.eviction", config.cache.eviction, load_policy)
     _check_policy("routing.policy", config.routing.policy, load_routing)
     server = _absolute_tls(config.server)
-    if server.tls is not None:
+    if server.tls is not None and server.peer_tls is not None:
         check_server_tls(server.tls)
+        check_peer_tls(server.peer_tls)
     tokens = config.auth.tokens_file
     if tokens is not None:
         tokens = _absolute(tokens)
@@ -58,8 +59,11 @@ def checked(config: LabanConfig) -> LabanConfig:
     )
 
 
+TLS_FILES = ("tls_cert", "tls_key", "tls_client_ca", "peer_ca", "peer_cert", "peer_key")
+
+
 def _absolute_tls(server: ServerSection) -> ServerSection:
-    names = {name: getattr(server, name) for name in ("tls_cert", "tls_key", "tls_client_ca", "peer_ca")}
+    names = {name: getattr(server, name) for name in TLS_FILES}
     return server.model_copy(
         update={name: None if value is None else _absolute(value) for name, value in names.items()}
     )

@@ -1,9 +1,10 @@
-"""TLS of the gateway: certificates from files, read again when they change, as those who renew them expect."""
+"""TLS towards clients and other gateways: certificates from files, read again when they change."""
 
 from __future__ import annotations
 
 import logging
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,48 @@ class ServerTls:
     cert: str
     key: str
     client_ca: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerTls:
+    """Towards other gateways. Paths of PEM files: authorities of their certificates, None being the system's, and the
+    certificate shown to them with its key. `name` is what theirs are for, if not the host that each is reached at."""
+
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    name: str | None = None
+
+
+class PeerCredentials:
+    """For channels to other gateways, of certificates that may be renewed."""
+
+    def __init__(self, tls: PeerTls) -> None:
+        """Raises NotFound or InvalidInput, naming the setting."""
+        check_peer_tls(tls)
+        self._tls, self._seen = tls, _stamps_of(tls.cert, tls.key, tls.ca)
+        self.of_channel = self._made()
+
+    def refresh(self) -> bool:
+        """Whether they have changed, for channels from now on."""
+        now = _stamps_of(self._tls.cert, self._tls.key, self._tls.ca)
+        if now == self._seen:
+            return False
+        self._seen = now
+        try:
+            check_peer_tls(self._tls)
+            self.of_channel = self._made()
+        except (NotFound, InvalidInput, OSError) as error:  # half a renewal: the next change is looked at again
+            logger.error("the certificate towards other gateways is kept as it was: %s", error)
+            return False
+        return True
+
+    def _made(self) -> grpc.ChannelCredentials:
+        import grpc
+
+        tls = self._tls
+        ca, key, cert = (None if path is None else Path(path).read_bytes() for path in (tls.ca, tls.key, tls.cert))
+        return grpc.ssl_channel_credentials(ca, key, cert)
 
 
 def server_credentials(tls: ServerTls) -> grpc.ServerCredentials:
@@ -82,25 +125,38 @@ class ServerContext:
 def check_server_tls(tls: ServerTls) -> None:
     """Say what gRPC would not: which file is missing or is not what it should be, and whether key and certificate
     belong together. Raises NotFound or InvalidInput."""
-    for setting, path in (("tls_cert", tls.cert), ("tls_key", tls.key), ("tls_client_ca", tls.client_ca)):
+    _check({"tls_cert": tls.cert, "tls_key": tls.key, "tls_client_ca": tls.client_ca})
+
+
+def check_peer_tls(tls: PeerTls) -> None:
+    """As `check_server_tls`."""
+    _check({"peer_cert": tls.cert, "peer_key": tls.key, "peer_ca": tls.ca})
+
+
+def _check(files: Mapping[str, str | None]) -> None:
+    """Of settings' names and paths: a certificate, its key, and authorities."""
+    for setting, path in files.items():
         if path is not None and not Path(path).is_file():
             raise NotFound("there is no such file", field=f"server.{setting}", value=path)
+    (cert_name, cert), (key_name, key), (ca_name, ca) = files.items()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(tls.cert, tls.key)
-    except (ssl.SSLError, OSError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise InvalidInput(
-            f"not a PEM certificate with its key ({reason}), expected those of server.tls_cert and server.tls_key",
-            field="server.tls_cert",
-            value=tls.cert,
-        ) from None
-    if tls.client_ca is not None:
+    if cert is not None:
         try:
-            context.load_verify_locations(tls.client_ca)
+            context.load_cert_chain(cert, key)
+        except (ssl.SSLError, OSError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise InvalidInput(
+                f"not a PEM certificate with its key ({reason}), expected those of server.{cert_name} and"
+                f" server.{key_name}",
+                field=f"server.{cert_name}",
+                value=cert,
+            ) from None
+    if ca is not None:
+        try:
+            context.load_verify_locations(ca)
         except (ssl.SSLError, OSError):
             raise InvalidInput(
-                "expected PEM certificates of authorities", field="server.tls_client_ca", value=tls.client_ca
+                "expected PEM certificates of authorities", field=f"server.{ca_name}", value=ca
             ) from None
 
 
@@ -113,6 +169,10 @@ def _configuration(tls: ServerTls) -> grpc.ServerCertificateConfiguration:
 
 
 def _stamps(tls: ServerTls) -> tuple[object, ...]:
+    return _stamps_of(tls.cert, tls.key, tls.client_ca)
+
+
+def _stamps_of(*paths: str | None) -> tuple[object, ...]:
     def stamp(path: str | None) -> object:
         try:
             found = None if path is None else Path(path).stat()
@@ -120,4 +180,4 @@ def _stamps(tls: ServerTls) -> tuple[object, ...]:
             return None
         return found and (found.st_ino, found.st_mtime_ns, found.st_size)
 
-    return tuple(map(stamp, (tls.cert, tls.key, tls.client_ca)))
+    return tuple(map(stamp, paths))

@@ -41,6 +41,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if .Values.secrets.tlsClients -}}
 {{- $_ := set $server "tls_client_ca" "/etc/laban/tls/ca.crt" -}}
 {{- end -}}
+{{- if .Values.secrets.tlsPeers -}}
+{{- $_ := set $server "peer_cert" "/etc/laban/peers/tls.crt" -}}
+{{- $_ := set $server "peer_key" "/etc/laban/peers/tls.key" -}}
+{{- $_ := set $server "peer_ca" "/etc/laban/peers/ca.crt" -}}
+{{- end -}}
 {{- end -}}
 {{- if .Values.secrets.tokens -}}
 {{- $_ := set $config "auth" (dict "tokens_file" "/etc/laban/tokens/tokens.yaml") -}}

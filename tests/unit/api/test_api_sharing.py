@@ -13,10 +13,9 @@ import pytest
 from executor_rig import until
 from executor_workflows import CHAIN, asynchronous, tool_step
 from grpc import aio
-from members_rig import LEASE_S, Cell, Cells, cells
+from members_rig import LEASE_S, Book, Cell, Cells, cells
 
 from laban.actors.errors import Conflict, FailedPrecondition, LabanError, NotFound, Unauthenticated, Unavailable
-from laban.cluster.callers import Caller
 from laban.cluster.client import AsyncClient
 from laban.cluster.client_credentials import Credentials
 from laban.cluster.config import LabanConfig
@@ -26,24 +25,10 @@ from laban.cluster.gateway_relay import PASSED_ON
 from laban.cluster.gateway_sharing import Sharing
 from laban.cluster.records import Event
 from laban.cluster.sessions import Sessions
-from laban.cluster.tokens import Quota
 from laban.proto import laban_pb2 as pb
 from laban.proto import laban_pb2_grpc as pb_grpc
 
 CHAIN_OF = CHAIN.replace("question: {type: string}", "question: {default: why}")
-
-
-class Book:
-    """A token is its tenant's name."""
-
-    def refresh(self) -> bool:
-        return False
-
-    def find(self, token: str) -> Caller | None:
-        return None if token == "stranger" else Caller(token, token, frozenset(["submit"]))
-
-    def quota(self, tenant: str) -> Quota:
-        return Quota()
 
 
 @dataclass

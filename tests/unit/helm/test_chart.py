@@ -86,6 +86,7 @@ def test_wrong_values_are_refused_by_name(name, tmp_path):
             "its model a needs 2",
         ),
         ("secrets: {tlsClients: true}", "secrets.tls"),
+        ("secrets: {tlsPeers: a}", "secrets.tls"),
         ("model: {download: {repository: org/model, revision: abc}}", "model.volume.claim"),
         ("model: {volume: {size: 9Gi}, download: {repository: org/model, revision: abc}}", "config.model"),
         ("{ingress: {enabled: true, host: a}, grpcRoute: {enabled: true, parentRefs: [{name: a}]}}", "one of the two"),
@@ -128,6 +129,7 @@ def test_what_follows_from_the_rest_is_set(tmp_path):
     sharded = config("sharded")
     assert "url" not in sharded.get("journal", {})
     assert sharded["server"]["tls_client_ca"] == "/etc/laban/tls/ca.crt"
+    assert sharded["server"]["peer_ca"] == "/etc/laban/peers/ca.crt"
     assert sharded["auth"]["tokens_file"] == "/etc/laban/tokens/tokens.yaml"
 
 
