@@ -54,7 +54,9 @@ class DispatchLimits:
     max_attempts: int = 3  # of one call, while workers die under it
     max_calls_per_worker: int = 1024  # sent and not ended; more wait here
     restart_delays_s: tuple[float, ...] = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
-    """Waits before each try to bring a lost worker back; after the last one it stays lost."""
+    """Waits before each try to bring a lost worker back. While they last calls wait for it."""
+    slow_restart_s: tuple[float, float] = (60.0, 300.0)
+    """The wait after those, doubled after each further try, and what it grows to. Until then others have its calls."""
     start_timeout_s: float = 600.0  # of a worker that is added
     drain_timeout_s: float = 60.0  # for others to take over what a worker leaves behind
     drain_interval_s: float = 0.1  # between looks at what is left
@@ -108,6 +110,7 @@ class Dispatcher:
             self.pools,
             supervisor,
             restart_delays_s=self._limits.restart_delays_s,
+            slow_restart_s=self._limits.slow_restart_s,
             start_timeout_s=self._limits.start_timeout_s,
         )
         self._slots = self._lives.up
@@ -213,7 +216,8 @@ class Dispatcher:
 
     def workers(self) -> tuple[WorkerStatus, ...]:
         up = [slot.status(alive=True) for slot in self._slots.values()]
-        down = [slot.status(alive=False) for slot in self._lives.lost.values()]
+        lives = self._lives
+        down = [replace(slot.status(alive=False), problem=lives.problem(name)) for name, slot in lives.lost.items()]
         return tuple(sorted(up + down, key=lambda status: status.worker_id))
 
     def survey(self) -> FleetSurvey:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Protocol
 
 from laban.actors.calls import WorkerReport
@@ -34,6 +35,15 @@ class LifeOwner(Protocol):
         """A worker that was awaited is up, or will not come."""
 
 
+@dataclass(slots=True)
+class Failures:
+    """To bring a worker back: how many tries have failed, why the last one did, and when the next one is due."""
+
+    count: int = 0
+    reason: str = ""
+    again_s: float = 0.0  # of the event loop's clock
+
+
 class Lives:
     """Lives in one event loop."""
 
@@ -44,16 +54,21 @@ class Lives:
         supervisor: WorkerSupervisor | None,
         *,
         restart_delays_s: Sequence[float],
+        slow_restart_s: tuple[float, float],
         start_timeout_s: float,
     ) -> None:
+        """A lost worker is tried to be brought back after each of `restart_delays_s`, and then for as long as it is
+        lost, after waits that double from the first of `slow_restart_s` to the second."""
         self._owner, self._pools, self._supervisor = owner, pools, supervisor
-        self._restart_delays_s, self._start_timeout_s = restart_delays_s, start_timeout_s
+        self._restart_delays_s, self._slow_restart_s = restart_delays_s, slow_restart_s
+        self._start_timeout_s = start_timeout_s
         self.up: dict[str, Slot] = {}
         self.lost: dict[str, Slot] = {}  # the last life of those that are not up
         self.returning: set[str] = set()
         self.gone: set[str] = set()  # taken out
         self.adding: dict[str, asyncio.Task[Slot]] = {}
         self._coming: dict[str, str] = {}  # the namespace of each of those
+        self._failures: dict[str, Failures] = {}  # of those that are lost
         self._tasks: set[asyncio.Task[None]] = set()
 
     def awaits(self, namespace: str) -> bool:
@@ -73,6 +88,17 @@ class Lives:
             "returning": len(lost & self.returning),
             "starting": sum(each == namespace for each in self._coming.values()),
         }
+
+    def problem(self, worker_id: str) -> str:
+        """Why a lost worker is not back, and what is done about it; "" for one that is tried a first time."""
+        found = self._failures.get(worker_id)
+        if found is None:
+            return ""
+        if worker_id in self.returning:
+            when = "being tried again"
+        else:
+            when = f"the next try in {max(0.0, found.again_s - asyncio.get_running_loop().time()):.0f} s"
+        return f"{found.count} tries to bring it back have failed, {when}: {found.reason}"
 
     def start(self, ports: Sequence[WorkerPort]) -> None:
         for port in ports:
@@ -99,7 +125,7 @@ class Lives:
         if worker_id not in self.adding:
             if worker_id in self.up or worker_id in self.returning:
                 raise Conflict("is a worker already", field="worker_id", value=worker_id)
-            self.lost.pop(worker_id, None)
+            self._forget(worker_id)
             self.gone.discard(worker_id)
             task = asyncio.get_running_loop().create_task(self._add(self._supervisor, worker_id, pool))
             self.adding[worker_id] = task
@@ -110,7 +136,7 @@ class Lives:
     async def take_out(self, worker_id: str) -> None:
         """End a worker; it does not come back. Its calls run again elsewhere. Idempotent, raises nothing."""
         self.gone.add(worker_id)
-        self.lost.pop(worker_id, None)
+        self._forget(worker_id)
         slot = self.up.get(worker_id)
         if slot is not None:
             self._end(slot, "it was taken out")
@@ -122,9 +148,14 @@ class Lives:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _forget(self, worker_id: str) -> None:
+        """That it was lost."""
+        self.lost.pop(worker_id, None)
+        self._failures.pop(worker_id, None)
+
     def _begin(self, port: WorkerPort) -> Slot:
         slot = self.up[port.info.worker_id] = self._owner.attached(port)
-        self.lost.pop(port.info.worker_id, None)
+        self._forget(port.info.worker_id)
         self.spawn(self._serve(slot), f"worker {port.info.worker_id}")
         return slot
 
@@ -161,29 +192,61 @@ class Lives:
         self._end(slot, reason)
         await slot.port.close()
         if worker_id in self.returning and self._supervisor is not None:
-            await self._restart(self._supervisor, worker_id, self._pools.of(slot.info.namespace))
+            await self._restart(self._supervisor, slot)
 
-    async def _restart(self, supervisor: WorkerSupervisor, worker_id: str, pool: Pool) -> None:
+    async def _restart(self, supervisor: WorkerSupervisor, slot: Slot) -> None:
+        """Until it is up, taken out, or added anew by somebody. Whatever was wrong may be mended at any time."""
+        worker_id = slot.info.worker_id
+        failures = Failures()
         try:
             for delay_s in self._restart_delays_s:
                 await asyncio.sleep(delay_s)
-                if worker_id in self.gone:
+                if await self._came_back(supervisor, slot, failures):
                     return
-                try:
-                    port = await self._start(supervisor, worker_id, pool)
-                except Exception as error:
-                    logger.warning("the worker did not come back: %s", error, extra=about(worker=worker_id))
-                    continue
-                if worker_id in self.gone:
-                    await port.close()
-                else:
-                    self._begin(port)
-                return
-            num_tries = len(self._restart_delays_s)
-            logger.error("the worker stays lost after %d tries", num_tries, extra=about(worker=worker_id))
         finally:
-            self.returning.discard(worker_id)
-            self._owner.settled()
+            self._pause(worker_id)
+        logger.error(
+            "the worker is lost: %d tries to bring it back have failed; there will be more",
+            failures.count,
+            extra=about(worker=worker_id),
+        )
+        delay_s, most_s = self._slow_restart_s
+        while self.lost.get(worker_id) is slot:
+            failures.again_s = asyncio.get_running_loop().time() + delay_s
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, most_s)
+            if self.lost.get(worker_id) is not slot:
+                return
+            self.returning.add(worker_id)
+            try:
+                if await self._came_back(supervisor, slot, failures):
+                    return
+            finally:
+                self._pause(worker_id)
+
+    def _pause(self, worker_id: str) -> None:
+        """Nobody is waited for any more."""
+        self.returning.discard(worker_id)
+        self._owner.settled()
+
+    async def _came_back(self, supervisor: WorkerSupervisor, slot: Slot, failures: Failures) -> bool:
+        """One try. Also true where nobody wants it back any more."""
+        worker_id = slot.info.worker_id
+        if self.lost.get(worker_id) is not slot:
+            return True
+        try:
+            port = await self._start(supervisor, worker_id, self._pools.of(slot.info.namespace))
+        except Exception as error:
+            logger.warning("the worker did not come back: %s", error, extra=about(worker=worker_id))
+            failures.count, failures.reason = failures.count + 1, str(error) or repr(error)
+            if self.lost.get(worker_id) is slot:
+                self._failures[worker_id] = failures
+            return False
+        if self.lost.get(worker_id) is slot:
+            self._begin(port)
+        else:
+            await port.close()
+        return True
 
     async def _add(self, supervisor: WorkerSupervisor, worker_id: str, pool: Pool) -> Slot:
         try:

@@ -375,6 +375,7 @@ class WorkerStatus:
     rates: WorkerRates = field(default_factory=WorkerRates)
     cache: CacheCounters = field(default_factory=CacheCounters)
     model: str = ""
+    problem: str = ""  # of one that is lost: what its return has come to so far
 
 
 @dataclass(frozen=True, slots=True)

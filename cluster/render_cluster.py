@@ -55,6 +55,9 @@ def print_status(status: ClusterStatus) -> None:
             f"degraded: workflow {each.workflow}{whose} has left its tolerance {each.tolerance:g}: KL {each.kl:.3g} "
             f"over {each.num_calls} audited calls, since {shown_clock(each.since)}{then}"
         )
+    for worker in status.workers:
+        if worker.problem:
+            print(f"degraded: {worker.worker_id} is lost: {worker.problem}")
     if len(status.members) > 1:
         print_table(MEMBER_COLUMNS, map(_member, status.members), title="Labans that share the journal")
     print_workers(status.workers)

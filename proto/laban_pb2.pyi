@@ -1177,7 +1177,7 @@ class DirectoryStatus(_message.Message):
     def __init__(self, num_shards: _Optional[int] = ..., num_encodings: _Optional[int] = ..., tokens_predicted: _Optional[int] = ..., tokens_missed: _Optional[int] = ..., tokens_found: _Optional[int] = ..., num_calls: _Optional[int] = ..., num_wrong: _Optional[int] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("worker_id", "epoch", "alive", "device", "dtype", "attention_backend", "calls_running", "calls_waiting", "queued_tokens", "pages", "pages_free", "page_size", "bytes_per_token", "encodings", "draining", "host_bytes", "host_bytes_used", "disk_bytes", "disk_bytes_used", "rates", "cache", "model")
+    __slots__ = ("worker_id", "epoch", "alive", "device", "dtype", "attention_backend", "calls_running", "calls_waiting", "queued_tokens", "pages", "pages_free", "page_size", "bytes_per_token", "encodings", "draining", "host_bytes", "host_bytes_used", "disk_bytes", "disk_bytes_used", "rates", "cache", "model", "problem")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ALIVE_FIELD_NUMBER: _ClassVar[int]
@@ -1200,6 +1200,7 @@ class WorkerStatus(_message.Message):
     RATES_FIELD_NUMBER: _ClassVar[int]
     CACHE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: str
     alive: bool
@@ -1222,7 +1223,8 @@ class WorkerStatus(_message.Message):
     rates: WorkerRates
     cache: CacheCounters
     model: str
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[str] = ..., alive: bool = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention_backend: _Optional[str] = ..., calls_running: _Optional[int] = ..., calls_waiting: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., pages: _Optional[int] = ..., pages_free: _Optional[int] = ..., page_size: _Optional[int] = ..., bytes_per_token: _Optional[int] = ..., encodings: _Optional[int] = ..., draining: bool = ..., host_bytes: _Optional[int] = ..., host_bytes_used: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., disk_bytes_used: _Optional[int] = ..., rates: _Optional[_Union[WorkerRates, _Mapping]] = ..., cache: _Optional[_Union[CacheCounters, _Mapping]] = ..., model: _Optional[str] = ...) -> None: ...
+    problem: str
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[str] = ..., alive: bool = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention_backend: _Optional[str] = ..., calls_running: _Optional[int] = ..., calls_waiting: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., pages: _Optional[int] = ..., pages_free: _Optional[int] = ..., page_size: _Optional[int] = ..., bytes_per_token: _Optional[int] = ..., encodings: _Optional[int] = ..., draining: bool = ..., host_bytes: _Optional[int] = ..., host_bytes_used: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., disk_bytes_used: _Optional[int] = ..., rates: _Optional[_Union[WorkerRates, _Mapping]] = ..., cache: _Optional[_Union[CacheCounters, _Mapping]] = ..., model: _Optional[str] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class WorkerRates(_message.Message):
     __slots__ = ("encode_tokens_per_s", "iteration_s", "host_bytes_per_s", "disk_bytes_per_s", "peer_bytes_per_s")

@@ -221,6 +221,71 @@ def test_a_lost_worker_can_be_taken_out():
     asyncio.run(with_fleet(scenario, supervisor=Never()))
 
 
+def test_a_lost_worker_comes_back_whenever_what_was_wrong_is_mended():
+    class Broken(LoopSupervisor):
+        tries, is_mended = 0, False
+
+        async def start(self, worker_id, model=""):
+            self.tries += 1
+            if not self.is_mended:
+                raise WorkerLost(f"no room, the {self.tries}th time")
+            return await super().start(worker_id, model)
+
+    supervisor = Broken()
+    limits = replace(LIMITS, slow_restart_s=(0.02, 0.05))
+
+    async def scenario(dispatcher, workers, sink):
+        workers[0].kill()
+        await until(lambda: supervisor.tries == 2)
+        await until(lambda: not dispatcher._lives.returning)
+        (lost,) = dispatcher.workers()
+        assert lost.problem == "2 tries to bring it back have failed, the next try in 0 s: no room, the 2th time"
+        dispatcher.submit([order(sink, "a")])  # nobody waits for what may take for ever
+        await until(lambda: "a" in sink.ended)
+        assert sink.ended["a"].status == "UNAVAILABLE"
+        await until(lambda: supervisor.tries >= 6)
+        assert dispatcher.workers()[0].problem.startswith(("5 tries", "6 tries"))
+        supervisor.is_mended = True
+        await until(lambda: statuses(dispatcher) == {"worker-0": True})
+        assert dispatcher.workers()[0].problem == ""
+        dispatcher.submit([order(sink, "b")])
+        await until(lambda: "b" in sink.ended)
+        tries = supervisor.tries
+        await asyncio.sleep(0.2)
+        assert supervisor.tries == tries
+
+    asyncio.run(with_fleet(scenario, 1, supervisor=supervisor, limits=limits))
+
+
+@pytest.mark.parametrize("how", ["taken out", "added"])
+def test_a_lost_worker_that_is_taken_out_or_added_anew_is_not_tried_again(how):
+    class Broken(LoopSupervisor):
+        tries = 0
+
+        async def start(self, worker_id, model=""):
+            self.tries += 1
+            if worker_id == "worker-0" and self.tries <= 3:
+                raise WorkerLost("no room")
+            return await super().start(worker_id, model)
+
+    supervisor = Broken()
+
+    async def scenario(dispatcher, workers, sink):
+        workers[0].kill()
+        await until(lambda: supervisor.tries == 3)
+        await until(lambda: not dispatcher._lives.returning)
+        if how == "taken out":
+            await dispatcher.fleet.drain("worker-0")
+        else:
+            await dispatcher.fleet.add_worker("worker-0")
+        tries = supervisor.tries
+        await asyncio.sleep(0.3)
+        assert supervisor.tries == tries
+        assert statuses(dispatcher) == {"worker-1": True} | ({} if how == "taken out" else {"worker-0": True})
+
+    asyncio.run(with_fleet(scenario, supervisor=supervisor, limits=replace(LIMITS, slow_restart_s=(0.02, 0.2))))
+
+
 class Helping(LoopWorker):
     """Does as it is told by advice: what it is to prefetch it has soon."""
 
