@@ -72,8 +72,8 @@ class Relay:
         self._board = board
         self._shelf = shelf
         self._secret = None if tls is None else PeerCredentials(tls)
-        named = tls is not None and tls.name is not None
-        self._options = (*OPTIONS, ("grpc.ssl_target_name_override", tls.name)) if named else OPTIONS
+        name = None if tls is None else tls.name
+        self._options = OPTIONS if name is None else (*OPTIONS, ("grpc.ssl_target_name_override", name))
         self._channels: dict[str, aio.Channel] = {}
         self._retired: list[aio.Channel] = []  # of certificates renewed since; streams go on there
 
