@@ -56,7 +56,7 @@ def print_status(status: ClusterStatus) -> None:
             f"over {each.num_calls} audited calls, since {shown_clock(each.since)}{then}"
         )
     for worker in status.workers:
-        if worker.problem:
+        if worker.problem and not worker.alive:
             print(f"degraded: {worker.worker_id} is lost: {worker.problem}")
     if len(status.members) > 1:
         print_table(MEMBER_COLUMNS, map(_member, status.members), title="Labans that share the journal")

@@ -75,6 +75,12 @@ def test_status_names_the_workflows_that_left_their_tolerance(capsys: pytest.Cap
     assert "submitted" not in told[1]
 
 
+def test_status_says_why_a_lost_worker_is_not_back(capsys: pytest.CaptureFixture[str]) -> None:
+    print_status(replace(STATUS, workers=(WORKER, replace(WORKER, worker_id="w1", alive=False))))
+    told = [line for line in capsys.readouterr().out.splitlines() if "2 tries" in line]
+    assert told == ["degraded: w1 is lost: 2 tries have failed"]
+
+
 def test_clear_asks_the_server_to_forget(run: Run) -> None:
     code, out, err = run("clear", "debate")
     assert code != 0
@@ -83,7 +89,7 @@ def test_clear_asks_the_server_to_forget(run: Run) -> None:
 
 
 def test_status_of_workers_without_lower_tiers(capsys: pytest.CaptureFixture[str]) -> None:
-    bare = replace(WORKER, draining=False, host_bytes=0, disk_bytes=0, rates=type(WORKER.rates)())
+    bare = replace(WORKER, draining=False, host_bytes=0, disk_bytes=0, rates=type(WORKER.rates)(), problem="")
     print_status(ClusterStatus("0.1.0", True, "tiny", 64, (bare, replace(bare, alive=False)), 0, 0, 1.0))
     rows = [cells(line) for line in capsys.readouterr().out.splitlines() if "w0" in line]
     assert [row[1] for row in rows[:2]] == ["up", "lost"]
