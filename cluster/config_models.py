@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -116,6 +116,11 @@ class Settled:
 
     engine: EngineConfig
     num_gpus: float
+
+
+def lacking_node(plans: Iterable[ModelPlan], there: Mapping[str, float]) -> ModelPlan | None:
+    """The first model whose workers need a node with a resource that none has; `there` is what all have together."""
+    return next((plan for plan in plans if plan.resource is not None and not there.get(plan.resource)), None)
 
 
 def settle(plans: Sequence[ModelPlan], num_gpus: float, memory_bytes: int | None) -> list[Settled]:

@@ -20,7 +20,7 @@ from laban.actors.machine_memory import memory_bytes
 from laban.actors.models import ModelFacts, check_model_folder, prepare_default_model
 from laban.actors.shards import heads_per_shard
 from laban.cluster.config import LabanConfig, MetricsSection
-from laban.cluster.config_models import ModelPlan, Settled, settle
+from laban.cluster.config_models import ModelPlan, Settled, lacking_node, settle
 from laban.cluster.gateway import check_address
 from laban.cluster.host import FACTORY, HostPlan, ModelPlace
 from laban.cluster.http.section import HttpSection
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float | None], None]
 
 START_TIMEOUT_S = 600.0
+NODES_EVERY_S = 2.0  # how often it is looked whether a node that is waited for has joined
 STOP_S = 15.0  # for what is left to be written, and the workers to end
 OBJECT_STORE_BYTES = 256 << 20  # calls and reports are small
 TRANSFER_BYTES = 64 << 20  # keys and values on their way to a shard: two transfers, a few chunks of each
@@ -176,7 +177,12 @@ def _start_services(
     from laban.actors.remote import LoadingWatch, RemoteHost, WorkerPlan, spawn_directory, spawn_worker
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    settled_models = _settled(config, [plan for plan, _ in models], resources.get("GPU", 0.0))
+    wanted = [plan for plan, _ in models]
+    lacking = lacking_node(wanted, resources)
+    if lacking is not None and owns_ray:
+        why = "no node has it: the Ray that is started for this has this machine alone; expected ray.address of one"
+        raise InvalidInput(f"{why} with such nodes", field=f"models.{lacking.name}.resource", value=lacking.resource)
+    settled_models = _settled(config, wanted, resources.get("GPU", 0.0))
     num_processes = sum(plan.workers * plan.shards for plan, _ in models)
     # Ray counts CPUs in ten thousandths: rounded up, the shares would be more than there is.
     num_cpus = min(1.0, math.floor(10_000 * resources.get("CPU", 1.0) / num_processes) / 10_000)
@@ -210,12 +216,18 @@ def _start_services(
     loading = f"loading {names} into {len(plans)} worker{'s' if len(plans) > 1 else ''}"
     progress(loading, None)
     watch = LoadingWatch(handles[plans[0].worker_id])  # they all do much the same; the first one speaks for them
-    began = time.monotonic()
+    began = looked = time.monotonic()
     try:
         while (address := host.wait(0.2)) is None:
-            if time.monotonic() - began > START_TIMEOUT_S:
-                raise Unavailable(f"the workers were not up after {START_TIMEOUT_S:.0f} s")
-            if (said := watch.poll()) is not None:
+            now = time.monotonic()
+            if lacking is not None and now - looked > NODES_EVERY_S:  # some may join
+                lacking, looked = lacking_node(wanted, ray.cluster_resources()), now  # type: ignore[no-untyped-call]
+            waits = "" if lacking is None else f": no node has {lacking.resource}, which {lacking.name} needs"
+            if now - began > START_TIMEOUT_S:
+                raise Unavailable(f"the workers were not up after {START_TIMEOUT_S:.0f} s{waits}")
+            if waits:
+                progress(f"{loading}{waits}", None)
+            elif (said := watch.poll()) is not None:
                 doing, share = said
                 progress(f"{loading}: {doing}", share)
             else:

@@ -380,12 +380,14 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """A model, by what workflows, sessions and requests call it, and its workers: all, and those that are up."""
+    """A model, by what workflows, sessions and requests call it, and its workers: all, and those that are up.
+    `fingerprint` is that of its folder: it differs where the configuration, the tokenizer or the weights do."""
 
     name: str
     max_context: int  # tokens
     workers: int
     workers_up: int
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,8 @@ def cluster_status(
 
 def _model_status(info: WorkerInfo, workers: Sequence[WorkerStatus]) -> ModelStatus:
     own = [worker for worker in workers if worker.model == info.model_name]
-    return ModelStatus(info.model_name, info.max_context, len(own), sum(worker.alive for worker in own))
+    fingerprint = info.namespace.partition("/")[0]  # before the dtype: the same files may serve in several
+    return ModelStatus(info.model_name, info.max_context, len(own), sum(worker.alive for worker in own), fingerprint)
 
 
 def directory_status(view: DirectoryView) -> DirectoryStatus:

@@ -26,6 +26,7 @@ from laban.actors.errors import InvalidInput, NotFound
 from laban.cluster.callers import ROLES, Caller, Role
 from laban.cluster.sizes import MAX_BYTES, Bytes
 from laban.cluster.workflow.fidelity import Fidelity
+from laban.cluster.workflow.fidelity import expected as levels_in_words
 
 PREFIX = "laban_"  # so that scanners for leaked secrets know one
 NUM_RANDOM_BYTES = 32
@@ -151,9 +152,13 @@ def hash_token(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
 
 
-def new_entry(token: str, name: str, tenant: str, roles: tuple[str, ...], expires: datetime | None) -> TokenEntry:
+def new_entry(
+    token: str, name: str, tenant: str, roles: tuple[str, ...], expires: datetime | None, fidelity: str = "exact"
+) -> TokenEntry:
     """Raises InvalidInput naming the flag."""
-    values: dict[str, Any] = {"name": name, "sha256": hash_token(token), "tenant": tenant, "roles": roles}
+    values: dict[str, Any] = {
+        "name": name, "sha256": hash_token(token), "tenant": tenant, "roles": roles, "fidelity": fidelity,
+    }  # fmt: skip
     try:
         return TokenEntry(**values, expires=expires)
     except ValidationError as error:
@@ -163,6 +168,7 @@ def new_entry(token: str, name: str, tenant: str, roles: tuple[str, ...], expire
             "name": "letters, digits and ._@-, at most 100",
             "tenant": "lower-case letters, digits and -, at most 63",
             "roles": f"one or more of {', '.join(ROLES)}, with commas between",
+            "fidelity": levels_in_words(),
         }.get(field, str(first["msg"]))
         raise InvalidInput(f"expected {expected}", field=f"--{field}", value=values.get(field)) from None
 

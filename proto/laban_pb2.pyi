@@ -1115,16 +1115,18 @@ class ClusterStatus(_message.Message):
     def __init__(self, version: _Optional[str] = ..., ready: bool = ..., model: _Optional[str] = ..., max_context: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., workflows_running: _Optional[int] = ..., sessions_open: _Optional[int] = ..., uptime_s: _Optional[float] = ..., workflows_held: _Optional[int] = ..., routing_policy: _Optional[str] = ..., eviction_policy: _Optional[str] = ..., directory: _Optional[_Union[DirectoryStatus, _Mapping]] = ..., journal: _Optional[str] = ..., members: _Optional[_Iterable[_Union[MemberStatus, _Mapping]]] = ..., divergences: _Optional[_Iterable[_Union[Divergence, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
-    __slots__ = ("name", "max_context", "workers", "workers_up")
+    __slots__ = ("name", "max_context", "workers", "workers_up", "fingerprint")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     WORKERS_UP_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     name: str
     max_context: int
     workers: int
     workers_up: int
-    def __init__(self, name: _Optional[str] = ..., max_context: _Optional[int] = ..., workers: _Optional[int] = ..., workers_up: _Optional[int] = ...) -> None: ...
+    fingerprint: str
+    def __init__(self, name: _Optional[str] = ..., max_context: _Optional[int] = ..., workers: _Optional[int] = ..., workers_up: _Optional[int] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class Divergence(_message.Message):
     __slots__ = ("tenant", "workflow", "since", "kl", "num_calls", "tolerance", "falls_back")

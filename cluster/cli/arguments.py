@@ -287,6 +287,10 @@ def _parser() -> argparse.ArgumentParser:
         "--roles", default="submit", metavar="A,B",
         help="read: see workflows and status; submit: also start and end them; admin: also change the cluster",
     )  # fmt: skip
+    token.add_argument(
+        "--fidelity", metavar="LEVEL", default="exact",
+        help="of its OpenAI requests that name none (default: exact)",
+    )  # fmt: skip
     token.add_argument("--days", type=float, metavar="N", help="it expires after so many; default: never")
     token.add_argument("--file", metavar="FILE", help="the tokens file to add it to; default: print the entry")
     trace = command("trace", "write a workflow's timeline, for Perfetto or Chrome's tracing")

@@ -133,6 +133,7 @@ def tune(arguments: Namespace) -> int:
         tuning.open(check_model_folder(model_folder(plan.path, screen.phase)), plan.name)
     if not tuning.is_recorded():
         with _given_or_own(arguments, screen_for()) as client, screen_for() as recording:
+            tuning.check_served(client.status(), arguments.address)
             tuning.record(client, tools, recording)
     num_lessons, _ = tuning.write_lessons()
     return train(tuning, arguments, screen_for(), num_lessons, found.ray.address)

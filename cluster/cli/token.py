@@ -29,7 +29,7 @@ def new_token(arguments: Namespace) -> int:
         expires = (datetime.now(UTC) + timedelta(days=arguments.days)).replace(microsecond=0)
     token = tokens.new_token()
     roles = tuple(role.strip() for role in arguments.roles.split(","))
-    entry = tokens.new_entry(token, arguments.name, arguments.tenant, roles, expires)
+    entry = tokens.new_entry(token, arguments.name, arguments.tenant, roles, expires, arguments.fidelity)
     if arguments.file is None:
         print("# add this to the file that auth.tokens_file names:", file=sys.stderr)
         print(_yaml(TokensFile(tokens=(entry,))), end="", file=sys.stderr)

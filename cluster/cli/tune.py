@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from laban.actors.model_folder import ModelFacts
     from laban.cluster.cli.shell import ShellTool
     from laban.cluster.client import Client
+    from laban.cluster.records import ClusterStatus
     from laban.cluster.render import Screen
     from laban.cluster.workflow.schema import Workflow
 
@@ -68,7 +69,10 @@ class Tuning:
         changes = {tuple(key.rpartition(".")[::2]): value for key, value in request["overrides"].items()}
         self.overrides = Overrides(None, request["seed"], changes)
         for level in (BASELINE, self.level):
-            Run(self.workflow, self.inputs[0][1], Overrides(level, request["seed"], changes))
+            run = Run(self.workflow, self.inputs[0][1], Overrides(level, request["seed"], changes))
+        # "": the server's default one
+        self._called = {node.model for node in run.graph.nodes.values() if node.kind == "generate"}
+        self._called |= {name for _, name in named_models(self.workflow)}
         given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None}
         if arguments.targets is not None:
             given["targets"] = tuple(each.strip() for each in arguments.targets.split(",") if each.strip())
@@ -121,6 +125,27 @@ class Tuning:
                 f"holds a run with another {name} ({known.get(name)}, now {mine[name]}): name another folder, or "
                 + instead, field="--out", value=str(self.folder),
             )  # fmt: skip
+
+    def check_served(self, status: ClusterStatus, address: str) -> None:
+        """Whether the models that the runs to be recorded call at `address` are the one that is to be tuned.
+
+        Raises FailedPrecondition for another one, or one that is not served there.
+        """
+        facts = self.facts
+        assert facts is not None
+        served = {model.name: model for model in status.models}
+        for name in sorted({name or status.model for name in self._called}):
+            if name not in served:
+                raise FailedPrecondition(
+                    f"serves no model {name}, expected {facts.name} under that name", field="--address", value=address
+                )
+            there = served[name].fingerprint
+            if there and there != facts.fingerprint:
+                raise FailedPrecondition(
+                    f"serves another model as {name} (fingerprint {there[:8]}) than {facts.folder} "
+                    f"({facts.fingerprint[:8]}), expected the one that is to be tuned: give its folder as --model",
+                    field="--address", value=address,
+                )  # fmt: skip
 
     # Traces
 

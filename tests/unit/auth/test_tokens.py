@@ -101,7 +101,9 @@ def test_the_command_adds_to_a_file_and_prints_the_token_alone(tmp_path: Path, c
     path = tmp_path / "tokens.yaml"
     assert main(["token", "nightly", "--tenant", "acme", "--roles", "submit,read", "--file", str(path)]) == 0
     token = capsys.readouterr().out.strip()
-    assert main(["token", "root", "--roles", "admin", "--days", "1", "--file", str(path)]) == 0
+    assert "fidelity" not in path.read_text()
+    assert main(["token", "root", "--roles", "admin", "--days", "1", "--fidelity", "direct", "--file", str(path)]) == 0
+    assert [entry.fidelity for entry in read_tokens(path).tokens] == ["exact", "direct"]
     said = capsys.readouterr()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert token not in path.read_text()
@@ -120,6 +122,7 @@ def test_the_command_adds_to_a_file_and_prints_the_token_alone(tmp_path: Path, c
         (["a b"], "--name"),
         (["ci", "--tenant", "A"], "--tenant"),
         (["ci", "--roles", "write"], "--roles"),
+        (["ci", "--fidelity", "auto"], "--fidelity: expected exact, corrected, blended or direct"),
         (["ci", "--days", "0"], "--days"),
         (["ci", "--days", "nan"], "--days"),
         (["ci", "--file", "/nowhere/tokens.yaml"], "--file"),

@@ -13,7 +13,7 @@ from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.load import num_slots
 from laban.actors.errors import Exhausted, InvalidInput
 from laban.cluster.config import LabanConfig, describe, resolve
-from laban.cluster.config_models import ModelPlan, Settled, settle
+from laban.cluster.config_models import ModelPlan, Settled, lacking_node, settle
 
 GIB = 1 << 30
 
@@ -122,3 +122,11 @@ def test_a_pool_of_so_many_bytes_has_as_many_pages() -> None:
     assert num_slots(model, EngineConfig(pool_bytes=per_token * 100, pool_tokens=32)) == 32
     with pytest.raises(Exhausted):
         num_slots(model, EngineConfig(pool_bytes=per_token * 15))
+
+
+def test_a_resource_that_no_node_has_is_told_with_its_model() -> None:
+    asked = plans(small={}, large={"resource": "big"})
+    assert lacking_node(asked, {"CPU": 8.0, "big": 1.0}) is None
+    lacking = lacking_node(asked, {"CPU": 8.0})
+    assert lacking is not None
+    assert (lacking.name, lacking.resource) == ("large", "big")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from api_fakes import STATUS
 
 from laban.actors.errors import FailedPrecondition, InvalidInput
 from laban.cluster.cli import main
 from laban.cluster.cli.arguments import EXAMPLES, parse
 from laban.cluster.cli.tune import TRACES, Tuning
+from laban.cluster.records import ClusterStatus, ModelStatus
 from laban.cluster.tuning.card import card
 
 YAML = """
@@ -127,3 +130,25 @@ def test_the_card_says_what_it_is_made_of_and_what_it_does() -> None:
     for said in ("base_model: tiny", "fingerprint f1", "hash d4", "rank 64, targets q_proj+v_proj", "0.200 (95 % int"):
         assert said in text
     assert "| all | 9 | 0.5000 | 0.1000 | 1.0000 | 0.2000 | 50.0% | 90.0% |" in text
+
+
+def told(*models: ModelStatus) -> ClusterStatus:
+    return replace(STATUS, model=models[0].name, models=models)
+
+
+def test_a_server_of_another_model_is_told_before_anything_is_recorded() -> None:
+    plan = tuning()
+    plan.open(FACTS, None)
+    plan.check_served(told(ModelStatus("served", 500, 1, 1, "f1"), ModelStatus("other", 500, 1, 1, "f2")), "host:1")
+    plan.check_served(told(ModelStatus("served", 500, 1, 1)), "host:1")  # an older one, which does not say
+    with pytest.raises(FailedPrecondition, match=r"as other \(fingerprint f2\) than tiny \(f1\)") as caught:
+        plan.check_served(told(ModelStatus("other", 500, 1, 1, "f2"), ModelStatus("served", 500, 1, 1, "f1")), "host:1")
+    assert (caught.value.field, caught.value.value) == ("--address", "host:1")
+
+
+def test_of_several_models_that_count_that_the_workflow_calls() -> None:
+    plan = tuning(yaml=YAML + "model: mine\n")
+    plan.open(FACTS, "mine")
+    plan.check_served(told(ModelStatus("other", 500, 1, 1, "f2"), ModelStatus("mine", 500, 1, 1, "f1")), "host:1")
+    with pytest.raises(FailedPrecondition, match="serves no model mine, expected tiny under that name"):
+        plan.check_served(told(ModelStatus("tiny", 500, 1, 1, "f1")), "host:1")
