@@ -1,13 +1,18 @@
-"""The pictures of `papers.py`: first tokens of agents in a row, and what trees and debates gain, quality beside."""
+"""The pictures of `papers.py`: first tokens of agents in a row, and what trees and debates gain, quality beside.
+
+python benchmarks/paper_chart.py RESULT.json FOLDER      draws a result that is stored
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from chart import plt
-from report import Report
+from report import Report, Row
 
 COLOURS = {
     "prefix": "#a5a5a5",
@@ -100,3 +105,15 @@ def _topologies(report: Report) -> Any:
     axes[0].invert_yaxis()
     figure.legend(*axes[1].get_legend_handles_labels(), fontsize=7.5, frameon=False, loc="lower right", ncols=3)
     return figure
+
+
+def stored(path: Path) -> Report:
+    document = json.loads(path.read_text())
+    rows = [Row(row["name"], row["value"], row["unit"]) for row in document["rows"]]
+    told = {key: document[key] for key in ("commit", "machine", "date")}
+    return Report(document["benchmark"], rows=rows, **told)
+
+
+if __name__ == "__main__":
+    for drawn in draw(stored(Path(sys.argv[1])), Path(sys.argv[2])):
+        print(drawn)

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Slots = NDArray[np.int64]
 # Sums may be regrouped into vectors; infinities and not-a-numbers keep their meaning.
-jit: Any = numba.njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, cache=True)
+LOOSE = {"reassoc", "contract", "nsz", "arcp"}
+jit: Any = numba.njit(fastmath=LOOSE, cache=True)
+threaded: Any = numba.njit(fastmath=LOOSE, cache=True, nogil=True)
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -43,7 +45,7 @@ def rotate(x: Floats, cos: Floats, sin: Floats) -> None:
                 x[row, head, i + half] = b * cos[row, i + half] + a * sin[row, i + half]
 
 
-@jit  # type: ignore[untyped-decorator]
+@threaded  # type: ignore[untyped-decorator]
 def mix_rows(
     k_pool: Floats, v_pool: Floats, sources: Slots, targets: Slots, cos: Floats, sin: Floats, weights: Floats
 ) -> None:

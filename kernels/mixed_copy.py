@@ -7,6 +7,9 @@ Attention turns queries, so an encoding that is only read elsewhere is never cop
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,8 +59,7 @@ def copy_mixed(
     if k_pool.is_cuda:
         launch_mixed(k_pool, v_pool, slots, target_slots, cos, sin, shares.to(device))
     elif mix_rows is not None and k_pool.dtype == torch.float32:
-        arrays = (each.numpy() for each in (k_pool, v_pool, slots, target_slots, cos, sin, shares))
-        mix_rows(*arrays)
+        _mix_in_threads(k_pool, v_pool, [each.numpy() for each in (slots, target_slots, cos, sin, shares)])
     else:
         copy_mixed_reference(k_pool, v_pool, sources, offsets, weights, target_slots, inv_freq)
 
@@ -76,6 +78,22 @@ def launch_mixed(
         k_pool, v_pool, sources, target_slots, cos, sin, weights, num_rows, k_pool.stride(0),
         NUM_SOURCES=num_sources, **blocks, num_warps=2,
     )  # fmt: skip
+
+
+def _mix_in_threads(k_pool: Tensor, v_pool: Tensor, arrays: list[Any]) -> None:
+    """The layers shared out over as many threads as torch has."""
+    count = min(torch.get_num_threads(), len(k_pool))
+    parts = zip(k_pool.tensor_split(count), v_pool.tensor_split(count), strict=True)
+    calls = [partial(mix_rows, keys.numpy(), values.numpy(), *arrays) for keys, values in parts]
+    under_way = [_threads(count).submit(call) for call in calls[1:]]
+    calls[0]()
+    for done in under_way:
+        done.result()
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "mix")
 
 
 def copy_mixed_reference(

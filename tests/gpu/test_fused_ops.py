@@ -69,6 +69,14 @@ def test_copy_rotated(kv_heads: int, dim: int, rotary_dim: int, deltas: bool, dt
     checks.check_copy_rotated(300, 4, kv_heads, dim, rotary_dim, deltas, dtype, "cuda")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dim", "rotary_dim"), HEADS)
+@pytest.mark.parametrize("kv_heads", [8, 3])
+@pytest.mark.parametrize("num_sources", [2, 4])
+def test_copy_mixed(kv_heads: int, dim: int, rotary_dim: int, num_sources: int, dtype: torch.dtype) -> None:
+    checks.check_copy_mixed(300, num_sources, kv_heads, dim, rotary_dim, dtype, "cuda")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fused_model_computes_what_it_did(kind: str) -> None:
     model = random_model(kind).eval().cuda()

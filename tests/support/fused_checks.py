@@ -19,6 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from laban.actors.engine.layers import layer_kinds
 from laban.kernels import fused_ops
 from laban.kernels.fused_modules import install, skip_rotary
+from laban.kernels.mixed_copy import copy_mixed_reference, launch_mixed
 from laban.kernels.rotated_copy import copy_rotated, copy_rotated_reference
 
 NOISE = 5e-6  # of float32 arithmetic on numbers around one
@@ -148,6 +149,26 @@ def check_copy_rotated(
     copy_rotated_reference(exact[0], exact[1], source, target, cos.double(), sin.double(), delta_k, delta_v)
     copy_rotated(pools[0], pools[1], source, target, cos, sin, delta_k, delta_v)
     assert_rounded(guarded, exact_guarded)
+
+
+def check_copy_mixed(
+    num_rows: int, num_sources: int, kv_heads: int, dim: int, rotary_dim: int, dtype: torch.dtype, device: str
+) -> None:
+    """Of several sources, some of which share rows; all other slots stay as they are."""
+    layers, num_slots = 3, 2 * num_rows + 5
+    pools = _normal(2, layers, num_slots, kv_heads, dim, dtype=dtype, device=device)
+    exact = pools.double()
+    slots = torch.randperm(num_slots, device=device)
+    target, rest = slots[:num_rows], slots[num_rows:]
+    sources = torch.stack([rest[torch.randperm(len(rest), device=device)[:num_rows]] for _ in range(num_sources)])
+    offsets, weights = [0, -37, 4000, 11][:num_sources], [0.4, 0.3, 0.2, 0.1][:num_sources]
+    weights = [each / sum(weights) for each in weights]
+    inv_freq = 1e4 ** -(torch.arange(0, rotary_dim, 2, device=device) / rotary_dim)
+    angles = torch.tensor(offsets, device=device).double()[:, None] * inv_freq.double()
+    cos, sin = angles.cos().float(), angles.sin().float()
+    launch_mixed(pools[0], pools[1], sources, target, cos, sin, torch.tensor(weights, device=device))
+    copy_mixed_reference(exact[0], exact[1], list(sources), offsets, weights, target, inv_freq)
+    assert_rounded(pools, exact)
 
 
 def fused(model: PreTrainedModel) -> PreTrainedModel:

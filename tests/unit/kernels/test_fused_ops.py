@@ -58,6 +58,11 @@ def test_copy_rotated(kv_heads: int, dim: int, rotary_dim: int, deltas: bool) ->
     checks.check_copy_rotated(9, 2, kv_heads, dim, rotary_dim, deltas, torch.float32, "cpu")
 
 
+@pytest.mark.parametrize(("kv_heads", "dim", "rotary_dim"), [(8, 64, 64), (3, 24, 8)])
+def test_copy_mixed(kv_heads: int, dim: int, rotary_dim: int) -> None:
+    checks.check_copy_mixed(9, 3, kv_heads, dim, rotary_dim, torch.float32, "cpu")
+
+
 def test_no_rows_are_no_launch() -> None:
     empty, table = torch.empty(0, 2, 8), torch.empty(0, 4)
     pool = torch.zeros(3, 2, 8)

@@ -29,7 +29,9 @@ def test_the_mean_is_the_references(
         monkeypatch.setattr(mixed_copy, "mix_rows", None)
     else:  # Triton's kernels, in its interpreter
         monkeypatch.setattr(mixed_copy, "copy_rotated_reference", copy_rotated)
-        monkeypatch.setattr(mixed_copy, "mix_rows", lambda *arrays: launch_mixed(*map(torch.from_numpy, arrays)))
+        monkeypatch.setattr(
+            mixed_copy, "_mix_in_threads", lambda k, v, rest: launch_mixed(k, v, *map(torch.from_numpy, rest))
+        )
     generator = torch.Generator().manual_seed(num_sources)
     pools = [torch.randn(layers, 64, 2, dim, generator=generator) for _ in range(2)]
     expected = [pool.clone() for pool in pools]
