@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -293,6 +294,9 @@ class HostProcess:
         service: HostedService = import_path(self._factory)(*self._arguments)
         address = await service.start()
         self._service = service
+        # What is there now stays: the collector need not look at the libraries' objects again and again.
+        gc.collect()
+        gc.freeze()
         return address
 
     async def answer(self) -> None:

@@ -221,10 +221,14 @@ class Executor:
             what = Resolved(workflow, overrides)
             if self._levels is not None:
                 what = await self._levels.resolve(workflow, overrides, tenant)
+
+            def prepare() -> tuple[Prepared, str]:
+                prepared = self._prepare(what.workflow, inputs, what.overrides, tenant)
+                given = what.workflow, inputs, what.overrides, origin, what.notes
+                return prepared, "" if self._journal is None else write_document(*given)
+
             # Rendering and tokenizing may take long: the loop goes on meanwhile.
-            prepared = await asyncio.to_thread(self._prepare, what.workflow, inputs, what.overrides, tenant)
-            given = what.workflow, inputs, what.overrides, origin, what.notes
-            document = "" if self._journal is None else await asyncio.to_thread(write_document, *given)
+            prepared, document = await asyncio.to_thread(prepare)
             known = await self._claimed_before(key, content)  # the same key may have come twice at once
             if known is not None:
                 return known.board.record()
