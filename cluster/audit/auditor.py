@@ -20,7 +20,8 @@ from laban.actors.calls import Comparison
 from laban.actors.errors import Exhausted, FailedPrecondition, LabanError
 from laban.cluster.attempts import sampling_of
 from laban.cluster.audit.calling import Caller, Calls, Ended, Forced
-from laban.cluster.audit.records import AuditItem, Decision, RecordedStep, Refused, Replayed, StepAudit
+from laban.cluster.audit.choosing import asks_for
+from laban.cluster.audit.records import AS_WRITTEN, AuditItem, Decision, RecordedStep, Refused, Replayed, StepAudit
 from laban.cluster.audit.replaying import Variant, replay
 from laban.cluster.messages import MessageBook
 from laban.cluster.workflow.schema import Workflow
@@ -28,6 +29,7 @@ from laban.cluster.workflow.states import Overrides
 from laban.kvstore.encodings import flatten
 
 BASELINE = "exact"
+PREDICTED = "corrected"
 
 
 class Forgetful(Protocol):
@@ -90,7 +92,8 @@ class Audit:
         others = []
         for level in self._request.levels:
             try:
-                others.append(self._variant(level))
+                # Apart: what the run under `exact` has just encoded would be taken for what is to be predicted.
+                others.append(self._variant(level, f"{self._name}-{level}-beside" if self._predicts(level) else ""))
             except LabanError as error:  # a private message would leak, say
                 self._found.put_nowait(Refused(level, str(error)))
         await replay([exact, *others], self._request.recorded, lambda step: self._compare(step, exact, others))
@@ -99,6 +102,10 @@ class Audit:
             await self._take_apart(exact, other)
         for variant in [exact, *others]:
             await self._time(variant.level)
+
+    def _predicts(self, level: str) -> bool:
+        """Whether encodings under that level may be predicted from others."""
+        return level == PREDICTED or (level == AS_WRITTEN and asks_for(self._request.workflow, PREDICTED))
 
     def _variant(self, level: str, part: str = "") -> Variant:
         request = self._request

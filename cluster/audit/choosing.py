@@ -33,12 +33,15 @@ class Resolved:
 
 
 def asks_auto(workflow: Workflow, overrides: Overrides) -> bool:
-    if overrides.fidelity is not None:
-        return overrides.fidelity == AUTO
+    return asks_for(workflow, AUTO) if overrides.fidelity is None else overrides.fidelity == AUTO
+
+
+def asks_for(workflow: Workflow, level: str) -> bool:
+    """Whether anything of it, or of those within it, does."""
     asked = [workflow.fidelity]
     for step in steps_of(workflow):
-        asked += [level for level in (step.fidelity, *(read.fidelity for read in step.read)) if level is not None]
-    return AUTO in asked or any(asks_auto(inner, overrides) for inner in workflow.workflows.values())
+        asked += [each for each in (step.fidelity, *(read.fidelity for read in step.read)) if each is not None]
+    return level in asked or any(asks_for(inner, level) for inner in workflow.workflows.values())
 
 
 def is_exact(workflow: Workflow, overrides: Overrides) -> bool:

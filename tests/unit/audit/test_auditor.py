@@ -10,6 +10,8 @@ from executor_rig import results, until
 
 from laban.actors.errors import FailedPrecondition
 from laban.cluster.audit.records import Decision, RecordedStep, Refused, Replayed, StepAudit
+from laban.cluster.workflow.parse import parse_yaml
+from laban.cluster.workflow.states import Overrides
 
 FLOW = """
 version: 1
@@ -144,5 +146,38 @@ steps:
             names = {i.name for i in items if isinstance(i, Decision)}
             assert {"value n", "vote of judge"} <= names
             assert any(name.startswith("until(polish)") for name in names)
+
+    asyncio.run(main())
+
+
+PREDICTED = """
+version: 1
+name: predicted
+inputs: {before: {}}
+fidelity: corrected
+tolerance: 50
+sampling: {max_tokens: 12, temperature: 0}
+messages: {before: "{{ before }}", text: "a text that is read again and again, each time after another"}
+steps:
+  - {step: said, read: [before, text]}
+"""
+
+
+@pytest.mark.parametrize("level", ["corrected", "written"])
+def test_what_may_be_predicted_is_not_what_exact_has_just_encoded(level: str) -> None:
+    async def main() -> None:
+        async with audit_rig() as rig:
+            for number in range(10):
+                before = {"before": f"{chr(97 + number)}{chr(107 + number)} " * 12}
+                record = await rig.executor.submit(parse_yaml(PREDICTED), before, Overrides())
+                async for _ in rig.executor.watch(record.workflow_id):
+                    pass
+            engine = rig.workers[0].engine
+            await until(lambda: not engine.has_work())  # it tries in spare time how well it predicts
+            inputs = {"before": "and this is another one, XYZ XYZ"}
+            _, recorded = await rig.record(PREDICTED, inputs)
+            items = await rig.audit(PREDICTED, recorded, inputs, levels=(level,))
+            (audited,) = [i for i in items if isinstance(i, StepAudit)]
+            assert sum(audited.kl) > 0.01
 
     asyncio.run(main())
