@@ -131,7 +131,8 @@ class Foresight:
             self._wake.set()
 
     def read(self, source: str, step: ReadyStep, worker_id: str) -> None:
-        """A step of a run has read what it reads, and made its message, at a worker. An unknown source is ignored."""
+        """A step of a run has read what it reads, and made its message, at a worker; "" for one without a call. An
+        unknown source is ignored."""
         found = self._sources.get(source)
         if found is not None and isinstance(found.forecast, RunForecast):
             found.forecast.note(step, worker_id)

@@ -72,15 +72,17 @@ class Leftovers:
     """Of one run."""
 
     def __init__(self, varying: Collection[str], fixed: Collection[str]) -> None:
-        """The keys of the messages written before the run began, and of those that vary with its inputs."""
-        self._varying, self._fixed = varying, fixed
+        """The keys of messages that vary with the run's inputs; and of all written before it began, as far as they are
+        known when they are asked for."""
+        self._own, self._fixed = set(varying), fixed
         self._noted: list[tuple[ReadyStep, str]] = []
         self._left: dict[EncodingId, _Left] = {}
         self._over: set[EncodingId] = set()
 
     def note(self, step: ReadyStep, worker_id: str) -> None:
-        """A step's call has ended at a worker."""
-        if step.kind == "generate" and len(self._noted) < MAX_NOTED:
+        """A step has ended, its call at a worker; "": it has none."""
+        self._own.add(step.address)
+        if step.kind == "generate" and worker_id and len(self._noted) < MAX_NOTED:
             self._noted.append((step, worker_id))
 
     @property
@@ -107,7 +109,7 @@ class Leftovers:
             spot = None if before is None else tree.after(before, ref, fixed=ref.key in self._fixed)
             if spot is None or spot.encoding_id is None:
                 return
-            if self._is_own(ref.key):
+            if ref.key in self._own:
                 own |= {ref.key}
             is_home = spot.encoding_id == tree.home(ref)
             self._put(spot.encoding_id, ref.key, is_home, own & {ref.key} if is_home else own, before, worker_id)
@@ -126,6 +128,3 @@ class Leftovers:
                 return
             left = self._left[encoding_id] = _Left(encoding_id, key, is_home, own, before)
         left.workers.add(worker_id)
-
-    def _is_own(self, key: str) -> bool:
-        return key not in self._fixed or key in self._varying

@@ -153,7 +153,7 @@ class Lookout:
         self.foresight.moved(execution.workflow_id)
         if ended is None:
             return
-        if ended.worker and (step := execution.begun(ended.address)) is not None:
+        if (step := execution.begun(ended.address)) is not None:
             self.foresight.read(execution.workflow_id, step, ended.worker)
         kind, seconds = KINDS.get(ended.finish_reason, "generate"), ended.wall_ms / 1000.0
         self._meter.step_ended(execution.workflow_id, execution.board.name, kind, ended)

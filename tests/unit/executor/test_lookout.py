@@ -14,6 +14,7 @@ from laban.cluster.lookout import Lookout
 from laban.cluster.messages import Language
 from laban.cluster.records import Event, SessionPlacement
 from laban.cluster.sessions import Sessions
+from laban.kvstore.encodings import flatten
 
 # A worker's pool has 16,000 bytes, a token one; of the first workflow's calls each may make 1,500.
 WIDE = """
@@ -71,6 +72,22 @@ async def test_a_workflow_that_does_not_fit_waits_whole_and_says_so() -> None:
         assert made.executor.status().workflows_held == 0
         calls = [call.call_id.partition("/")[0] for call in made.worker.engine.calls]
         assert calls == sorted(calls, key=[first, second].index)  # no call of the second before the first's last
+
+
+@asynchronous
+async def test_a_worker_hears_what_of_its_calls_will_be_read_no_more() -> None:
+    async with rig(ahead=True) as made:
+        [chain] = await submitted(made, CHAIN)
+        assert (await made.end(chain)).state == "succeeded"
+        engine = made.worker.engine
+        draft, review = engine.calls
+        specs = {spec.encoding_id: spec for spec in review.specs}
+        *_, last = [placed.encoding_id for placed in flatten(review.view, specs)]
+        await until(lambda: sum(len(advice.over) for advice in engine.advice) >= 3)
+        over = {each for advice in engine.advice for each in advice.over}
+        assert last in over  # the draft behind another prompt
+        assert over.isdisjoint(spec.encoding_id for spec in draft.specs)  # prompts and tasks are others' as well
+        assert len(over) == 3  # beside it what both steps made
 
 
 @asynchronous
