@@ -39,7 +39,7 @@ from laban.cluster.routing.ledger import Ledger
 from laban.cluster.routing.policies import load_routing
 from laban.cluster.routing.recorder import EndedCall, Recorder
 from laban.cluster.routing.replication import Replication
-from laban.cluster.routing.router import Router
+from laban.cluster.routing.router import Router, warm_up
 from laban.cluster.slots import Order, Slot, Ticket
 from laban.cluster.survey import FleetSurvey, Queue
 from laban.cluster.tenants import NO_TENANTS, Tenants, tenant_in
@@ -99,6 +99,7 @@ class Dispatcher:
         def make_router() -> Router:
             return Router(load_routing(policy), self.directory, Ledger(), Replication() if replicate else None)
 
+        warm_up()  # takes time unless somebody did before, which the first call need not wait for
         self.pools = Pools((port.info for port in workers), make_router, default_model)
         self._decisions = Decisions(self.router.policy, policy)
         self._recorder, self._meter, self._traces, self._tenants = recorder, meter, traces, tenants
