@@ -75,7 +75,7 @@ class Learner:
         found: dict[int, Tensor] = {}
         if new:
             taught = self.taught(joined(lesson.exact for lesson in new))
-            parts = taught.split([lesson.exact.num_said for lesson in new])
+            parts = torch.split(taught, [lesson.exact.num_said for lesson in new])
             found = {id(lesson): part for lesson, part in zip(new, parts, strict=True)}
             if self._num_kept_bytes < TEACHER_BYTES:
                 self._taught |= {key: part.to("cpu", copy=True) for key, part in found.items()}
