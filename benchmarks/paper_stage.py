@@ -21,6 +21,7 @@ from laban.actors.frames import Framing
 from laban.cluster.views import Composed, Entry, Message, compose
 from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, TOLERANCE, Fidelity
 from laban.kvstore.encodings import EMPTY_VIEW, EncodingId, EncodingSpec, View, closure, dependencies, make_spec
+from laban.kvstore.spaces import Space
 
 _ids = count()
 _clocks = [time.perf_counter]
@@ -252,7 +253,7 @@ class Stage:
         return Entry(message, fidelity, recompute_share=RECOMPUTE_SHARE, tolerance=self.tolerance)
 
     def _composed(self, entries: Sequence[Entry]) -> Composed:
-        found = compose(self.namespace, (), entries, self.specs, max_context=self.engine.info.max_context)
+        found = compose(Space(self.namespace), (), entries, self.specs, max_context=self.engine.info.max_context)
         self.specs.update(found.added)
         return found
 

@@ -93,8 +93,9 @@ def script(of: Any) -> Any:
     return of._script(workload, {key: 40 if key == "question" else 20 for key in workload.messages})
 
 
-def test_every_arm_reads_and_says_the_same() -> None:
-    engine = make_engine(pool_tokens=8192)
+@pytest.mark.parametrize("fused", [False, True])
+def test_every_arm_reads_and_says_the_same(fused: bool) -> None:
+    engine = make_engine(pool_tokens=8192, fused=fused)
     stage, peer = import_module("paper_stage"), import_module("peer_kvcomm")
     of = table(engine)
     told = script(of)
