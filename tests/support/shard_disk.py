@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from engine_harness import Driver, byte_tokenizer, force, logprobs
+from engine_harness import TOLERANCE, Driver, byte_tokenizer, force, logprobs
 from engine_reference import MAX_CONTEXT, random_model
 from shard_processes import HEADS, DrivenLockstep
 
@@ -42,12 +42,14 @@ def engine_over(folder: Path | None, group: ShardGroup | None, *, pool_tokens: i
         host_bytes=host_tokens * PER_TOKEN,
         disk_folder=None if folder is None else str(folder),
         disk_bytes=1 << 24,
+        max_batch_tokens=512,
+        cuda_graphs=False,
     )
     engine = make_engine(
         random_model("llama", **HEADS),
         byte_tokenizer(),
         config,
-        torch.device("cpu"),
+        torch.device("cpu") if group is None else group.device,
         group,
         namespace="test",
         max_context=MAX_CONTEXT,
@@ -123,6 +125,7 @@ def life(
         for e in store._entries.values()
     ]
     engine.close()
+    engine.runner.close()
     disk, spills = engine.tiers.disk, engine.tiers._spills
     assert disk is not None
     assert spills is not None
@@ -165,3 +168,36 @@ def play(driver: Driver, rounds: int) -> tuple[list[np.ndarray], list[int]]:
 
 def _full(fd: int, data: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def check_lives(shards: list[list[Life]]) -> None:
+    """`lives` of each shard: all have the same, and answered as one that never let anything go."""
+    size = len(shards)
+    expected, _ = play(Driver(engine_over(None, None, pool_tokens=4096, host_tokens=0)), 1)
+    for number, of_all in enumerate(zip(*shards, strict=True)):
+        first = of_all[0]
+        for each in of_all:
+            assert (each.held, each.entries) == (first.held, first.entries), f"life {number}: the shards differ"
+            assert each.files == sorted(each.held), f"life {number}: a file that is not held everywhere"
+            assert each.used_bytes == sum(size for _, size, _ in each.held.values())
+            assert each.disk_bytes == 1 << 24  # of all shards together
+        for at, told in enumerate(first.told):
+            np.testing.assert_allclose(told, expected[at % NUM_MESSAGES], atol=TOLERANCE, rtol=0)
+    spilled, again, damaged, full = shards[0]
+    per_shard = PER_TOKEN // size
+    assert len(spilled.messages) >= 2
+    assert all(taken > num_tokens * per_shard for num_tokens, taken, _ in spilled.held.values())
+    assert spilled.counters.tokens_loaded_disk > 0
+    # Found again: nothing that was on disk is encoded.
+    missing = NUM_MESSAGES - len(spilled.messages)
+    assert sum(again.encoded) == NUM_MESSAGES + missing * NUM_TOKENS
+    # The last shard's first file is damaged in its last chunk: what comes before is used, in all shards. Its second
+    # one is cut short, and so of no use in any.
+    missing = NUM_MESSAGES - len(again.messages)
+    assert sum(damaged.encoded) == NUM_MESSAGES + (NUM_TOKENS - 256) + (1 + missing) * NUM_TOKENS
+    assert damaged.counters.tokens_loaded_disk % NUM_TOKENS == 256
+    # The last shard's disk was full: what the others wrote is gone again, and none tries for a while.
+    assert full.held == {}
+    assert 1 <= full.num_saves_failed <= 2
+    assert len({each[3].num_saves_failed for each in shards}) == 1
+    assert full.counters.bytes_saved_disk == 0

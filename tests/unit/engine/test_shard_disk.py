@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine_harness import TOLERANCE, Driver
-from shard_disk import NUM_MESSAGES, NUM_TOKENS, PER_TOKEN, engine_over, lives, play
+from shard_disk import check_lives, lives
 from shard_processes import run_shards
 
 from laban.actors.engine.disk_folder import _open, open_disk, open_disk_of_shard
@@ -26,35 +25,7 @@ def test_spilled_and_restarted_and_damaged_and_full_in_one_shard(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(row_attention, "compiled", None)
-    shards = run_shards(size, lives, tmp_path, timeout_s=300.0)
-    expected, _ = play(Driver(engine_over(None, None, pool_tokens=4096, host_tokens=0)), 1)
-    for number, of_all in enumerate(zip(*shards, strict=True)):
-        first = of_all[0]
-        for each in of_all:
-            assert (each.held, each.entries) == (first.held, first.entries), f"life {number}: the shards differ"
-            assert each.files == sorted(each.held), f"life {number}: a file that is not held everywhere"
-            assert each.used_bytes == sum(size for _, size, _ in each.held.values())
-            assert each.disk_bytes == 1 << 24  # of all shards together
-        for at, told in enumerate(first.told):
-            np.testing.assert_allclose(told, expected[at % NUM_MESSAGES], atol=TOLERANCE, rtol=0)
-    spilled, again, damaged, full = shards[0]
-    per_shard = PER_TOKEN // size
-    assert len(spilled.messages) >= 2
-    assert all(taken > num_tokens * per_shard for num_tokens, taken, _ in spilled.held.values())
-    assert spilled.counters.tokens_loaded_disk > 0
-    # Found again: nothing that was on disk is encoded.
-    missing = NUM_MESSAGES - len(spilled.messages)
-    assert sum(again.encoded) == NUM_MESSAGES + missing * NUM_TOKENS
-    # The last shard's first file is damaged in its last chunk: what comes before is used, in all shards. Its second
-    # one is cut short, and so of no use in any.
-    missing = NUM_MESSAGES - len(again.messages)
-    assert sum(damaged.encoded) == NUM_MESSAGES + (NUM_TOKENS - 256) + (1 + missing) * NUM_TOKENS
-    assert damaged.counters.tokens_loaded_disk % NUM_TOKENS == 256
-    # The last shard's disk was full: what the others wrote is gone again, and none tries for a while.
-    assert full.held == {}
-    assert 1 <= full.num_saves_failed <= 2
-    assert len({each[3].num_saves_failed for each in shards}) == 1
-    assert full.counters.bytes_saved_disk == 0
+    check_lives(run_shards(size, lives, tmp_path, timeout_s=300.0))
 
 
 class OneOfTwo:
