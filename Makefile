@@ -17,7 +17,7 @@ STAMP := .venv/.laban-set-up
 LINKS := build/links/laban
 FOLDERS := proto cluster actors kvstore kernels
 
-.PHONY: help setup demo test check unit lint types bench bench-blended bench-fidelity bench-gpu bench-cache bench-chats bench-constrained bench-corrections bench-drafting bench-gateway bench-http bench-isolation bench-journal bench-papers bench-router bench-sim bench-tuning chaos fuzz soak sanitize monitor helm-test peer-vllm proto proto-check clean
+.PHONY: help setup demo test check unit lint types bench bench-blended bench-fidelity bench-gpu bench-cache bench-chats bench-constrained bench-corrections bench-drafting bench-gateway bench-http bench-isolation bench-journal bench-papers bench-router bench-sim bench-transfer bench-tuning chaos fuzz soak sanitize monitor helm-test peer-vllm proto proto-check clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
@@ -75,6 +75,9 @@ bench-blended: setup  ## measure which tokens `blended` had best encode again, b
 
 bench-corrections: setup  ## measure what `corrected` changes where the same texts are read again and again (ARGS= for options)
 	$(BIN)/python benchmarks/corrections.py $(ARGS)
+
+bench-transfer: setup  ## measure what moves encodings between workers: memory read, NIXL, Ray's object store (ARGS= for options)
+	$(BIN)/python benchmarks/transfer.py $(ARGS)
 
 bench-tuning: setup  ## measure how much of what `direct` changes an adapter takes back (ARGS= for options)
 	$(BIN)/python benchmarks/tuning.py $(ARGS)

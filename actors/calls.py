@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from laban.actors.reach import Reach
 from laban.actors.tallies import WorkerTallies
 from laban.kvstore.encodings import EncodingId, EncodingSpec, View
 from laban.kvstore.placements import PlacementChange
@@ -247,7 +248,10 @@ class WorkerRates:
     iteration_s: float = 0.0  # of one that only decodes
     host_bytes_per_s: float = 0.0  # from host memory to the device
     disk_bytes_per_s: float = 0.0  # from disk to host memory
-    peer_bytes_per_s: float = 0.0  # from another worker to host memory
+    peer_bytes_per_s: float = 0.0  # from another worker to host memory, by whatever transport
+    cma_bytes_per_s: float = 0.0  # and by each
+    nixl_bytes_per_s: float = 0.0
+    object_store_bytes_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +314,7 @@ class WorkerInfo:
     disk_bytes: int = 0
     adapters: tuple[str, ...] = ()  # fingerprints of those that it computes with
     fetches: bool = False  # encodings from other workers, as a call's `sources` say
+    reach: Reach = field(default_factory=Reach)  # by which transports
 
     @property
     def pool_tokens(self) -> int:

@@ -11,10 +11,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from laban.actors.calls import WorkerInfo
+from laban.actors.reach import Transport
 from laban.actors.transfers import Chunk, Export, ExportRequest, Granted, Refused, chunk_from
 from laban.kvstore.encodings import EncodingId
 
@@ -69,8 +70,11 @@ class Exporting:
     def num_leases(self) -> int:
         return len(self._leases)
 
-    def open(self, encoding_id: EncodingId, epoch: str) -> Granted | Refused:
-        """Waits for the engine, and for a copy to host memory if it takes one."""
+    def open(self, encoding_id: EncodingId, epoch: str, transport: Transport = "object_store") -> Granted | Refused:
+        """Waits for the engine, and for a copy to host memory if it takes one.
+
+        What cannot be read by `transport` is lent all the same, without a window: chunks of it can be asked for.
+        """
         if epoch != (own := self._loop.info.epoch):
             return Refused(f"the worker's epoch is {own}, expected {epoch}")
         if len(self._leases) >= self._max_leases:
@@ -84,7 +88,24 @@ class Exporting:
             self._leases[export.number] = _Lease(export, self._clock() + self._lease_s)
             self._watch()
         chunk_tokens = max(1, min(self._chunk_tokens, self._chunk_bytes // export.bytes_per_token))
-        return Granted(export.number, export.num_tokens, chunk_tokens)
+        granted = Granted(export.number, export.num_tokens, chunk_tokens, self._lease_s)
+        if transport == "object_store":
+            return granted
+        window = export.window(transport)
+        if isinstance(window, Refused):
+            logger.warning("%s is sent through the object store: %s", encoding_id, window.why)
+            return granted
+        return replace(granted, window=window, slots=export.slots)
+
+    def renew(self, lease_id: int) -> Refused | None:
+        """Somebody reads memory, or asks another shard for more. None if the lease has held since it was granted;
+        then it holds for as long again."""
+        with self._lock:
+            lease = self._leases.get(lease_id)
+            if lease is None:
+                return Refused("the lease has ended")
+            lease.until_s = self._clock() + self._lease_s
+            return None
 
     def read(self, lease_id: int, begin: int, end: int) -> Chunk | Refused:
         """Tokens [begin, end)."""
@@ -100,13 +121,6 @@ class Exporting:
                 lease.num_reading -= 1
                 lease.until_s = self._clock() + self._lease_s
                 self._end_if_over(lease_id, lease)
-
-    def renew(self, lease_id: int) -> None:
-        """Somebody asks another shard for more. Unknown ids are ignored."""
-        with self._lock:
-            lease = self._leases.get(lease_id)
-            if lease is not None:
-                lease.until_s = self._clock() + self._lease_s
 
     def close(self, lease_id: int) -> None:
         """Unknown ids are ignored."""

@@ -22,6 +22,7 @@ from laban.actors.logs import LogSettings, set_up_logs
 from laban.actors.models import Progress, say_nothing
 from laban.actors.ports import HostedService
 from laban.actors.publishing import Publishing
+from laban.actors.reach import Transport
 from laban.actors.shards import ShardPlace
 from laban.actors.transfers import Chunk, FindPeer, Granted, PeerNews, Refused
 from laban.actors.worker import WorkerLoop
@@ -197,17 +198,17 @@ class WorkerProcess:
         self._peers.take(news)
 
     @ray.method(concurrency_group="leases")
-    def open_export(self, encoding_id: EncodingId, epoch: Epoch) -> Granted | Refused:
-        return self._lending().open(encoding_id, epoch)
+    def open_export(self, encoding_id: EncodingId, epoch: Epoch, transport: Transport) -> Granted | Refused:
+        return self._lending().open(encoding_id, epoch, transport)
+
+    @ray.method(concurrency_group="chunks")
+    def renew_export(self, lease_id: int) -> Refused | None:
+        """Somebody reads its memory, or from another shard."""
+        return self._lending().renew(lease_id)
 
     @ray.method(concurrency_group="chunks")
     def read_export(self, lease_id: int, begin: int, end: int) -> Chunk | Refused:
         return self._lending().read(lease_id, begin, end)
-
-    @ray.method(concurrency_group="chunks")
-    def renew_export(self, lease_id: int) -> None:
-        """Somebody reads from another shard."""
-        self._lending().renew(lease_id)
 
     @ray.method(concurrency_group="chunks")
     def close_export(self, lease_id: int) -> None:

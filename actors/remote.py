@@ -35,6 +35,7 @@ from laban.actors.processes import (
     WorkerProcess,
     concurrency_groups,
 )
+from laban.actors.reach import Reach, Transport
 from laban.actors.transfers import Chunk, Granted, PeerLost, PeerNews, Refused
 from laban.kvstore.directory_messages import Answer, Batch, EncodingRecord, Epoch, Interest, News, ShardStatus, Watch
 from laban.kvstore.encodings import EncodingId
@@ -227,9 +228,9 @@ class RemoteWorker:
             logger.info("a shard of worker %s did not hear of others: %s", self._info.worker_id, _first_line(error))
 
     @property
-    def as_peer(self) -> tuple[str, Epoch, tuple[Any, ...]]:
+    def as_peer(self) -> tuple[str, Epoch, Reach, tuple[Any, ...]]:
         """As PeerNews names it."""
-        return self._info.worker_id, self._info.epoch, (self._handle.first, *self._handle.others)
+        return self._info.worker_id, self._info.epoch, self._info.reach, (self._handle.first, *self._handle.others)
 
     @property
     def has_line(self) -> bool:
@@ -401,10 +402,10 @@ class RemotePeers:
     def take(self, news: PeerNews) -> None:
         for worker_id in news.left:
             self._peers.pop(worker_id, None)
-        for worker_id, epoch, handles in news.joined:
+        for worker_id, epoch, reach, handles in news.joined:
             self._peers.pop(worker_id, None)
             if len(handles) == self._num_shards:
-                self._peers[worker_id] = RemotePeer(handles[0], handles[self._rank], epoch)
+                self._peers[worker_id] = RemotePeer(handles[0], handles[self._rank], epoch, reach)
 
     def find(self, worker_id: str, epoch: Epoch) -> RemotePeer | None:
         peer = self._peers.get(worker_id)
@@ -414,13 +415,17 @@ class RemotePeers:
 class RemotePeer:
     """Implements PeerPort over the actor handles of a worker: chunks go through Ray's object store. For threads."""
 
-    def __init__(self, first: Any, holder: Any, epoch: Epoch) -> None:
+    def __init__(self, first: Any, holder: Any, epoch: Epoch, reach: Reach) -> None:
         """The worker's first shard, which grants leases, and the one whose part is read; they may be the same."""
-        self._first, self._holder, self.epoch = first, holder, epoch
+        self._first, self._holder, self.epoch, self.reach = first, holder, epoch, reach
 
-    def open(self, encoding_id: EncodingId) -> Granted | Refused:
-        granted: Granted | Refused = _take(self._first.open_export.remote(encoding_id, self.epoch))
+    def open(self, encoding_id: EncodingId, transport: Transport) -> Granted | Refused:
+        granted: Granted | Refused = _take(self._first.open_export.remote(encoding_id, self.epoch, transport))
         return granted
+
+    def renew(self, lease_id: int) -> Refused | None:
+        refused: Refused | None = _take(self._first.renew_export.remote(lease_id))
+        return refused
 
     def ask(self, lease_id: int, begin: int, end: int) -> Callable[[], Chunk | Refused]:
         if self._holder is not self._first:

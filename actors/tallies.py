@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-Link = Literal["host", "disk", "peer"]
-"""Where encodings come from: host memory to the device, disk or another worker to host memory."""
+Link = Literal["host", "disk", "cma", "nixl", "object_store"]
+"""Where encodings come from: host memory to the device, disk to host memory, and by transport from other workers."""
 
 
 class Spread(NamedTuple):
@@ -48,7 +48,9 @@ class WorkerTallies(NamedTuple):
     anchor_bytes: int = 0
     copies_host: Copies = Copies()
     copies_disk: Copies = Copies()
-    copies_peer: Copies = Copies()
+    copies_cma: Copies = Copies()  # this and the next are from other workers
+    copies_nixl: Copies = Copies()
+    copies_object_store: Copies = Copies()
 
 
 _STEPS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)

@@ -12,11 +12,34 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from laban.actors.reach import Reach, Transport
 from laban.kvstore.encodings import EncodingId
 
 Rows = NDArray[Any]
 """Keys and values of some tokens, as integers of the elements' size:
 [2, num_layers, num_tokens, num_kv_heads, head_dim], keys first."""
+
+
+Slots = tuple[tuple[int, int], ...]
+"""(first, length) of slots of a host pool, in the order of an encoding's tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Where a worker's host pool lies, for others to read what is lent to them there.
+
+    `keys` and `values` are addresses in its process, of [num_layers, num_slots, row_bytes] each.
+    """
+
+    transport: Transport
+    dtype: str
+    num_layers: int
+    num_slots: int
+    row_bytes: int  # of a token's keys, or values, in one layer
+    keys: int
+    values: int
+    process: tuple[int, int]  # its id, and when it started, in ticks since boot
+    agent: bytes = b""  # what NIXL's agent says of itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +60,10 @@ class Granted:
     num_tokens: int
     chunk_tokens: int
     """What to ask for at once, and from which multiples on."""
+    lease_s: float
+    """From the last request on; so whoever read within this time of having sent one has read what was lent."""
+    window: Window | None = None  # None: it has to be asked for chunks
+    slots: Slots = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +90,8 @@ class Export:
     num_tokens: int
     bytes_per_token: int
     read: Callable[[int, int], Rows]
+    slots: Slots = ()
+    window: Callable[[Transport], Window | Refused] = lambda transport: Refused("its memory is not open to others")
     entry: Any = None  # the engine's own
 
 
@@ -97,11 +126,22 @@ class PeerLost(Exception):
     """The other worker is gone, or does not answer."""
 
 
-class PeerPort(Protocol):
-    """One life of another worker, as one that fetches from it sees it. Everything raises PeerLost but `close`."""
+class TransportFailed(Exception):
+    """The other worker's memory cannot be read this way; another way may do."""
 
-    def open(self, encoding_id: EncodingId) -> Granted | Refused:
-        """Waits until the encoding lies where it can be read."""
+
+class PeerPort(Protocol):
+    """One life of another worker, as one that fetches from it sees it. Methods raise PeerLost, but for `close`."""
+
+    @property
+    def reach(self) -> Reach: ...
+
+    def open(self, encoding_id: EncodingId, transport: Transport) -> Granted | Refused:
+        """Waits until the encoding lies where it can be read. Without a window it has to be asked for chunks."""
+        ...
+
+    def renew(self, lease_id: int) -> Refused | None:
+        """Waits. None: the lease has held since it was granted, and goes on."""
         ...
 
     def ask(self, lease_id: int, begin: int, end: int) -> Callable[[], Chunk | Refused]:
@@ -114,10 +154,10 @@ class PeerPort(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PeerNews:
-    """Tells a worker whom it may fetch from: (id, epoch, a handle for each shard) of those that came, ids of those that
-    went."""
+    """Tells a worker whom it may fetch from: (id, epoch, reach, a handle for each shard) of those that came, ids of
+    those that went."""
 
-    joined: tuple[tuple[str, str, tuple[Any, ...]], ...] = ()
+    joined: tuple[tuple[str, str, Reach, tuple[Any, ...]], ...] = ()
     left: tuple[str, ...] = ()
 
 

@@ -74,6 +74,11 @@ class CacheSection(Section):
         default="cost", min_length=1, description="cost, steps, lru, or one of your own as package.module:Class"
     )
     tenant_share: float = Field(default=1.0, gt=0, le=1, description="of each tier, for one tenant's encodings at most")
+    transport: Literal["auto", "cma", "nixl", "object_store"] = Field(
+        default="auto",
+        description="how encodings cross between workers: cma reads another process of the machine, nixl another "
+        "machine (RDMA, TCP), object_store sends through Ray; auto: the first of these that serves",
+    )
     link_bytes_per_s: BytesPerSecond | None = Field(
         default=None, gt=0, description="limit of copies between host and device; null: as fast as it goes"
     )

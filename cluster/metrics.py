@@ -238,7 +238,11 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _now("laban_anchors", "Encodings that corrected reads are predicted from.", "worker"),
         _now("laban_anchor_bytes", "What is kept of them beside their keys and values.", "worker"),
         _sum(
-            "laban_transfers_total", "Copies over a link; of loads from the host, those at full rate.", "worker", "link"
+            "laban_transfers_total",
+            "Copies over a link: host (to the device, those at full rate), disk, and from other workers by transport: "
+            "cma, nixl, object_store.",
+            "worker",
+            "link",
         ),
         _sum("laban_transfer_bytes_total", "Bytes of these.", "worker", "link"),
         _sum(

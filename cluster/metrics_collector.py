@@ -155,7 +155,14 @@ def _of_cache(worker: str, each: WorkerSurvey) -> Iterator[Sample]:
     yield "laban_corrected_tokens_total", (worker, "refused"), tallies.tokens_not_corrected
     yield "laban_anchors", (worker,), tallies.num_anchors
     yield "laban_anchor_bytes", (worker,), tallies.anchor_bytes
-    for link, copies in (("host", tallies.copies_host), ("disk", tallies.copies_disk), ("peer", tallies.copies_peer)):
+    links = (
+        ("host", tallies.copies_host),
+        ("disk", tallies.copies_disk),
+        ("cma", tallies.copies_cma),
+        ("nixl", tallies.copies_nixl),
+        ("object_store", tallies.copies_object_store),
+    )
+    for link, copies in links:
         yield "laban_transfers_total", (worker, link), copies.num
         yield "laban_transfers_failed_total", (worker, link), copies.num_failed
         yield "laban_transfer_bytes_total", (worker, link), copies.num_bytes

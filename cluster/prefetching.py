@@ -11,6 +11,7 @@ from heapq import nsmallest
 from typing import Protocol
 
 from laban.actors.calls import Call, CallFinished, CallTokens, Prefetch, Source, WorkerRates
+from laban.actors.reach import transport_between
 from laban.cluster.advising import Holders
 from laban.cluster.records import ErrorInfo, WorkerStatus
 from laban.cluster.routing.prefetch import Lack, PrefetchLimits, Room, Wanted, plan_prefetches
@@ -199,7 +200,8 @@ class Prefetching:
         placed = self._fleet.directory.holders(encoding_id)
         if any(state is PlacementState.READY for _, state, _ in placed.get(worker_id, ())):
             return []
-        rates = self._workers[worker_id].rates
+        reader = self._workers[worker_id]
+        rates = reader.rates
         found: list[Source] = []
         for other, tiers in placed.items():
             source = self._workers.get(other)
@@ -207,7 +209,9 @@ class Prefetching:
             if source is None or best is None:
                 continue
             num_bytes = num_tokens * source.bytes_per_token
-            seconds = num_bytes / (rates.peer_bytes_per_s or PEER_BYTES_PER_S)
+            transport = transport_between(reader.reach, source.reach)
+            rate = getattr(rates, f"{transport}_bytes_per_s") or rates.peer_bytes_per_s or PEER_BYTES_PER_S
+            seconds = num_bytes / rate
             seconds += num_bytes / (source.rates.disk_bytes_per_s or DISK_BYTES_PER_S) if best is Tier.DISK else 0.0
             found.append(Source(encoding_id, other, source.epoch, seconds))
         return nsmallest(MAX_SOURCES, found, key=lambda each: (each.transfer_s, each.worker_id))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from laban.actors.calls import CacheCounters, TokenLogprob, WorkerRates
+from laban.actors.reach import Reach
 from laban.cluster.workflow.fidelity import Fidelity
 
 WorkflowState = Literal["running", "succeeded", "failed", "cancelled"]
@@ -376,6 +377,7 @@ class WorkerStatus:
     cache: CacheCounters = field(default_factory=CacheCounters)
     model: str = ""
     problem: str = ""  # of one that is lost: what its return has come to so far
+    reach: Reach = field(default_factory=Reach)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ TIER_COLUMNS = ("worker", "host", "disk", "read on device", "loaded: host", "dis
 USE_COLUMNS = ("worker", "prefetches: useful", "late", "wasted", "evicted: device", "host", "disk", "preempted")
 MODEL_COLUMNS = ("model", "context", "workers", "")
 MEMBER_COLUMNS = ("member", "", "address", "state", "workflows")
-RATE_COLUMNS = ("worker", "encode", "decode", "host to device", "disk to host", "peer to host")
+RATE_COLUMNS = ("worker", "encode", "decode", "host to device", "disk to host", "from others, by")
 
 
 def print_status(status: ClusterStatus) -> None:
@@ -175,8 +175,14 @@ def _rates(worker: WorkerStatus) -> tuple[str, ...]:
     rates = worker.rates
     encode = f"{rates.encode_tokens_per_s:.0f} tokens/s" if rates.encode_tokens_per_s else "-"
     decode = f"{rates.iteration_s * 1000:.1f} ms" if rates.iteration_s else "-"
-    links = (rates.host_bytes_per_s, rates.disk_bytes_per_s, rates.peer_bytes_per_s)
-    return (worker.worker_id, encode, decode, *(f"{rate / 1e9:.2f} GB/s" if rate else "-" for rate in links))
+    links = (_gigabytes(rate) for rate in (rates.host_bytes_per_s, rates.disk_bytes_per_s))
+    measured = {each: getattr(rates, f"{each}_bytes_per_s") for each in worker.reach.transports}
+    others = ", ".join(f"{each} {_gigabytes(rate)}" if rate else each for each, rate in measured.items())
+    return (worker.worker_id, encode, decode, *links, others)
+
+
+def _gigabytes(rate: float) -> str:
+    return f"{rate / 1e9:.2f} GB/s" if rate else "-"
 
 
 def _used(used: int, budget: int) -> str:

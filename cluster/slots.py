@@ -162,6 +162,7 @@ class Slot:
             disk_bytes=info.disk_bytes,
             disk_bytes_used=load.disk_bytes_used,
             rates=self.last.rates,
+            reach=info.reach,
             cache=self.last.cache,
             model=info.model_name,
         )

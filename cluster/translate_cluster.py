@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 from laban.actors.calls import CacheCounters, WorkerRates
+from laban.actors.reach import Reach
 from laban.cluster import records
 from laban.cluster.translate import seconds, timestamp
 from laban.proto import laban_pb2 as pb
@@ -30,17 +31,19 @@ def values(kind: type, message: Any, *without: str) -> dict[str, Any]:
 
 def worker_to_pb(worker: records.WorkerStatus) -> pb.WorkerStatus:
     return pb.WorkerStatus(
-        **plain(worker, "rates", "cache"),
+        **plain(worker, "rates", "cache", "reach"),
         rates=pb.WorkerRates(**plain(worker.rates)),
         cache=pb.CacheCounters(**plain(worker.cache)),
+        reach=pb.Reach(**plain(worker.reach)),
     )
 
 
 def worker_from_pb(worker: pb.WorkerStatus) -> records.WorkerStatus:
     return records.WorkerStatus(
-        **values(records.WorkerStatus, worker, "rates", "cache"),
+        **values(records.WorkerStatus, worker, "rates", "cache", "reach"),
         rates=WorkerRates(**values(WorkerRates, worker.rates)),
         cache=CacheCounters(**values(CacheCounters, worker.cache)),
+        reach=Reach(worker.reach.machine, tuple(worker.reach.transports)),  # type: ignore[arg-type]  # texts
     )
 
 

@@ -40,6 +40,8 @@ class Arrival:
 
     def __init__(self, num_tokens: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.num_tokens = num_tokens
+        self.link, self.via = "", ""
+        """By which transport it was to come from another worker, and by which it does."""
         self._clock = clock
         self._num_tokens_done = 0
         self._num_bytes = 0

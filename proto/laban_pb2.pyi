@@ -1179,7 +1179,7 @@ class DirectoryStatus(_message.Message):
     def __init__(self, num_shards: _Optional[int] = ..., num_encodings: _Optional[int] = ..., tokens_predicted: _Optional[int] = ..., tokens_missed: _Optional[int] = ..., tokens_found: _Optional[int] = ..., num_calls: _Optional[int] = ..., num_wrong: _Optional[int] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("worker_id", "epoch", "alive", "device", "dtype", "attention_backend", "calls_running", "calls_waiting", "queued_tokens", "pages", "pages_free", "page_size", "bytes_per_token", "encodings", "draining", "host_bytes", "host_bytes_used", "disk_bytes", "disk_bytes_used", "rates", "cache", "model", "problem")
+    __slots__ = ("worker_id", "epoch", "alive", "device", "dtype", "attention_backend", "calls_running", "calls_waiting", "queued_tokens", "pages", "pages_free", "page_size", "bytes_per_token", "encodings", "draining", "host_bytes", "host_bytes_used", "disk_bytes", "disk_bytes_used", "rates", "cache", "model", "problem", "reach")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ALIVE_FIELD_NUMBER: _ClassVar[int]
@@ -1203,6 +1203,7 @@ class WorkerStatus(_message.Message):
     CACHE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    REACH_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: str
     alive: bool
@@ -1226,21 +1227,36 @@ class WorkerStatus(_message.Message):
     cache: CacheCounters
     model: str
     problem: str
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[str] = ..., alive: bool = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention_backend: _Optional[str] = ..., calls_running: _Optional[int] = ..., calls_waiting: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., pages: _Optional[int] = ..., pages_free: _Optional[int] = ..., page_size: _Optional[int] = ..., bytes_per_token: _Optional[int] = ..., encodings: _Optional[int] = ..., draining: bool = ..., host_bytes: _Optional[int] = ..., host_bytes_used: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., disk_bytes_used: _Optional[int] = ..., rates: _Optional[_Union[WorkerRates, _Mapping]] = ..., cache: _Optional[_Union[CacheCounters, _Mapping]] = ..., model: _Optional[str] = ..., problem: _Optional[str] = ...) -> None: ...
+    reach: Reach
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[str] = ..., alive: bool = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention_backend: _Optional[str] = ..., calls_running: _Optional[int] = ..., calls_waiting: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., pages: _Optional[int] = ..., pages_free: _Optional[int] = ..., page_size: _Optional[int] = ..., bytes_per_token: _Optional[int] = ..., encodings: _Optional[int] = ..., draining: bool = ..., host_bytes: _Optional[int] = ..., host_bytes_used: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., disk_bytes_used: _Optional[int] = ..., rates: _Optional[_Union[WorkerRates, _Mapping]] = ..., cache: _Optional[_Union[CacheCounters, _Mapping]] = ..., model: _Optional[str] = ..., problem: _Optional[str] = ..., reach: _Optional[_Union[Reach, _Mapping]] = ...) -> None: ...
+
+class Reach(_message.Message):
+    __slots__ = ("machine", "transports")
+    MACHINE_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
+    machine: str
+    transports: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, machine: _Optional[str] = ..., transports: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WorkerRates(_message.Message):
-    __slots__ = ("encode_tokens_per_s", "iteration_s", "host_bytes_per_s", "disk_bytes_per_s", "peer_bytes_per_s")
+    __slots__ = ("encode_tokens_per_s", "iteration_s", "host_bytes_per_s", "disk_bytes_per_s", "peer_bytes_per_s", "cma_bytes_per_s", "nixl_bytes_per_s", "object_store_bytes_per_s")
     ENCODE_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     ITERATION_S_FIELD_NUMBER: _ClassVar[int]
     HOST_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     DISK_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     PEER_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    CMA_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    NIXL_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    OBJECT_STORE_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     encode_tokens_per_s: float
     iteration_s: float
     host_bytes_per_s: float
     disk_bytes_per_s: float
     peer_bytes_per_s: float
-    def __init__(self, encode_tokens_per_s: _Optional[float] = ..., iteration_s: _Optional[float] = ..., host_bytes_per_s: _Optional[float] = ..., disk_bytes_per_s: _Optional[float] = ..., peer_bytes_per_s: _Optional[float] = ...) -> None: ...
+    cma_bytes_per_s: float
+    nixl_bytes_per_s: float
+    object_store_bytes_per_s: float
+    def __init__(self, encode_tokens_per_s: _Optional[float] = ..., iteration_s: _Optional[float] = ..., host_bytes_per_s: _Optional[float] = ..., disk_bytes_per_s: _Optional[float] = ..., peer_bytes_per_s: _Optional[float] = ..., cma_bytes_per_s: _Optional[float] = ..., nixl_bytes_per_s: _Optional[float] = ..., object_store_bytes_per_s: _Optional[float] = ...) -> None: ...
 
 class CacheCounters(_message.Message):
     __slots__ = ("tokens_hit_device", "tokens_loaded_host", "tokens_loaded_disk", "tokens_loaded_peer", "tokens_encoded_again", "bytes_saved_host", "bytes_saved_disk", "num_evicted_device", "num_evicted_host", "num_evicted_disk", "prefetches_useful", "prefetches_late", "prefetches_wasted", "preemptions", "wait_load_s")

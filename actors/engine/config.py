@@ -39,6 +39,7 @@ class EngineConfig:
     tenant_share: float = 1.0  # of each tier, for one tenant's encodings at most
     num_workers: int = 1  # that may share this machine's memory
     adapters: tuple[str, ...] = ()  # folders of those that calls may ask for
+    transport: str = "auto"  # of what other workers send: auto, cma, nixl, object_store
     link_bytes_per_s: float | None = None  # limit of copies between host and device, to try slower links
 
     @property

@@ -203,8 +203,9 @@ class Engine:
     def connect(self, find_peer: FindPeer) -> None:
         """From now on encodings can be fetched from other workers."""
         if self.tiers.pool is not None:
-            self.tiers.fetcher = Fetching(find_peer, self.tiers.pool.k.dtype)
-            self.info = replace(self.info, fetches=True)
+            direct = self.tiers.direct
+            self.tiers.fetcher = Fetching(find_peer, self.tiers.pool, direct)
+            self.info = replace(self.info, fetches=True, reach=direct.reach)
 
     def export(self, request: ExportRequest, now_s: float | None = None) -> None:
         """Lends an encoding to another worker, now or once it has been copied to host memory. `now_s` is the next

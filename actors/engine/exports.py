@@ -77,7 +77,9 @@ class Exports:
         def read(begin: int, end: int) -> Rows:
             return chunk_of(pool.read(entry.runs(begin, end)))
 
-        return Export(self._num_lent, entry.key, entry.num_tokens, pool.bytes_per_token, read, entry)
+        num_tokens, window = entry.num_tokens, self._tiers.direct.window
+        slots = tuple(entry.runs(0, num_tokens))
+        return Export(self._num_lent, entry.key, num_tokens, pool.bytes_per_token, read, slots, window, entry)
 
     @staticmethod
     def _is_less(held: Entry, whole: Entry) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from laban.actors.calls import WorkerRates
 
 WEIGHT = 0.2
@@ -9,7 +11,7 @@ WEIGHT = 0.2
 MIN_TOKENS_ON_CARD, MIN_TOKENS_ON_CPU = 256, 64
 MIN_COPY_BYTES = 1 << 20
 
-FIELDS = ("encode_tokens_per_s", "iteration_s", "host_bytes_per_s", "disk_bytes_per_s", "peer_bytes_per_s")
+FIELDS = tuple(field.name for field in fields(WorkerRates))
 # Until there is something measured.
 DEFAULTS_ON_CARD = WorkerRates(30_000.0, 0.010, 25e9, 2e9, 2e9)
 DEFAULTS_ON_CPU = WorkerRates(500.0, 0.050, 4e9, 1e9, 0.5e9)
@@ -47,7 +49,7 @@ class MeasuredRates:
             self._values, self._expected = values, None
 
     def copied(self, kind: str, num_bytes: int, seconds: float) -> None:
-        """`kind` is host, disk or peer."""
+        """`kind` is host, disk, peer or a transport."""
         if num_bytes >= MIN_COPY_BYTES and seconds > 0:
             self._add(f"{kind}_bytes_per_s", num_bytes / seconds)
 

@@ -17,6 +17,7 @@ def rates_of_all(rates: WorkerRates, num_parts: int) -> WorkerRates:
         host_bytes_per_s=num_parts * rates.host_bytes_per_s,
         disk_bytes_per_s=num_parts * rates.disk_bytes_per_s,
         peer_bytes_per_s=num_parts * rates.peer_bytes_per_s,
+        object_store_bytes_per_s=num_parts * rates.object_store_bytes_per_s,
     )
 
 
@@ -29,8 +30,8 @@ def counters_of_all(counters: CacheCounters, num_parts: int) -> CacheCounters:
 
 
 def tallies_of_all(tallies: WorkerTallies, num_parts: int) -> WorkerTallies:
-    host, disk, peer = (
+    host, disk, sent = (
         each._replace(num_bytes=num_parts * each.num_bytes)
-        for each in (tallies.copies_host, tallies.copies_disk, tallies.copies_peer)
+        for each in (tallies.copies_host, tallies.copies_disk, tallies.copies_object_store)
     )
-    return tallies._replace(copies_host=host, copies_disk=disk, copies_peer=peer)
+    return tallies._replace(copies_host=host, copies_disk=disk, copies_object_store=sent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from typing import Any
+from typing import Any, get_args
 
 from laban.actors.tallies import BOUNDS, Copies, Link, Spread, WorkerTallies
 
@@ -15,7 +15,7 @@ class Tallying:
     def __init__(self) -> None:
         self._counts = {name: [0] * (len(bounds) + 1) for name, bounds in BOUNDS.items()}
         self._totals = dict.fromkeys(BOUNDS, 0.0)
-        self._copies = {f"copies_{link}": Copies() for link in ("host", "disk", "peer")}
+        self._copies = {f"copies_{link}": Copies() for link in get_args(Link)}
         self._values: Counter[str] = Counter()
 
     def observe(self, name: str, value: float, times: int = 1) -> None:
@@ -27,7 +27,8 @@ class Tallying:
         """`name` is that of a number."""
         self._values[name] += amount
 
-    def copied(self, link: Link, num_bytes: int, seconds: float, *, failed: bool = False) -> None:
+    def copied(self, link: str, num_bytes: int, seconds: float, *, failed: bool = False) -> None:
+        """`link` is one of Link."""
         before = self._copies[f"copies_{link}"]
         self._copies[f"copies_{link}"] = Copies(
             before.num + 1, before.num_failed + failed, before.num_bytes + num_bytes, before.seconds + seconds

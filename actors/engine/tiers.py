@@ -18,10 +18,12 @@ import torch
 
 from laban.actors.calls import Source
 from laban.actors.engine.counters import Counters
+from laban.actors.engine.direct import DirectMemory
 from laban.actors.engine.disk_folder import rows_of
 from laban.actors.engine.flights import Flights
 from laban.actors.engine.host_pool import HostPool
 from laban.actors.engine.measured import MeasuredRates
+from laban.actors.engine.runs import Runs
 from laban.actors.engine.saves import Saves
 from laban.actors.engine.spills import Spills
 from laban.actors.engine.tallying import Tallying
@@ -58,8 +60,15 @@ class Way(Enum):
 class Fetcher(Protocol):
     """Brings encodings from other workers."""
 
-    def fetch(self, source: Source, num_tokens: int, write: Callable[[int, int, torch.Tensor], None]) -> Arrival:
-        """Begins; `write(begin, end, rows)` is called by another thread, rows as HostPool.write takes them."""
+    def fetch(
+        self,
+        source: Source,
+        num_tokens: int,
+        write: Callable[[int, int, torch.Tensor], None],
+        runs: Callable[[int, int], Runs],
+    ) -> Arrival:
+        """Begins. Other threads call `write(begin, end, rows)`, rows as HostPool.write takes them, or write to the
+        slots `runs(begin, end)` themselves, until the arrival has ended."""
         ...
 
     def close(self) -> None:
@@ -89,7 +98,9 @@ class Tiers:
         *,
         tenant_share: float = 1.0,
         disk: DiskTier | None = None,
+        direct: DirectMemory | None = None,
     ) -> None:
+        self.direct = direct or DirectMemory(None)
         self.pool, self.flights, self.needs, self.rates, self.disk = pool, flights, needs, rates, disk
         self.counters, self.tallying = counters, Tallying()
         self.fetcher: Fetcher | None = None
@@ -281,7 +292,7 @@ class Tiers:
             arrival = self.disk.load(encoding_id, write_chunk)
         else:
             assert self.fetcher is not None
-            arrival = self.fetcher.fetch(source, num_tokens, write)
+            arrival = self.fetcher.fetch(source, num_tokens, write, entry.runs)
         kind: Literal["disk", "peer"] = "disk" if source is None else "peer"
         self._coming[encoding_id] = _Coming(arrival, entry, spec, kind, source)
         self.host.tell_loading(entry)
@@ -332,9 +343,12 @@ class Tiers:
     def _take_arrival(self, encoding_id: EncodingId, coming: _Coming, standing: Standing) -> object:
         assert self.host is not None
         done = standing.num_tokens_done
-        self.rates.copied(coming.kind, standing.num_bytes, standing.seconds)
         failed = standing.failed and not coming.dropped
-        self.tallying.copied(coming.kind, standing.num_bytes, standing.seconds, failed=failed)
+        self.rates.copied(coming.kind, standing.num_bytes, standing.seconds)
+        if coming.kind == "peer":  # a transport that does not serve is as slow as what served in its place
+            self.rates.copied(coming.arrival.link, standing.num_bytes, standing.seconds)
+        link = "disk" if coming.kind == "disk" else coming.arrival.via
+        self.tallying.copied(link, standing.num_bytes, standing.seconds, failed=failed)
         self.counters.add(f"tokens_loaded_{coming.kind}", done)
         if done:
             self.host.publish(coming.entry, encoding_id, done, coming.spec)
@@ -464,6 +478,7 @@ class Tiers:
             coming.arrival.cancel()
         if self.fetcher is not None:
             self.fetcher.close()
+        self.direct.close()
         if self.disk is not None:
             self.disk.close()
         if self.flights is not None:

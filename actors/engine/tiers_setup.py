@@ -7,6 +7,7 @@ from pathlib import Path
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.copier import Copier
 from laban.actors.engine.counters import Counters
+from laban.actors.engine.direct import DirectMemory
 from laban.actors.engine.disk_folder import open_disk, open_disk_of_shard
 from laban.actors.engine.flights import Flights
 from laban.actors.engine.host_pool import HostPool
@@ -31,7 +32,8 @@ def make_tiers(
     group: ShardGroup | None = None,
 ) -> Tiers:
     """`host_bytes` None, or less than a page, has no tier below the device. Of a worker's shards, which make them at
-    once, each has as many, and its part of `config.disk_bytes`. Raises InvalidInput for the policy."""
+    once, each has as many, and its part of `config.disk_bytes`. Raises InvalidInput for the policy, FailedPrecondition
+    for a transport that there is not."""
     on_card = runner.device.type == "cuda"
     pool = runner.k_pool
     per_token = 2 * len(pool) * pool[0, 0].numel() * pool.itemsize
@@ -53,4 +55,8 @@ def make_tiers(
         disk = open_disk_of_shard(disk_folder, config.disk_bytes // group.size, namespace, host, group)
     elif disk_folder is not None:
         disk = open_disk(disk_folder, config.disk_bytes, namespace, host)
-    return Tiers(host, Flights(copier), needs, rates, counters, tenant_share=config.tenant_share, disk=disk)
+    # Nobody reads a part of an encoding: shards send theirs.
+    direct = DirectMemory(host, config.transport if group is None else "object_store")
+    return Tiers(
+        host, Flights(copier), needs, rates, counters, tenant_share=config.tenant_share, disk=disk, direct=direct
+    )

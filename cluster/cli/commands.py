@@ -40,6 +40,7 @@ FLAGS = {
     "routing.policy": "routing",
     "routing.record": "record",
     "cache.eviction": "eviction",
+    "cache.transport": "transport",
     "cache.host_bytes": "host_bytes",
     "cache.disk_folder": "disk_folder",
     "cache.disk_bytes": "disk_bytes",

@@ -8,10 +8,13 @@ told apart by their queues alone, which the router relies on.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 from laban.actors.calls import WorkerInfo, WorkerRates
+from laban.actors.reach import Reach, Transport, transport_between
 
 MIN_TOKENS = 16
 """Calls that encoded fewer say more about fixed costs than about the rate."""
@@ -27,7 +30,10 @@ ASSUMED = WorkerRates(
 )
 """Until anybody has measured."""
 
-_FIELDS = ("encode_tokens_per_s", "iteration_s", "host_bytes_per_s", "disk_bytes_per_s", "peer_bytes_per_s")
+ASSUMED_DIRECT = 8e9
+"""Bytes a second of a transport that reads memory, until it is measured: hopeful, as what is never tried never is."""
+
+_FIELDS = tuple(field.name for field in fields(WorkerRates))
 
 
 NEVER = 1 << 50
@@ -53,6 +59,7 @@ class _Member:
     make: str
     bytes_per_token: int
     fetches: bool
+    reach: Reach
     reported: WorkerRates = field(default_factory=WorkerRates)
     learned: float = 0.0  # encode_tokens_per_s, from calls that ended
     counted: list[float] = field(default_factory=lambda: [0.0] * len(_FIELDS))  # what is in the sums; 0: nothing
@@ -72,17 +79,20 @@ class Rates:
         self._weight = weight
         self._members: dict[str, _Member] = {}
         self._makes: dict[str, _Make] = {}
+        self._crowds: Counter[tuple[Transport, str]] = Counter()  # who speaks what, on which machine; "": anywhere
         self.version = 0
         self.call_ms = 0.0  # that a call takes at a worker, on average; 0: none has ended
 
     def add(self, info: WorkerInfo) -> None:
         make = f"{info.model_name} {info.dtype} {info.attention_backend} {info.num_shards} x {info.device}"
-        self._members[info.worker_id] = _Member(make, info.bytes_per_token, info.fetches)
+        self._members[info.worker_id] = _Member(make, info.bytes_per_token, info.fetches, info.reach)
         self._makes.setdefault(make, _Make())
+        self._crowd(info.reach, 1)
 
     def remove(self, worker_id: str) -> None:
         member = self._members.pop(worker_id, None)
         if member is not None:
+            self._crowd(member.reach, -1)
             for at in range(len(_FIELDS)):
                 self._count(member, at, 0.0)
 
@@ -109,14 +119,11 @@ class Rates:
 
     def pace(self, worker_id: str) -> Pace:
         member = self._members[worker_id]
-        used = self._makes[member.make].used
-        values = []
-        for at, name in enumerate(_FIELDS):
-            mean, own = used[at], member.counted[at]
-            if not mean:
-                mean = self._anyones(at) or getattr(ASSUMED, name)
-            values.append(_stepped(own) if own and abs(own - mean) > OFF * mean else mean)
-        encode, iteration_s, host, disk, peer = values
+        encode, iteration_s, host, disk, peer, *_ = (
+            self._known(member, at) or getattr(ASSUMED, name) for at, name in enumerate(_FIELDS)
+        )
+        if any(not self._known(member, _at(each)) for each in self._direct(member)):
+            peer = max(peer, ASSUMED_DIRECT)
         size = member.bytes_per_token * 1e9
         host_ns = round(size / host)
         peer_ns = round(size / peer) + host_ns if member.fetches else NEVER
@@ -129,6 +136,41 @@ class Rates:
             peer_ns=peer_ns,
             peer_disk_ns=peer_ns + disk_ns,
         )
+
+    def fetch_ns(self, reader: str, holder: str) -> int:
+        """Nanoseconds a token from the holder's memory to the reader's device, by the transport between the two."""
+        member = self._members[reader]
+        transport = transport_between(member.reach, self._members[holder].reach)
+        rate = self._known(member, _at(transport))
+        if not rate:
+            rate = self._known(member, _at("peer")) or ASSUMED.peer_bytes_per_s
+            if transport != "object_store":
+                rate = max(rate, ASSUMED_DIRECT)
+        host = self._known(member, _at("host")) or ASSUMED.host_bytes_per_s
+        size = member.bytes_per_token * 1e9
+        return round(size / rate) + round(size / host)
+
+    def _known(self, member: _Member, at: int) -> float:
+        """As measured by the worker or others; 0 if nobody has."""
+        mean, own = self._makes[member.make].used[at] or self._anyones(at), member.counted[at]
+        return _stepped(own) if own and abs(own - mean) > OFF * mean else mean
+
+    def _direct(self, member: _Member) -> Iterator[Transport]:
+        """The transports by which the memory of some other worker can be read."""
+        near = self._crowds["cma", member.reach.machine] if "cma" in member.reach.transports else 0
+        if near > 1:
+            yield "cma"
+        if "nixl" in member.reach.transports:
+            nearest = self._crowds["nixl", member.reach.machine] if near else 1
+            if self._crowds["nixl", ""] > nearest:
+                yield "nixl"
+
+    def _crowd(self, reach: Reach, number: int) -> None:
+        for transport in reach.transports:
+            for machine in {reach.machine, ""}:
+                self._crowds[transport, machine] += number
+        if reach.transports != ("object_store",):
+            self.version += 1
 
     def _take(self, member: _Member) -> bool:
         changed = False
@@ -155,6 +197,10 @@ class Rates:
         """Of another make, where nobody of one's own is known."""
         known = [make.used[at] for make in self._makes.values() if make.used[at]]
         return sum(known) / len(known) if known else 0.0
+
+
+def _at(link: str) -> int:
+    return _FIELDS.index(f"{link}_bytes_per_s")
 
 
 def _stepped(value: float) -> float:

@@ -106,7 +106,9 @@ class Router:
         for at, number, num_sends, from_disk in fetches:
             encoding_id, num_tokens, _, _ = call.needs[at]
             account = self.ledger.by_number[number]
-            token_ns = pace.peer_disk_ns if from_disk else pace.peer_ns
+            token_ns = self.ledger.rates.fetch_ns(chosen.worker_id, account.worker_id)  # by the transport between them
+            if from_disk:
+                token_ns += pace.peer_disk_ns - pace.peer_ns
             transfer_s = num_tokens * token_ns * (1 + num_sends) / 1e9
             sources.append(Source(encoding_id, account.worker_id, account.epoch, transfer_s))
             accounts.append(account)

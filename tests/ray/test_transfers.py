@@ -14,16 +14,17 @@ from typing import Any
 import pytest
 from ray_processes import processes
 from small_model import save_small_model
+from transfer_rig import DIRECT
 
 from laban.actors.calls import Call, CallFinished, Sampling, Source, WorkerReport
 from laban.actors.engine.config import EngineConfig
 from laban.actors.ports import WorkerLost
+from laban.actors.reach import Transport, transport_between
 from laban.actors.remote import RemoteSupervisor, RemoteWorker, WorkerPlan
 from laban.kvstore.encodings import EMPTY_VIEW, EncodingSpec, Placement, extend
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
-CONFIG = EngineConfig(pool_tokens=8192, device="cpu", num_threads=1)
 NUM_TOKENS = 3000  # twelve chunks
 CHUNK_S = 0.15
 LEASE_S = 2.0
@@ -34,10 +35,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_small_model(tmp_path_factory.mktemp("model"))
 
 
-def plan(worker_id: str, folder: str, num_shards: int = 1, **env: float) -> WorkerPlan:
+def plan(worker_id: str, folder: str, num_shards: int = 1, transport: str = "object_store", **env: float) -> WorkerPlan:
+    config = EngineConfig(pool_tokens=8192, device="cpu", num_threads=1, transport=transport)
     variables = {f"TEST_{name.upper()}": str(value) for name, value in env.items()}
     num_cpus = 0 if num_shards == 1 else 0.25  # of a placement group each has some
-    return WorkerPlan(worker_id, folder, CONFIG, "small_model:load", num_shards, num_cpus, env=variables)
+    return WorkerPlan(worker_id, folder, config, "small_model:load", num_shards, num_cpus, env=variables)
 
 
 def message(number: int) -> tuple[int, ...]:
@@ -82,7 +84,7 @@ def asked_inside(worker: RemoteWorker, ask: Callable[[Any], Any]) -> Any:
     """What `ask` makes of the WorkerProcess, in its process."""
     import ray
 
-    return ray.get(worker.as_peer[2][0].__ray_call__.remote(ask), timeout=20)
+    return ray.get(worker.as_peer[-1][0].__ray_call__.remote(ask), timeout=20)
 
 
 def pid_of(worker: RemoteWorker) -> int:
@@ -192,5 +194,31 @@ def test_each_shard_fetches_from_its_like_and_one_killed_on_the_way_costs_an_enc
         await lost(a)
         for worker in (a, b):
             await worker.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("transport", DIRECT)
+def test_the_memory_of_a_worker_is_read_until_it_is_killed(folder: str, transport: Transport) -> None:
+    async def scenario() -> None:
+        plans = [plan("a", folder, 1, transport), plan("b", folder, 1, transport, chunk_s=CHUNK_S)]
+        a, b = await RemoteSupervisor(plans).start_all()
+        assert transport_between(b.info.reach, a.info.reach) == transport
+        first, second = await encoded(a, 1), await encoded(a, 2)
+        a.submit([reading("alone", second)])
+        expected = await finished(a, "alone")
+        assert_sure(expected)
+        b.submit([reading("whole", first, a)])
+        assert (await finished(b, "whole")).tokens_loaded == NUM_TOKENS
+        copies = asked_inside(b, lambda process: process._loop._engine.tiers.tallying.totals())
+        assert getattr(copies, f"copies_{transport}").num == 1
+        b.submit([reading("broken", second, a)])
+        await asyncio.sleep(4 * CHUNK_S)
+        os.kill(pid_of(a), signal.SIGKILL)
+        broken = await finished(b, "broken")
+        assert broken.text == expected.text
+        assert 1 < broken.tokens_encoded < NUM_TOKENS, "what had come was kept"
+        await a.close()
+        await b.close()
 
     asyncio.run(scenario())

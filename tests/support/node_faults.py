@@ -100,7 +100,7 @@ class Nodes:
         """What `ask` makes of the WorkerProcess, in its process; None if that is gone."""
         worker = self.supervisor._up.get(worker_id)
         try:
-            return None if worker is None else ray.get(worker.as_peer[2][0].__ray_call__.remote(ask), timeout=5)
+            return None if worker is None else ray.get(worker.as_peer[-1][0].__ray_call__.remote(ask), timeout=5)
         except ray.exceptions.RayError:
             return None
 

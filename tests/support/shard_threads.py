@@ -18,6 +18,7 @@ from laban.actors.engine.load import make_engine
 from laban.actors.engine.lockstep import Lockstep, follow
 from laban.actors.exporting import Exporting
 from laban.actors.lending import Lending
+from laban.actors.reach import Transport
 from laban.actors.transfers import Chunk, FindPeer, Granted, Refused
 from laban.actors.worker import WorkerLoop
 from laban.kvstore.encodings import EncodingSpec
@@ -187,8 +188,13 @@ class ShardPeer:
 
     def __init__(self, worker: ShardedWorker, rank: int) -> None:
         self.worker, self.rank = worker, rank
+        self.reach = worker.loop.info.reach
 
-    def open(self, encoding_id: str) -> Granted | Refused:
+    def renew(self, lease_id: int) -> Refused | None:
+        return self.worker.exporting.renew(lease_id)
+
+    def open(self, encoding_id: str, transport: Transport = "object_store") -> Granted | Refused:
+        assert transport == "object_store"
         return self.worker.exporting.open(encoding_id, self.worker.loop.info.epoch)
 
     def ask(self, lease_id: int, begin: int, end: int) -> Callable[[], Chunk | Refused]:

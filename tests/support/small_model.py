@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 MAX_CONTEXT = 4096
@@ -21,7 +22,7 @@ def save_small_model(folder: Path) -> str:
 
 
 def load(*arguments: Any, **options: Any) -> Any:
-    """An engine that takes TEST_CHUNK_S longer for each chunk that it lends, and TEST_TOKEN_S for each token."""
+    """An engine that takes TEST_CHUNK_S longer for each chunk that it sends or reads, TEST_TOKEN_S for each token."""
     from laban.actors.engine.load import load_engine
 
     engine = load_engine(*arguments, **options)
@@ -38,5 +39,11 @@ def load(*arguments: Any, **options: Any) -> Any:
         time.sleep(token_s * sum(chunk.count for chunk in chunks))
         return launch(chunks, *rest)
 
-    pool.read, runner.launch = slow_read, slow_launch
+    make_reader = engine.tiers.direct.reader
+
+    def slow_reader(window: Any) -> Any:
+        reader = make_reader(window)
+        return SimpleNamespace(read=lambda pieces: (time.sleep(chunk_s), reader.read(pieces)))
+
+    pool.read, runner.launch, engine.tiers.direct.reader = slow_read, slow_launch, slow_reader
     return engine

@@ -14,6 +14,7 @@ from shard_threads import HOST_BYTES, ShardedWorker, ShardPeer
 
 from laban.actors.calls import Advice, Call, CallFinished, Source, WorkerRates
 from laban.actors.lending import Lending
+from laban.actors.reach import Reach
 from laban.actors.remote import RemotePeers
 from laban.actors.transfers import Chunk, Export, ExportRequest, Granted, PeerLost, PeerNews, Refused
 from laban.kernels import row_attention
@@ -184,9 +185,13 @@ def test_a_shard_waits_for_what_was_granted_and_not_for_what_was_not() -> None:
 
 def test_only_a_worker_of_as_many_shards_can_be_fetched_from() -> None:
     peers = RemotePeers(1, 2)
-    peers.take(PeerNews((("two", "e", ("a", "b")), ("one", "e", ("c",)), ("three", "e", ("d", "f", "g")))))
+    peers.take(
+        PeerNews(
+            (("two", "e", Reach(), ("a", "b")), ("one", "e", Reach(), ("c",)), ("three", "e", Reach(), ("d", "f", "g")))
+        )
+    )
     assert [worker_id for worker_id in ("one", "two", "three") if peers.find(worker_id, "e")] == ["two"]
     assert peers.find("two", "another life") is None
-    peers.take(PeerNews((("two", "f", ("h",)),)))  # it came back, as a whole
+    peers.take(PeerNews((("two", "f", Reach(), ("h",)),)))  # it came back, as a whole
     assert peers.find("two", "e") is None
     assert peers.find("two", "f") is None

@@ -10,86 +10,35 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_harness import Driver, force, logprobs, make_engine
-from transfer_rig import Clock, Loop
+from engine_harness import logprobs
+from transfer_rig import (
+    CHUNK_TOKENS,
+    RATES,
+    TRANSPORTS,
+    Clock,
+    LocalPeer,
+    answer,
+    assert_same,
+    connect,
+    driver_of,
+    exporting_of,
+    pins,
+    source,
+    text,
+)
 
-from laban.actors.calls import Advice, Prefetch, Source, WorkerRates
-from laban.actors.exporting import Exporting
-from laban.actors.transfers import Chunk, ExportRequest, Granted, PeerLost, PeerPort, Refused, checksum_of
-from laban.kvstore.encodings import EncodingSpec, closure
+from laban.actors.calls import Advice, Prefetch
+from laban.actors.reach import Transport
+from laban.actors.transfers import Chunk, ExportRequest, Granted, PeerLost, Refused, checksum_of
+from laban.kvstore.encodings import closure
 from laban.kvstore.uses import Use
 
-RATES = WorkerRates(100.0, 0.01, 1e12, 1e12, 1e12)
-CHUNK_TOKENS = 32
 
-
-def driver_of(pool_tokens: int = 1024, host_tokens: int = 4096, **options: Any) -> Driver:
-    """Over an engine that thinks little of encoding and much of its links, whatever it measures."""
-    engine = make_engine(pool_tokens=pool_tokens, host_tokens=host_tokens, **options)
-    engine.tiers.rates._add = lambda name, value: None  # type: ignore[method-assign]
-    engine.tiers.rates._values = {name: getattr(RATES, name) for name in RATES.__dataclass_fields__}
-    engine.tiers.rates.adopt = lambda known: None  # type: ignore[method-assign]
-    return Driver(engine)
-
-
-class LocalPeer:
-    """PeerPort without anything between."""
-
-    def __init__(self, exporting: Exporting, epoch: str) -> None:
-        self.exporting, self.epoch = exporting, epoch
-
-    def open(self, encoding_id: str) -> Granted | Refused:
-        return self.exporting.open(encoding_id, self.epoch)
-
-    def ask(self, lease_id: int, begin: int, end: int) -> Callable[[], Chunk | Refused]:
-        return lambda: self.exporting.read(lease_id, begin, end)
-
-    def close(self, lease_id: int) -> None:
-        self.exporting.close(lease_id)
-
-
-def exporting_of(driver: Driver, **options: Any) -> Exporting:
-    return Exporting(Loop(driver.engine), chunk_tokens=CHUNK_TOKENS, **options)
-
-
-def connect(receiver: Driver, sender: Driver, wrap: Callable[[PeerPort], PeerPort] = lambda peer: peer) -> Exporting:
-    exporting = exporting_of(sender)
-    peer = wrap(LocalPeer(exporting, sender.engine.info.epoch))
-    receiver.engine.connect(lambda worker_id, epoch: peer if worker_id == "other" else None)
-    receiver.specs = sender.specs
-    return exporting
-
-
-def text(number: int, size: int) -> list[int]:
-    return [(13 * number + 7 * i * i + 3 * i) % 128 for i in range(size)]
-
-
-def source(spec: EncodingSpec, worker_id: str = "other", transfer_s: float = 0.0) -> Source:
-    return Source(spec.encoding_id, worker_id, "epoch", transfer_s)
-
-
-def pins(driver: Driver) -> int:
-    assert driver.engine.tiers.host is not None
-    return sum(entry.pins for entry in driver.engine.tiers.host.entries())
-
-
-def assert_same(receiver: Driver, sender: Driver, spec: EncodingSpec, end: int) -> None:
-    """The first tokens, bit by bit; the others were encoded again."""
-    for part, was in zip(receiver.keys_and_values(spec), sender.keys_and_values(spec), strict=True):
-        assert torch.equal(part[:, :end], was[:, :end])
-        torch.testing.assert_close(part, was, atol=2e-4, rtol=0)
-
-
-def answer(driver: Driver, spec: EncodingSpec, *sources: Source) -> Any:
-    call = driver.submit([3], driver.chain(spec), sampling=force([4, 5, 6]), sources=sources)
-    driver.run()
-    return driver.result(call)
-
-
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("on_host", [False, True])
-def test_what_another_worker_holds_is_fetched_and_not_encoded(on_host: bool) -> None:
+def test_what_another_worker_holds_is_fetched_and_not_encoded(on_host: bool, transport: Transport) -> None:
     sender, receiver = driver_of(), driver_of()
-    exporting = connect(receiver, sender)
+    exporting = connect(receiver, sender, transport=transport)
     spec = sender.prefill(text(1, 150))
     if on_host:
         sender.engine.tiers.save_one(sender.engine.store, sender.engine.store.get(spec.encoding_id))
@@ -100,13 +49,15 @@ def test_what_another_worker_holds_is_fetched_and_not_encoded(on_host: bool) -> 
     torch.testing.assert_close(logprobs(result), logprobs(answer(sender, spec)), atol=2e-4, rtol=0)
     assert_same(receiver, sender, spec, 150)
     assert exporting.num_leases == pins(sender) == pins(receiver) == 0
+    copies = receiver.engine.tiers.tallying.totals()
+    assert getattr(copies, f"copies_{transport}").num_bytes == 150 * receiver.engine.info.bytes_per_token
 
 
 class Breaking(LocalPeer):
     """Whose chunk from token 64 on does not come as it should."""
 
     def __init__(self, peer: LocalPeer, how: str) -> None:
-        super().__init__(peer.exporting, peer.epoch)
+        super().__init__(peer.exporting, peer.epoch, "object_store")
         self.how = how
 
     def ask(self, lease_id: int, begin: int, end: int) -> Callable[[], Chunk | Refused]:
@@ -131,9 +82,9 @@ class Breaking(LocalPeer):
 
         return taken
 
-    def open(self, encoding_id: str) -> Granted | Refused:
+    def open(self, encoding_id: str, transport: Transport) -> Granted | Refused:
         self.encoding_id = encoding_id
-        return super().open(encoding_id)
+        return super().open(encoding_id, transport)
 
 
 @pytest.mark.parametrize("how", ["killed", "silent", "damaged", "misshapen"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import settings
@@ -11,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from routing_world import PlainView, full_search, info_of, shares_of, simple_call
 
 from laban.actors.calls import WorkerLoad, WorkerRates
+from laban.actors.reach import Reach
 from laban.cluster.routing.ledger import Ledger
 from laban.cluster.routing.policies import POLICIES, CostPolicy, load_routing
 from laban.cluster.routing.policy import WorkerView
@@ -76,6 +78,37 @@ def test_a_worker_that_cannot_fetch_never_does():
     rates.add(info_of("a", fetches=False))
     rates.report("a", MEASURED)
     assert rates.pace("a").peer_ns == NEVER
+
+
+def test_each_transport_has_its_rate_and_what_was_never_tried_is_hoped_for():
+    rates = Rates()
+    near, far = (Reach(machine, ("cma", "nixl", "object_store")) for machine in ("m", "n"))
+    for worker_id, reach in (("a", near), ("b", near), ("c", far), ("d", Reach())):
+        rates.add(replace(info_of(worker_id, fetches=True), reach=reach, bytes_per_token=1000))
+    load_ns = 250  # at the 4 GB/s that are assumed
+    hoped_ns = 125 + load_ns
+    assert [rates.fetch_ns("a", each) for each in "bcd"] == [hoped_ns, hoped_ns, 2000 + load_ns]
+    assert rates.pace("a").peer_ns == rates.pace("c").peer_ns == hoped_ns
+    assert rates.pace("d").peer_ns == 2000 + load_ns
+    rates.report("a", WorkerRates(peer_bytes_per_s=2e9, cma_bytes_per_s=5e9, nixl_bytes_per_s=1e9))
+    assert [rates.fetch_ns("a", each) for each in "bcd"] == [200 + load_ns, 1000 + load_ns, 500 + load_ns]
+    assert rates.pace("a").peer_ns == 500 + load_ns, "all are measured"
+    rates.report("a", WorkerRates(peer_bytes_per_s=2e9, object_store_bytes_per_s=1e8))
+    assert rates.fetch_ns("a", "d") == 10_000 + load_ns
+
+
+def test_a_transport_counts_where_another_worker_has_it():
+    rates = Rates()
+    for worker_id, reach in (("a", Reach("m", ("cma", "nixl"))), ("b", Reach("n", ("cma",)))):
+        rates.add(replace(info_of(worker_id, fetches=True), reach=reach))
+    alone_ns = rates.pace("a").peer_ns
+    rates.add(replace(info_of("c", fetches=True), reach=Reach("m", ("cma", "nixl"))))
+    assert rates.pace("a").peer_ns < alone_ns == rates.pace("b").peer_ns
+    rates.report("a", WorkerRates(peer_bytes_per_s=1e9, cma_bytes_per_s=1e9))
+    assert rates.pace("a").peer_ns == rates.fetch_ns("a", "c"), "NIXL is not what serves there"
+    rates.remove("c")
+    rates.add(replace(info_of("c", fetches=True), reach=Reach("o", ("nixl",))))
+    assert rates.pace("a").peer_ns == rates.fetch_ns("a", "c") < rates.pace("b").peer_ns
 
 
 def test_noise_makes_no_difference_and_a_slow_worker_does():
@@ -285,6 +318,19 @@ def test_a_busy_peer_sends_more_slowly_and_the_idlest_is_asked():
     choice = router.choose(call)
     assert choice.candidates()[0][1].tokens_encode == 100, "two at once take longer than encoding"
     assert not choice.sources
+
+
+@pytest.mark.parametrize(("machine", "transfer_s"), [("m", 0.6), ("n", 0.9)])
+def test_a_transfer_takes_as_long_as_the_transport_between_the_two(machine: str, transfer_s: float):
+    view, ledger = PlainView(), Ledger()
+    rates = replace(SLOW_TO_ENCODE, cma_bytes_per_s=2e5, object_store_bytes_per_s=1.25e5)
+    for name, place in (("a", "m"), ("b", machine)):
+        info = replace(info_of(name, fetches=True), reach=Reach(place, ("cma", "object_store")))
+        ledger.report(ledger.add(info), WorkerLoad(num_free_pages=5), rates)
+    view.on_device("x", "b", 100)
+    ledger.set_open(ledger.accounts["b"], False)
+    [source] = Router(CostPolicy(), view, ledger).choose(simple_call([("x", 100)], own_tokens=0)).sources
+    assert (source.worker_id, source.transfer_s) == ("b", transfer_s)
 
 
 def test_what_is_evicted_is_encoded_with_the_ancestors_that_went_with_it():

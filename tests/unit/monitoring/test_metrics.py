@@ -132,13 +132,13 @@ async def test_what_workers_tally_is_shown() -> None:
         engine = rig.workers[0].engine
         bounds = BOUNDS["inter_token_s"]
         spread = Spread((1, 2, *[0] * (len(bounds) - 2), 3), 9.5)
-        tallies = WorkerTallies(inter_token_s=spread, tokens_decoded=5, copies_peer=Copies(2, 1, 30, 0.5))
+        tallies = WorkerTallies(inter_token_s=spread, tokens_decoded=5, copies_cma=Copies(2, 1, 30, 0.5))
         engine.tallies = tallies
         [item async for item in rig.client.run(DEBATE)]
         buckets = {labels["le"]: v for labels, v in rig.samples()["laban_inter_token_seconds_bucket"]}
         assert (buckets[str(bounds[0])], buckets[str(bounds[1])], buckets["+Inf"]) == (1, 3, 6)
         assert rig.value("laban_inter_token_seconds_sum") == 9.5
-        assert rig.value("laban_transfers_failed_total", link="peer") == 1
+        assert rig.value("laban_transfers_failed_total", link="cma") == 1
         assert rig.value("laban_computed_tokens_total", phase="decode") == 5
 
 

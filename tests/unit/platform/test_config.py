@@ -117,7 +117,7 @@ def test_the_engine_is_told_all_of_its_section(tmp_path: Path) -> None:
     assert settle(tmp_path, **variables).config.engine_config() == EngineConfig(**changed)  # type: ignore[arg-type]
     kept: dict[str, object] = {
         "host_bytes": 3, "disk_folder": "/d", "disk_bytes": 5, "eviction": "lru", "tenant_share": 0.5,
-        "link_bytes_per_s": 7.0,
+        "link_bytes_per_s": 7.0, "transport": "nixl",
     }  # fmt: skip
     assert kept.keys() == LabanConfig().cache.model_dump().keys()
     variables |= {variable_of(f"cache.{name}"): str(value) for name, value in kept.items()}
