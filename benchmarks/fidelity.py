@@ -1,7 +1,7 @@
 """What each level of fidelity changes, on tasks made from real texts, and which decisions it flips.
 
     python benchmarks/fidelity.py [--tasks gsm8k,judge] [--train 48] [--held-out 48] [--json]
-    python benchmarks/fidelity.py --model FOLDER --adapters FOLDER --commit HASH --out FOLDER     on a card, without Ray
+    python benchmarks/fidelity.py --model FOLDER --adapters FOLDER --jobs 8 --out FOLDER     on a card, without Ray
 
 Eight tasks (tasks.py, task_flows/): workflows on GSM8K, HellaSwag, HumanEval, MT-bench and recorded sessions of agents,
 a judge of shuffled candidates, and two probes, of blockage and of leakage. Their texts are in three packages:
@@ -19,9 +19,12 @@ from __future__ import annotations
 import argparse
 import logging
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 
 import task_rows
@@ -46,6 +49,7 @@ POOL_TOKENS, QUICK_POOL_TOKENS = 96_000, 24_000  # on a CPU; a card has room for
 NUM_TRAIN, NUM_HELD_OUT = 48, 48
 QUICK_TRAIN, QUICK_HELD_OUT, QUICK_TASKS = 4, 2, ("sessions", "blockage", "leakage")
 TOLERANCES = "0.05,0.2"
+CARD_SHARE = 0.5  # for the pools of engines that share a card
 
 
 @dataclass(slots=True)
@@ -125,12 +129,17 @@ def _at_level(items: Iterable[AuditItem], level: str) -> list[AuditItem]:
     return [replace(item, level=level) for item in items if isinstance(item, StepAudit | Decision)]
 
 
-def open_desk(folder: Path, adapters: Mapping[str, Path], dtype: str, pool_tokens: int = POOL_TOKENS) -> Desk:
-    """An engine on the card, if there is one. Messages are computed whole, so that reuse is of whole ones."""
+def open_desk(
+    folder: Path, adapters: Mapping[str, Path], dtype: str, pool_tokens: int = POOL_TOKENS, jobs: int = 1
+) -> Desk:
+    """An engine, one of `jobs`, on the card, if there is one. Messages are computed whole, so that reuse is of whole
+    ones."""
     on_card = torch.cuda.is_available()
+    shared = on_card and jobs > 1
     config = EngineConfig(
         pool_tokens=None if on_card else pool_tokens,
-        num_threads=None if on_card else num_cores(),
+        pool_bytes=int(CARD_SHARE * torch.cuda.mem_get_info()[1] / jobs) if shared else None,
+        num_threads=None if on_card else max(1, num_cores() // jobs),
         drafting=False,
         dtype=dtype,
         host_bytes=0,
@@ -152,6 +161,38 @@ def adapters_in(folder: Path | None, tasks: Sequence[str]) -> dict[str, Path]:
     return found
 
 
+_bench: list[Bench] = []
+"""This process's own, made once."""
+
+
+def measured_here(
+    name: str, folder: Path, adapters: Mapping[str, Path], args: argparse.Namespace, clock: Clock
+) -> tuple[str, task_rows.Measured]:
+    """What it was measured on, and what was found."""
+    if not _bench:
+        logging.basicConfig(level=logging.WARNING)
+        pool_tokens = QUICK_POOL_TOKENS if args.quick else POOL_TOKENS
+        desk = open_desk(folder, adapters, args.dtype, pool_tokens, args.jobs)
+        _bench.append(Bench(desk, args.tolerances, {each: each for each in adapters}, clock, args.seed))
+    (bench,) = _bench
+    info = bench.desk.engine.info
+    device = torch.cuda.get_device_name() if info.device.startswith("cuda") else info.device
+    cut = cutter(bench.desk.engine.tokenizer.encode)
+    task = make_task(name, cut, num_train=args.num_train, num_held_out=args.num_held_out, seed=args.seed)
+    return f"{info.model_name} in {info.dtype} on {device}, torch {torch.__version__}", bench.run(task)
+
+
+def measured_of(
+    names: Sequence[str], folder: Path, adapters: Mapping[str, Path], args: argparse.Namespace, clock: Clock
+) -> Iterator[tuple[str, task_rows.Measured]]:
+    """In their order. Several jobs share a card, or the cores."""
+    if args.jobs == 1:
+        yield from (measured_here(name, folder, adapters, args, clock) for name in names)
+        return
+    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
+        yield from pool.map(measured_here, names, repeat(folder), repeat(adapters), repeat(args), repeat(clock))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING)
@@ -163,17 +204,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         report.commit = args.commit
     folder = Path(args.model) if args.model else prepare_default_model(lambda doing, _: clock.say(doing))
     adapters = adapters_in(args.adapters, names)
-    desk = open_desk(folder, adapters, args.dtype, QUICK_POOL_TOKENS if args.quick else POOL_TOKENS)
-    info = desk.engine.info
-    device = torch.cuda.get_device_name() if info.device.startswith("cuda") else info.device
-    report.machine += f"; {info.model_name} in {info.dtype} on {device}, torch {torch.__version__}"
-    bench = Bench(desk, args.tolerances, {name: name for name in adapters}, clock, args.seed)
-    cut = cutter(desk.engine.tokenizer.encode)
-    measured = []
-    for name in names:
-        task = make_task(name, cut, num_train=args.num_train, num_held_out=args.num_held_out, seed=args.seed)
-        measured.append(bench.run(task))
-        report.rows += task_rows.rows_of(measured[-1], args.tolerances)
+    measured, place = [], report.machine
+    for machine, found in measured_of(names, folder, adapters, args, clock):
+        report.machine = f"{place}; {machine}"
+        measured.append(found)
+        report.rows += task_rows.rows_of(found, args.tolerances)
         report.save_partial()
     report.rows += task_rows.rows_of_all(measured, args.tolerances)
     if find_spec("matplotlib"):  # else task_chart.py draws what is stored, wherever there is one
@@ -194,6 +229,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--dtype", default="auto", help="of the engine (default: float32 on a CPU, the model's on a card)"
     )
     parser.add_argument("--adapters", type=Path, metavar="FOLDER", help="with TASK/adapter for tasks that have one")
+    parser.add_argument("--jobs", type=int, default=1, help="tasks at once, each with an engine (default 1)")
     parser.add_argument("--commit", help="that is measured, where git cannot tell")
     args = parser.parse_args(argv)
     args.tasks = args.tasks.split(",") if args.tasks else list(QUICK_TASKS if args.quick else TASKS)
