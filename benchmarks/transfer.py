@@ -195,7 +195,7 @@ class OtherActor:
         )
         actor: Any = ray.remote(num_cpus=0, max_concurrency=4)(Holder)
         handle = actor.remote(geometry, "object_store")
-        self.peer = RemotePeer(handle, EPOCH, ray.get(handle.reach.remote()))
+        self.peer = RemotePeer(handle, handle, EPOCH, ray.get(handle.reach.remote()))
 
     def close(self) -> None:
         import ray
