@@ -28,7 +28,7 @@ from laban.cluster.lookout import Lookout
 from laban.cluster.workflow.parse import parse_yaml
 
 NODE = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
-ENGINE = EngineConfig(pool_tokens=4096, device="cpu", num_threads=1, link_bytes_per_s=4e6)
+ENGINE = EngineConfig(pool_tokens=4096, device="cpu", num_threads=1, link_bytes_per_s=4e6, transport="object_store")
 SLOW = {"TEST_CHUNK_S": "0.1", "TEST_TOKEN_S": "0.001"}
 NUM_FLOWS = 4
 SURE = 4e-4
