@@ -52,6 +52,8 @@ OWN_RAY = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    # The GCS remembers this many calls for Ray's dashboard; of 100,000, its own default, it grows for hours.
+    "RAY_task_events_max_num_task_in_gcs": "5000",
 }
 
 
