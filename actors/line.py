@@ -13,6 +13,7 @@ the connection closes, and whoever reads the reports takes the worker for lost.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import pickle
@@ -74,16 +75,20 @@ class LineServer:
         self._socket.close()
 
     def _accept(self) -> None:
-        while True:
-            try:
+        """Until it is closed. Whatever else ends it closes it: who connects then is refused, and keeps to Ray."""
+        try:
+            while True:
                 connection, _ = self._socket.accept()
-            except OSError:
-                return
-            if _is_own(connection):
-                _start(self._take_orders, connection)
-            else:
-                logger.warning("another user's process tried to reach the worker")
-                connection.close()
+                if _is_own(connection):
+                    _start(self._take_orders, connection)
+                else:
+                    logger.warning("another user's process tried to reach the worker")
+                    connection.close()
+        except OSError as error:
+            if self._socket.fileno() >= 0 and error.errno != errno.EINVAL:  # what `close` wakes it with
+                logger.warning("the worker takes no more connections: %s", error)
+        finally:
+            self._socket.close()
 
     def _take_orders(self, connection: socket.socket) -> None:
         wanted = threading.Semaphore(0)
@@ -107,14 +112,20 @@ class LineServer:
 
     def _send_reports(self, connection: socket.socket, wanted: threading.Semaphore) -> None:
         reports = self._loop.reports()
+
+        def following() -> WorkerReport | LineFailure | None:
+            try:
+                return next(reports, None)
+            except Exception as error:  # the engine's own, an OSError among them
+                return LineFailure(repr(error))
+
         try:
-            while wanted.acquire() and (report := next(reports, None)) is not None:
+            while wanted.acquire() and (report := following()) is not None:
                 _write(connection, report)
+                if isinstance(report, LineFailure):
+                    return
         except OSError:
-            pass
-        except Exception as error:  # the engine's own
-            with suppress(OSError):
-                _write(connection, LineFailure(repr(error)))
+            pass  # who was there has left
         finally:
             _shut(connection)
 

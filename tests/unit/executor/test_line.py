@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
+import socket
+import threading
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
@@ -172,11 +175,18 @@ def test_the_newest_connection_has_the_reports():
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("how", ["engine", "order", "stop"])
+class Cut(ScriptedEngine):
+    """Fails as a shard does that another one does not answer."""
+
+    def step(self):
+        raise TimeoutError("the script says so")
+
+
+@pytest.mark.parametrize("how", ["engine", "cut", "order", "stop"])
 def test_what_goes_wrong_ends_the_line(how: str):
     async def scenario():
-        async with served() as (loop, _, line):
-            if how == "engine":
+        async with served(Cut if how == "cut" else ScriptedEngine) as (loop, _, line):
+            if how in ("engine", "cut"):
                 line.send("submit", (a_call("a", header="[BOOM]"),))
             elif how == "order":
                 line.send("submit", 7)
@@ -185,7 +195,7 @@ def test_what_goes_wrong_ends_the_line(how: str):
                 await asyncio.to_thread(loop.stop)
             came = [report async for report in line.reports()]
             failed = [report for report in came if isinstance(report, LineFailure)]
-            assert len(failed) == (how == "engine")
+            assert len(failed) == (how in ("engine", "cut"))
             assert not failed or "the script says so" in failed[0].reason
             assert not line.is_open
             line.send("submit", (a_call("b"),))  # nobody hears of it, and nothing is raised
@@ -215,5 +225,30 @@ def test_nobody_else_is_let_in(monkeypatch):
             reader, writer = await asyncio.open_unix_connection(server.address)
             assert await reader.read() == b""
             writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_who_comes_when_no_more_are_taken_is_refused(monkeypatch):
+    full, accept = threading.Event(), socket.socket.accept
+
+    def accepted(self):
+        if full.is_set():
+            raise OSError(errno.EMFILE, "too many open files")
+        return accept(self)
+
+    async def scenario():
+        monkeypatch.setattr(socket.socket, "accept", accepted)
+        async with served() as (_, server, _):
+            full.set()
+            last = await Line.connect(server.address)  # was waited for already
+            for _ in range(100):
+                again = await Line.connect(server.address)
+                if again is None:
+                    break
+                again.close()
+                await asyncio.sleep(0.05)
+            assert again is None
+            last.close()
 
     asyncio.run(scenario())
