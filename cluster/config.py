@@ -377,7 +377,8 @@ def _nested(settings: Mapping[str, object]) -> dict[str, Any]:
 def _sentence(error: Any) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        what, section = ENTRIES["messages" if "messages" in error["loc"] else error["loc"][0]]
+        section_of = error["loc"][0]
+        what, section = ENTRIES["messages" if section_of == "grants" and "messages" in error["loc"] else section_of]
         near = get_close_matches(str(error["loc"][-1]), section.model_fields, n=1)
         return f"no such setting; did you mean {near[0]}?" if near else f"no such setting of {what}"
     if error["type"] == "string_pattern_mismatch" and error["loc"][0] == "grants":
@@ -386,7 +387,7 @@ def _sentence(error: Any) -> str:
         return "not an adapter's name, expected letters, digits, _ and -, no digit or - first"
     if error["type"] == "string_pattern_mismatch" and error["loc"][0] == "models":
         return "not a model's name, expected letters, digits and . _ : / - after one of the first two"
-    return message[0].lower() + message[1:]
+    return (message[0].lower() + message[1:]).replace("tuple", "list").replace(" after validation, not 0", ", not none")
 
 
 def _num_cores() -> int:
