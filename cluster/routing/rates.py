@@ -157,11 +157,12 @@ class Rates:
 
     def _direct(self, member: _Member) -> Iterator[Transport]:
         """The transports by which the memory of some other worker can be read."""
-        near = self._crowds["cma", member.reach.machine] if "cma" in member.reach.transports else 0
+        reach = member.reach
+        near = self._crowds["cma", reach.machine] if reach.machine and "cma" in reach.transports else 0
         if near > 1:
             yield "cma"
-        if "nixl" in member.reach.transports:
-            nearest = self._crowds["nixl", member.reach.machine] if near else 1
+        if "nixl" in reach.transports:
+            nearest = self._crowds["nixl", reach.machine] if near else 1
             if self._crowds["nixl", ""] > nearest:
                 yield "nixl"
 

@@ -111,6 +111,14 @@ def test_a_transport_counts_where_another_worker_has_it():
     assert rates.pace("a").peer_ns == rates.fetch_ns("a", "c") < rates.pace("b").peer_ns
 
 
+def test_who_does_not_know_its_machine_reads_nobody_by_cma():
+    rates = Rates()
+    for worker_id, machine in (("a", ""), ("b", ""), ("c", "m")):
+        rates.add(replace(info_of(worker_id, fetches=True), reach=Reach(machine, ("cma", "object_store"))))
+    rates.report("a", WorkerRates(peer_bytes_per_s=1e9))
+    assert rates.pace("a").peer_ns == rates.fetch_ns("a", "b") == rates.fetch_ns("a", "c")
+
+
 def test_noise_makes_no_difference_and_a_slow_worker_does():
     rng, rates = random.Random(1), Rates()
     for number in range(20):
