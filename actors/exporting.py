@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 LEASE_S = 10.0
 OPEN_TIMEOUT_S = 5.0
 MAX_LEASES = 64
+"""Of a worker of one shard. Each shard of whoever reads has a lease of its own of each transfer."""
 CHUNK_TOKENS = 256
 CHUNK_BYTES = 8 << 20
 """A few of these are on their way at once: large enough that a message's cost is small, small enough to overlap."""

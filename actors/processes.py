@@ -15,7 +15,7 @@ import ray
 from laban.actors.calls import Advice, Call, WorkerInfo, WorkerReport
 from laban.actors.directory import DirectoryService
 from laban.actors.errors import FailedPrecondition
-from laban.actors.exporting import Exporting
+from laban.actors.exporting import MAX_LEASES, Exporting
 from laban.actors.lending import Lending
 from laban.actors.line import REPORTS_IN_FLIGHT, LineServer
 from laban.actors.logs import LogSettings, set_up_logs
@@ -160,7 +160,7 @@ class WorkerProcess:
                 if publishing is not None:
                     publishing.stop()
                 raise
-            self._exporting = Exporting(self._loop)
+            self._exporting = Exporting(self._loop, max_leases=MAX_LEASES * plan.num_shards)
         info = self._loop.info
         return replace(info, model_name=self._plan.model or info.model_name)
 

@@ -77,7 +77,8 @@ class CacheSection(Section):
     transport: Literal["auto", "cma", "nixl", "object_store"] = Field(
         default="auto",
         description="how encodings cross between workers: cma reads another process of the machine, nixl another "
-        "machine (RDMA, TCP), object_store sends through Ray; auto: the first of these that serves",
+        "machine (RDMA, TCP), object_store sends through Ray; auto: the first of these that serves. Workers of several "
+        "shards always send, and take auto or object_store alone",
     )
     link_bytes_per_s: BytesPerSecond | None = Field(
         default=None, gt=0, description="limit of copies between host and device; null: as fast as it goes"

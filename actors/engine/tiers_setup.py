@@ -15,7 +15,7 @@ from laban.actors.engine.measured import MeasuredRates
 from laban.actors.engine.runner import AnyRunner
 from laban.actors.engine.shard_group import ShardGroup
 from laban.actors.engine.tiers import Tiers
-from laban.actors.errors import InvalidInput
+from laban.actors.errors import FailedPrecondition, InvalidInput
 from laban.actors.models import Progress, say_nothing
 from laban.kvstore.eviction import load_policy
 from laban.kvstore.needs import Needs
@@ -34,6 +34,11 @@ def make_tiers(
     """`host_bytes` None, or less than a page, has no tier below the device. Of a worker's shards, which make them at
     once, each has as many, and its part of `config.disk_bytes`. Raises InvalidInput for the policy, FailedPrecondition
     for a transport that there is not."""
+    if group is not None and config.transport not in ("auto", "object_store"):
+        raise FailedPrecondition(
+            "workers of several shards send their parts, expected auto or object_store",
+            field="cache.transport", value=config.transport,
+        )  # fmt: skip
     on_card = runner.device.type == "cuda"
     pool = runner.k_pool
     per_token = 2 * len(pool) * pool[0, 0].numel() * pool.itemsize

@@ -323,7 +323,8 @@ def _cluster_flags(parser: argparse.ArgumentParser, *, only_model: bool = False)
     group.add_argument(
         "--transport", metavar="NAME",
         help="how encodings cross between workers: cma (reads another process of the machine), nixl (another machine, "
-        "with the extra of that name), object_store (Ray sends); default auto: the first that serves",
+        "with the extra of that name), object_store (Ray sends; with shards there is no other); default auto: the "
+        "first that serves",
     )  # fmt: skip
     group.add_argument("--host-bytes", metavar="SIZE", help="host memory a worker for its cache, such as 4GiB; 0: none")
     group.add_argument("--disk-folder", metavar="FOLDER", help="where workers keep encodings on disk; default: nowhere")

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from engine_harness import TOLERANCE, force, logprobs
-from shard_threads import HOST_BYTES, ShardedWorker, ShardPeer
+from routing_world import info_of
+from shard_threads import HOST_BYTES, Meeting, ShardedWorker, ShardPeer, ThreadGroup
+from transfer_rig import driver_of
 
 from laban.actors.calls import Advice, Call, CallFinished, Source, WorkerRates
+from laban.actors.engine.config import EngineConfig
+from laban.actors.engine.tiers_setup import make_tiers
+from laban.actors.errors import FailedPrecondition
+from laban.actors.exporting import MAX_LEASES
 from laban.actors.lending import Lending
+from laban.actors.processes import WorkerPlan, WorkerProcess
 from laban.actors.reach import Reach
 from laban.actors.remote import RemotePeers
 from laban.actors.transfers import Chunk, Export, ExportRequest, Granted, PeerLost, PeerNews, Refused
@@ -181,6 +189,44 @@ def test_a_shard_waits_for_what_was_granted_and_not_for_what_was_not() -> None:
     assert chunk.rows.shape == (2, 3, 2, 1, 8)
     assert lending.end(1).encoding_id == "a"
     assert lending.read(1, 0, 1) == Refused("the lease has ended")
+
+
+def test_every_shard_may_have_a_lease_of_each_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loop:
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self.info, self.numbers = info_of("a"), count()
+
+        def export(self, request: ExportRequest) -> None:
+            number = next(self.numbers)
+            request.answer(lambda: Export(number, request.encoding_id, 4, 8, lambda begin, end: np.zeros(0)))
+
+        def end_export(self, export: Export) -> None:
+            pass
+
+    monkeypatch.setattr("laban.actors.processes.WorkerLoop", Loop)
+    monkeypatch.setattr("laban.actors.processes.set_up_logs", lambda *arguments, **options: None)
+    monkeypatch.setattr("sys.setswitchinterval", lambda seconds: None)
+    num_shards = 3
+    process = WorkerProcess(WorkerPlan("a", "model", None, num_shards=num_shards))
+    epoch = process.load().epoch
+    granted = [process.open_export("x", epoch, "object_store") for _ in range(num_shards * MAX_LEASES + 1)]
+    refused = [number for number, each in enumerate(granted) if isinstance(each, Refused)]
+    for each in granted:
+        if isinstance(each, Granted):
+            process.close_export(each.lease_id)
+    assert refused == [num_shards * MAX_LEASES]
+
+
+@pytest.mark.parametrize("transport", ["cma", "nixl"])
+def test_a_transport_that_shards_do_not_have_is_refused(transport: str) -> None:
+    group: Any = ThreadGroup(0, 2, Meeting(2))
+    with pytest.raises(FailedPrecondition, match="shards") as raised:
+        make_tiers(driver_of().engine.runner, EngineConfig(transport=transport), HOST_BYTES, group=group)
+    assert (raised.value.field, raised.value.value) == ("cache.transport", transport)
+    for sent in ("auto", "object_store"):
+        tiers = make_tiers(driver_of().engine.runner, EngineConfig(transport=sent), HOST_BYTES, group=group)
+        assert tiers.direct.reach.transports == ("object_store",)
+        tiers.close()
 
 
 def test_only_a_worker_of_as_many_shards_can_be_fetched_from() -> None:
