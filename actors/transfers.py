@@ -130,6 +130,10 @@ class TransportFailed(Exception):
     """The other worker's memory cannot be read this way; another way may do."""
 
 
+class NoBuffer(TransportFailed):
+    """Who reads has no memory to read into for now, which says nothing of the other worker."""
+
+
 class PeerPort(Protocol):
     """One life of another worker, as one that fetches from it sees it. Methods raise PeerLost, but for `close`."""
 

@@ -51,7 +51,7 @@ class CmaReader:
         for begin in range(0, len(there), MAX_SPANS):
             self._copy(here[begin : begin + MAX_SPANS], there[begin : begin + MAX_SPANS])
         # A number is given to another process once its own has ended.
-        if select.select([self._process], [], [], 0)[0]:
+        if _has_ended(self._process):
             raise PeerLost(f"its process {window.process[0]} has ended")
 
     def _copy(self, here: NDArray[np.uint64], there: NDArray[np.uint64]) -> None:
@@ -60,9 +60,16 @@ class CmaReader:
         if copied == expected:
             return
         problem = ctypes.get_errno() if copied < 0 else errno.EFAULT
-        if problem == errno.ESRCH or select.select([self._process], [], [], 0)[0]:
+        if problem == errno.ESRCH or _has_ended(self._process):
             raise PeerLost(f"its process {pid} has ended")
         raise TransportFailed(f"process_vm_readv: {os.strerror(problem)}, {max(copied, 0)} of {expected} bytes")
+
+
+def _has_ended(process: int) -> bool:
+    """A process, by its pidfd. `select.select` takes no descriptor from 1024 on."""
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def can_attach() -> str:

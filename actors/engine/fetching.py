@@ -18,7 +18,7 @@ from laban.actors.engine.direct import DirectMemory, Reader
 from laban.actors.engine.host_pool import HostPool
 from laban.actors.engine.landing import Landing, Problem, ReadLanding, RunsOf, SentLanding, Write
 from laban.actors.reach import Transport, transport_between
-from laban.actors.transfers import FindPeer, Granted, PeerLost, PeerPort, Refused, TransportFailed
+from laban.actors.transfers import FindPeer, Granted, NoBuffer, PeerLost, PeerPort, Refused, TransportFailed
 from laban.kvstore.arrivals import Arrival
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,8 @@ class Fetching:
                 "worker %s cannot be read by %s, so it sends through the object store: %s",
                 source.worker_id, transport, error,
             )  # fmt: skip
-            self._failed.add((source.worker_id, source.epoch, transport))
+            if not isinstance(error, NoBuffer):
+                self._failed.add((source.worker_id, source.epoch, transport))
             arrival.via = "object_store"
             return None
 

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from laban.actors.engine.copy_pieces import Pieces, cut
 from laban.actors.engine.host_pool import HostPool, bytes_of
 from laban.actors.engine.windows import check_slots, spans, window_of
-from laban.actors.transfers import PeerLost, TransportFailed, Window
+from laban.actors.transfers import NoBuffer, PeerLost, TransportFailed, Window
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +64,13 @@ class NixlMemory:
         self._num_buffers = 0
         self._aside: list[_Aside] = []
         self._readers: Counter[str] = Counter()  # by the other agent's name
+        self.gone: deque[str] = deque()  # agents' names, of readers that are no more; added to without the lock
         logger.info("NIXL serves %.1f GiB of host memory as %s", 2 * half / 2**30, self.api.name)
 
     def reader(self, window: Window) -> NixlReader:
         """Raises TransportFailed."""
         with self.lock:
+            self._forget_gone()
             try:
                 name = self.api.add_remote_agent(window.agent)
             except Exception as error:
@@ -77,29 +79,21 @@ class NixlMemory:
             self._readers[name] += 1
         return NixlReader(self, window, name)
 
-    def forget(self, name: str) -> None:
-        """A reader of that agent is no more."""
-        with self.lock:
-            self._readers[name] -= 1
-            if not self._readers[name]:
-                del self._readers[name]
-                _quietly(lambda: self.api.remove_remote_agent(name))
-
     def take_buffer(self) -> _Buffer:
-        """Waits for one that is free. Raises TransportFailed if reads were given up on in all of them."""
+        """Waits for one that is free. Raises NoBuffer if reads were given up on in all of them, or there is no memory
+        for one."""
         give_up_s = time.monotonic() + self.timeout_s
         while True:
             with self.lock:
+                self._forget_gone()
                 self._take_back()
                 if self._free:
                     return self._free.pop()
                 if self._num_buffers < MOST_BUFFERS:
-                    self._num_buffers += 1
-                    room = np.zeros(self.buffer_bytes, np.uint8)
-                    place = [(room.ctypes.data, len(room), 0, "")]
-                    return _Buffer(room, self.api.register_memory(place, "DRAM", backends=["UCX"]))
-            if time.monotonic() > give_up_s:
-                raise TransportFailed("all of NIXL's buffers wait for workers that do not answer")
+                    return self._new_buffer()
+                is_hopeless = len(self._aside) == self._num_buffers
+            if is_hopeless or time.monotonic() > give_up_s:
+                raise NoBuffer("all of NIXL's buffers wait for workers that do not answer")
             time.sleep(SHORT_S)
 
     def give_buffer(self, buffer: _Buffer) -> None:
@@ -110,6 +104,23 @@ class NixlMemory:
         """After a read that has failed, or goes on: something may still come into the buffer."""
         with self.lock:
             self._aside.append(_Aside(transfer, buffer))
+
+    def _new_buffer(self) -> _Buffer:
+        try:
+            room = np.zeros(self.buffer_bytes, np.uint8)
+            registered = self.api.register_memory([(room.ctypes.data, len(room), 0, "")], "DRAM", backends=["UCX"])
+        except Exception as error:  # no memory, or a limit on what is locked
+            raise NoBuffer(f"NIXL does not take a buffer of {self.buffer_bytes} bytes: {error}") from error
+        self._num_buffers += 1
+        return _Buffer(room, registered)
+
+    def _forget_gone(self) -> None:
+        while self.gone:
+            name = self.gone.popleft()
+            self._readers[name] -= 1
+            if not self._readers[name]:
+                del self._readers[name]
+                _quietly(partial(self.api.remove_remote_agent, name))
 
     def _take_back(self) -> None:
         now_s = time.monotonic()
@@ -135,7 +146,8 @@ class NixlReader:
 
     def __init__(self, memory: NixlMemory, window: Window, name: str) -> None:
         self._memory, self._window, self._name = memory, window, name
-        weakref.finalize(self, memory.forget, name)
+        # The collector may run this in a thread that holds the lock.
+        weakref.finalize(self, memory.gone.append, name)
 
     def read(self, pieces: Pieces) -> None:
         memory = self._memory

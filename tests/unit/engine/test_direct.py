@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import pickle
+import resource
 import subprocess
 import sys
 import threading
@@ -38,7 +41,7 @@ from laban.actors.engine.direct import DirectMemory, Reader, reach_of
 from laban.actors.engine.host_pool import HostPool
 from laban.actors.errors import FailedPrecondition
 from laban.actors.reach import Reach, Transport
-from laban.actors.transfers import PeerLost, TransportFailed, Window
+from laban.actors.transfers import NoBuffer, PeerLost, TransportFailed, Window
 
 PAGES, PAGE_SIZE, LAYERS, KV_HEADS, HEAD_DIM = SIZES = (64, 16, 3, 2, 8)
 SEED = 7
@@ -122,6 +125,34 @@ def test_a_process_number_used_again_is_not_read() -> None:
         DirectMemory(own_pool(), "cma").reader(replace(window, process=(closed.pid, started)))
 
 
+@needs_cma
+def test_a_process_with_many_files_open_reads_by_cma(monkeypatch: pytest.MonkeyPatch) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < 2048:
+        if hard != resource.RLIM_INFINITY and hard < 2048:
+            pytest.skip(f"no more than {hard} files may be open")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
+    open_process = os.pidfd_open
+
+    def opened_late(pid: int) -> int:
+        low = open_process(pid)
+        try:
+            return fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 1024)
+        finally:
+            os.close(low)
+
+    there, here = own_pool(), own_pool()
+    there.k.fill_(3)
+    window = DirectMemory(there, "cma").window("cma")
+    assert isinstance(window, Window)
+    monkeypatch.setattr("os.pidfd_open", opened_late)
+    try:
+        DirectMemory(here, "cma").reader(window).read(np.array([[0, 5, 2]], np.int64))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (here.k[:, 5:7] == 3).all()
+
+
 def test_what_is_named_and_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("laban.actors.engine.direct.can_attach", lambda: "it is hardened")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -192,16 +223,18 @@ def test_what_was_read_before_a_worker_was_lost_is_kept() -> None:
 
 
 @needs_cma
-def test_what_cannot_be_read_is_sent() -> None:
+@pytest.mark.parametrize(("error", "num_read"), [(TransportFailed("not allowed"), 0), (NoBuffer("none is free"), 1)])
+def test_what_cannot_be_read_is_sent(error: TransportFailed, num_read: int) -> None:
+    """The next transfer as well, unless it was not for the other worker."""
     sender, receiver = driver_of(), driver_of()
     connect(receiver, sender, transport="cma")
-    made = meddle(receiver, failing(TransportFailed("not allowed")))
+    made = meddle(receiver, failing(error))
     for number in (2, 3):
         spec = sender.prefill(text(number, 150))
         assert answer(receiver, spec, source(spec)).tokens_loaded == 150
         assert_same(receiver, sender, spec, 150)
     copies = receiver.engine.tiers.tallying.totals()
-    assert (copies.copies_cma.num, copies.copies_object_store.num) == (0, 2)
+    assert (copies.copies_cma.num, copies.copies_object_store.num) == (num_read, 2 - num_read)
     assert len(made) == 1
 
 
