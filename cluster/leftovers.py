@@ -14,7 +14,7 @@ from laban.cluster.workflow.states import ReadRef, ReadyStep
 from laban.kvstore.encodings import EncodingId
 
 MAX_NOTED = 1024  # steps whose views have not been gone through
-MAX_AT_ONCE = 256  # of those, in one look
+MAX_PLACED = 2048  # reads and messages of those, in one look: some 20 to 40 ms of the event loop
 MAX_LEFT = 4096  # encodings of one run
 
 Left = Mapping[EncodingId, Collection[str]]
@@ -82,7 +82,7 @@ class Leftovers:
     def note(self, step: ReadyStep, worker_id: str) -> None:
         """A step has ended, its call at a worker; "": it has none."""
         self._own.add(step.address)
-        if step.kind == "generate" and worker_id and len(self._noted) < MAX_NOTED:
+        if step.kind == "generate" and worker_id and len(self._noted) < MAX_NOTED and not self._is_full:
             self._noted.append((step, worker_id))
 
     @property
@@ -90,21 +90,33 @@ class Leftovers:
         return bool(self._noted or self._left)
 
     def take(self, tree: ViewTree, ahead: Ahead | None) -> Left:
-        """What is over since the last call. Without `ahead`: as the run has ended, everything."""
-        for step, worker_id in self._noted[: None if ahead is None else MAX_AT_ONCE]:
+        """What is over since the last call. Without `ahead`: as the run has ended, everything. Either looks at so many
+        reads and no more; what an ended run has beyond these is not told, and goes when its turn comes."""
+        num_steps = num_placed = 0
+        for step, worker_id in self._noted:
+            num_placed += len(step.reads) + 1
+            if self._is_full or (num_steps and num_placed > MAX_PLACED):
+                break
             self._go_through(step, worker_id, tree.of(step.model, step.adapter))
-        del self._noted[: None if ahead is None else MAX_AT_ONCE]
+            num_steps += 1
+        del self._noted[: None if ahead is None or self._is_full else num_steps]
         over = [left for left in self._left.values() if ahead is None or not ahead.may_read(left)]
         for left in over:
             del self._left[left.encoding_id]
             self._over.add(left.encoding_id)
         return {left.encoding_id: left.workers for left in over}
 
+    @property
+    def _is_full(self) -> bool:
+        return len(self._left) + len(self._over) >= MAX_LEFT
+
     def _go_through(self, step: ReadyStep, worker_id: str, tree: ViewTree) -> None:
         role = tree.role_of(step.reads[0]) if step.reads else step.role
         spot = None if role is None else tree.root(role)
         own: frozenset[str] = frozenset()
-        for ref in step.reads:
+        for number, ref in enumerate(step.reads):
+            if number >= MAX_PLACED or self._is_full:
+                return
             before = spot
             spot = None if before is None else tree.after(before, ref, fixed=ref.key in self._fixed)
             if spot is None or spot.encoding_id is None:
@@ -124,7 +136,7 @@ class Leftovers:
             return
         left = self._left.get(encoding_id)
         if left is None:
-            if len(self._left) + len(self._over) >= MAX_LEFT:
+            if self._is_full:
                 return
             left = self._left[encoding_id] = _Left(encoding_id, key, is_home, own, before)
         left.workers.add(worker_id)
