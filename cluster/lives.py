@@ -84,7 +84,7 @@ class Lives:
         return {
             "up": len(up) - draining,
             "draining": draining,
-            "lost": len(lost - self.returning),
+            "lost": len(lost - self.returning - self.adding.keys()),
             "returning": len(lost & self.returning),
             "starting": sum(each == namespace for each in self._coming.values()),
         }
@@ -94,7 +94,7 @@ class Lives:
         found = self._failures.get(worker_id)
         if found is None:
             return ""
-        if worker_id in self.returning:
+        if worker_id in self.returning or worker_id in self.adding:
             when = "being tried again"
         else:
             when = f"the next try in {max(0.0, found.again_s - asyncio.get_running_loop().time()):.0f} s"
@@ -125,7 +125,6 @@ class Lives:
         if worker_id not in self.adding:
             if worker_id in self.up or worker_id in self.returning:
                 raise Conflict("is a worker already", field="worker_id", value=worker_id)
-            self._forget(worker_id)
             self.gone.discard(worker_id)
             task = asyncio.get_running_loop().create_task(self._add(self._supervisor, worker_id, pool))
             self.adding[worker_id] = task
@@ -217,6 +216,8 @@ class Lives:
             delay_s = min(2 * delay_s, most_s)
             if self.lost.get(worker_id) is not slot:
                 return
+            if worker_id in self.adding:  # somebody tries
+                continue
             self.returning.add(worker_id)
             try:
                 if await self._came_back(supervisor, slot, failures):

@@ -286,6 +286,43 @@ def test_a_lost_worker_that_is_taken_out_or_added_anew_is_not_tried_again(how):
     asyncio.run(with_fleet(scenario, supervisor=supervisor, limits=replace(LIMITS, slow_restart_s=(0.02, 0.2))))
 
 
+def test_a_lost_worker_that_could_not_be_added_is_still_lost_and_tried_again():
+    class Broken(LoopSupervisor):
+        tries, at_once, is_mended = 0, 0, False
+
+        async def start(self, worker_id, model=""):
+            self.tries += 1
+            assert self.at_once == 0, "two tries to start one worker"
+            self.at_once += 1
+            try:
+                if self.tries == 3:  # added by somebody, while the next tries are due
+                    await asyncio.sleep(0.1)
+                if not self.is_mended:
+                    raise WorkerLost("no room")
+                return await super().start(worker_id, model)
+            finally:
+                self.at_once -= 1
+
+    supervisor = Broken()
+
+    async def scenario(dispatcher, workers, sink):
+        workers[0].kill()
+        await until(lambda: supervisor.tries == 2)
+        await until(lambda: not dispatcher._lives.returning)
+        adding = asyncio.ensure_future(dispatcher.fleet.add_worker("worker-0"))
+        await until(lambda: supervisor.tries == 3)
+        assert statuses(dispatcher) == {"worker-0": False, "worker-1": True}
+        counts = dispatcher._lives.count(workers[0].info.namespace)
+        assert counts == {"up": 1, "draining": 0, "lost": 0, "returning": 0, "starting": 1}
+        with pytest.raises(Unavailable, match="no room"):
+            await adding
+        assert statuses(dispatcher) == {"worker-0": False, "worker-1": True}
+        supervisor.is_mended = True
+        await until(lambda: statuses(dispatcher) == {"worker-0": True, "worker-1": True})
+
+    asyncio.run(with_fleet(scenario, supervisor=supervisor, limits=replace(LIMITS, slow_restart_s=(0.04, 0.05))))
+
+
 class Helping(LoopWorker):
     """Does as it is told by advice: what it is to prefetch it has soon."""
 
