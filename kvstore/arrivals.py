@@ -18,6 +18,7 @@ class Standing:
     ended: bool
     failed: bool  # not all has come, nor will
     pauses: bool  # nor anything else, where it goes, for a while
+    stuck_bytes: int = 0  # where it goes, of what was given up and could not be deleted, when it ended
 
 
 def together(parts: Sequence[Standing]) -> Standing:
@@ -29,6 +30,7 @@ def together(parts: Sequence[Standing]) -> Standing:
         all(part.ended for part in parts),
         any(part.failed for part in parts),
         any(part.pauses for part in parts),
+        max(part.stuck_bytes for part in parts),
     )
 
 
@@ -50,6 +52,7 @@ class Arrival:
         self._problem: str | None = None
         self._cancelled = False
         self._pauses = False
+        self._stuck_bytes = 0
         self._ended = threading.Event()
         self._lock = threading.Lock()
 
@@ -87,7 +90,8 @@ class Arrival:
         with self._lock:
             ended = self._ended.is_set()
             failed = ended and self._problem is not None
-            return Standing(self._num_tokens_done, self._num_bytes, self.seconds, ended, failed, self._pauses)
+            done, num_bytes, stuck_bytes = self._num_tokens_done, self._num_bytes, self._stuck_bytes
+            return Standing(done, num_bytes, self.seconds, ended, failed, self._pauses, stuck_bytes)
 
     def cancel(self) -> None:
         """No more is wanted. It ends soon, unless it has ended."""
@@ -111,7 +115,7 @@ class Arrival:
             self._num_tokens_done = num_tokens_done
             self._num_bytes += num_bytes
 
-    def end(self, problem: str | None = None, *, pauses: bool = False) -> None:
+    def end(self, problem: str | None = None, *, pauses: bool = False, stuck_bytes: int = 0) -> None:
         """No more comes; with `pauses`, of nothing else either for a while. The first end counts. Without a problem,
         all must have come."""
         with self._lock:
@@ -119,6 +123,6 @@ class Arrival:
                 return
             if problem is None and self._num_tokens_done != self.num_tokens:
                 raise ValueError(f"{self._num_tokens_done} of {self.num_tokens} tokens came")
-            self._problem, self._pauses = problem, pauses
+            self._problem, self._pauses, self._stuck_bytes = problem, pauses, stuck_bytes
             self._ended_s = self._clock()
             self._ended.set()

@@ -85,6 +85,7 @@ class DiskTier:
         self._files: dict[EncodingId, _File] = {}
         self._writing: dict[EncodingId, DiskWrite] = {}
         self._used_bytes = 0
+        self._stuck_bytes = 0  # of these, in files that could not be deleted
         self._paused_until = float("-inf")
         self._failing = False
         self._closed = False
@@ -136,9 +137,9 @@ class DiskTier:
                 return self._writing[encoding_id]
             if encoding_id in self._files:
                 write.advance(num_tokens, 0)
-                write.end()
+                write.end(stuck_bytes=self._stuck_bytes)
             elif (refusal := self._refusal(encoding_id, header.file_bytes)) is not None:
-                write.end(refusal, pauses=self.writes_paused)
+                write.end(refusal, pauses=self.writes_paused, stuck_bytes=self._stuck_bytes)
             else:
                 self._used_bytes += header.file_bytes
                 self._writing[encoding_id] = write
@@ -232,10 +233,11 @@ class DiskTier:
             problem = str(error)
         finally:
             with self._lock:
-                if not kept and unlink(temporary):
-                    self._used_bytes -= header.file_bytes
+                if not kept:
+                    self._deleted(header.file_bytes, is_gone=unlink(temporary))
                 del self._writing[header.encoding_id]
-            write.end(problem, pauses=problem is not None and self.writes_paused)
+                stuck_bytes = self._stuck_bytes
+            write.end(problem, pauses=problem is not None and self.writes_paused, stuck_bytes=stuck_bytes)
 
     def _keep(self, write: DiskWrite, header: Header, temporary: Path, path: Path) -> bool:
         """Gives the file its name, unless the write was cancelled. Never over one that is there: it is not ours."""
@@ -316,10 +318,17 @@ class DiskTier:
 
     def _drop(self, encoding_id: EncodingId, *, delete: bool = True) -> None:
         file = self._files.pop(encoding_id, None)
-        if file is not None and (not delete or unlink(self._path(encoding_id))):
-            file.dropped = True
-            if file.num_readers == 0:
-                self._used_bytes -= file.num_bytes
+        if file is None:
+            return
+        file.dropped = not delete or unlink(self._path(encoding_id))
+        if not file.dropped or file.num_readers == 0:
+            self._deleted(file.num_bytes, is_gone=file.dropped)
+
+    def _deleted(self, num_bytes: int, *, is_gone: bool) -> None:
+        if is_gone:
+            self._used_bytes -= num_bytes
+        else:
+            self._stuck_bytes += num_bytes
 
     def _scan(self) -> None:
         """What is there from before, the newest first as far as the budget goes."""

@@ -180,5 +180,6 @@ def _standings(engine: Engine, group: ShardGroup) -> tuple[Standing, ...]:
 
 
 def _standing(row: Sequence[float]) -> Standing:
-    num_tokens_done, num_bytes, seconds, ended, failed, pauses = row
-    return Standing(int(num_tokens_done), int(num_bytes), seconds, bool(ended), bool(failed), bool(pauses))
+    num_tokens_done, num_bytes, seconds, ended, failed, pauses, stuck_bytes = row
+    flags = bool(ended), bool(failed), bool(pauses)
+    return Standing(int(num_tokens_done), int(num_bytes), seconds, *flags, int(stuck_bytes))

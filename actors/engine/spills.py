@@ -64,7 +64,8 @@ class Spills:
         self._held: dict[EncodingId, tuple[int, int, str]] = dict(disk.held())  # tokens, bytes, namespace
         self._taken: Counter[str] = Counter()
         self._writing: dict[EncodingId, _Write] = {}
-        self.used_bytes = 0  # by what is there and what is being written
+        self.used_bytes = 0  # by what is there, what is being written and what cannot be deleted
+        self._stuck_bytes = 0  # the last of these, in the shard that has the most
         self._refused: set[EncodingId] = set()  # of the host's, what is not written
         self._again_s = self._paused_until_s = 0.0
         for encoding_id, (num_tokens, num_bytes, namespace) in self._held.items():
@@ -123,6 +124,9 @@ class Spills:
                 write.arrival.cancel()
             if not standing.ended:
                 continue
+            if standing.stuck_bytes > self._stuck_bytes:  # they never get fewer
+                self.used_bytes += standing.stuck_bytes - self._stuck_bytes
+                self._stuck_bytes = standing.stuck_bytes
             del self._writing[encoding_id]
             self._host.unpin(write.entry)
             if standing.pauses:
@@ -153,7 +157,7 @@ class Spills:
         """Drops files that are worth less until there is room; False if there are none such."""
         disk = self.disk
         needed = self._bytes_for(entry, spec)
-        if needed > disk.max_bytes:
+        if needed + self._stuck_bytes > disk.max_bytes:
             return False
         tenant = owner_of(spec.namespace)
         if tenant in self.limits and self._taken[tenant] + needed > self.limits[tenant]:

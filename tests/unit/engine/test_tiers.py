@@ -19,6 +19,7 @@ from engine_harness import (
 )
 
 from laban.actors.calls import Advice, Prefetch, Sampling, WorkerRates
+from laban.actors.engine.spills import _Write
 from laban.kvstore.encodings import EncodingSpec, closure
 from laban.kvstore.uses import Use
 
@@ -206,6 +207,45 @@ def test_a_disk_keeps_what_the_host_lets_go(tmp_path: Path) -> None:
     again.run()
     assert again.result(call).tokens_encoded == 1
     again.engine.close()
+
+
+def test_a_file_that_cannot_be_deleted_takes_its_room_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = driver_of(pool_tokens=1024, host_tokens=4096, disk_folder=tmp_path / "kv")
+    specs = [driver.prefill(text(number, 100)) for number in range(9)]
+    save_all(driver)
+    tiers = driver.engine.tiers
+    disk, spills = tiers.disk, tiers._spills
+    file_bytes = disk.bytes_for(specs[0].encoding_id, specs[0].namespace, 100)
+    disk.max_bytes = 3 * file_bytes + file_bytes // 2
+    kept: list[Path] = []
+
+    def unlink(path: Path) -> bool:
+        if path.suffix == ".kv" and (not kept or path in kept):
+            kept.append(path)
+            return False
+        path.unlink(missing_ok=True)
+        return True
+
+    monkeypatch.setattr("laban.kvstore.disk.unlink", unlink)
+    written = []
+    for number, spec in enumerate(specs):  # each is worth more than those before it
+        driver.engine.advise(Advice(uses=((spec.encoding_id, Use(1, 100.0 / (number + 1))),)))
+        driver.run()
+        entry = tiers.host.get(spec.encoding_id)
+        assert spills._make_room(entry, spec)
+        tiers.host.pin(entry)
+        spills.used_bytes += file_bytes
+        spills._writing[entry.key] = write = _Write(spills._write(entry, spec), entry, file_bytes)
+        assert write.arrival.wait(10)
+        spills.take_written([write.arrival.standing])
+        written.append(write.arrival.problem is None)
+        assert spills.used_bytes == disk.used_bytes
+    assert len(kept) == 1
+    assert written == [True] * 3 + [False] + [True] * 5  # that one found out
+    assert set(disk.held()) == {spec.encoding_id for spec in specs[-2:]}
+    driver.engine.close()
 
 
 def test_a_damaged_file_costs_an_encoding_and_no_call(tmp_path: Path) -> None:
