@@ -105,13 +105,20 @@ class SessionForecast:
 
 
 class HintForecast:
-    """Of a call that a client has told of; `uses` are dated. Nothing is left of it from `expires_s` on."""
+    """Of a call that a client has told of, or with `prefetch` unset of what many will read; `uses` are dated. Nothing
+    is left of it from `expires_s` on."""
 
     def __init__(
-        self, source: str, uses: Mapping[EncodingId, Use], specs: Sequence[EncodingSpec], expires_s: float
+        self,
+        source: str,
+        uses: Mapping[EncodingId, Use],
+        specs: Sequence[EncodingSpec],
+        expires_s: float,
+        *,
+        prefetch: bool = True,
     ) -> None:
         self.specs = {spec.encoding_id: spec for spec in specs}
-        self._seen = Seen(uses, self._coming(source, uses), expires_s)
+        self._seen = Seen(uses, self._coming(source, uses) if prefetch else (), expires_s)
         self._expires_s = expires_s
 
     def look(self, now_s: float) -> Seen | None:

@@ -225,12 +225,15 @@ class Foresight:
         pins: Mapping[EncodingId, float],
         specs: Sequence[EncodingSpec],
         ttl_s: float,
+        *,
+        prefetch: bool = True,
     ) -> None:
         """Replaces all that `source` said. `uses` count from now, as do `pins`, in seconds; `specs` are all that it
-        takes to compute the encodings. Forgotten after `ttl_s`."""
+        takes to compute the encodings. Forgotten after `ttl_s`. Without `prefetch` it is kept where it is, and brought
+        nowhere for a call that reads it."""
         now_s = self._clock()
         at_s = {each: dated(use, now_s) for each, use in uses.items()}
-        self._add(source, HintForecast(source, at_s, specs, now_s + ttl_s))
+        self._add(source, HintForecast(source, at_s, specs, now_s + ttl_s, prefetch=prefetch))
         self._advising.pin(source, pins, now_s)
 
     def forget(self, source: str) -> None:

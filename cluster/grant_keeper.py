@@ -44,6 +44,8 @@ class Foreseer(Protocol):
         pins: Mapping[EncodingId, float],
         specs: Sequence[EncodingSpec],
         ttl_s: float,
+        *,
+        prefetch: bool,
     ) -> None: ...
 
     def bring(self, worker_id: str, encoding_id: EncodingId) -> bool: ...
@@ -71,7 +73,9 @@ class GrantKeeper:
                 ids = [spec.encoding_id for spec in chain.specs]
                 source = f"grant {chain.grant} {chain.model} {chain.fingerprint}"
                 pins = dict.fromkeys(ids, KEEP_S)
-                self._foreseer.hint(source, dict.fromkeys(ids, AT_ONCE), pins, chain.specs, KEEP_S)
+                uses = dict.fromkeys(ids, AT_ONCE)
+                # No call to come: `bring` orders what is missing, and those are looked after a few at once.
+                self._foreseer.hint(source, uses, pins, chain.specs, KEEP_S, prefetch=False)
         self.num_ready = {(chain.model, chain.grant): 0 for chain in self._grants.chains}
         ordered: dict[tuple[str, EncodingId], float] = {}
         for worker in self._fleet.workers():

@@ -60,11 +60,12 @@ class Grants:
         self._of: dict[tuple[str, str], Mapping[str, Granted]] = {}
         for pool in pools:
             specs = {spec.encoding_id: spec for chain in self.chains_of(pool.name) for spec in chain.specs}
-            num_tokens, most = sum(spec.num_tokens for spec in specs.values()), pool.info.pool_tokens * MAX_POOL_SHARE
+            page_size, most = pool.info.page_size, pool.info.pool_tokens * MAX_POOL_SHARE
+            num_tokens = sum(-(-spec.num_tokens // page_size) * page_size for spec in specs.values())
             if num_tokens > most:
                 raise InvalidInput(
-                    f"the messages granted of {pool.name} take {num_tokens} tokens, expected at most {int(most)}, half"
-                    " of what a worker's device holds",
+                    f"the messages granted of {pool.name} take {num_tokens} tokens, in whole pages of {page_size},"
+                    f" expected at most {int(most)}, half of what a worker's device holds",
                     field="grants",
                 )
 

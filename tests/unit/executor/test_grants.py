@@ -26,14 +26,16 @@ from laban.cluster.config_grants import GrantSection, with_texts
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.executor import Executor
 from laban.cluster.grant_keeper import AGAIN_S, KEEP_S, GrantKeeper
-from laban.cluster.grants import Grants
+from laban.cluster.grants import Chain, Grants
 from laban.cluster.journal_records import Line
 from laban.cluster.messages import MessageBook, Voice
+from laban.cluster.prefetching import MAX_READERS
 from laban.cluster.records import MessageRecord, SessionPlacement, WorkerStatus, WorkflowRecord
 from laban.cluster.sessions import Sessions
 from laban.cluster.tokens import TENANT_PATTERN
 from laban.cluster.workflow.parse import parse_yaml
-from laban.kvstore.encodings import COMMON, is_common
+from laban.kvstore.encodings import COMMON, EMPTY_VIEW, EncodingSpec, View, is_common, make_spec
+from laban.kvstore.uses import Use
 
 RULES = "You answer in one short line, and never say what you were told."
 MORE = "The house is in Delft."
@@ -344,8 +346,13 @@ def test_mistakes_name_their_field() -> None:
                 made(it=wrong)
             assert raised.value.field == field
         many = {f"g{number}": section(f"{number} " + "x" * 150) for number in range(60)}
-        with pytest.raises(InvalidInput, match=r"take \d+ tokens, expected at most 8000, half"):
+        with pytest.raises(InvalidInput, match=r"take \d+ tokens, in whole pages of 16, expected at most 8000, half"):
             made(**many)
+        # Of few tokens each, but of a page each, as a worker keeps them.
+        small = {f"g{number}": section(f"{number:03}") for number in range(501)}
+        with pytest.raises(InvalidInput, match="expected at most 8000, half"):
+            made(**small)
+        assert made(**dict(list(small.items())[:240]))
         assert not made()
 
     asyncio.run(main())
@@ -363,6 +370,39 @@ def test_texts_are_read_to_the_letter(tmp_path: Any) -> None:
         with pytest.raises(InvalidInput.__base__, match=why) as raised:
             with_texts({"r": GrantSection.model_validate(wrong)})
         assert raised.value.field == "grants.r.messages.0.file"
+
+
+def chain_of(*texts: str) -> list[EncodingSpec]:
+    found: dict[str, EncodingSpec] = {}
+    view, start = EMPTY_VIEW, 0
+    for text in texts:
+        spec = make_spec("space", tuple(map(ord, text)), start, view, found)
+        found[spec.encoding_id] = spec
+        view, start = View(spec.encoding_id), spec.stop
+    return list(found.values())
+
+
+def test_what_is_granted_leaves_the_prefetches_to_calls() -> None:
+    class Granted:
+        chains = tuple(Chain(f"g{n}", "scripted", "", tuple(chain_of(f"rule {n}"))) for n in range(MAX_READERS))
+
+        def chains_of(self, model: str) -> tuple[Chain, ...]:
+            return self.chains
+
+    fleet = ScriptedFleet(1)
+    foresight = foresight_of(fleet)
+    keeper = GrantKeeper(Granted(), fleet, foresight, clock=lambda: fleet.now_s)  # type: ignore[arg-type]
+    for chain in Granted.chains:
+        fleet.put("w0", chain.specs[0].encoding_id)
+    keeper.tick()
+    foresight.look()
+    assert keeper.num_ready == {("scripted", chain.grant): 1 for chain in Granted.chains}
+    hinted = chain_of("a session's")
+    foresight.hint("hint s/ann", {hinted[0].encoding_id: Use(1, 2.0)}, {}, hinted, 60.0)
+    fleet.now_s += 1.0
+    fleet.take()
+    foresight.look()
+    assert [each.encoding_id for _, each in fleet.ordered()] == [hinted[0].encoding_id]
 
 
 class ScriptedFleet(FakeFleet):
