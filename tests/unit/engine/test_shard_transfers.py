@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
@@ -35,16 +36,21 @@ NUM_TOKENS = 150
 
 
 class Breaking(ShardPeer):
-    """Whose chunk from token 64 on does not come as it should, in one shard."""
+    """Whose chunk from token 64 on does not come as it should, in one shard; not before the other has all up to there,
+    as what is missing in one is no more wanted in the other."""
 
     how = ""
+    comes_so_far = threading.Event()  # in the shard that does not break
 
     def ask(self, lease_id: int, begin: int, end: int) -> Callable[[], Chunk | Refused]:
         ask = super().ask(lease_id, begin, end)
 
         def taken() -> Chunk | Refused:
             if begin != 64 or not self.how:
+                if begin == 64:
+                    self.comes_so_far.set()
                 return ask()
+            assert self.comes_so_far.wait(10)
             if self.how == "killed":
                 raise PeerLost("it was killed")
             chunk = ask()
@@ -144,6 +150,7 @@ def test_one_that_breaks_off_in_one_shard_is_kept_as_far_as_all_have_it(
     for rank in range(2):
         for peer in peers:
             peer.how = how if peer.rank == rank else ""
+        Breaking.comes_so_far.clear()
         spec = encoded(sender, 2 + rank)
         result = reading(receiver, spec, source(spec))
         assert (result.tokens_loaded, result.tokens_encoded) == (64, 1 + NUM_TOKENS - 64)
