@@ -57,7 +57,8 @@ def test_status_shows_tiers_rates_and_what_the_cache_did(run: Run) -> None:
         "w0", "3.0 MiB of 1.0 GiB", "20.0 GiB of 1.0 TiB", "900", "80", "70", "60", "50", "250 ms"
     ]  # fmt: skip
     assert rows[2] == ["w0", "4", "3", "2", "7", "6", "5", "1"]
-    assert rows[3] == ["w0", "1200 tokens/s", "7.0 ms", "25.00 GB/s", "3.00 GB/s", "1.00 GB/s"]
+    fetched = "cma 2.00 GB/s, object_store 0.50 GB/s"
+    assert rows[3] == ["w0", "1200 tokens/s", "7.0 ms", "25.00 GB/s", "3.00 GB/s", fetched]
     code, out, _ = run("status", "--json")
     found = json.loads(out)
     assert found["workers"][0]["cache"]["tokens_loaded_disk"] == 70
@@ -94,7 +95,7 @@ def test_status_of_workers_without_lower_tiers(capsys: pytest.CaptureFixture[str
     rows = [cells(line) for line in capsys.readouterr().out.splitlines() if "w0" in line]
     assert [row[1] for row in rows[:2]] == ["up", "lost"]
     assert rows[2][1:3] == ["none", "none"]
-    assert rows[6][1:] == ["-"] * 5
+    assert rows[6][1:] == ["-"] * 4 + ["cma, object_store"]
 
 
 def test_explain_shows_every_candidate_and_its_key(run: Run) -> None:
