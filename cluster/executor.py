@@ -63,7 +63,7 @@ from laban.cluster.workflow.models import unknown_adapters, unknown_models
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
-from laban.kvstore.encodings import EncodingId
+from laban.kvstore.encodings import EncodingId, part_of
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,9 @@ class Executor:
         """
         info = self._dispatcher.pools.named(model).info
         voice = self._voices[info.model_name]
-        namespace = f"{info.namespace}/{tenant}" + (f"#{part}" if part else "")
+        namespace = f"{info.namespace}/{tenant}"
+        if part:
+            namespace = part_of(namespace, part)
         granted = NOTHING_GRANTED if part else self.grants.of(tenant, info.model_name)
         return Language(
             voice.framing, voice.tokenizer, namespace, info.max_context, info.model_name, voice.adapters, granted

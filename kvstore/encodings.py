@@ -123,6 +123,16 @@ def with_adapter(namespace: str, fingerprint: str) -> str:
     return f"{namespace}{ADAPTER}{fingerprint}" if fingerprint else namespace
 
 
+def part_of(namespace: str, part: str) -> str:
+    """What is set apart in a namespace, computed with the same adapter.
+
+    >>> part_of("model/tenant#adapter=5f", "trial"), part_of("model/tenant", "trial")
+    ('model/tenant#trial#adapter=5f', 'model/tenant#trial')
+    """
+    plain, mark, fingerprint = namespace.partition(ADAPTER)
+    return f"{plain}#{part}{mark}{fingerprint}"
+
+
 def adapter_of(namespace: str) -> str:
     """The fingerprint of the adapter that a namespace's encodings are computed with; "" for none.
 

@@ -11,7 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from laban.kvstore.encodings import EncodingId, EncodingSpec, MutableSpecs, Specs, View, closure, make_spec
+from laban.kvstore.encodings import (
+    EncodingId,
+    EncodingSpec,
+    MutableSpecs,
+    Specs,
+    View,
+    closure,
+    dependencies,
+    make_spec,
+)
 
 Granted = Mapping[tuple[int, View], tuple[EncodingSpec, ...]]
 """Encodings at home in a common namespace, by the place of their first token and what they attend to."""
@@ -53,10 +62,20 @@ def moved(root: EncodingId, space: Space, specs: MutableSpecs, known: dict[Encod
     for spec in closure([root], specs):
         if spec.encoding_id in known:
             continue
-        placements = tuple(replace(p, encoding_id=known[p.encoding_id]) for p in spec.view.placements)
-        prefix_id = None if spec.view.prefix_id is None else known[spec.view.prefix_id]
-        view = View(prefix_id, placements)
-        made = space.spec(spec.tokens, spec.start, view, specs, tolerance=spec.tolerance)
+        made = space.spec(spec.tokens, spec.start, _renamed(spec.view, known), specs, tolerance=spec.tolerance)
         specs.setdefault(made.encoding_id, made)
         known[spec.encoding_id] = made.encoding_id
     return known[root]
+
+
+def moved_view(view: View, space: Space, specs: MutableSpecs) -> View:
+    """The view with all that it names as `moved` has it in `space`, which is put into `specs`."""
+    known: dict[EncodingId, EncodingId] = {}
+    for encoding_id in dependencies(view):
+        moved(encoding_id, space, specs, known)
+    return _renamed(view, known)
+
+
+def _renamed(view: View, known: Mapping[EncodingId, EncodingId]) -> View:
+    placements = tuple(replace(placement, encoding_id=known[placement.encoding_id]) for placement in view.placements)
+    return View(None if view.prefix_id is None else known[view.prefix_id], placements)

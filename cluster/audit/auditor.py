@@ -19,6 +19,7 @@ from typing import Protocol
 from laban.actors.calls import Comparison
 from laban.actors.errors import Exhausted, FailedPrecondition, LabanError
 from laban.cluster.attempts import sampling_of
+from laban.cluster.audit.apart import PREDICTED, apart
 from laban.cluster.audit.calling import Caller, Calls, Ended, Forced
 from laban.cluster.audit.choosing import asks_for
 from laban.cluster.audit.records import AS_WRITTEN, AuditItem, Decision, RecordedStep, Refused, Replayed, StepAudit
@@ -26,10 +27,9 @@ from laban.cluster.audit.replaying import Variant, replay
 from laban.cluster.messages import MessageBook
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
-from laban.kvstore.encodings import flatten
+from laban.kvstore.encodings import flatten, make_spec
 
 BASELINE = "exact"
-PREDICTED = "corrected"
 
 
 class Forgetful(Protocol):
@@ -92,8 +92,7 @@ class Audit:
         others = []
         for level in self._request.levels:
             try:
-                # Apart: what the run under `exact` has just encoded would be taken for what is to be predicted.
-                others.append(self._variant(level, f"{self._name}-{level}-beside" if self._predicts(level) else ""))
+                others.append(self._variant(level))
             except LabanError as error:  # a private message would leak, say
                 self._found.put_nowait(Refused(level, str(error)))
         await replay([exact, *others], self._request.recorded, lambda step: self._compare(step, exact, others))
@@ -107,6 +106,14 @@ class Audit:
         """Whether encodings under that level may be predicted from others."""
         return level == PREDICTED or (level == AS_WRITTEN and asks_for(self._request.workflow, PREDICTED))
 
+    def _beside(self, step: RecordedStep, variant: Variant, forced: Forced, what: str = "beside") -> Forced:
+        """A call whose view is not that of `exact`, as it is to be run after that."""
+        if not self._predicts(variant.level):
+            return forced
+        namespace = variant.book_of(step.address).language.namespace
+        call = apart(forced.call, namespace, f"{self._name}-{variant.level}-{what}")
+        return Forced(call, {spec.encoding_id: spec for spec in call.specs})
+
     def _variant(self, level: str, part: str = "") -> Variant:
         request = self._request
         return Variant.of(level, request.workflow, request.inputs, request.overrides, self._new_book(part))
@@ -117,11 +124,15 @@ class Audit:
         base = exact.forced(self._key(step, BASELINE), step)
         forced = [other.forced(self._key(step, other.level), step) for other in others]
         differs = [_view_of(one) != _view_of(base) for one in forced]
+        runs = [
+            self._beside(step, other, one) if is_other else one
+            for other, one, is_other in zip(others, forced, differs, strict=True)
+        ]
         compares = bool(step.token_ids)
         if compares:
-            apart = [one for one, is_other in zip(forced, differs, strict=True) if is_other]
             try:
-                first, compared = await self._caller.compare(base, apart)
+                compared_with = [one for one, is_other in zip(runs, differs, strict=True) if is_other]
+                first, compared = await self._caller.compare(base, compared_with)
             except Exhausted as error:
                 self._found.put_nowait(Refused("", str(error), step.address))
                 compares = False
@@ -129,10 +140,13 @@ class Audit:
                 rest = iter(compared)
                 ended = [first, *(next(rest) if is_other else first for is_other in differs)]
         if not compares:  # its message is only encoded
-            ended = [await self._caller.run(one) for one in [base, *forced]]
+            ended = [await self._caller.run(one) for one in [base, *runs]]
         self._worker_of[step.address] = ended[0].worker_id
-        for variant, one in zip([exact, *others], ended, strict=True):
-            variant.keep(step.address, one.event.encoding, step.text)
+        for variant, one, asked in zip([exact, *others], ended, [base, *forced], strict=True):
+            made, plain = one.event.encoding, asked.call
+            if made.namespace != plain.namespace:  # set apart: known here as what it is in the tenant's own space
+                made = make_spec(plain.namespace, made.tokens, made.start, plain.view, asked.specs)
+            variant.keep(step.address, made, step.text)
         for other, one, call, is_other in zip(others, ended[1:], forced, differs, strict=True):
             if compares or not is_other:
                 self._add(_audited(step, other, one, call, None, is_same=not is_other))
@@ -152,7 +166,8 @@ class Audit:
             book = variant.book_of(step.address)
             sampling = replace(sampling_of(ready, self._seed, book.language), temperature=0.0)
             call, _ = variant.call(self._key(step, variant.level, "free"), step.address, sampling)
-            ended = await self._caller.run(Forced(call, book.specs), self._worker_of[step.address])
+            forced = self._beside(step, variant, Forced(call, book.specs))
+            ended = await self._caller.run(forced, self._worker_of[step.address])
             self._free[variant.level, step.address] = ended.event.text
 
     def _decide(self, exact: Variant, others: Sequence[Variant]) -> None:
@@ -180,17 +195,19 @@ class Audit:
             step = recorded[worst.address]
             level_reads, exact_reads = other.steps[step.address].reads, exact.steps[step.address].reads
             base = exact.forced(self._key(step, BASELINE, "apart"), step)
-            apart: dict[int, Forced] = {}
+            singly: dict[int, Forced] = {}
             for index in dict.fromkeys(read.index for read in level_reads if read.index is not None):
                 pairs = zip(level_reads, exact_reads, strict=True)
                 reads = [level if level.index == index else plain for level, plain in pairs]
                 call = other.forced(self._key(step, other.level, f"read-{index}"), step, reads)
                 if _view_of(call) != _view_of(base):
-                    apart[index] = call
-            if len(apart) < 2:  # the whole of it is the only one
+                    singly[index] = call
+            if len(singly) < 2:  # the whole of it is the only one
                 continue
-            _, ended = await self._caller.compare(base, apart.values())
-            for (index, call), one in zip(apart.items(), ended, strict=True):
+            # Each in a part of its own: what is exact for one read is what another one asks for.
+            runs = [self._beside(step, other, call, f"{step.address}-{index}") for index, call in singly.items()]
+            _, ended = await self._caller.compare(base, runs)
+            for (index, call), one in zip(singly.items(), ended, strict=True):
                 self._add(_audited(step, other, one, call, index))
 
     # Whole runs

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from laban.actors.calls import Call, Sampling, Scoring
+from laban.cluster.audit.apart import PREDICTED, apart
 from laban.cluster.audit.findings import Source
 from laban.cluster.messages import Language, MessageBook, Opening
 from laban.cluster.records import Layout
@@ -14,7 +15,7 @@ from laban.cluster.spare_calls import RANK
 from laban.cluster.views import Entry
 from laban.cluster.workflow.fidelity import Fidelity
 from laban.cluster.workflow.schema import Workflow
-from laban.kvstore.encodings import EncodingId, EncodingSpec, closure
+from laban.kvstore.encodings import EncodingId, EncodingSpec, closure, is_common
 
 MAX_TOKENS = 256
 """Of a text the first so many are compared: what is kept of each is a number for every word of the vocabulary."""
@@ -87,13 +88,15 @@ class Case:
     def num_tokens(self) -> int:
         """That are encoded for it, about: the view under `exact`, and the text under that and each trial."""
         view = sum(entry.message.home.num_tokens for entry in self.said.entries)
-        return view + (1 + len(self.trials)) * min(len(self.token_ids), MAX_TOKENS)
+        num_apart = sum(trial.level == PREDICTED for trial in self.trials)
+        return (1 + num_apart) * view + (1 + len(self.trials)) * min(len(self.token_ids), MAX_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """The call under `exact`, whose scores are kept, and each trial's, whose view is another. `same` are the trials
-    whose view is that of `exact`. `made` are the encodings that nobody had asked for before."""
+    whose view is that of `exact`. `made` are the encodings that the call as it was did not ask for, but for granted
+    ones: whether somebody else did is not known here."""
 
     exact: Call
     others: tuple[tuple[Trial, Call], ...]
@@ -116,16 +119,23 @@ def calls_of(case: Case, key: str, kept: str) -> Pair:
 
     exact = call("exact", [replace(entry, fidelity="exact") for entry in case.said.entries], Scoring(keep=kept))
     others, same = [], []
+    asked = [*exact.specs] if case.source == "shadow" else []
     for number, trial in enumerate(case.trials):
         other = call(str(number), list(_entries(case.said, trial)), Scoring(against=kept))
+        if trial.level is None:
+            asked += other.specs
         if (other.view, other.start) == (exact.view, exact.start):
             same.append(trial)
         else:
+            if trial.level == PREDICTED:
+                other = apart(other, case.said.language.namespace, f"{kept}-{number}")
             others.append((trial, other))
     if others:
         trial, last = others[-1]
         others[-1] = trial, replace(last, scoring=Scoring(against=kept, release=True))
-    return Pair(exact, tuple(others), tuple(same), frozenset(book.specs) - frozenset(case.said.specs))
+    specs = (spec for each in (exact, *(other for _, other in others)) for spec in each.specs)
+    made = {spec.encoding_id for spec in specs if not is_common(spec.namespace)}
+    return Pair(exact, tuple(others), tuple(same), frozenset(made - {spec.encoding_id for spec in asked}))
 
 
 def _entries(said: Said, trial: Trial) -> Iterator[Entry]:

@@ -28,6 +28,7 @@ from laban.cluster.audit.watching import Watch
 from laban.cluster.config_sections import AuditSection
 from laban.cluster.messages import Language
 from laban.cluster.records import FidelityNote, StepResult
+from laban.cluster.routing.directory_view import DirectoryView
 from laban.cluster.spare_calls import GaveWay, Idlers, run_spare
 from laban.cluster.waiter import Finish
 from laban.cluster.workflow.fidelity import CHEAPEST_FIRST, Fidelity
@@ -55,6 +56,9 @@ AuditOutcome = Literal["done", "dropped", "failed"]
 
 class Workers(Idlers, Protocol):
     """`cluster.dispatch.Dispatcher`."""
+
+    @property
+    def directory(self) -> DirectoryView: ...
 
     def forget(self, encoding_ids: Iterable[EncodingId]) -> None: ...
 
@@ -223,15 +227,21 @@ class InService:
         await self._watch.take(subject, found, tolerance)
 
     async def _compare(self, worker_id: str, pair: Pair) -> list[tuple[Trial, Tally]]:
-        began_s, made = self._clock(), set(pair.made)
+        holders = self._workers.directory.holders
+        began_s, made = self._clock(), {each for each in pair.made if not holders(each)}
+
+        def makes(encoding_id: EncodingId) -> None:
+            if not holders(encoding_id):  # of a spare call's the directory tells only if somebody else named it, too
+                made.add(encoding_id)
+
         try:
             first = await self._run(worker_id, pair, None)
-            made.add(first.encoding.encoding_id)
+            makes(first.encoding.encoding_id)
             found = []
             for place, (trial, _) in enumerate(pair.others):
                 ended = await self._run(worker_id, pair, place)
                 if trial.level is not None:  # else it is the very message that the step made
-                    made.add(ended.encoding.encoding_id)
+                    makes(ended.encoding.encoding_id)
                 found.append((trial, _tally(ended.comparison)))
             return found
         finally:

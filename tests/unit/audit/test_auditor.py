@@ -181,3 +181,18 @@ def test_what_may_be_predicted_is_not_what_exact_has_just_encoded(level: str) ->
             assert sum(audited.kl) > 0.01
 
     asyncio.run(main())
+
+
+def test_what_is_the_same_as_exact_is_not_compared_where_others_may_be_predicted() -> None:
+    async def main() -> None:
+        async with audit_rig() as rig:
+            _, recorded = await rig.record(FLOW)
+            audits = {}
+            for level in ("direct", "corrected"):
+                items = await rig.audit(FLOW, recorded, levels=(level,), num_apart=9)
+                audits[level] = {(i.address, i.read): i.is_same for i in items if isinstance(i, StepAudit)}
+            assert audits["corrected"] == audits["direct"]
+            assert set(audits["direct"].values()) == {True, False}
+            assert any(read is not None for _, read in audits["direct"])
+
+    asyncio.run(main())

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from audit_rig import AsciiTokenizer, AuditRig, audit_rig
@@ -32,7 +33,7 @@ from laban.cluster.sessions import Sessions
 from laban.cluster.workflow.fidelity import CHEAPEST_FIRST
 from laban.cluster.workflow.parse import parse_yaml
 from laban.cluster.workflow.states import Overrides
-from laban.kvstore.encodings import flatten
+from laban.kvstore.encodings import flatten, make_spec
 
 FLOW = """
 version: 1
@@ -179,6 +180,43 @@ def test_encodings_that_only_an_audit_made_are_removed_and_others_stay() -> None
             await until(lambda: len(rig.meter.outcomes) == 2)
             assert rig.meter.outcomes == ["done", "done"]
             await until(lambda: set(engine.store.ready_ids()) == before)
+
+    asyncio.run(main())
+
+
+def test_encodings_that_somebody_else_made_stay_when_an_audit_reads_them() -> None:
+    async def main() -> None:
+        async with in_service(begins=False) as rig:
+            engine, sampling = rig.inner.workers[0].engine, Sampling(max_tokens=6)
+            language = Executor(rig.inner.dispatcher, ChatFraming(), ChatTokenizer()).language
+            chats = Chats(rig.inner.dispatcher, language, make_prompts(), audits=rig.audits)
+            said = (ChatMessage("user", "first words"), ChatMessage("assistant", "x"), ChatMessage("user", "more"))
+            await answered(chats.reply(ChatAsk(said, sampling)))
+            exact = set(engine.store.ready_ids())
+            await answered(chats.reply(ChatAsk(said, sampling, fidelity="direct")))
+            before = set(engine.store.ready_ids())
+            assert exact < before
+            rig.begin()
+            await until(lambda: rig.meter.outcomes == ["done"])
+            await until(lambda: set(engine.store.ready_ids()) == before)
+
+    asyncio.run(main())
+
+
+def test_what_is_granted_is_not_what_an_audit_made() -> None:
+    async def main() -> None:
+        async with in_service(begins=False) as rig:
+            await rig.run(FLOW, "direct")
+            case = rig.audits._cases[-1]
+            plain = calls_of(case, "k", "kept")
+            view, specs = plain.exact.view, {spec.encoding_id: spec for spec in plain.exact.specs}
+            first = specs[next(place.encoding_id for place in flatten(view, specs))]
+            common = make_spec("model/*", first.tokens, first.start, first.view, specs)
+            language = replace(case.said.language, granted={"": {(first.start, first.view): (common,)}})
+            pair = calls_of(replace(case, said=replace(case.said, language=language)), "k", "kept")
+            assert common in pair.exact.specs
+            assert common.encoding_id not in pair.made
+            assert pair.made
 
     asyncio.run(main())
 
@@ -330,6 +368,46 @@ def test_calls_that_auto_left_exact_are_tried_at_other_levels() -> None:
             assert fidelities(await rig.run(FLOW, "exact")) == {"exact"}
             await rig.run(FLOW, "exact")
             assert len(rig.meter.outcomes) == 2
+
+    asyncio.run(main())
+
+
+PREDICTED = """
+version: 1
+name: predicted
+inputs: {before: {}}
+tolerance: 50
+sampling: {max_tokens: 12, temperature: 0}
+messages: {before: "{{ before }}", text: "a text that is read again and again, each time after another"}
+steps:
+  - {step: said, read: [before, text]}
+"""
+
+
+def test_what_may_be_predicted_is_tried_apart_from_what_exact_has_encoded() -> None:
+    async def main() -> None:
+        async with in_service(begins=False) as rig:
+            engine = rig.inner.workers[0].engine
+
+            async def run(fidelity: str, before: str) -> None:
+                flow, inputs = parse_yaml(PREDICTED), {"before": before}
+                record = await rig.executor.submit(flow, inputs, Overrides(fidelity), tenant="one")
+                async with asyncio.timeout(60):
+                    _ = [item async for item in rig.executor.watch(record.workflow_id)]
+
+            for number in range(10):
+                await run("corrected", f"{chr(97 + number)}{chr(107 + number)} " * 12)
+            rig.audits._cases.clear()
+            await until(lambda: not engine.has_work())  # it tries in spare time how well it predicts
+            await run("auto", "and this is another one, XYZ XYZ")
+            before = set(engine.store.ready_ids())
+            rig.begin()
+            await until(lambda: rig.meter.outcomes == ["done"])
+            found = await rig.knowledge.findings(await rig.subject(PREDICTED, "one"))
+            (corrected,) = [each for each in found if each.level == "corrected"]
+            assert corrected.source == "shadow"
+            assert corrected.tally.kl_mean > 1e-3
+            await until(lambda: set(engine.store.ready_ids()) == before)
 
     asyncio.run(main())
 
