@@ -63,11 +63,7 @@ class Postgres:
     def _run(self, program: str, *arguments: str) -> None:
         folder = programs()
         assert folder is not None
-        subprocess.run(
-            [folder / program, *arguments],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            user=USER if os.geteuid() == 0 else None,
-            cwd="/",
-        )
+        # Not by subprocess's `user`, for which it forks: gRPC's handlers may crash in the child where its threads run.
+        as_user = ["runuser", "-u", USER, "--"] if os.geteuid() == 0 else []
+        command = [*as_user, str(folder / program), *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/")
