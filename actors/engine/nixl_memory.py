@@ -252,6 +252,7 @@ def _described(places: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _state(api: Any, transfer: Any) -> str:
+    """Of a read that was given up on. What cannot be asked about is over, as one that failed is."""
     try:
         return str(api.check_xfer_state(transfer))
     except Exception:
