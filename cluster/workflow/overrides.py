@@ -24,7 +24,7 @@ def check_fidelity(overrides: Overrides) -> tuple[Fidelity | None, list[Problem]
     level = "exact" if overrides.fidelity == AUTO else overrides.fidelity
     if level is None or is_served(level):
         return level, []
-    return None, [Problem(("fidelity",), "not a fidelity", level, expected(), in_file=False)]
+    return None, [Problem(("fidelity",), "not a fidelity", level, f"{AUTO}, {expected()}", in_file=False)]
 
 
 @dataclass(frozen=True, slots=True)

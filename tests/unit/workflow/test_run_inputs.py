@@ -71,7 +71,7 @@ def test_overrides_of_a_step_and_an_instance() -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (Overrides(fidelity="fast"), "not a fidelity"),
+        (Overrides(fidelity="fast"), "not a fidelity .*expected auto, exact"),
         (Overrides(seed=-1), "at least 0"),
         (Overrides(set={("answr", "max_tokens"): 1}), "unknown step or address"),
         (Overrides(set={("a[cleo]", "max_tokens"): 1}), "unknown step or address"),
