@@ -79,7 +79,8 @@ class Loads:
     ) -> None:
         """Issues what keeps the link busy for a while; `beside` decodes gently, `idle` with little at once.
 
-        `gates` only with a single load, which is then issued whole.
+        `gates` only with a single load, which is then issued whole. What brings a prefix has no gates: who reads it
+        all waits for more than that.
         """
         rate = min(rates.host_bytes_per_s, GENTLE_BYTES_PER_S) if beside else rates.host_bytes_per_s
         for sequence in sorted(self.active, key=lambda s: not (s.load is not None and s.load.wanted)):
@@ -87,7 +88,8 @@ class Loads:
             assert load is not None
             ahead_s = IDLE_IN_FLIGHT_S if idle and not load.wanted else max(IN_FLIGHT_S, 2 * rates.iteration_s)
             most = int(rate * ahead_s)
-            if gates is not None and load.issued == load.stop and load.wanted and not load.mixes:
+            whole = load.issued == load.stop == len(sequence.tokens)
+            if gates is not None and whole and load.wanted and not load.mixes:
                 load.gated = self._issue(sequence, load, 0, gates, gentle=False)
             while not load.cancelled and self._bytes_in_flight < most:
                 front = sequence.num_computed

@@ -33,8 +33,10 @@ def text(number: int) -> list[int]:
     return [(13 * number + 7 * i * i + 3 * i) % 128 for i in range(NUM_TOKENS)]
 
 
-def engine_over(folder: Path | None, group: ShardGroup | None, *, pool_tokens: int, host_tokens: int) -> Engine:
-    """That thinks little of encoding and much of its links, whatever it measures."""
+def engine_over(
+    folder: Path | None, group: ShardGroup | None, *, pool_tokens: int, host_tokens: int, device: str = "cpu"
+) -> Engine:
+    """That thinks little of encoding and much of its links, whatever it measures; on `device` if there is no group."""
     config = EngineConfig(
         pool_tokens=pool_tokens,
         dtype="float32",
@@ -49,7 +51,7 @@ def engine_over(folder: Path | None, group: ShardGroup | None, *, pool_tokens: i
         random_model("llama", **HEADS),
         byte_tokenizer(),
         config,
-        torch.device("cpu") if group is None else group.device,
+        torch.device(device) if group is None else group.device,
         group,
         namespace="test",
         max_context=MAX_CONTEXT,

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import torch
 
 from laban.actors.calls import WorkerRates
+from laban.actors.engine.layer_gates import LayerGates
 from laban.actors.engine.loads import CHUNK_BYTES, IDLE_IN_FLIGHT_S, Load, Loads
 from laban.actors.engine.sequence import Sequence
 from laban.kvstore.encodings import EMPTY_VIEW, make_spec
@@ -25,12 +27,18 @@ class Link:
     bytes_in_flight: int = 0
     under_way: list[tuple[int, Callable[[], None]]] = field(default_factory=list)
 
-    def start(self, direction: str, device: Any, host: Any, arrived: Callable[[], None], *_: Any) -> Any:
+    def start(
+        self, direction: str, device: Any, host: Any, arrived: Callable[[], None], after: Any, gates: Any, gentle: bool
+    ) -> Any:
         assert direction == "load"
         num_bytes = BYTES_PER_TOKEN * sum(length for _, length in device)
-        assert num_bytes <= CHUNK_BYTES
+        assert num_bytes <= CHUNK_BYTES or gates is not None
         self.bytes_in_flight += num_bytes
         self.under_way.append((num_bytes, arrived))
+        return self
+
+    def enqueued(self) -> bool:
+        return True
 
     def land(self) -> None:
         num_bytes, arrived = self.under_way.pop(0)
@@ -38,7 +46,7 @@ class Link:
         arrived()
 
 
-def loading(link: Link, *, wanted: bool) -> tuple[Loads, Sequence]:
+def loading(link: Link, *, wanted: bool, stop: int = NUM_TOKENS) -> tuple[Loads, Sequence]:
     store = EncodingStore(NUM_TOKENS // PAGE_SIZE, PAGE_SIZE)
     host = EncodingStore(NUM_TOKENS // PAGE_SIZE, PAGE_SIZE)
     spec = make_spec("test", tuple(range(NUM_TOKENS)), 0, EMPTY_VIEW, {})
@@ -47,7 +55,7 @@ def loading(link: Link, *, wanted: bool) -> tuple[Loads, Sequence]:
     assert there is not None
     loads = Loads(link, BYTES_PER_TOKEN, PAGE_SIZE, lambda pages: None)  # type: ignore[arg-type]
     sequence = Sequence(here, 0, list(spec.tokens), (), (), spec)
-    loads.start(sequence, Load(there, NUM_TOKENS, wanted=wanted))
+    loads.start(sequence, Load(there, stop, wanted=wanted))
     return loads, sequence
 
 
@@ -67,3 +75,11 @@ def test_what_nobody_waits_for_is_brought_a_little_at_a_time_while_nothing_runs(
     assert not link.under_way
     assert sequence.load is not None
     assert sequence.load.there == 0
+
+
+@pytest.mark.parametrize("stop", [NUM_TOKENS, NUM_TOKENS - 100])
+def test_a_forward_may_only_run_into_the_gates_of_what_will_be_there_whole(stop: int) -> None:
+    link = Link()
+    loads, sequence = loading(link, wanted=True, stop=stop)
+    loads.pump(RATES, gates=LayerGates(4, 2, torch.device("cpu")))
+    assert sequence.is_computed == (stop == NUM_TOKENS)
