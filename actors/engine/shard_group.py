@@ -129,9 +129,12 @@ class ShardGroup:
     def close(self) -> None:
         """Leave, when all shards do, with nothing under way and their runners closed.
 
-        NCCL's own way to leave waits for graphs that captured its collectives, and for some that are gone already.
+        NCCL's own way to leave waits for graphs that captured its collectives, and for some that are gone already; its
+        abort can wait for ever if another shard left first.
         """
         if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            dist.barrier(group=self._control)
             dist.distributed_c10d._abort_process_group()
         else:
             dist.destroy_process_group()
