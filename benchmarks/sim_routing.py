@@ -14,7 +14,7 @@ from laban.cluster.routing.call_view import MAX_SUCCESSORS, CallView, Need
 from laban.cluster.routing.ledger import Ledger
 from laban.cluster.routing.policies import load_routing
 from laban.cluster.routing.replication import Replication
-from laban.cluster.routing.router import Choice, HolderView, Router
+from laban.cluster.routing.router import Choice, HolderView, Router, warm_up
 
 PAGE_TOKENS = 16
 
@@ -23,6 +23,7 @@ class SimRouter:
     """`decisions_s` is what each took, of this process's time."""
 
     def __init__(self, policy: str, view: HolderView, costs: Costs, *, replicate: bool = True) -> None:
+        warm_up()
         self._costs = costs
         self.ledger = Ledger()
         self.router = Router(load_routing(policy), view, self.ledger, Replication() if replicate else None)
