@@ -1,11 +1,11 @@
-"""Which tokens `blended` had best encode again: the view's last ones, and what other systems choose.
+"""Which tokens `blended` had best encode again: the first of the last messages, and what other rules choose.
 
     python benchmarks/blended_rules.py [--workloads retrieval,panel] [--shares 0.15,0.3] [--no-peers] [--json]
 
 Prints the KL divergence from `exact` a token, the agreement of the likeliest token, and each level's divergence as a
-part of that of `direct`. Peers choose by other rules which share of each message to encode again (peer_blend.py); their
-`direct` is a plain one, to compare the engine's with. A whole run is stored in benchmarks/results and drawn in
-docs/blended.svg.
+part of that of `direct`, also over all workloads. Peers choose as many tokens by other rules (peer_blend.py): the
+view's last ones, CacheBlend's and EPIC's, and a plain `direct` to compare the engine's with. A whole run is stored in
+benchmarks/results and drawn in docs/blended.svg.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import random
 from pathlib import Path
 
 from inprocess import Story, open_engine
-from peer_blend import PeerStory, PlainLlama, deviating, first
+from peer_blend import LastTokens, PeerStory, PlainLlama, deviating, first
 from quality import Quality, Teller, compare, fewer_readers, written
 from report import ROOT, SCRATCH, Clock, Report, Row, add_arguments, finish, new_report
 from texts import FreshRun, fresh_run
@@ -41,8 +41,9 @@ def tellers(
     if llama is not None:
         found["plain_direct"] = PeerStory(llama, exact, None)
         for share in shares:
-            found[f"cacheblend_{share:g}"] = PeerStory(llama, exact, deviating(share))
-            found[f"epic_{share:g}"] = PeerStory(llama, exact, first(share))
+            found[f"last_{share:g}"] = LastTokens(f"last{share}", engine, framing, run, "direct", share)
+            found[f"cacheblend_{share:g}"] = PeerStory(llama, exact, deviating, share)
+            found[f"epic_{share:g}"] = PeerStory(llama, exact, first, share)
     return found
 
 
@@ -60,6 +61,12 @@ def rows_of(workload: str, found: dict[str, Quality]) -> list[Row]:
     return rows
 
 
+def over_all(every: list[dict[str, Quality]]) -> list[Row]:
+    """Each level's divergence, over the tokens of all workloads, as a part of that of `direct`."""
+    sums = {name: sum(found[name].kl_mean * found[name].num_tokens for found in every) for name in every[0]}
+    return [Row(f"all.{name}.kl_to_direct", nats / sums["direct"], "x", better="lower") for name, nats in sums.items()]
+
+
 def draw(report: Report, workloads: list[str], shares: list[float], path: Path) -> None:
     """Divergence over the share that is encoded again, as a part of that of `direct`, by rule."""
     import matplotlib
@@ -69,8 +76,12 @@ def draw(report: Report, workloads: list[str], shares: list[float], path: Path) 
 
     plt.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9, "svg.hashsalt": "laban", "svg.fonttype": "none"})
     figure, axes = plt.subplots(1, len(workloads), figsize=(2.3 * len(workloads), 2.6), sharey=True, squeeze=False)
-    rules = {"blended": ("the view's last tokens", "#0b6e4f"), "cacheblend": ("most deviating (CacheBlend)", "#e8a33d")}
-    rules["epic"] = ("first of each message (EPIC)", "#5b7db1")
+    rules = {
+        "blended": ("first of the last messages (blended)", "#0b6e4f"),
+        "last": ("the view's last tokens", "#b04a5a"),
+        "cacheblend": ("most deviating (CacheBlend)", "#e8a33d"),
+        "epic": ("first of each message (EPIC)", "#5b7db1"),
+    }
     for axis, workload in zip(axes[0], workloads, strict=True):
         for rule, (label, colour) in rules.items():
             told = [(share, report.value(f"{workload}.{rule}_{share:g}.kl_to_direct")) for share in shares]
@@ -82,7 +93,7 @@ def draw(report: Report, workloads: list[str], shares: list[float], path: Path) 
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("KL from exact, direct = 1")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncol=3, frameon=False, fontsize=8)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncol=4, frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, 0.08, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
@@ -112,14 +123,17 @@ def main() -> None:
     names = args.workloads.split(",") if args.workloads else list(known)
     if unknown := [name for name in names if name not in known]:
         raise SystemExit(f"--workloads: no {', '.join(unknown)}, expected some of {', '.join(known)}")
+    every: list[dict[str, Quality]] = []
     for name in names:
         workload = fewer_readers(known[name], PANEL_READERS) if name == "panel" else known[name]
         run = fresh_run(workload, writer, rng)
         clock.say(f"{name}: writing")
         exact, texts = written(engine, framing, run, args.tokens)
         clock.say(f"{name}: comparing")
-        report.rows += rows_of(name, compare(run, texts, exact, tellers(engine, framing, run, exact, shares, llama)))
+        every.append(compare(run, texts, exact, tellers(engine, framing, run, exact, shares, llama)))
+        report.rows += rows_of(name, every[-1])
         report.save_partial()
+    report.rows += over_all(every)
     draw(report, names, shares, (ROOT / "docs" if report.folder != SCRATCH else SCRATCH) / "blended.svg")
     finish(report, args, clock)
 

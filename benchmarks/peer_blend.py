@@ -1,17 +1,20 @@
-"""Choosing what to encode again as others do, in plain torch over transformers' weights: CacheBlend and EPIC.
+"""Choosing what to encode again otherwise: as CacheBlend and EPIC do, in plain torch, or the view's last tokens.
 
-A message is read with the keys (rotation taken out) and values of its own encoding; some of its tokens are computed
-again where it is read, attending to all that stands before them. For models of Llama's kind, one call at a time.
+Of a view each rule encodes as many tokens again as `blended` does. In plain torch a message is read with the keys
+(rotation taken out) and values of its own encoding; some of its tokens are computed again where it is read, attending
+to all that stands before them. For models of Llama's kind, one call at a time.
 
 - CacheBlend (arXiv 2405.16444): the first layer of all tokens, then those whose values at the second deviate most.
 - EPIC (arXiv 2410.15332): the first tokens of each message.
+- The last tokens are a matter of views alone, and the engine's to encode.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import torch
 from inprocess import Story
@@ -20,9 +23,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from workloads import FlatStep
 
+from laban.cluster.views import Entry
+
 Choose = Callable[[Tensor, Tensor], Tensor | None]
 """Values of a message at a layer [num_tokens, num_kv_heads, head_dim], as computed here and as stored -> the rows to go
 on with; None: with all, and to be asked again at the next layer."""
+
+Rule = Callable[[float], Callable[[int], Choose]]
+"""The choice at each layer, for a share of a message."""
 
 ONE_LAYER = 1  # after which CacheBlend chooses
 
@@ -129,11 +137,28 @@ class PlainLlama:
         return found
 
 
+class LastTokens(Story):
+    """A story in which the last tokens of each view are exact, a share of what is read, and the others direct."""
+
+    def entries(self, step: FlatStep) -> list[Entry]:
+        entries = [replace(entry, fidelity="direct") for entry in super().entries(step)]
+        sizes = [entry.message.home.num_tokens for entry in entries]
+        left, found = math.ceil(Fraction(str(self.recompute_share)) * sum(sizes)), []
+        for entry, size in zip(reversed(entries), reversed(sizes), strict=True):
+            tail = min(left, size)
+            left -= tail
+            if tail:
+                found.append(replace(entry, fidelity="exact", begin=size - tail))
+            if tail < size:
+                found.append(replace(entry, end=size - tail))
+        return found[::-1]
+
+
 class PeerStory:
     """A workload's messages encoded by a peer's rule, or with no rule as `direct` does; texts are a `Story`'s."""
 
-    def __init__(self, llama: PlainLlama, story: Story, choose: Callable[[int], Choose] | None) -> None:
-        self._llama, self._story, self._choose = llama, story, choose
+    def __init__(self, llama: PlainLlama, story: Story, rule: Rule | None, share: float = 0.0) -> None:
+        self._llama, self._story, self._rule, self._share = llama, story, rule, share
         self._homes: dict[str, tuple[Encoded, tuple[tuple[int, ...], ...] | None]] = {}
 
     def force(self, step: FlatStep, generated: tuple[int, ...]) -> Tensor:
@@ -143,22 +168,28 @@ class PeerStory:
         begin = len(framing.header(step.role, step.name, prefill=step.prefill)) - 1
         role = messages[step.reads[0]].role if step.reads else step.role
         root = tuple(framing.root(role))
-        past: Past = [(self._llama.encode(root, 0, [])[0], 0)] if root else []
         chain: tuple[tuple[int, ...], ...] | None = (root,)
-        at = len(root)
+        reads: list[tuple[tuple[int, ...], Encoded | None, bool]] = []  # text, if made so its encoding, if moved
         for index, key in enumerate(step.reads):
             message = messages[key]
             text = (message.first_tokens if index == 0 else ()) or message.home.tokens
             home, under = self._home(key)
-            if text != home.tokens:
-                home = self._llama.encode(text, at, past)[0]
-            elif chain is None or under != chain:
+            same = text == home.tokens
+            if same and under != chain:
                 chain = None  # from here on nothing stands where it was made
-                if self._choose is not None:
-                    home = self._llama.encode(text, at, past, home, self._choose)[0]
-            past.append((home, at))
-            at += len(text)
+            reads.append((text, home if same else None, same and chain is None))
             chain = None if chain is None else (*chain, text)
+        moved = sum(len(text) for text, _, is_moved in reads if is_moved)
+        share = min(1.0, self._share * sum(len(text) for text, _, _ in reads) / moved) if moved else 0.0
+        past: Past = [(self._llama.encode(root, 0, [])[0], 0)] if root else []
+        at = len(root)
+        for text, made, is_moved in reads:
+            if made is None:
+                made = self._llama.encode(text, at, past)[0]
+            elif is_moved and self._rule is not None:
+                made = self._llama.encode(text, at, past, made, self._rule(share))[0]
+            past.append((made, at))
+            at += len(text)
         home, hidden = self._llama.encode(tokens, at, past)
         self._homes[step.key] = home, chain
         return self._llama.logits(hidden[begin : begin + len(generated)])

@@ -3,11 +3,9 @@
 Pure. A message has a *home*: the encoding made when the message was. A `direct` read places the home; an `exact` read
 places the encoding of the message's tokens under the view so far, which is the home itself wherever the home was made
 under that same view, by construction of the ids. A `corrected` read asks for the same, but for one that may also be
-predicted: a worker decides (`actors/engine/corrections.py`), and the id says so. A `blended` read is a direct one
-whose last tokens may be exact: of all that a view reads so, a share of the tokens is encoded under the view so far,
-those nearest to the new message. On most workflows measured they do more for a share than those whose keys and values
-deviate most (CacheBlend, arXiv 2405.16444) or the first of each message (EPIC, arXiv 2410.15332): docs/fidelity.md.
-And as they are one stretch, it takes plain encodings and no second pass.
+predicted: a worker decides (`actors/engine/corrections.py`), and the id says so. A `blended` read is a direct one of
+which some tokens may be exact: of all that a view reads so, a share of the tokens is encoded under the view so far, the
+first ones of its last messages (`encoded_again`). These are plain encodings, and there is no second pass.
 """
 
 from __future__ import annotations
@@ -27,6 +25,9 @@ from laban.kvstore.spaces import Space
 
 MAX_OVERLAPS = 100
 """Overlaps reported for one view; a view in which everything overlaps has quadratically many."""
+
+FIRST_TURN = 48
+"""Tokens of one message that are encoded again before any more of it are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ def compose(
         cursor = len(root)
         spans.append((0, cursor))
     ranges = [_token_range(entry, index) for index, entry in enumerate(entries)]
-    tails = _tails(entries, ranges, view, cursor)
+    heads = _heads(entries, [end - begin for begin, end in ranges], view, cursor)
     for index, (entry, (begin, _)) in enumerate(zip(entries, ranges, strict=True)):
         if entry.position is not None:
             at = _checked_position(entry.position, f"view[{index}].position", max_context)
@@ -147,7 +148,7 @@ def compose(
             at = entry.message.home.start + begin
         else:
             at = cursor
-        view, cursor = place(space, entry, index, at, view, known, tails[index])
+        view, cursor = place(space, entry, index, at, view, known, heads[index])
         if cursor > max_context:
             raise OutOfRange(
                 f"tokens placed at {at} end at {cursor}, expected at most the model's context of {max_context}",
@@ -167,11 +168,11 @@ def place(
     at: int,
     view: View,
     known: MutableMapping[EncodingId, EncodingSpec],
-    tail: int = 0,
+    head: int = 0,
 ) -> tuple[View, int]:
     """`view`, the entries before it, with the entry `index`, whose first token is at `at`; and the position after it.
 
-    Encodings that are not `known` are added there. Of a blended entry the last `tail` tokens are encoded under the
+    Encodings that are not `known` are added there. Of a blended entry the first `head` tokens are encoded under the
     view, unless its home was. Raises InvalidInput as `compose` does.
     """
     home = entry.message.home
@@ -180,44 +181,69 @@ def place(
     reframed = entry.message.first_tokens if index == 0 and whole else ()
     corrected = entry.fidelity == "corrected"
     if entry.fidelity == "exact" or reframed or (corrected and not entry.tolerance):
-        tail = end - begin
+        head = end - begin
     elif entry.fidelity == "direct" or (whole and (home.view, home.start) == (view, at)):
-        tail = 0
+        head = 0
     elif corrected:
-        tail = end - begin
-    middle = end - tail
-    if begin < middle:
-        view = extend(view, Placement(home.encoding_id, at, begin, middle), known)
-        at += middle - begin
-    if tail:
+        head = end - begin
+    middle = begin + head
+    if head:
         tolerance = entry.tolerance if corrected else 0.0
-        spec = space.spec(reframed or home.tokens[middle:end], at, view, known, tolerance=tolerance)
+        spec = space.spec(reframed or home.tokens[begin:middle], at, view, known, tolerance=tolerance)
         known.setdefault(spec.encoding_id, spec)
         view = extend(view, Placement(spec.encoding_id, at, 0, spec.num_tokens), known)
         at = spec.stop
+    if middle < end:
+        view = extend(view, Placement(home.encoding_id, at, middle, end), known)
+        at += end - middle
     return view, at
 
 
-def _tails(entries: Sequence[Entry], ranges: Sequence[tuple[int, int]], view: View, stop: int) -> list[int]:
-    """Of each blended entry how many of its last tokens are to be encoded again, after a root that ends at `stop`.
+def encoded_again(sizes: Sequence[int], count: int) -> list[int]:
+    """Of messages of these sizes, in the view's order, how many first tokens of each make up `count` tokens, or all.
 
-    Entries at the front that stand where they were made have nothing to encode, and count for nothing.
+    From the last message back each gives its first FIRST_TURN tokens, then each its first twice as many, and so on: so
+    what is chosen for a count is chosen for any larger one, too. Why: what a reader loses, told by the gradients of its
+    divergence from `exact` by token, hangs mostly on the last one or two messages, and within a long one on its
+    beginning. Turns keep one long message from taking all. Over eight tasks a share leaves less of that divergence
+    so than with the view's last tokens, those whose values deviate most (CacheBlend, arXiv 2405.16444), or the
+    first of each message (EPIC, arXiv 2410.15332): docs/fidelity.md.
     """
-    open_at, sizes, due = 0, [end - begin for begin, end in ranges], Fraction(0)
+    heads, turn = [0] * len(sizes), FIRST_TURN
+    left = min(count, sum(sizes))
+    while left:
+        for number in reversed(range(len(sizes))):
+            more = min(left, min(sizes[number], turn) - heads[number])
+            heads[number] += more
+            left -= more
+        turn *= 2
+    return heads
+
+
+def _heads(entries: Sequence[Entry], sizes: Sequence[int], view: View, stop: int) -> list[int]:
+    """Of each blended entry how many of its first tokens are to be encoded again, after a root that ends at `stop`.
+
+    The share is of all tokens that are read so. Entries at the front that stand where they were made count, and have
+    nothing to encode.
+    """
+    open_at = 0
     for entry, size in zip(entries, sizes, strict=True):
         home = entry.message.home
-        if entry.message.first_tokens or (home.view, home.start, home.num_tokens) != (view, stop, size):
+        moved = entry.position not in (None, stop)
+        if moved or (home.view, home.start, home.num_tokens) != (view, stop, size):
             break
-        view, stop, open_at = View(home.encoding_id), home.stop, open_at + 1
-    tails = [0] * len(entries)
-    blended = [number for number in range(open_at, len(entries)) if entries[number].fidelity == "blended"]
-    for number in blended:
-        due += sizes[number] * Fraction(str(entries[number].recompute_share))  # 0.2 of 10 is 2, not a little more
-    left = ceil(due)
-    for number in reversed(blended):
-        tails[number] = min(sizes[number], left)
-        left -= tails[number]
-    return tails
+        open_at += 1
+        if entry.message.first_tokens:  # encoded whole here, whatever is asked for
+            break
+        view, stop = View(home.encoding_id), home.stop
+    heads, due = [0] * len(entries), Fraction(0)
+    for entry, size in zip(entries, sizes, strict=True):
+        if entry.fidelity == "blended":
+            due += size * Fraction(str(entry.recompute_share))  # 0.2 of 10 is 2, not a little more
+    stale = [number for number in range(open_at, len(entries)) if entries[number].fidelity == "blended"]
+    for number, head in zip(stale, encoded_again([sizes[n] for n in stale], ceil(due)), strict=True):
+        heads[number] = head
+    return heads
 
 
 def home_of(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from math import ceil
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from laban.cluster.views import Composed, Entry, Message, compose, home_of
+from laban.cluster.views import FIRST_TURN, Composed, Entry, Message, compose, encoded_again, home_of
 from laban.kvstore.encodings import EncodingSpec, flatten, make_spec
 from laban.kvstore.spaces import Space
 
@@ -17,6 +18,7 @@ CONTEXT = 10_000
 NAMESPACE = "model/tenant"
 
 Specs = dict[str, EncodingSpec]
+lengths = st.one_of(st.integers(1, 30), st.integers(FIRST_TURN - 1, 5 * FIRST_TURN))
 shares = st.one_of(st.floats(0.001, 1.0), st.sampled_from([0.15, 0.5, 1.0]))
 
 
@@ -26,7 +28,7 @@ def stories(draw: st.DrawFn) -> tuple[Specs, list[Message]]:
     specs: Specs = {}
     messages: list[Message] = []
     for number in range(draw(st.integers(1, 6))):
-        tokens = [100 * number + i for i in range(draw(st.integers(1, 30)))]
+        tokens = [1000 * number + i for i in range(draw(lengths))]
         if messages and draw(st.booleans()):
             reads = draw(st.lists(st.sampled_from(messages), min_size=1, max_size=4))
             level = draw(st.sampled_from(["exact", "direct", "blended"]))
@@ -84,8 +86,27 @@ def test_a_share_of_one_is_exact(story: tuple[Specs, list[Message]], data: st.Da
     assert composed_of(specs, [Entry(message, "blended", recompute_share=1.0) for message in reads]).view == exact.view
 
 
+@given(st.lists(lengths, max_size=6), st.integers(0, 2000))
+def test_messages_take_turns_from_the_last_back_each_from_its_beginning(sizes: list[int], count: int) -> None:
+    def order(token: tuple[int, int]) -> tuple[int, int, int]:
+        number, index = token
+        turn = next(turn for turn in range(99) if index < FIRST_TURN * 2**turn)
+        return turn, -number, index
+
+    every = sorted(((number, index) for number, size in enumerate(sizes) for index in range(size)), key=order)
+    heads = encoded_again(sizes, count)
+    assert sorted(every[:count]) == [(number, index) for number, head in enumerate(heads) for index in range(head)]
+
+
+@given(st.lists(lengths, max_size=6), st.integers(0, 2000), st.integers(0, 2000))
+def test_what_is_chosen_of_less_is_chosen_of_more(sizes: list[int], count: int, more: int) -> None:
+    fewer, heads = encoded_again(sizes, count), encoded_again(sizes, count + more)
+    assert all(one <= other <= size for one, other, size in zip(fewer, heads, sizes, strict=True))
+    assert sum(heads) == min(count + more, sum(sizes))
+
+
 @given(stories(), shares, st.data())
-def test_the_share_nearest_to_the_reader_is_encoded_again(
+def test_the_share_is_of_all_that_is_read_so_and_what_stands_in_place_needs_none(
     story: tuple[Specs, list[Message]], share: float, data: st.DataObject
 ) -> None:
     specs, messages = story
@@ -95,11 +116,10 @@ def test_the_share_nearest_to_the_reader_is_encoded_again(
     composed = composed_of(specs, [Entry(message, "blended", recompute_share=share) for message in reads])
     homes = {message.home.encoding_id for message in messages}
     placed = flatten(composed.view, specs)[1:]
-    stale = [each.encoding_id in homes for each in placed for _ in range(each.num_tokens)]
-    assert all(stale[: reads[0].home.num_tokens])  # stands where it was made: nothing is wrong with it
-    moved = stale[reads[0].home.num_tokens :]
-    count = ceil(Fraction(str(share)) * len(moved))
-    assert moved == [True] * (len(moved) - count) + [False] * count
+    found = [each.encoding_id in homes for each in placed for _ in range(each.num_tokens)]
+    sizes = [message.home.num_tokens for message in reads]
+    heads = [0, *encoded_again(sizes[1:], ceil(Fraction(str(share)) * sum(sizes)))]  # the first is where it was made
+    assert found == [i >= head for size, head in zip(sizes, heads, strict=True) for i in range(size)]
 
 
 @given(views())
@@ -138,6 +158,37 @@ def test_shares_of_several_reads_add_up_and_the_last_are_served_first() -> None:
     specs: Specs = {}
     first, *others = given_messages(specs, range(100, 110), range(200, 210), range(300, 310))
     blended = [Entry(o, "blended", recompute_share=share) for o, share in zip(others, (0.9, 0.2), strict=True)]
-    composed = composed_of(specs, [Entry(first), *blended])
-    again = [p for p in flatten(composed.view, specs)[2:] if specs[p.encoding_id].start == p.position]
-    assert [(p.position, p.num_tokens) for p in again] == [(22, 1), (23, 10)]
+
+    def again(*entries: Entry) -> list[tuple[int, int]]:
+        """Positions and sizes of what is not read as it was made."""
+        composed = composed_of(specs, list(entries))
+        homes = {entry.message.home.encoding_id for entry in entries}
+        placed = flatten(composed.view, specs)[1:]
+        return [(p.position, p.num_tokens) for p in placed if p.encoding_id not in homes]
+
+    assert again(Entry(first), *blended) == [(13, 1), (23, 10)]
+    assert again(Entry(first, "blended", recompute_share=0.5), *blended) == [(13, 6), (23, 10)]  # 5 more to encode
+    assert again(blended[0], Entry(first), blended[1]) == [(13, 10), (23, 10)]
+    long = Entry(*given_messages(specs, range(1000, 1000 + 3 * FIRST_TURN)), "blended", recompute_share=0.5)
+    assert again(Entry(first), blended[0], long) == [(13, 10), (23, int(1.5 * FIRST_TURN) - 1)]  # 9 and 72 are due
+
+
+def test_a_message_put_elsewhere_does_not_stand_where_it_was_made() -> None:
+    specs: Specs = {}
+    first, second = given_messages(specs, range(10, 20), range(20, 30))
+    for share in (1.0, 0.5):
+        entries = [Entry(first, position=50), Entry(second)]
+        blended = [replace(entry, fidelity="blended", recompute_share=share) for entry in entries]
+        found, exact = composed_of(specs, blended), composed_of(specs, entries)
+        assert (found.view == exact.view) == (share == 1.0)
+        again = [p for p in flatten(found.view, specs)[1:] if specs[p.encoding_id].start == p.position]
+        assert sum(p.num_tokens for p in again) == share * 20
+
+
+def test_the_first_message_is_encoded_whole_where_it_is_framed_otherwise() -> None:
+    specs: Specs = {}
+    first, *others = given_messages(specs, range(10, 20), range(20, 30), range(30, 40))
+    reads = [replace(first, first_tokens=tuple(range(50, 62))), *others]
+    composed = composed_of(specs, [Entry(message, "blended", recompute_share=0.4) for message in reads])
+    again = [p for p in flatten(composed.view, specs)[1:] if specs[p.encoding_id].start == p.position]
+    assert [(p.position, p.num_tokens) for p in again] == [(3, 12), (15, 2), (25, 10)]  # 12 of 30 are due beside it
