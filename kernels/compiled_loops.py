@@ -47,17 +47,24 @@ def rotate(x: Floats, cos: Floats, sin: Floats) -> None:
 
 @threaded  # type: ignore[untyped-decorator]
 def mix_rows(
-    k_pool: Floats, v_pool: Floats, sources: Slots, targets: Slots, cos: Floats, sin: Floats, weights: Floats
+    k_pool: Floats,
+    v_pool: Floats,
+    layers: NDArray[np.int32],
+    sources: Slots,
+    targets: Slots,
+    cos: Floats,
+    sin: Floats,
+    weights: Floats,
 ) -> None:
-    """What `mixed_copy.launch_mixed` does, for any number of sources: a row is added up in the caches, written once.
+    """What `mixed_copy.launch_mixed` does, of one copy: a row is added up in the caches, written once.
 
     k_pool, v_pool [num_layers, num_slots, num_kv_heads, head_dim]; sources [num_sources, num_rows]; cos, sin
     [num_sources, rotary_dim / 2]
     """
-    num_layers, _, num_heads, dim = k_pool.shape
+    _, _, num_heads, dim = k_pool.shape
     num_sources, num_rows = sources.shape
     half = cos.shape[1]
-    for layer in range(num_layers):
+    for layer in layers:
         keys, values = k_pool[layer], v_pool[layer]
         for row in range(num_rows):
             to_key, to_value = keys[targets[row]], values[targets[row]]

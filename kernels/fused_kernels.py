@@ -291,56 +291,69 @@ def copy_rotated(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]
 def copy_mixed(
     k_pool: tl.tensor,
     v_pool: tl.tensor,
-    sources: tl.tensor,
-    targets: tl.tensor,
-    cos: tl.tensor,
-    sin: tl.tensor,
+    layers: tl.tensor,
+    rows: tl.tensor,
     weights: tl.tensor,
-    num_rows: tl.tensor,
+    turns: tl.tensor,
     layer_stride: tl.tensor,
-    NUM_SOURCES: tl.constexpr,
+    UNITS_PER_PAGE: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROW_INTS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     HALF: tl.constexpr,
-    HEADS: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
     REST_BLOCK: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
+    UNITS: tl.constexpr,
 ) -> None:
-    """One program for HEADS heads of a row in a layer, keys and values, from all sources."""
-    row, layer = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    heads = tl.program_id(2) * HEADS + tl.arange(0, HEADS)
+    """One program for UNITS heads of tokens that follow one another in a page of a layer, keys and values, of all
+    parts. What a row says and how copies are turned: `mixed_copy.Packed`.
+
+    All parts are loaded whether they are there or not, so that nothing waits for a branch; of none nothing is read.
+    """
+    blocks: tl.constexpr = (UNITS_PER_PAGE + UNITS - 1) // UNITS
+    row = rows + (tl.program_id(0) // blocks) * ROW_INTS
+    units = (tl.program_id(0) % blocks) * UNITS + tl.arange(0, UNITS)
+    layer = tl.load(layers + tl.program_id(1)).to(tl.int64) * layer_stride
+    target = layer + tl.load(row + PARTS).to(tl.int64) * (UNITS_PER_PAGE * DIM)
+    there = units < tl.load(row + PARTS + 1) * NUM_KV_HEADS
+    first_part = tl.load(row + PARTS + 2) * PARTS
     at_half, at_dim = tl.arange(0, HALF_BLOCK), tl.arange(0, DIM_BLOCK)
-    in_half = (heads < NUM_KV_HEADS)[:, None] & (at_half < HALF)[None, :]
-    in_dim = (heads < NUM_KV_HEADS)[:, None] & (at_dim < DIM)[None, :]
-    to_half, to_dim = heads[:, None] * DIM + at_half[None, :], heads[:, None] * DIM + at_dim[None, :]
-    first, second = tl.zeros([HEADS, HALF_BLOCK], tl.float32), tl.zeros([HEADS, HALF_BLOCK], tl.float32)
-    values = tl.zeros([HEADS, DIM_BLOCK], tl.float32)
-    for i in tl.static_range(NUM_SOURCES):
-        source = layer * layer_stride + tl.load(sources + i * num_rows + row).to(tl.int64) * NUM_KV_HEADS * DIM
-        weight = tl.load(weights + i)
-        c = weight * tl.load(cos + i * HALF + at_half, mask=at_half < HALF, other=0.0)[None, :]
-        s = weight * tl.load(sin + i * HALF + at_half, mask=at_half < HALF, other=0.0)[None, :]
+    to_half, to_dim = units[:, None] * DIM + at_half[None, :], units[:, None] * DIM + at_dim[None, :]
+    first, second = tl.zeros([UNITS, HALF_BLOCK], tl.float32), tl.zeros([UNITS, HALF_BLOCK], tl.float32)
+    values = tl.zeros([UNITS, DIM_BLOCK], tl.float32)
+    for i in tl.static_range(PARTS):
+        page = tl.load(row + i)
+        source = layer + page.to(tl.int64) * (UNITS_PER_PAGE * DIM)
+        in_half = (there & (page >= 0))[:, None] & (at_half < HALF)[None, :]
+        in_dim = (there & (page >= 0))[:, None] & (at_dim < DIM)[None, :]
+        turn = turns + (first_part + i) * (2 * HALF)
+        c = tl.load(turn + at_half, mask=at_half < HALF, other=0.0)[None, :]
+        s = tl.load(turn + HALF + at_half, mask=at_half < HALF, other=0.0)[None, :]
         one = tl.load(k_pool + source + to_half, mask=in_half, other=0.0).to(tl.float32)
         other = tl.load(k_pool + source + to_half + HALF, mask=in_half, other=0.0).to(tl.float32)
+        weight = tl.load(weights + first_part + i)
+        value = tl.load(v_pool + source + to_dim, mask=in_dim, other=0.0).to(tl.float32)
         first += one * c - other * s
         second += other * c + one * s
-        values += weight * tl.load(v_pool + source + to_dim, mask=in_dim, other=0.0).to(tl.float32)
-    target = layer * layer_stride + tl.load(targets + row).to(tl.int64) * NUM_KV_HEADS * DIM
+        values += weight * value
+    in_half, in_dim = there[:, None] & (at_half < HALF)[None, :], there[:, None] & (at_dim < DIM)[None, :]
     tl.store(k_pool + target + to_half, first.to(k_pool.dtype.element_ty), mask=in_half)
     tl.store(k_pool + target + to_half + HALF, second.to(k_pool.dtype.element_ty), mask=in_half)
     tl.store(v_pool + target + to_dim, values.to(v_pool.dtype.element_ty), mask=in_dim)
     if REST_BLOCK:
         channels = 2 * HALF + tl.arange(0, REST_BLOCK)
-        in_rest = (heads < NUM_KV_HEADS)[:, None] & (channels < DIM)[None, :]
-        to_rest = heads[:, None] * DIM + channels[None, :]
-        rest = tl.zeros([HEADS, REST_BLOCK], tl.float32)
-        for i in tl.static_range(NUM_SOURCES):
-            source = layer * layer_stride + tl.load(sources + i * num_rows + row).to(tl.int64) * NUM_KV_HEADS * DIM
+        to_rest, below = units[:, None] * DIM + channels[None, :], (channels < DIM)[None, :]
+        rest = tl.zeros([UNITS, REST_BLOCK], tl.float32)
+        for i in tl.static_range(PARTS):
+            page = tl.load(row + i)
+            in_rest = (there & (page >= 0))[:, None] & below
+            source = layer + page.to(tl.int64) * (UNITS_PER_PAGE * DIM)
             kept = tl.load(k_pool + source + to_rest, mask=in_rest, other=0.0).to(tl.float32)
-            rest += tl.load(weights + i) * kept
-        tl.store(k_pool + target + to_rest, rest.to(k_pool.dtype.element_ty), mask=in_rest)
+            rest += tl.load(weights + first_part + i) * kept
+        tl.store(k_pool + target + to_rest, rest.to(k_pool.dtype.element_ty), mask=there[:, None] & below)

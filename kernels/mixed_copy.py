@@ -1,94 +1,191 @@
 """Copies of several encodings of the same tokens, each moved to one place, as their weighted mean.
 
-One pass over the pool: every source's row is read once, turned to the place that is written, and added up in float32.
+One pass over the pool for all that is to be copied: every source's page is read once, turned to the place that is
+written, and added up in float32. What there is to do goes to the card in one piece, and nothing waits for it.
 Attention turns queries, so an encoding that is only read elsewhere is never copied; what is mixed has to be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from laban.kernels.fused_ops import head_blocks, kernels, rotate_reference
-from laban.kernels.rotated_copy import copy_rotated, copy_rotated_reference
+from laban.kernels.fused_ops import BLOCK_ELEMENTS, head_blocks, kernels, rotate_reference
 
 try:
     from laban.kernels.compiled_loops import mix_rows
 except ImportError:  # numba is not installed, or not for this machine
     mix_rows = None
 
+MAX_PARTS = 4
+ROW_INTS = 8
+"""Of a page that is written: a page of each part (-1 for none), itself, its tokens, and which copy it is of."""
+TARGET, TOKENS, COPY = MAX_PARTS, MAX_PARTS + 1, MAX_PARTS + 2
+
+Pages = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An encoding, the positions that it is moved by, of either sign, and its weight."""
+
+    pages: Pages  # [num_pages or more]
+    offset: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class MixedCopy:
+    """The weighted mean of 1 to MAX_PARTS encodings of the same tokens, none of which is written by any copy.
+
+    Their weights add up to 1; of a single one it is 1, and its values are copied bit by bit.
+    """
+
+    pages: Pages  # [num_pages or more], written
+    num_tokens: int
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Layers that rotate alike."""
+
+    layers: Tensor  # [num_layers_alike] int32, on the pool's device
+    inv_freq: NDArray[np.float64]  # [rotary_dim / 2]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Copies as the kernel takes them, one after another in a buffer: rows, weights, and the turns of each rotation."""
+
+    buffer: Tensor  # int32
+    num_rows: int
+    num_copies: int
+    halves: tuple[int, ...]  # rotary_dim / 2 of each rotation
+    page_size: int
+
+    def to(self, device: torch.device) -> Packed:
+        """The same on a device. The host does not wait."""
+        if self.buffer.device == device:
+            return self
+        return replace(self, buffer=self.buffer.pin_memory().to(device, non_blocking=True))
+
+    def of(self, rotation: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows [num_rows, ROW_INTS] int32, weights [num_copies, MAX_PARTS] float32, and the rotation's turns
+        [num_copies, MAX_PARTS, 2, rotary_dim / 2] float32: weighted cosines, then sines. Flat."""
+        rest, num_parts = ROW_INTS * self.num_rows, MAX_PARTS * self.num_copies
+        first = rest + num_parts * (1 + 2 * sum(self.halves[:rotation]))
+        size = 2 * num_parts * self.halves[rotation]
+        floats = self.buffer.view(torch.float32)
+        return self.buffer[:rest], floats[rest : rest + num_parts], floats[first : first + size]
+
 
 def copy_mixed(
-    k_pool: Tensor,
-    v_pool: Tensor,
-    sources: Sequence[Tensor],
-    offsets: Sequence[int],
-    weights: Sequence[float],
-    target_slots: Tensor,
-    inv_freq: Tensor,
+    k_pool: Tensor, v_pool: Tensor, copies: Sequence[MixedCopy], rotations: Sequence[Rotation], page_size: int
 ) -> None:
-    """key[target] = sum_i weight_i R(offset_i) key[source_i]; values without R. In float32, rounded once.
+    """key[copy] = sum_i weight_i R(offset_i) key[part_i]; values without R. In float32, rounded once.
 
-    Bytes: 2 * num_layers * num_rows * num_kv_heads * head_dim * itemsize, once for each source and once to write.
+    On a card it is one launch a rotation, which the host does not wait for. Bytes of each copy:
+    2 * num_layers * num_tokens * num_kv_heads * head_dim * itemsize, once for each part and once to write.
 
     Args:
-        k_pool, v_pool: [num_layers, num_slots, num_kv_heads, head_dim], dense, written at `target_slots`.
-        sources: each [num_rows] int64, the slots of one encoding. None is a target.
-        offsets: positions that each is moved by, of either sign.
-        weights: that add up to 1; of a single source it is 1, and its values are copied bit by bit.
-        target_slots: [num_rows] int64.
-        inv_freq: [rotary_dim / 2] float32 or float64.
+        k_pool, v_pool: [num_layers, num_slots, num_kv_heads, head_dim], dense; a page is `page_size` slots.
+        rotations: of all layers, each in one of them.
     """
-    num_rows = len(target_slots)
-    if num_rows == 0:
+    if not copies:
         return
-    device = k_pool.device
-    angles = torch.tensor(offsets, dtype=torch.float64).to(device)[:, None] * inv_freq.double()
-    cos, sin = angles.cos().float(), angles.sin().float()
-    if len(sources) == 1:
-        cos, sin = (each.expand(num_rows, -1).contiguous() for each in (cos, sin))
-        copy = copy_rotated if k_pool.is_cuda else copy_rotated_reference
-        copy(k_pool, v_pool, sources[0], target_slots, cos, sin)
-        return
-    slots, shares = torch.stack(list(sources)), torch.tensor(weights, dtype=torch.float32)
     if k_pool.is_cuda:
-        launch_mixed(k_pool, v_pool, slots, target_slots, cos, sin, shares.to(device))
+        packed = pack(copies, [rotation.inv_freq for rotation in rotations], page_size).to(k_pool.device)
+        for number, rotation in enumerate(rotations):
+            launch_mixed(k_pool, v_pool, packed, number, rotation.layers)
     elif mix_rows is not None and k_pool.dtype == torch.float32:
-        _mix_in_threads(k_pool, v_pool, [each.numpy() for each in (slots, target_slots, cos, sin, shares)])
+        _mix_in_threads(k_pool, v_pool, copies, rotations, page_size)
     else:
-        copy_mixed_reference(k_pool, v_pool, sources, offsets, weights, target_slots, inv_freq)
+        copy_mixed_reference(k_pool, v_pool, copies, rotations, page_size)
 
 
-def launch_mixed(
-    k_pool: Tensor, v_pool: Tensor, sources: Tensor, target_slots: Tensor, cos: Tensor, sin: Tensor, weights: Tensor
-) -> None:
-    """sources [num_sources, num_rows] int64; cos, sin [num_sources, rotary_dim / 2] and weights [num_sources] float32;
-    all dense and on the pool's device."""
-    num_layers, _, num_kv_heads, dim = k_pool.shape
+def pack(copies: Sequence[MixedCopy], inv_freqs: Sequence[NDArray[np.float64]], page_size: int) -> Packed:
+    """`copies` in one buffer, on the host. `inv_freqs` are those of the rotations. Angles are computed in float64."""
+    counts = [-(-copy.num_tokens // page_size) for copy in copies]
+    rows = np.full((sum(counts), ROW_INTS), -1, np.int32)
+    offsets, weights = np.zeros((2, len(copies), MAX_PARTS))
+    first = 0
+    for number, (copy, count) in enumerate(zip(copies, counts, strict=True)):
+        assert 1 <= len(copy.parts) <= MAX_PARTS
+        own = rows[first : first + count]
+        own[:, TARGET], own[:, TOKENS], own[:, COPY] = copy.pages[:count], page_size, number
+        own[-1, TOKENS] = copy.num_tokens - (count - 1) * page_size
+        for i, part in enumerate(copy.parts):
+            own[:, i] = part.pages[:count]
+            offsets[number, i], weights[number, i] = part.offset, part.weight
+        first += count
+    turns = []
+    for inv_freq in inv_freqs:
+        angles = offsets[..., None] * inv_freq
+        turns.append(np.stack((np.cos(angles), np.sin(angles)), -2) * weights[..., None, None])
+    floats = (each.astype(np.float32).reshape(-1) for each in (weights, *turns))
+    buffer = torch.from_numpy(np.concatenate([rows.reshape(-1), *(each.view(np.int32) for each in floats)]))
+    return Packed(buffer, len(rows), len(copies), tuple(len(inv_freq) for inv_freq in inv_freqs), page_size)
+
+
+def launch_mixed(k_pool: Tensor, v_pool: Tensor, packed: Packed, number: int, layers: Tensor, **options: int) -> None:
+    """`layers` [num_layers_alike] int32 are those of rotation `number`; all on one device. `options` are for tuning."""
+    _, _, num_kv_heads, dim = k_pool.shape
     assert k_pool.is_contiguous()
     assert v_pool.is_contiguous()
-    num_sources, num_rows = sources.shape
-    blocks = head_blocks(num_kv_heads, dim, cos.shape[1])
-    kernels().copy_mixed[(num_rows, num_layers, -(-num_kv_heads // blocks["HEADS"]))](
-        k_pool, v_pool, sources, target_slots, cos, sin, weights, num_rows, k_pool.stride(0),
-        NUM_SOURCES=num_sources, **blocks, num_warps=2,
+    rows, weights, turns = packed.of(number)
+    blocks = head_blocks(num_kv_heads, dim, packed.halves[number])
+    del blocks["HEADS"]
+    # A unit is one token's head: all of a page lie in one piece. With fewer warps a program's parts meet at barriers.
+    sizes = {"UNITS": max(1, 2 * BLOCK_ELEMENTS // blocks["DIM_BLOCK"]), "num_warps": 4, **options}
+    per_page = packed.page_size * num_kv_heads
+    kernels().copy_mixed[(packed.num_rows * -(-per_page // sizes["UNITS"]), len(layers))](
+        k_pool, v_pool, layers, rows, weights, turns, k_pool.stride(0),
+        UNITS_PER_PAGE=per_page, PARTS=MAX_PARTS, ROW_INTS=ROW_INTS, **blocks, **sizes,
     )  # fmt: skip
 
 
-def _mix_in_threads(k_pool: Tensor, v_pool: Tensor, arrays: list[Any]) -> None:
+def slots_of(pages: Pages, num_tokens: int, page_size: int) -> NDArray[np.int64]:
+    """[num_tokens] of the first tokens in `pages`."""
+    count = -(-num_tokens // page_size)
+    slots = pages[:count, None].astype(np.int64) * page_size + np.arange(page_size)
+    return slots.reshape(-1)[:num_tokens]
+
+
+def _mix_in_threads(
+    k_pool: Tensor, v_pool: Tensor, copies: Sequence[MixedCopy], rotations: Sequence[Rotation], page_size: int
+) -> None:
     """The layers shared out over as many threads as torch has."""
-    count = min(torch.get_num_threads(), len(k_pool))
-    parts = zip(k_pool.tensor_split(count), v_pool.tensor_split(count), strict=True)
-    calls = [partial(mix_rows, keys.numpy(), values.numpy(), *arrays) for keys, values in parts]
-    under_way = [_threads(count).submit(call) for call in calls[1:]]
-    calls[0]()
+    count = torch.get_num_threads()
+    keys, values = k_pool.numpy(), v_pool.numpy()
+    tasks = [
+        (keys, values, layers, *arrays)
+        for copy in copies
+        for rotation in rotations
+        for arrays in [_arrays(copy, rotation, page_size)]
+        for layers in np.array_split(rotation.layers.numpy(), min(count, len(rotation.layers)))
+    ]
+    under_way = [_threads(count).submit(mix_rows, *task) for task in tasks[1:]]
+    mix_rows(*tasks[0])
     for done in under_way:
         done.result()
+
+
+def _arrays(copy: MixedCopy, rotation: Rotation, page_size: int) -> Iterator[NDArray[np.generic]]:
+    """What `mix_rows` takes after the pools and layers."""
+    yield np.stack([slots_of(part.pages, copy.num_tokens, page_size) for part in copy.parts])
+    yield slots_of(copy.pages, copy.num_tokens, page_size)
+    angles = np.array([part.offset for part in copy.parts], np.float64)[:, None] * rotation.inv_freq
+    yield np.cos(angles).astype(np.float32)
+    yield np.sin(angles).astype(np.float32)
+    yield np.array([part.weight for part in copy.parts], np.float32)
 
 
 @cache
@@ -97,20 +194,21 @@ def _threads(count: int) -> ThreadPoolExecutor:
 
 
 def copy_mixed_reference(
-    k_pool: Tensor,
-    v_pool: Tensor,
-    sources: Sequence[Tensor],
-    offsets: Sequence[int],
-    weights: Sequence[float],
-    target_slots: Tensor,
-    inv_freq: Tensor,
+    k_pool: Tensor, v_pool: Tensor, copies: Sequence[MixedCopy], rotations: Sequence[Rotation], page_size: int
 ) -> None:
     """Layer by layer in float64. Arguments as `copy_mixed`."""
-    for keys, values in zip(k_pool, v_pool, strict=True):
-        mixed_k = torch.zeros(keys[target_slots].shape, dtype=torch.float64, device=keys.device)
-        mixed_v = torch.zeros_like(mixed_k)
-        for slots, offset, weight in zip(sources, offsets, weights, strict=True):
-            angles = torch.full((len(slots), 1), offset, device=keys.device).double() * inv_freq.double()
-            mixed_k += weight * rotate_reference(keys[slots].double(), angles.cos(), angles.sin())
-            mixed_v += weight * values[slots].double()
-        keys[target_slots], values[target_slots] = mixed_k.to(keys.dtype), mixed_v.to(values.dtype)
+    device = k_pool.device
+    for copy in copies:
+        target = torch.from_numpy(slots_of(copy.pages, copy.num_tokens, page_size)).to(device)
+        for rotation in rotations:
+            inv_freq = torch.from_numpy(rotation.inv_freq).to(device)
+            for layer in rotation.layers.tolist():
+                keys, values = k_pool[layer], v_pool[layer]
+                mixed_k = torch.zeros(keys[target].shape, dtype=torch.float64, device=device)
+                mixed_v = torch.zeros_like(mixed_k)
+                for part in copy.parts:
+                    slots = torch.from_numpy(slots_of(part.pages, copy.num_tokens, page_size)).to(device)
+                    angles = torch.full((len(slots), 1), part.offset, device=device).double() * inv_freq
+                    mixed_k += part.weight * rotate_reference(keys[slots].double(), angles.cos(), angles.sin())
+                    mixed_v += part.weight * values[slots].double()
+                keys[target], values[target] = mixed_k.to(keys.dtype), mixed_v.to(values.dtype)

@@ -151,31 +151,23 @@ class AnchorPool:
         With `leave_out` those under this very view do not count: what would be said if it had not been seen.
         """
         known = self._known.get(tokens_of(spec))
-        if known is None:
-            return None
-        found = [(distance(around, anchor.around), anchor) for anchor in known.anchors.values()]
-        found = [each for each in found if usable(each[1].encoding_id) and not (leave_out and each[0] == 0.0)]
-        if not found:
-            return None
-        found.sort(key=lambda each: (each[0], each[1].encoding_id))
-        weights = _weights([far for far, _ in found[:MAX_MIXED]], known.temperature)
-        parts = tuple((anchor, weight) for (_, anchor), weight in zip(found, weights, strict=False))
-        return Mix(parts, sum(far * weight for (far, _), weight in zip(found, weights, strict=False)))
+        return None if known is None else _predicted(known, around, usable, leave_out)
 
     def choose(
         self, spec: EncodingSpec, around: Surroundings, tolerance: float, usable: Callable[[EncodingId], bool]
     ) -> Mix | None:
         """A mix for `spec` whose error is known to be at most `tolerance`; None: nothing is known to be so good."""
-        mix = self.predict(spec, around, usable)
-        if mix is None:
+        key = tokens_of(spec)
+        known = self._known.get(key)
+        mix = None if known is None else _predicted(known, around, usable)
+        if known is None or mix is None:
             return None
-        error = 0.0 if mix.distance == 0.0 else self.bound(spec, mix.distance)
+        error = 0.0 if mix.distance == 0.0 else _bound(known, mix.distance)
         if error > tolerance:
             return None
-        key = tokens_of(spec)
         self._known.move_to_end(key)
         for anchor, _ in reversed(mix.parts):
-            self._known[key].anchors.move_to_end(anchor.encoding_id)
+            known.anchors.move_to_end(anchor.encoding_id)
         return Mix(mix.parts, mix.distance, error)
 
     def learn(self, spec: EncodingSpec, far: float, error: float) -> None:
@@ -191,12 +183,7 @@ class AnchorPool:
         it is the prediction interval of one more, so the fewer they are, the wider.
         """
         known = self._known.get(tokens_of(spec))
-        logs = [math.log(max(LEAST_ERROR, e)) for d, e in (known.errors if known else ()) if d >= far - 1e-9]
-        if len(logs) < MIN_ERRORS:
-            return math.inf
-        mean = sum(logs) / len(logs)
-        variance = sum((each - mean) ** 2 for each in logs) / (len(logs) - 1)
-        return math.exp(mean + _student_95(len(logs) - 1) * math.sqrt(variance * (1 + 1 / len(logs))))
+        return math.inf if known is None else _bound(known, far)
 
     def check_integrity(self) -> None:
         """Raises AssertionError if the books do not agree."""
@@ -218,6 +205,28 @@ class AnchorPool:
 
 def tokens_of(spec: EncodingSpec) -> Tokens:
     return owner_of(spec.namespace), digest_of(spec.tokens) + adapter_of(spec.namespace)
+
+
+def _predicted(
+    known: _Known, around: Surroundings, usable: Callable[[EncodingId], bool], leave_out: bool = False
+) -> Mix | None:
+    found = [(distance(around, anchor.around), anchor) for anchor in known.anchors.values()]
+    found = [each for each in found if usable(each[1].encoding_id) and not (leave_out and each[0] == 0.0)]
+    if not found:
+        return None
+    found.sort(key=lambda each: (each[0], each[1].encoding_id))
+    weights = _weights([far for far, _ in found[:MAX_MIXED]], known.temperature)
+    parts = tuple((anchor, weight) for (_, anchor), weight in zip(found, weights, strict=False))
+    return Mix(parts, sum(far * weight for (far, _), weight in zip(found, weights, strict=False)))
+
+
+def _bound(known: _Known, far: float) -> float:
+    logs = [math.log(max(LEAST_ERROR, error)) for distance, error in known.errors if distance >= far - 1e-9]
+    if len(logs) < MIN_ERRORS:
+        return math.inf
+    mean = sum(logs) / len(logs)
+    variance = sum((each - mean) ** 2 for each in logs) / (len(logs) - 1)
+    return math.exp(mean + _student_95(len(logs) - 1) * math.sqrt(variance * (1 + 1 / len(logs))))
 
 
 def _pair(one: EncodingId, other: EncodingId) -> tuple[EncodingId, EncodingId]:

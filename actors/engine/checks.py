@@ -37,9 +37,9 @@ def check_call(call: Call, max_context: int, vocab_size: int, known: Container[s
                 value=placed.position,
             )
     unchecked = [call.tokens, *(spec.tokens for spec in call.specs if spec.encoding_id not in known)]
-    bad = [token for tokens in unchecked for token in tokens if not 0 <= token < vocab_size]
-    if bad:
-        raise InvalidInput(f"must be token ids below {vocab_size}", field="tokens", value=bad[0])
+    if any(tokens and (min(tokens) < 0 or max(tokens) >= vocab_size) for tokens in unchecked):
+        bad = next(token for tokens in unchecked for token in tokens if not 0 <= token < vocab_size)
+        raise InvalidInput(f"must be token ids below {vocab_size}", field="tokens", value=bad)
     sampling = call.sampling
     if sampling is not None and sampling.max_tokens < 1:
         raise InvalidInput("must be 1 or more", field="sampling.max_tokens", value=sampling.max_tokens)

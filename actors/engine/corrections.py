@@ -8,15 +8,16 @@ other, and becomes an anchor itself. What was predicted is marked here: it is no
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from laban.actors.engine.layers import layer_kinds
 from laban.actors.engine.runner import AnyRunner
 from laban.actors.engine.tallying import Tallying
-from laban.kernels.mixed_copy import copy_mixed
+from laban.kernels.mixed_copy import MixedCopy, Part, Rotation, copy_mixed, slots_of
 from laban.kvstore.anchors import MAX_ANCHORS, Anchor, AnchorPool, Mix
 from laban.kvstore.encodings import EncodingId, EncodingSpec, flatten, make_spec
 from laban.kvstore.store import EncodingStore, Entry
@@ -39,7 +40,9 @@ class Corrections:
         self.pool = AnchorPool() if pool is None else pool
         self._runner, self._store, self._tallying = runner, store, tallying
         self._serves = runner.group is None
-        self._kinds, self._kind_of_layer = layer_kinds(runner.model)
+        self._rotations = _rotations(runner)
+        self.copying: torch.cuda.Event | None = None
+        """When what was made last stands; None once an iteration was launched after it, which ends later."""
         self._due: dict[EncodingId, Surroundings] = {}  # being encoded; to become anchors
         self._mixed: dict[EncodingId, tuple[Entry, Mix]] = {}
 
@@ -69,29 +72,40 @@ class Corrections:
         spent = sum(mix.error for mix in self._mixes_in(spec, specs, planned))
         return self.pool.choose(spec, around, max(0.0, spec.tolerance - spent), self._usable)
 
-    def make(self, spec: EncodingSpec, mix: Mix) -> Entry:
-        """The predicted encoding, pinned once. Its pages can be had; its anchors are pinned, until `settle`."""
-        entry = self._store.reserve(spec.encoding_id, spec.num_tokens, spec.namespace)
-        entries = [(self._entry(anchor.encoding_id), anchor, weight) for anchor, weight in mix.parts]
-        slots = [self._slots(source, spec.num_tokens) for source, _, _ in entries]
-        offsets = [spec.start - anchor.start for _, anchor, _ in entries]
-        weights = [weight for _, _, weight in entries]
-        target = self._slots(entry, spec.num_tokens)
-        for first, stop, inv_freq in self._stretches():
-            k_pool, v_pool = self._runner.k_pool[first:stop], self._runner.v_pool[first:stop]
-            copy_mixed(k_pool, v_pool, slots, offsets, weights, target, inv_freq)
-        self._store.publish(entry, spec.encoding_id, spec.num_tokens, spec)
-        self._mixed[spec.encoding_id] = entry, mix
+    def make(self, predicted: Sequence[tuple[EncodingSpec, Mix]]) -> list[Entry]:
+        """The predicted encodings, each pinned once. Their pages can be had, and their anchors are pinned.
+
+        On a card they are made before the next iteration and not waited for; other streams wait for `copying`.
+        """
+        entries: list[Entry] = []
+        try:
+            for spec, _ in predicted:
+                entries.append(self._store.reserve(spec.encoding_id, spec.num_tokens, spec.namespace))
+            copies = [self._copy(spec, mix, entry) for (spec, mix), entry in zip(predicted, entries, strict=True)]
+            pools = self._runner.k_pool, self._runner.v_pool
+            copy_mixed(*pools, copies, self._rotations, self._store.page_size)
+        except BaseException:
+            for entry in entries:
+                self._store.discard(entry)
+            raise
+        if self._runner.k_pool.is_cuda:
+            self.copying = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.copying.record()
+        for (spec, mix), entry in zip(predicted, entries, strict=True):
+            self._store.publish(entry, spec.encoding_id, spec.num_tokens, spec)
+            self._mixed[spec.encoding_id] = entry, mix
+            if spec.tolerance != TRIAL:
+                self._tallying.add("tokens_corrected", spec.num_tokens)
         if len(self._mixed) > 2 * len(self._store):
             self._mixed = {i: each for i, each in self._mixed.items() if self._store.get(i) is each[0]}
-        if spec.tolerance != TRIAL:
-            self._tallying.add("tokens_corrected", spec.num_tokens)
-        return entry
+        return entries
 
-    def settle(self) -> None:
-        """Waits for what was made: copies between tiers wait for iterations, and this is none."""
-        if self._runner.k_pool.is_cuda:
-            torch.cuda.current_stream().synchronize()
+    def _copy(self, spec: EncodingSpec, mix: Mix, entry: Entry) -> MixedCopy:
+        parts = [
+            Part(self._entry(anchor.encoding_id).page_numbers, spec.start - anchor.start, weight)
+            for anchor, weight in mix.parts
+        ]
+        return MixedCopy(entry.page_numbers, spec.num_tokens, tuple(parts))
 
     def encodes(self, spec: EncodingSpec, specs: Specs) -> None:
         """`spec` is going to be encoded: once it is it will be an anchor, unless what it reads was predicted."""
@@ -135,22 +149,6 @@ class Corrections:
         found = (self.mix_of(encoding_id) or planned.get(encoding_id) for encoding_id in ids)
         return [mix for mix in found if mix is not None]
 
-    def _slots(self, entry: Entry, num_tokens: int) -> Tensor:
-        pages = torch.from_numpy(entry.page_numbers).long()
-        within = torch.arange(self._store.page_size)
-        return (pages[:, None] * self._store.page_size + within).view(-1)[:num_tokens].to(self._runner.k_pool.device)
-
-    def _stretches(self) -> list[tuple[int, int, Tensor]]:
-        """Layers [begin, end) that rotate alike, and their frequencies."""
-        found: list[tuple[int, int, Tensor]] = []
-        for layer, number in enumerate(self._kind_of_layer):
-            inv_freq = self._kinds[number].inv_freq
-            if found and torch.equal(found[-1][2], inv_freq):
-                found[-1] = found[-1][0], layer + 1, inv_freq
-            else:
-                found.append((layer, layer + 1, inv_freq))
-        return found
-
     def _gaps(self, entry: Entry, others: list[EncodingId]) -> dict[EncodingId, float]:
         """Mean squared differences of values, of some layers and tokens."""
         if not others:
@@ -159,9 +157,25 @@ class Corrections:
         layers = torch.arange(0, len(v_pool), max(1, len(v_pool) // SAMPLED_LAYERS), device=v_pool.device)
         step = max(1, entry.num_tokens // SAMPLED_TOKENS)
 
-        def sampled(each: Entry) -> Tensor:
-            return v_pool[layers[:, None], self._slots(each, entry.num_tokens)[None, ::step]].float()
+        def sampled(each: Entry) -> NDArray[np.int64]:
+            return slots_of(each.page_numbers, entry.num_tokens, self._store.page_size)[::step]
 
-        own = sampled(entry)
-        found = torch.stack([(sampled(self._entry(i)) - own).square().mean() for i in others]).tolist()
+        slots = np.concatenate([sampled(each) for each in (entry, *map(self._entry, others))])
+        values = v_pool[layers[:, None], torch.from_numpy(slots).to(v_pool.device)].float()
+        values = values.unflatten(1, (1 + len(others), -1))  # [layers, encodings, tokens, heads, head_dim]
+        found = (values[:, 1:] - values[:, :1]).square().mean((0, 2, 3, 4)).tolist()
         return dict(zip(others, found, strict=True))
+
+
+def _rotations(runner: AnyRunner) -> list[Rotation]:
+    kinds, kind_of_layer = layer_kinds(runner.model)
+    layers: dict[int, list[int]] = {}  # by the first kind that turns so
+    for layer, number in enumerate(kind_of_layer):
+        alike = next(i for i, kind in enumerate(kinds) if kind.turns_like(kinds[number]))
+        layers.setdefault(alike, []).append(layer)
+    return [
+        Rotation(
+            torch.tensor(own, dtype=torch.int32, device=runner.k_pool.device), kinds[i].inv_freq.double().cpu().numpy()
+        )
+        for i, own in layers.items()
+    ]

@@ -388,6 +388,7 @@ class Engine:
         ask = None if all(d.matcher is None for d in decodes) else partial(self._masks, decodes)
         launched = self.runner.launch(chunks, [d.sampling for d in decodes], indices, ask)
         self._num_launched += 1
+        self.corrections.copying = None
         for chunk in chunks:
             chunk.sequence.num_computed = chunk.sequence.entry.num_tokens = chunk.begin + chunk.num_known
             chunk.sequence.num_iterations += 1
@@ -612,14 +613,18 @@ class Engine:
         self.scheduler.prefetches.evicted(entry)
 
     def _frees(self, pages: list[int]) -> None:
-        self._read_until[pages] = self._num_launched
+        # What was predicted since the last launch is copied before the next one.
+        self._read_until[pages] = self._num_launched + (self.corrections.copying is not None)
 
     def _after(self, pages: Pages[int]) -> Event | None:
         """What a copy into `pages` must wait for."""
-        under_way = self._under_way
-        if under_way is None or not len(pages) or int(self._read_until[list(pages)].max()) < under_way.number:
+        if not len(pages):
             return None
-        return under_way.launched.ready
+        until = int(self._read_until[list(pages)].max())
+        if until > self._num_launched:
+            return self.corrections.copying
+        under_way = self._under_way
+        return under_way.launched.ready if under_way is not None and until >= under_way.number else None
 
     def _last_write(self) -> Event | None:
         return None if self._under_way is None else self._under_way.launched.ready

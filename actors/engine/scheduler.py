@@ -181,15 +181,14 @@ class Scheduler:
             self.store.pin(entry)
             if not call.spare:
                 self._want(entry, plan.specs)
+        if plan.mixes:  # none of these reads another
+            present += self.corrections.make([(plan.specs[i], mix) for i, mix in plan.mixes.items()])
         for spec, way in plan.missing:
             if way is Way.CORRECT:
-                present.append(self.corrections.make(spec, plan.mixes[spec.encoding_id]))
                 continue
             if way is Way.ENCODE:
                 self.corrections.encodes(spec, plan.specs)
             self.make(spec, way, plan.specs).spare = call.spare
-        if plan.mixes:
-            self.corrections.settle()
         running = self._run(waiting, plan, make_decode)
         for entry in present:
             self.store.unpin(entry)

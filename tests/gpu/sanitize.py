@@ -37,8 +37,7 @@ def rotations() -> None:
         checks.check_rotate_and_write(7, heads, kv_heads, dim, rotary_dim, dtype, DEVICE)
     for deltas in (False, True):
         checks.check_copy_rotated(30, 2, 3, 96, 32, deltas, HALF, DEVICE)
-    for num_sources in (2, 4):
-        checks.check_copy_mixed(30, num_sources, 3, 96, 32, HALF, DEVICE)
+    checks.check_copy_mixed([(30, 2), (16, 1), (3, 4)], 3, 96, 32, HALF, DEVICE)
 
 
 def products_and_noise() -> None:

@@ -4,28 +4,43 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from correction_checks import Reader, largest_difference, words
 from engine_harness import make_engine
+from fused_checks import mixed_copies
 
-from laban.kernels.mixed_copy import copy_mixed, copy_mixed_reference
+from laban.kernels.mixed_copy import Rotation, copy_mixed, copy_mixed_reference
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 
-@pytest.mark.parametrize("num_sources", [1, 4])
-def test_the_mean_is_the_references(num_sources: int) -> None:
-    generator = torch.Generator("cuda").manual_seed(num_sources)
+@pytest.mark.parametrize("lengths", [[(100, 1)], [(100, 4)], [(64, 2), (1, 1), (333, 3)]])
+def test_the_means_are_the_references(lengths: list[tuple[int, int]]) -> None:
+    generator = torch.Generator("cuda").manual_seed(len(lengths))
     pools = [torch.randn(9, 1024, 2, 64, device="cuda", generator=generator) for _ in range(2)]
     expected = [pool.clone() for pool in pools]
-    slots = torch.randperm(1024, device="cuda", generator=generator)[: 100 * (num_sources + 1)].view(-1, 100)
-    offsets, weights = [0, -37, 4000, 11][:num_sources], [1.0 / num_sources] * num_sources
-    inv_freq = 1e4 ** -(torch.arange(0, 64, 2, device="cuda") / 64)
-    copy_mixed(*pools, list(slots[1:]), offsets, weights, slots[0], inv_freq)
-    copy_mixed_reference(*expected, list(slots[1:]), offsets, weights, slots[0], inv_freq)
+    copies = mixed_copies(lengths, 16, 64, np.random.default_rng(len(lengths)))
+    inv_freq = 1e4 ** -(np.arange(0, 64, 2) / 64)
+    rotations = [Rotation(torch.arange(9, dtype=torch.int32, device="cuda"), inv_freq)]
+    copy_mixed(*pools, copies, rotations, 16)
+    copy_mixed_reference(*expected, copies, rotations, 16)
     for found, wanted in zip(pools, expected, strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-5)
+
+
+def test_the_host_waits_for_nothing() -> None:
+    """Copies are packed, sent and launched while the card is busy."""
+    pools = [torch.randn(4, 1024, 2, 64, device="cuda") for _ in range(2)]
+    copies = mixed_copies([(100, 4), (50, 1)], 16, 64, np.random.default_rng(0))
+    rotations = [Rotation(torch.arange(4, dtype=torch.int32, device="cuda"), 1e4 ** -(np.arange(0, 64, 2) / 64))]
+    copy_mixed(*pools, copies, rotations, 16)  # compiles
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2_000_000_000)
+    copy_mixed(*pools, copies, rotations, 16)
+    assert not torch.cuda.current_stream().query()
+    torch.cuda.synchronize()
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -72,9 +72,11 @@ def test_copy_rotated(kv_heads: int, dim: int, rotary_dim: int, deltas: bool, dt
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("dim", "rotary_dim"), HEADS)
 @pytest.mark.parametrize("kv_heads", [8, 3])
-@pytest.mark.parametrize("num_sources", [2, 4])
-def test_copy_mixed(kv_heads: int, dim: int, rotary_dim: int, num_sources: int, dtype: torch.dtype) -> None:
-    checks.check_copy_mixed(300, num_sources, kv_heads, dim, rotary_dim, dtype, "cuda")
+@pytest.mark.parametrize("lengths", [[(300, 4)], [(5, 2), (320, 1), (77, 3)]])
+def test_copy_mixed(
+    kv_heads: int, dim: int, rotary_dim: int, lengths: list[tuple[int, int]], dtype: torch.dtype
+) -> None:
+    checks.check_copy_mixed(lengths, kv_heads, dim, rotary_dim, dtype, "cuda")
 
 
 @pytest.mark.parametrize("kind", KINDS)

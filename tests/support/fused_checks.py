@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
@@ -19,7 +20,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from laban.actors.engine.layers import layer_kinds
 from laban.kernels import fused_ops
 from laban.kernels.fused_modules import install, skip_rotary
-from laban.kernels.mixed_copy import copy_mixed_reference, launch_mixed
+from laban.kernels.mixed_copy import MixedCopy, Part, Rotation, copy_mixed_reference, launch_mixed, pack
 from laban.kernels.rotated_copy import copy_rotated, copy_rotated_reference
 
 NOISE = 5e-6  # of float32 arithmetic on numbers around one
@@ -151,23 +152,52 @@ def check_copy_rotated(
     assert_rounded(guarded, exact_guarded)
 
 
+def mixed_copies(
+    lengths: list[tuple[int, int]], page_size: int, num_pages: int, rng: np.random.Generator
+) -> list[MixedCopy]:
+    """Of so many tokens and parts each. Parts may share pages, what is written shares none; one is its only part."""
+    pages = rng.permutation(num_pages).astype(np.int32)
+    copies = []
+    for num_tokens, num_parts in lengths:
+        count = -(-num_tokens // page_size)
+        own, pages = pages[:count], pages[count:]
+        weights = rng.dirichlet(np.ones(num_parts)).tolist() if num_parts > 1 else [1.0]
+        parts = [(rng.integers(-5000, 5000), weight) for weight in weights]
+        copies.append((own, num_tokens, parts))
+    return [
+        MixedCopy(own, n, tuple(Part(rng.permutation(pages)[: len(own) + 1], int(at), w) for at, w in parts))
+        for own, n, parts in copies
+    ]
+
+
 def check_copy_mixed(
-    num_rows: int, num_sources: int, kv_heads: int, dim: int, rotary_dim: int, dtype: torch.dtype, device: str
+    lengths: list[tuple[int, int]],
+    kv_heads: int,
+    dim: int,
+    rotary_dim: int,
+    dtype: torch.dtype,
+    device: str,
+    page_size: int = 16,
+    **options: int,
 ) -> None:
-    """Of several sources, some of which share rows; all other slots stay as they are."""
-    layers, num_slots = 3, 2 * num_rows + 5
-    pools = _normal(2, layers, num_slots, kv_heads, dim, dtype=dtype, device=device)
+    """Copies of so many tokens and parts in one launch a rotation; all other slots stay as they are."""
+    layers, num_pages = 3, 2 * sum(-(-num_tokens // page_size) for num_tokens, _ in lengths) + 3
+    pools = _normal(2, layers, num_pages * page_size, kv_heads, dim, dtype=dtype, device=device)
     exact = pools.double()
-    slots = torch.randperm(num_slots, device=device)
-    target, rest = slots[:num_rows], slots[num_rows:]
-    sources = torch.stack([rest[torch.randperm(len(rest), device=device)[:num_rows]] for _ in range(num_sources)])
-    offsets, weights = [0, -37, 4000, 11][:num_sources], [0.4, 0.3, 0.2, 0.1][:num_sources]
-    weights = [each / sum(weights) for each in weights]
-    inv_freq = 1e4 ** -(torch.arange(0, rotary_dim, 2, device=device) / rotary_dim)
-    angles = torch.tensor(offsets, device=device).double()[:, None] * inv_freq.double()
-    cos, sin = angles.cos().float(), angles.sin().float()
-    launch_mixed(pools[0], pools[1], sources, target, cos, sin, torch.tensor(weights, device=device))
-    copy_mixed_reference(exact[0], exact[1], list(sources), offsets, weights, target, inv_freq)
+    copies = mixed_copies(lengths, page_size, num_pages, np.random.default_rng(len(lengths)))
+    unread = torch.ones(num_pages, dtype=torch.bool)
+    unread[np.concatenate([part.pages for copy in copies for part in copy.parts])] = False
+    for pool in (*pools, *exact):  # of pages that nobody reads
+        pool.unflatten(1, (num_pages, page_size))[:, unread.to(device)] = torch.nan
+    frequencies = [base ** -(np.arange(0, rotary_dim, 2) / rotary_dim) for base in (1e4, 5e5)]
+    rotations = [
+        Rotation(torch.tensor(own, dtype=torch.int32, device=device), inv_freq)
+        for own, inv_freq in zip(([0, 2], [1]), frequencies, strict=True)
+    ]
+    packed = pack(copies, frequencies, page_size).to(torch.device(device))
+    for number, rotation in enumerate(rotations):
+        launch_mixed(pools[0], pools[1], packed, number, rotation.layers, **options)
+    copy_mixed_reference(exact[0], exact[1], copies, rotations, page_size)
     assert_rounded(pools, exact)
 
 

@@ -12,6 +12,7 @@ from engine_harness import force, make_engine
 
 from laban.actors.calls import Advice, Sampling
 from laban.kvstore.anchors import MAX_ANCHORS, MIN_ERRORS, AnchorPool
+from laban.kvstore.encodings import EMPTY_VIEW
 from laban.kvstore.surroundings import surroundings
 
 ROOT = (1, 2, 3)
@@ -175,10 +176,29 @@ def test_an_anchor_that_was_lost_and_is_predicted_now_serves_no_more() -> None:
     corrections = reader.corrections
     from_others = corrections.pool.predict(lost, surroundings(lost, reader.specs), corrections._usable)
     assert from_others is not None
-    reader.engine.store.unpin(corrections.make(lost, from_others))
+    (made,) = corrections.make([(lost, from_others)])
+    reader.engine.store.unpin(made)
     found = reader.read((ROOT, 0.0), (before, 0.0), (text, ANY))[-1]
     mix = reader.mix(found)
     assert mix is None or lost.encoding_id not in {anchor.encoding_id for anchor, _ in mix.parts}
+
+
+def test_copies_into_freed_pages_wait_for_what_is_predicted_from_them() -> None:
+    """On a card nobody waits for a prediction, and what it reads may go before it is made."""
+    reader = Reader(make_engine())
+    engine, copying = reader.engine, torch.Event("cpu")
+    before, after, other = (engine.store.reserve(name, 40) for name in ("before", "after", "other"))
+    engine.store.discard(before)
+    engine.corrections.copying = copying  # type: ignore[assignment]
+    engine.store.discard(after)
+    assert engine._after(before.pages) is None
+    assert engine._after([*before.pages, *after.pages]) is copying
+    assert engine._after(other.pages) is None
+    call_id = reader.submit(HEADER, EMPTY_VIEW, sampling=Sampling(max_tokens=2))
+    reader.run()
+    reader.result(call_id)
+    assert engine.corrections.copying is None
+    assert engine._after(after.pages) is None  # an iteration later has ended
 
 
 def test_tenants_have_their_own() -> None:

@@ -60,7 +60,7 @@ def test_copy_rotated(kv_heads: int, dim: int, rotary_dim: int, deltas: bool) ->
 
 @pytest.mark.parametrize(("kv_heads", "dim", "rotary_dim"), [(8, 64, 64), (3, 24, 8)])
 def test_copy_mixed(kv_heads: int, dim: int, rotary_dim: int) -> None:
-    checks.check_copy_mixed(9, 3, kv_heads, dim, rotary_dim, torch.float32, "cpu")
+    checks.check_copy_mixed([(9, 3), (8, 1), (1, 4)], kv_heads, dim, rotary_dim, torch.float32, "cpu", page_size=4)
 
 
 def test_no_rows_are_no_launch() -> None:
