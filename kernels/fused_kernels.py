@@ -1,4 +1,4 @@
-"""The Triton kernels behind `fused_ops` and `rotated_copy`, which say what each computes and what it moves.
+"""The Triton kernels behind `fused_ops` and `mixed_copy`, which say what each computes and what it moves.
 
 Blocks are powers of two and sizes need not be: everything past a size is masked. Numbers of rows are in the
 grid or not specialized, so that one compilation serves every batch.
@@ -124,7 +124,6 @@ def _rotate_heads(
     source: tl.tensor,
     source_stride: tl.tensor,
     target: tl.tensor,
-    delta: tl.tensor,
     cos: tl.tensor,
     sin: tl.tensor,
     heads: tl.tensor,
@@ -134,7 +133,7 @@ def _rotate_heads(
     HALF_BLOCK: tl.constexpr,
     REST_BLOCK: tl.constexpr,
 ) -> None:
-    """One row's `heads`, rotated, plus those of `delta` if there is one. Target and delta are dense."""
+    """One row's `heads`, rotated. The target is dense."""
     at_half = tl.arange(0, HALF_BLOCK)
     inside = (heads < NUM_HEADS)[:, None] & (at_half < HALF)[None, :]
     c = tl.load(cos + at_half, mask=at_half < HALF, other=0.0)[None, :]
@@ -144,13 +143,10 @@ def _rotate_heads(
     second = tl.load(read + HALF, mask=inside, other=0.0).to(tl.float32)
     turned_first, turned_second = first * c - second * s, second * c + first * s
     dense = heads[:, None] * DIM + at_half[None, :]
-    if delta is not None:
-        turned_first += tl.load(delta + dense, mask=inside, other=0.0).to(tl.float32)
-        turned_second += tl.load(delta + dense + HALF, mask=inside, other=0.0).to(tl.float32)
     tl.store(target + dense, turned_first.to(target.dtype.element_ty), mask=inside)
     tl.store(target + dense + HALF, turned_second.to(target.dtype.element_ty), mask=inside)
     if REST_BLOCK:
-        _copy_heads(source, source_stride, target, delta, heads, NUM_HEADS, DIM, 2 * HALF, REST_BLOCK)
+        _copy_heads(source, source_stride, target, heads, NUM_HEADS, DIM, 2 * HALF, REST_BLOCK)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -158,20 +154,17 @@ def _copy_heads(
     source: tl.tensor,
     source_stride: tl.tensor,
     target: tl.tensor,
-    delta: tl.tensor,
     heads: tl.tensor,
     NUM_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     BEGIN: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """The channels from BEGIN on of one row's `heads`, plus those of `delta` if there is one."""
+    """The channels from BEGIN on of one row's `heads`."""
     channels = BEGIN + tl.arange(0, BLOCK)
     inside = (heads < NUM_HEADS)[:, None] & (channels < DIM)[None, :]
     values = tl.load(source + heads[:, None] * source_stride + channels[None, :], mask=inside, other=0.0)
     dense = heads[:, None] * DIM + channels[None, :]
-    if delta is not None:
-        values = values.to(tl.float32) + tl.load(delta + dense, mask=inside, other=0.0).to(tl.float32)
     tl.store(target + dense, values.to(target.dtype.element_ty), mask=inside)
 
 
@@ -224,7 +217,7 @@ def rotate_and_write(
             for turned in range(row - num_rows, tl.load(num_turned), tl.num_programs(0) - num_rows):
                 token = tl.load(turned_tokens + turned).to(tl.int64)
                 _rotate_heads(
-                    q + token * q_stride, q_head_stride, out + (num_rows + turned) * NUM_HEADS * DIM, None,
+                    q + token * q_stride, q_head_stride, out + (num_rows + turned) * NUM_HEADS * DIM,
                     turned_cos + turned * HALF, turned_sin + turned * HALF, part * HEADS + lanes,
                     NUM_HEADS, DIM, HALF, HALF_BLOCK, REST_BLOCK,
                 )  # fmt: skip
@@ -232,7 +225,7 @@ def rotate_and_write(
         target = out + row * NUM_HEADS * DIM
         heads = part * HEADS + lanes
         _rotate_heads(
-            q + row * q_stride, q_head_stride, target, None, cos + row * HALF, sin + row * HALF, heads,
+            q + row * q_stride, q_head_stride, target, cos + row * HALF, sin + row * HALF, heads,
             NUM_HEADS, DIM, HALF, HALF_BLOCK, REST_BLOCK,
         )  # fmt: skip
     else:
@@ -242,53 +235,12 @@ def rotate_and_write(
             if part < q_parts + kv_parts:
                 heads = (part - q_parts) * HEADS + lanes
                 _rotate_heads(
-                    k + row * k_stride, k_head_stride, k_pool + at, None, cos + row * HALF, sin + row * HALF, heads,
+                    k + row * k_stride, k_head_stride, k_pool + at, cos + row * HALF, sin + row * HALF, heads,
                     NUM_KV_HEADS, DIM, HALF, HALF_BLOCK, REST_BLOCK,
                 )  # fmt: skip
             else:
                 heads = (part - q_parts - kv_parts) * HEADS + lanes
-                _copy_heads(
-                    v + row * v_stride, v_head_stride, v_pool + at, None, heads, NUM_KV_HEADS, DIM, 0, DIM_BLOCK
-                )
-
-
-@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
-def copy_rotated(
-    k_pool: tl.tensor,
-    v_pool: tl.tensor,
-    sources: tl.tensor,
-    targets: tl.tensor,
-    cos: tl.tensor,
-    sin: tl.tensor,
-    delta_k: tl.tensor,
-    delta_v: tl.tensor,
-    num_rows: tl.tensor,
-    layer_stride: tl.tensor,
-    NUM_KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    HALF: tl.constexpr,
-    HEADS: tl.constexpr,
-    HALF_BLOCK: tl.constexpr,
-    REST_BLOCK: tl.constexpr,
-    DIM_BLOCK: tl.constexpr,
-) -> None:
-    """One program for HEADS heads of a row in a layer, keys and values."""
-    row, layer = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    heads = tl.program_id(2) * HEADS + tl.arange(0, HEADS)
-    source = tl.load(sources + row).to(tl.int64)
-    target = tl.load(targets + row).to(tl.int64)
-    if (source >= 0) & (target >= 0):
-        source = layer * layer_stride + source * NUM_KV_HEADS * DIM
-        target = layer * layer_stride + target * NUM_KV_HEADS * DIM
-        at = (layer * num_rows + row) * NUM_KV_HEADS * DIM
-        _rotate_heads(
-            k_pool + source, DIM, k_pool + target, None if delta_k is None else delta_k + at,
-            cos + row * HALF, sin + row * HALF, heads, NUM_KV_HEADS, DIM, HALF, HALF_BLOCK, REST_BLOCK,
-        )  # fmt: skip
-        _copy_heads(
-            v_pool + source, DIM, v_pool + target, None if delta_v is None else delta_v + at,
-            heads, NUM_KV_HEADS, DIM, 0, DIM_BLOCK,
-        )  # fmt: skip
+                _copy_heads(v + row * v_stride, v_head_stride, v_pool + at, heads, NUM_KV_HEADS, DIM, 0, DIM_BLOCK)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -7,10 +7,12 @@ Attention turns queries, so an encoding that is only read elsewhere is never cop
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -165,27 +167,27 @@ def _mix_in_threads(
     """The layers shared out over as many threads as torch has."""
     count = torch.get_num_threads()
     keys, values = k_pool.numpy(), v_pool.numpy()
-    tasks = [
-        (keys, values, layers, *arrays)
-        for copy in copies
-        for rotation in rotations
-        for arrays in [_arrays(copy, rotation, page_size)]
-        for layers in np.array_split(rotation.layers.numpy(), min(count, len(rotation.layers)))
-    ]
+    tasks = []
+    for copy, rotation in product(copies, rotations):
+        arrays = _arrays(copy, rotation, page_size)
+        parts = np.array_split(rotation.layers.numpy(), min(count, len(rotation.layers)))
+        tasks += [(keys, values, layers, *arrays) for layers in parts]
     under_way = [_threads(count).submit(mix_rows, *task) for task in tasks[1:]]
     mix_rows(*tasks[0])
     for done in under_way:
         done.result()
 
 
-def _arrays(copy: MixedCopy, rotation: Rotation, page_size: int) -> Iterator[NDArray[np.generic]]:
+def _arrays(copy: MixedCopy, rotation: Rotation, page_size: int) -> tuple[NDArray[Any], ...]:
     """What `mix_rows` takes after the pools and layers."""
-    yield np.stack([slots_of(part.pages, copy.num_tokens, page_size) for part in copy.parts])
-    yield slots_of(copy.pages, copy.num_tokens, page_size)
     angles = np.array([part.offset for part in copy.parts], np.float64)[:, None] * rotation.inv_freq
-    yield np.cos(angles).astype(np.float32)
-    yield np.sin(angles).astype(np.float32)
-    yield np.array([part.weight for part in copy.parts], np.float32)
+    return (
+        np.stack([slots_of(part.pages, copy.num_tokens, page_size) for part in copy.parts]),
+        slots_of(copy.pages, copy.num_tokens, page_size),
+        np.cos(angles).astype(np.float32),
+        np.sin(angles).astype(np.float32),
+        np.array([part.weight for part in copy.parts], np.float32),
+    )
 
 
 @cache

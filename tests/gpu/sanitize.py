@@ -35,8 +35,6 @@ def rotations() -> None:
     checks.check_turn_table(37, 48, torch.float32, DEVICE)
     for heads, kv_heads, dim, rotary_dim, dtype in ((32, 8, 128, 128, HALF), (9, 3, 96, 32, HALF)):
         checks.check_rotate_and_write(7, heads, kv_heads, dim, rotary_dim, dtype, DEVICE)
-    for deltas in (False, True):
-        checks.check_copy_rotated(30, 2, 3, 96, 32, deltas, HALF, DEVICE)
     checks.check_copy_mixed([(30, 2), (16, 1), (3, 4)], 3, 96, 32, HALF, DEVICE)
 
 

@@ -11,7 +11,6 @@ from engine_reference import KINDS, random_model
 from torch import Tensor
 
 from laban.kernels.fused_ops import Activation, add_rms_norm, gated, rms_norm, rotate_and_write, turn_table
-from laban.kernels.rotated_copy import copy_rotated
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 pytest.importorskip("triton")
@@ -59,14 +58,6 @@ def test_rotate_and_write(
     num_rows: int, heads: int, kv_heads: int, dim: int, rotary_dim: int, dtype: torch.dtype
 ) -> None:
     checks.check_rotate_and_write(num_rows, heads, kv_heads, dim, rotary_dim, dtype, "cuda")
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("dim", "rotary_dim"), HEADS)
-@pytest.mark.parametrize("kv_heads", [8, 3])
-@pytest.mark.parametrize("deltas", [False, True])
-def test_copy_rotated(kv_heads: int, dim: int, rotary_dim: int, deltas: bool, dtype: torch.dtype) -> None:
-    checks.check_copy_rotated(300, 4, kv_heads, dim, rotary_dim, deltas, dtype, "cuda")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -127,7 +118,6 @@ def test_captured_in_a_graph() -> None:
         q, k, v = (x.unflatten(-1, (-1, dim)) for x in normed.split([heads * dim, kv_heads * dim, kv_heads * dim], -1))
         pools = state["pools"]
         rotated = rotate_and_write(q, k, v, cos, sin, pools[0, 1], pools[1, 1], state["slots"])
-        copy_rotated(pools[0], pools[1], state["slots"], state["slots"] + 10, cos, sin)
         return [normed, total, rotated, gated(total, "silu")]
 
     refill()

@@ -21,7 +21,6 @@ from laban.actors.engine.layers import layer_kinds
 from laban.kernels import fused_ops
 from laban.kernels.fused_modules import install, skip_rotary
 from laban.kernels.mixed_copy import MixedCopy, Part, Rotation, copy_mixed_reference, launch_mixed, pack
-from laban.kernels.rotated_copy import copy_rotated, copy_rotated_reference
 
 NOISE = 5e-6  # of float32 arithmetic on numbers around one
 
@@ -129,27 +128,6 @@ def check_rotate_and_write(
     assert_rounded(found, exact)
     assert_rounded(guarded, exact_guarded)
     assert torch.equal(pools[1][slots[slots >= 0].long()], v[slots >= 0])
-
-
-def check_copy_rotated(
-    num_rows: int, layers: int, kv_heads: int, dim: int, rotary_dim: int, deltas: bool, dtype: torch.dtype, device: str
-) -> None:
-    """One row in place, some left out; slots that are neither source nor target stay as they are."""
-    num_slots = 2 * num_rows + 3
-    source, target = torch.randperm(num_slots, device=device)[: 2 * num_rows].int().view(2, num_rows)
-    target[0] = source[0]
-    source[2::5] = -1
-    target[3::5] = -1
-    # With a slot before the first, where a -1 would read and write.
-    guarded = _normal(2, 1 + layers * num_slots, kv_heads, dim, dtype=dtype, device=device)
-    exact_guarded = guarded.double()
-    pools, exact = (x[:, 1:].unflatten(1, (layers, num_slots)) for x in (guarded, exact_guarded))
-    angles = torch.rand(num_rows, rotary_dim // 2, device=device) * 6.3
-    cos, sin = angles.cos(), angles.sin()
-    delta_k, delta_v = _normal(2, layers, num_rows, kv_heads, dim, device=device) if deltas else (None, None)
-    copy_rotated_reference(exact[0], exact[1], source, target, cos.double(), sin.double(), delta_k, delta_v)
-    copy_rotated(pools[0], pools[1], source, target, cos, sin, delta_k, delta_v)
-    assert_rounded(guarded, exact_guarded)
 
 
 def mixed_copies(

@@ -42,6 +42,7 @@ def test_the_means_are_the_references(
             launch_mixed(*pools, packed, number, rotation.layers)
     else:
         assert mixed_copy.mix_rows is not None
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
         if path == "plain":
             monkeypatch.setattr(mixed_copy, "mix_rows", None)
         copy_mixed(*pools, copies, rotations, PAGE_SIZE)
