@@ -74,10 +74,8 @@ class Packed:
     page_size: int
 
     def to(self, device: torch.device) -> Packed:
-        """The same on a device. The host does not wait."""
-        if self.buffer.device == device:
-            return self
-        return replace(self, buffer=self.buffer.pin_memory().to(device, non_blocking=True))
+        """The same on a device. From pinned memory, which torch keeps until it was read, the host does not wait."""
+        return replace(self, buffer=self.buffer.to(device, non_blocking=True))
 
     def of(self, rotation: int) -> tuple[Tensor, Tensor, Tensor]:
         """Rows [num_rows, ROW_INTS] int32, weights [num_copies, MAX_PARTS] float32, and the rotation's turns
@@ -104,7 +102,7 @@ def copy_mixed(
     if not copies:
         return
     if k_pool.is_cuda:
-        packed = pack(copies, [rotation.inv_freq for rotation in rotations], page_size).to(k_pool.device)
+        packed = pack(copies, [rotation.inv_freq for rotation in rotations], page_size, pinned=True).to(k_pool.device)
         for number, rotation in enumerate(rotations):
             launch_mixed(k_pool, v_pool, packed, number, rotation.layers)
     elif mix_rows is not None and k_pool.dtype == torch.float32:
@@ -113,28 +111,36 @@ def copy_mixed(
         copy_mixed_reference(k_pool, v_pool, copies, rotations, page_size)
 
 
-def pack(copies: Sequence[MixedCopy], inv_freqs: Sequence[NDArray[np.float64]], page_size: int) -> Packed:
+def pack(
+    copies: Sequence[MixedCopy], inv_freqs: Sequence[NDArray[np.float64]], page_size: int, *, pinned: bool = False
+) -> Packed:
     """`copies` in one buffer, on the host. `inv_freqs` are those of the rotations. Angles are computed in float64."""
     counts = [-(-copy.num_tokens // page_size) for copy in copies]
-    rows = np.full((sum(counts), ROW_INTS), -1, np.int32)
+    num_rows, halves = sum(counts), tuple(len(inv_freq) for inv_freq in inv_freqs)
+    num_ints = ROW_INTS * num_rows + MAX_PARTS * len(copies) * (1 + 2 * sum(halves))
+    packed = Packed(
+        torch.empty(num_ints, dtype=torch.int32, pin_memory=pinned), num_rows, len(copies), halves, page_size
+    )
+    rows = packed.of(0)[0].numpy().reshape(num_rows, ROW_INTS)
+    rows[:], rows[:, TOKENS] = -1, page_size
     offsets, weights = np.zeros((2, len(copies), MAX_PARTS))
     first = 0
     for number, (copy, count) in enumerate(zip(copies, counts, strict=True)):
         assert 1 <= len(copy.parts) <= MAX_PARTS
         own = rows[first : first + count]
-        own[:, TARGET], own[:, TOKENS], own[:, COPY] = copy.pages[:count], page_size, number
+        own[:, TARGET], own[:, COPY] = copy.pages[:count], number
         own[-1, TOKENS] = copy.num_tokens - (count - 1) * page_size
         for i, part in enumerate(copy.parts):
             own[:, i] = part.pages[:count]
             offsets[number, i], weights[number, i] = part.offset, part.weight
         first += count
-    turns = []
-    for inv_freq in inv_freqs:
+    for number, inv_freq in enumerate(inv_freqs):
         angles = offsets[..., None] * inv_freq
-        turns.append(np.stack((np.cos(angles), np.sin(angles)), -2) * weights[..., None, None])
-    floats = (each.astype(np.float32).reshape(-1) for each in (weights, *turns))
-    buffer = torch.from_numpy(np.concatenate([rows.reshape(-1), *(each.view(np.int32) for each in floats)]))
-    return Packed(buffer, len(rows), len(copies), tuple(len(inv_freq) for inv_freq in inv_freqs), page_size)
+        _, all_weights, turns = (each.numpy() for each in packed.of(number))
+        all_weights[:] = weights.reshape(-1)
+        turned = turns.reshape(*weights.shape, 2, len(inv_freq))
+        turned[:, :, 0], turned[:, :, 1] = weights[..., None] * np.cos(angles), weights[..., None] * np.sin(angles)
+    return packed
 
 
 def launch_mixed(k_pool: Tensor, v_pool: Tensor, packed: Packed, number: int, layers: Tensor, **options: int) -> None:
@@ -142,16 +148,22 @@ def launch_mixed(k_pool: Tensor, v_pool: Tensor, packed: Packed, number: int, la
     _, _, num_kv_heads, dim = k_pool.shape
     assert k_pool.is_contiguous()
     assert v_pool.is_contiguous()
-    rows, weights, turns = packed.of(number)
-    blocks = head_blocks(num_kv_heads, dim, packed.halves[number])
+    sizes = {**_sizes(packed.page_size, num_kv_heads, dim, packed.halves[number]), **options}
+    blocks = -(-sizes["UNITS_PER_PAGE"] // sizes["UNITS"])
+    kernels().copy_mixed[(packed.num_rows * blocks, len(layers))](
+        k_pool, v_pool, layers, *packed.of(number), k_pool.stride(0), **sizes
+    )
+
+
+@cache
+def _sizes(page_size: int, num_kv_heads: int, dim: int, half: int) -> dict[str, int]:
+    """What the kernel is compiled for. Not to be changed."""
+    blocks = head_blocks(num_kv_heads, dim, half)
     del blocks["HEADS"]
     # A unit is one token's head: all of a page lie in one piece. With fewer warps a program's parts meet at barriers.
-    sizes = {"UNITS": max(1, 2 * BLOCK_ELEMENTS // blocks["DIM_BLOCK"]), "num_warps": 4, **options}
-    per_page = packed.page_size * num_kv_heads
-    kernels().copy_mixed[(packed.num_rows * -(-per_page // sizes["UNITS"]), len(layers))](
-        k_pool, v_pool, layers, rows, weights, turns, k_pool.stride(0),
-        UNITS_PER_PAGE=per_page, PARTS=MAX_PARTS, ROW_INTS=ROW_INTS, **blocks, **sizes,
-    )  # fmt: skip
+    units = max(1, 2 * BLOCK_ELEMENTS // blocks["DIM_BLOCK"])
+    own = {"UNITS_PER_PAGE": page_size * num_kv_heads, "PARTS": MAX_PARTS, "ROW_INTS": ROW_INTS, "UNITS": units}
+    return {**own, **blocks, "num_warps": 4}
 
 
 def slots_of(pages: Pages, num_tokens: int, page_size: int) -> NDArray[np.int64]:

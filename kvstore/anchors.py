@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from laban.kvstore.encodings import EncodingId, EncodingSpec, adapter_of, owner_of
-from laban.kvstore.surroundings import Surroundings, digest_of, distance
+from laban.kvstore.surroundings import Digests, Surroundings, distance
 
 MAX_MIXED = 4
 """Anchors that one prediction is made from, at most."""
@@ -86,6 +86,7 @@ class AnchorPool:
         self._known: OrderedDict[Tokens, _Known] = OrderedDict()  # the longest unused first
         self._tokens_of: dict[EncodingId, Tokens] = {}
         self._bytes: dict[str, int] = {}  # by tenant
+        self.digests = Digests()
 
     @property
     def num_anchors(self) -> int:
@@ -100,12 +101,12 @@ class AnchorPool:
 
     def anchors(self, spec: EncodingSpec) -> list[Anchor]:
         """Of the spec's tokens and owner."""
-        known = self._known.get(tokens_of(spec))
+        known = self._known.get(tokens_of(spec, self.digests))
         return [] if known is None else list(known.anchors.values())
 
     def add(self, spec: EncodingSpec, around: Surroundings, gaps: Mapping[EncodingId, float]) -> None:
         """`spec` is encoded densely now. `gaps` are its mean squared differences from other anchors of its tokens."""
-        key, encoding_id = tokens_of(spec), spec.encoding_id
+        key, encoding_id = tokens_of(spec, self.digests), spec.encoding_id
         if encoding_id in self._tokens_of:
             return
         anchor = Anchor(encoding_id, spec.start, around)
@@ -150,14 +151,14 @@ class AnchorPool:
 
         With `leave_out` those under this very view do not count: what would be said if it had not been seen.
         """
-        known = self._known.get(tokens_of(spec))
+        known = self._known.get(tokens_of(spec, self.digests))
         return None if known is None else _predicted(known, around, usable, leave_out)
 
     def choose(
         self, spec: EncodingSpec, around: Surroundings, tolerance: float, usable: Callable[[EncodingId], bool]
     ) -> Mix | None:
         """A mix for `spec` whose error is known to be at most `tolerance`; None: nothing is known to be so good."""
-        key = tokens_of(spec)
+        key = tokens_of(spec, self.digests)
         known = self._known.get(key)
         mix = None if known is None else _predicted(known, around, usable)
         if known is None or mix is None:
@@ -172,7 +173,7 @@ class AnchorPool:
 
     def learn(self, spec: EncodingSpec, far: float, error: float) -> None:
         """A prediction of the spec's tokens from anchors at a distance `far` made a reader diverge by `error`."""
-        known = self._known.get(tokens_of(spec))
+        known = self._known.get(tokens_of(spec, self.digests))
         if known is not None:
             known.errors.append((far, error))
 
@@ -182,7 +183,7 @@ class AnchorPool:
         Only errors made from as far or farther count, and at least `MIN_ERRORS` of them. They are taken for log-normal:
         it is the prediction interval of one more, so the fewer they are, the wider.
         """
-        known = self._known.get(tokens_of(spec))
+        known = self._known.get(tokens_of(spec, self.digests))
         return math.inf if known is None else _bound(known, far)
 
     def check_integrity(self) -> None:
@@ -203,15 +204,17 @@ class AnchorPool:
         assert all(num_bytes <= self._tenant_bytes for num_bytes in by_tenant.values())
 
 
-def tokens_of(spec: EncodingSpec) -> Tokens:
-    return owner_of(spec.namespace), digest_of(spec.tokens) + adapter_of(spec.namespace)
+def tokens_of(spec: EncodingSpec, digests: Digests) -> Tokens:
+    return owner_of(spec.namespace), digests.of(spec) + adapter_of(spec.namespace)
 
 
 def _predicted(
     known: _Known, around: Surroundings, usable: Callable[[EncodingId], bool], leave_out: bool = False
 ) -> Mix | None:
-    found = [(distance(around, anchor.around), anchor) for anchor in known.anchors.values()]
-    found = [each for each in found if usable(each[1].encoding_id) and not (leave_out and each[0] == 0.0)]
+    there = [anchor for anchor in known.anchors.values() if usable(anchor.encoding_id)]
+    found = [(distance(around, anchor.around), anchor) for anchor in there]
+    if leave_out:
+        found = [each for each in found if each[0] > 0.0]
     if not found:
         return None
     found.sort(key=lambda each: (each[0], each[1].encoding_id))

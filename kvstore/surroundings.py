@@ -6,15 +6,16 @@ once rotation is taken out. So this is what tells whether one may stand for the 
 
 from __future__ import annotations
 
-from array import array
+from collections import OrderedDict
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
 
-from laban.kvstore.encodings import EncodingSpec, Specs
+from laban.kvstore.encodings import EncodingId, EncodingSpec, Specs, token_bytes
 
 LEAST = 0.01
 """The distance of surroundings that are not the same, at least."""
+MAX_DIGESTS = 4096
 
 
 class Piece(NamedTuple):  # compared by the dozen for a call, which tuples are fast at
@@ -30,13 +31,28 @@ class Surroundings:
     """The nearest piece first. Equal ones give equal keys and values, apart from rotation."""
 
     pieces: tuple[Piece, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(piece.num_tokens for piece in self.pieces)
+    num_tokens: int  # of them all
 
 
-def surroundings(spec: EncodingSpec, specs: Specs) -> Surroundings:
+class Digests:
+    """Of the tokens of encodings, of the last ones: what many views have is digested once. Owned by one thread."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[EncodingId, str] = OrderedDict()  # the longest unused first
+
+    def of(self, spec: EncodingSpec) -> str:
+        kept = self._kept
+        digest = kept.get(spec.encoding_id)
+        if digest is not None:
+            kept.move_to_end(spec.encoding_id)
+            return digest
+        digest = kept[spec.encoding_id] = blake2b(token_bytes(spec.tokens), digest_size=16).hexdigest()
+        if len(kept) > MAX_DIGESTS:
+            kept.popitem(last=False)
+        return digest
+
+
+def surroundings(spec: EncodingSpec, specs: Specs, digests: Digests) -> Surroundings:
     """Of `spec`, from its view. KeyError for a view that names unknown encodings.
 
     What was encoded in its place counts by its tokens; what was encoded elsewhere brings what it saw there, and
@@ -49,14 +65,10 @@ def surroundings(spec: EncodingSpec, specs: Specs) -> Surroundings:
             content = f"{placed.encoding_id}:{placed.begin}:{placed.end}"
             pieces.append(Piece(content, placed.num_tokens, placed.position - spec.start))
         if view.prefix_id is None:
-            return Surroundings(tuple(pieces))
+            return Surroundings(tuple(pieces), sum(piece.num_tokens for piece in pieces))
         before = specs[view.prefix_id]
-        pieces.append(Piece(digest_of(before.tokens), before.num_tokens, before.start - spec.start))
+        pieces.append(Piece(digests.of(before), before.num_tokens, before.start - spec.start))
         view = before.view
-
-
-def digest_of(tokens: tuple[int, ...]) -> str:
-    return blake2b(array("i", tokens).tobytes(), digest_size=16).hexdigest()
 
 
 def distance(one: Surroundings, other: Surroundings) -> float:

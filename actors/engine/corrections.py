@@ -7,6 +7,7 @@ other, and becomes an anchor itself. What was predicted is marked here: it is no
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 
@@ -17,11 +18,14 @@ from numpy.typing import NDArray
 from laban.actors.engine.layers import layer_kinds
 from laban.actors.engine.runner import AnyRunner
 from laban.actors.engine.tallying import Tallying
+from laban.actors.errors import LabanError
 from laban.kernels.mixed_copy import MixedCopy, Part, Rotation, copy_mixed, slots_of
 from laban.kvstore.anchors import MAX_ANCHORS, Anchor, AnchorPool, Mix
 from laban.kvstore.encodings import EncodingId, EncodingSpec, flatten, make_spec
 from laban.kvstore.store import EncodingStore, Entry
 from laban.kvstore.surroundings import Surroundings, surroundings
+
+log = logging.getLogger(__name__)
 
 TRIAL = math.inf
 """The tolerance of what is predicted to see how wrong it is: any error, and not from the one under its own view."""
@@ -43,6 +47,8 @@ class Corrections:
         self._rotations = _rotations(runner)
         self.copying: torch.cuda.Event | None = None
         """When what was made last stands; None once an iteration was launched after it, which ends later."""
+        if self._serves:
+            self._warm_up()
         self._due: dict[EncodingId, Surroundings] = {}  # being encoded; to become anchors
         self._mixed: dict[EncodingId, tuple[Entry, Mix]] = {}
 
@@ -63,7 +69,7 @@ class Corrections:
         """
         if not spec.tolerance or not self._serves:
             return None
-        around = surroundings(spec, specs)
+        around = surroundings(spec, specs, self.pool.digests)
         if spec.tolerance == TRIAL:
             return self.pool.predict(spec, around, self._usable, leave_out=True)
         twin = make_spec(spec.namespace, spec.tokens, spec.start, spec.view, specs)
@@ -76,21 +82,18 @@ class Corrections:
         """The predicted encodings, each pinned once. Their pages can be had, and their anchors are pinned.
 
         On a card they are made before the next iteration and not waited for; other streams wait for `copying`.
+        Raises LabanError if they cannot be made; then it is as if nobody had asked.
         """
         entries: list[Entry] = []
         try:
             for spec, _ in predicted:
                 entries.append(self._store.reserve(spec.encoding_id, spec.num_tokens, spec.namespace))
-            copies = [self._copy(spec, mix, entry) for (spec, mix), entry in zip(predicted, entries, strict=True)]
-            pools = self._runner.k_pool, self._runner.v_pool
-            copy_mixed(*pools, copies, self._rotations, self._store.page_size)
-        except BaseException:
+            self._mix([self._copy(spec, mix, entry) for (spec, mix), entry in zip(predicted, entries, strict=True)])
+        except Exception as error:
+            log.exception("a prediction failed")
             for entry in entries:
                 self._store.discard(entry)
-            raise
-        if self._runner.k_pool.is_cuda:
-            self.copying = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self.copying.record()
+            raise LabanError(f"what it reads could not be predicted: {type(error).__name__}: {error}") from error
         for (spec, mix), entry in zip(predicted, entries, strict=True):
             self._store.publish(entry, spec.encoding_id, spec.num_tokens, spec)
             self._mixed[spec.encoding_id] = entry, mix
@@ -99,6 +102,20 @@ class Corrections:
         if len(self._mixed) > 2 * len(self._store):
             self._mixed = {i: each for i, each in self._mixed.items() if self._store.get(i) is each[0]}
         return entries
+
+    def _mix(self, copies: Sequence[MixedCopy]) -> None:
+        pools = self._runner.k_pool, self._runner.v_pool
+        try:
+            copy_mixed(*pools, copies, self._rotations, self._store.page_size)
+        finally:  # a part of it may be under way though another could not be launched
+            if self._runner.k_pool.is_cuda:
+                self.copying = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                self.copying.record()
+
+    def _warm_up(self) -> None:
+        """Compiles what mixes, so that no call waits for it: the first slot becomes what it is."""
+        page = np.zeros(1, np.int32)
+        self._mix([MixedCopy(page, 1, (Part(page, 0, 1.0),))])
 
     def _copy(self, spec: EncodingSpec, mix: Mix, entry: Entry) -> MixedCopy:
         parts = [
@@ -113,7 +130,7 @@ class Corrections:
             return
         self._tallying.add("tokens_not_corrected", spec.num_tokens)
         if not self._mixes_in(spec, specs):
-            self._due[spec.encoding_id] = surroundings(spec, specs)
+            self._due[spec.encoding_id] = surroundings(spec, specs, self.pool.digests)
 
     def given_up(self, encoding_id: EncodingId) -> None:
         """It is not going to be encoded after all."""
@@ -162,7 +179,8 @@ class Corrections:
 
         slots = np.concatenate([sampled(each) for each in (entry, *map(self._entry, others))])
         values = v_pool[layers[:, None], torch.from_numpy(slots).to(v_pool.device)].float()
-        values = values.unflatten(1, (1 + len(others), -1))  # [layers, encodings, tokens, heads, head_dim]
+        # [layers, encodings, tokens, heads, head_dim]
+        values = values.reshape(len(layers), 1 + len(others), -1, *values.shape[2:])
         found = (values[:, 1:] - values[:, :1]).square().mean((0, 2, 3, 4)).tolist()
         return dict(zip(others, found, strict=True))
 

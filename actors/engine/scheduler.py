@@ -140,7 +140,7 @@ class Scheduler:
 
         They overtake one whose encodings are on their way to the host. Yields a call with its error if it cannot fit
         even with nothing else running: what it reads was evicted, and encoding that again, ancestors and all, takes
-        more than the pool.
+        more than the pool. Or if what it reads could not be predicted.
         """
         self.is_short = False
         for waiting in self.waiting:
@@ -151,7 +151,7 @@ class Scheduler:
                 continue
             try:
                 admitted = self._try_admit(waiting, make_decode)
-            except Exhausted as error:
+            except LabanError as error:
                 self.waiting.take(waiting.call.call_id)
                 yield waiting.call, error
                 continue
@@ -181,17 +181,19 @@ class Scheduler:
             self.store.pin(entry)
             if not call.spare:
                 self._want(entry, plan.specs)
-        if plan.mixes:  # none of these reads another
-            present += self.corrections.make([(plan.specs[i], mix) for i, mix in plan.mixes.items()])
-        for spec, way in plan.missing:
-            if way is Way.CORRECT:
-                continue
-            if way is Way.ENCODE:
-                self.corrections.encodes(spec, plan.specs)
-            self.make(spec, way, plan.specs).spare = call.spare
-        running = self._run(waiting, plan, make_decode)
-        for entry in present:
-            self.store.unpin(entry)
+        try:
+            if plan.mixes:  # none of these reads another
+                present += self.corrections.make([(plan.specs[i], mix) for i, mix in plan.mixes.items()])
+            for spec, way in plan.missing:
+                if way is Way.CORRECT:
+                    continue
+                if way is Way.ENCODE:
+                    self.corrections.encodes(spec, plan.specs)
+                self.make(spec, way, plan.specs).spare = call.spare
+            running = self._run(waiting, plan, make_decode)
+        finally:
+            for entry in present:
+                self.store.unpin(entry)
         self.running[call.call_id] = running
         return running
 

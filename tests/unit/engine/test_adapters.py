@@ -108,10 +108,12 @@ def test_a_prefetch_of_an_adapter_that_is_not_there_is_passed_over(tmp_path: Pat
 
 def test_an_adapters_tokens_are_no_anchors_of_anothers() -> None:
     from laban.kvstore.anchors import tokens_of
+    from laban.kvstore.surroundings import Digests
 
     plain, other = (make_spec(name, [1, 2], 0, EMPTY_VIEW, {}) for name in ("m/t", with_adapter("m/t", "5f")))
-    assert tokens_of(plain) != tokens_of(other)
-    assert tokens_of(plain)[0] == tokens_of(other)[0]  # one tenant's share
+    digests = Digests()
+    assert tokens_of(plain, digests) != tokens_of(other, digests)
+    assert tokens_of(plain, digests)[0] == tokens_of(other, digests)[0]  # one tenant's share
 
 
 def test_the_targets_of_all_served_kinds_are_these() -> None:

@@ -11,6 +11,7 @@ from correction_checks import HEADER, Reader, largest_difference, words
 from engine_harness import force, make_engine
 
 from laban.actors.calls import Advice, Sampling
+from laban.actors.engine import corrections
 from laban.kvstore.anchors import MAX_ANCHORS, MIN_ERRORS, AnchorPool
 from laban.kvstore.encodings import EMPTY_VIEW
 from laban.kvstore.surroundings import surroundings
@@ -173,10 +174,10 @@ def test_an_anchor_that_was_lost_and_is_predicted_now_serves_no_more() -> None:
     lost = reader.read((ROOT, 0.0), (before, 0.0), (text, 1e-9))[-1]
     assert reader.mix(lost) is None
     assert reader.engine.store.drop(lost.encoding_id)
-    corrections = reader.corrections
-    from_others = corrections.pool.predict(lost, surroundings(lost, reader.specs), corrections._usable)
+    pool = reader.corrections.pool
+    from_others = pool.predict(lost, surroundings(lost, reader.specs, pool.digests), reader.corrections._usable)
     assert from_others is not None
-    (made,) = corrections.make([(lost, from_others)])
+    (made,) = reader.corrections.make([(lost, from_others)])
     reader.engine.store.unpin(made)
     found = reader.read((ROOT, 0.0), (before, 0.0), (text, ANY))[-1]
     mix = reader.mix(found)
@@ -199,6 +200,42 @@ def test_copies_into_freed_pages_wait_for_what_is_predicted_from_them() -> None:
     reader.result(call_id)
     assert engine.corrections.copying is None
     assert engine._after(after.pages) is None  # an iteration later has ended
+
+
+def test_a_prediction_that_fails_ends_its_call_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, text = random.Random(1), words(random.Random(2), 30)
+    reader = Reader(make_engine())
+    learnt(reader, text, rng, MIN_ERRORS + 1)
+    engine, copy_mixed = reader.engine, corrections.copy_mixed
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("no launch")
+
+    before = words(rng, 12)
+    other = reader.submit(HEADER, EMPTY_VIEW, sampling=Sampling(max_tokens=20))
+    reader.step()
+    pages = engine.store.allocator.num_free
+    view, _ = reader.view_of((ROOT, 0.0), (before, 0.0), (text, ANY))
+    monkeypatch.setattr(corrections, "copy_mixed", fail)
+    failed = reader.submit(HEADER, view, sampling=Sampling(max_tokens=2))
+    reader.step()
+    assert "no launch" in reader.failure(failed).message
+    assert engine.store.allocator.num_free == pages
+    reader.run()
+    reader.result(other)
+    engine.store.check_integrity()
+    assert all(entry.pins == 0 for entry in engine.store.entries())
+    monkeypatch.setattr(corrections, "copy_mixed", copy_mixed)
+    assert reader.mix(reader.read((ROOT, 0.0), (before, 0.0), (text, ANY))[-1]) is not None
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_to_warm_up_changes_nothing(kind: str) -> None:
+    engine = make_engine(kind)
+    pools = [pool.normal_() for pool in (engine.runner.k_pool, engine.runner.v_pool)]
+    before = [pool.clone() for pool in pools]
+    engine.corrections._warm_up()
+    assert all(map(torch.equal, pools, before))
 
 
 def test_tenants_have_their_own() -> None:

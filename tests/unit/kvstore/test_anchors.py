@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from laban.kvstore.anchors import MAX_ANCHORS, MAX_MIXED, MIN_ERRORS, AnchorPool
 from laban.kvstore.encodings import EMPTY_VIEW, EncodingSpec, Placement, View, extend, make_spec
-from laban.kvstore.surroundings import Surroundings, distance, surroundings
+from laban.kvstore.surroundings import MAX_DIGESTS, Digests, Surroundings, distance, surroundings
 
 Specs = dict[str, EncodingSpec]
 
@@ -26,7 +26,7 @@ def chain(*texts: tuple[int, ...], start: int = 0, namespace: str = "m/t") -> tu
         specs[spec.encoding_id] = spec
         view, start = View(spec.encoding_id), spec.stop
     assert spec is not None
-    return spec, surroundings(spec, specs)
+    return spec, surroundings(spec, specs, Digests())
 
 
 def always(_: str) -> bool:
@@ -69,7 +69,7 @@ def test_where_it_stands_does_not_count_but_gaps_do() -> None:
     root = make_spec("m/t", (1, 2), 0, EMPTY_VIEW, specs)
     specs[root.encoding_id] = root
     close, apart = (make_spec("m/t", (9,), at, View(root.encoding_id), specs) for at in (2, 5))
-    assert distance(surroundings(close, specs), surroundings(apart, specs)) > 0.0
+    assert distance(*(surroundings(each, specs, Digests()) for each in (close, apart))) > 0.0
 
 
 def test_what_was_encoded_elsewhere_counts_as_what_it_is() -> None:
@@ -81,7 +81,17 @@ def test_what_was_encoded_elsewhere_counts_as_what_it_is() -> None:
     placed = extend(View(root.encoding_id), Placement(other.encoding_id, 2, 0, 2), specs)
     moved = make_spec("m/t", (9,), 4, placed, specs)
     dense = make_spec("m/t", (9,), 4, View(own.encoding_id), specs)
-    assert distance(surroundings(moved, specs), surroundings(dense, specs)) > 0.0
+    assert distance(*(surroundings(each, specs, Digests()) for each in (moved, dense))) > 0.0
+
+
+def test_digests_are_of_tokens_and_the_oldest_go() -> None:
+    digests = Digests()
+    specs = [make_spec("m/t", (number // 2, 1), number % 2, EMPTY_VIEW, {}) for number in range(MAX_DIGESTS + 2)]
+    found = [digests.of(spec) for spec in specs]
+    assert found[0::2] == found[1::2]
+    assert len(set(found)) == len(specs) // 2
+    assert [digests.of(spec) for spec in specs] == found
+    assert len(digests._kept) == MAX_DIGESTS
 
 
 @pytest.mark.parametrize("num", [1, 20])
