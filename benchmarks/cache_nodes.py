@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -31,18 +32,21 @@ NODE = {"num_cpus": 1, "object_store_memory": 512 << 20, "include_dashboard": Fa
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`flows` workflows of three agents that talk for `rounds`; every two of them are about the same document."""
+    """`flows` workflows, some `at_once`, of the same agents in sequence: each reads a task and what the one before said.
 
-    flows: int = 4
-    rounds: int = 2
-    document: int = 200
-    task: int = 24
-    prompt: int = 40
-    said: int = 12
+    In tokens: the agents' prompts, the task, what each says, and a worker's pool, which has room for four prompts.
+    """
+
+    flows: int = 10
+    at_once: int = 2
+    agents: int = 10
+    prompt: int = 128
+    task: int = 8
+    said: int = 8
     pool_tokens: int = 800
 
 
-QUICK = Load(flows=2, rounds=2, document=64, task=8, prompt=16, said=8, pool_tokens=1024)
+QUICK = Load(flows=2, agents=4, prompt=48, pool_tokens=400)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,34 +60,28 @@ class Total:
 
 
 def workflow(number: int, load: Load, writer: Writer, seed: int) -> dict[str, object]:
-    """Three agents with prompts of their own read a document, a task and all that was said before."""
+    """The same as `ring`, as a workflow: what it is given and what is said in it is its own, the prompts are not."""
 
     def text(name: str, num_tokens: int) -> str:
         return writer.words(num_tokens, random.Random(f"{seed} {name}"))
 
-    made = Workflow(f"talk_{number}", fidelity="direct")
-    made.message("document", text(f"document {number // 2}", load.document))
+    made = Workflow(f"ring_{number}", fidelity="direct")
     made.message("task", text(f"task {number}", load.task))
-    for agent in ("ann", "bob", "cleo"):
-        made.agent(agent, text(f"{agent} {number}", load.prompt))
-    forced = text(f"said {number}", load.said)
-    made.step(
-        "say",
-        read=["document", "task", "say[self,all]", "say[others,all]"],
-        for_each="agents",
-        rounds=load.rounds,
-        sampling={"max_tokens": load.said, "temperature": 0, "forced_text": forced},
-    )
-    made.step("end", read=["document", "task", "say[all]"], sampling={"max_tokens": load.said, "forced_text": forced})
-    made.output("end", "end")
+    before: list[str] = []
+    for at in range(load.agents):
+        made.agent(f"agent_{at}", text(f"agent {at}", load.prompt))
+        forced = text(f"said {number} {at}", load.said)
+        sampling = {"max_tokens": load.said, "temperature": 0, "forced_text": forced}
+        made.step(f"say_{at}", agent=f"agent_{at}", read=["task", *before], sampling=sampling)
+        before = [f"say_{at}"]
+    made.output("said", before[0])
     return made.to_dict()
 
 
-def run_all(client: Client, documents: list[dict[str, object]]) -> Total:
-    """Every other one at once, then those that share a document with them. Raises RuntimeError for a failure."""
-    records = []
-    for wave in (documents[::2], documents[1::2]):
-        records += [client.wait(flow) for flow in [client.submit(document).workflow_id for document in wave]]
+def run_all(client: Client, documents: list[dict[str, object]], at_once: int) -> Total:
+    """So many at a time. Raises RuntimeError for a failure."""
+    with ThreadPoolExecutor(at_once) as threads:
+        records = list(threads.map(lambda each: client.wait(client.submit(each).workflow_id), documents))
     for record in records:
         if record.state != "succeeded":
             raise RuntimeError(f"{record.name}: {record.state}, {record.error}")
@@ -113,7 +111,9 @@ def ray_nodes(count: int) -> Iterator[str]:
         cluster.shutdown()
 
 
-def measure_policy(documents: list[dict[str, object]], policy: str, nodes: int, pool_tokens: int) -> Total:
+def measure_policy(
+    documents: list[dict[str, object]], policy: str, nodes: int, pool_tokens: int, at_once: int
+) -> Total:
     """On a cluster of its own with a worker a node."""
     with ray_nodes(nodes) as address:
         config = LabanConfig(
@@ -125,7 +125,7 @@ def measure_policy(documents: list[dict[str, object]], policy: str, nodes: int, 
             metrics=MetricsSection(port=None),
         )
         with start_cluster(config) as served, Client(served.address) as client:
-            return run_all(client, documents)
+            return run_all(client, documents, at_once)
 
 
 def measure_nodes(clock: Clock, *, quick: bool = False, seed: int = 1) -> list[Row]:
@@ -134,11 +134,11 @@ def measure_nodes(clock: Clock, *, quick: bool = False, seed: int = 1) -> list[R
     writer = Writer(Tokenizer.from_folder(prepare_default_model(lambda doing, share: clock.say(doing))))
     documents = [workflow(number, load, writer, seed) for number in range(load.flows)]
     clock.say("nodes: one worker with room for everything")
-    alone = measure_policy(documents, "cost", 1, 16 * load.pool_tokens)
+    alone = measure_policy(documents, "cost", 1, 16 * load.pool_tokens, load.at_once)
     rows = [Row("nodes.one_worker.encoded", float(alone.encoded), "tokens", better="lower")]
     for policy in POLICIES:
         clock.say(f"nodes: two workers, {policy}")
-        total = measure_policy(documents, policy, NODES, load.pool_tokens)
+        total = measure_policy(documents, policy, NODES, load.pool_tokens, load.at_once)
         rows += [
             Row(f"nodes.{policy}.encoded", float(total.encoded), "tokens", better="lower"),
             Row(f"nodes.{policy}.loaded", float(total.loaded), "tokens", better="lower"),

@@ -247,14 +247,16 @@ class Ledger:
         """Whole milliseconds: what differs by less is the same.
 
         Before its turn a call waits for what is to be encoded, for the token that each running decode takes of every
-        iteration, and for the iteration under way. Where calls wait for others to end, they go one by one as those do.
+        iteration, and for the iteration under way. Where calls wait for others to end, they go one by one as those do;
+        for each that ended since the worker said so, one of them has begun.
         """
         pace, load = account.pace, account.load
         queue = (account.queued_tokens + account.num_started) * pace.encode_ns
         if account.num_calls:
             queue += pace.iteration_ns
-            if load.num_blocked:
-                queue += load.num_blocked * round(1e6 * self.rates.call_ms) // max(1, load.num_running)
+            blocked = min(load.num_blocked, max(0, account.num_calls - load.num_running))
+            if blocked:
+                queue += blocked * round(1e6 * self.rates.call_ms) // max(1, load.num_running)
         return (queue + 500_000) // 1_000_000
 
     def _move(self, account: Account) -> None:

@@ -52,6 +52,7 @@ class Pace(NamedTuple):
     disk_ns: int
     peer_ns: int
     peer_disk_ns: int  # from another worker's disk
+    open_ns: int  # until others have lent what is asked of them, all of it
 
 
 @dataclass(slots=True)
@@ -135,6 +136,7 @@ class Rates:
             disk_ns=disk_ns + host_ns,
             peer_ns=peer_ns,
             peer_disk_ns=peer_ns + disk_ns,
+            open_ns=round(1e9 * self._known(member, _FIELDS.index("open_s"))),
         )
 
     def fetch_ns(self, reader: str, holder: str) -> int:

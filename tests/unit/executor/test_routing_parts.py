@@ -39,7 +39,7 @@ def test_a_worker_is_as_fast_as_it_says():
     rates = Rates()
     rates.add(info_of("a", fetches=True))
     assert rates.report("a", MEASURED)
-    assert rates.pace("a") == Pace(500_000, 10_000_000, 1_000_000, 3_000_000, 6_000_000, 8_000_000)
+    assert rates.pace("a") == Pace(500_000, 10_000_000, 1_000_000, 3_000_000, 6_000_000, 8_000_000, 0)
     assert not rates.report("a", MEASURED)
 
 
