@@ -32,7 +32,7 @@ NODE = {"num_cpus": 1, "object_store_memory": 512 << 20, "include_dashboard": Fa
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`flows` workflows, some `at_once`, of the same agents in sequence: each reads a task and what the one before said.
+    """`flows` workflows, some `at_once`, of the same agents in sequence: each reads a task and what the last one said.
 
     In tokens: the agents' prompts, the task, what each says, and a worker's pool, which has room for four prompts.
     """

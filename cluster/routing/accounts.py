@@ -24,6 +24,7 @@ class Account:
     link_ns: int = 0  # of loads and fetches for such calls
     num_calls: int = 0  # sent and not ended
     num_started: int = 0  # of these, those that have their first token
+    num_ended: int = 0  # since the worker last reported
     num_fetching: int = 0  # encodings that others fetch from it
     queue_ms: int = 0
     turn: int = 0  # its place among the workers by id

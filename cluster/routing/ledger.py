@@ -87,6 +87,7 @@ class Ledger:
     def report(self, account: Account, load: WorkerLoad, rates: WorkerRates) -> None:
         """What the worker says of itself."""
         before, account.load = account.load, load
+        account.num_ended = 0
         self.columns.put_pages(account)
         changed = self.rates.report(account.worker_id, rates)
         if changed:
@@ -99,6 +100,8 @@ class Ledger:
 
     def sent(self, account: Account, call: CallView, estimate: Estimate, sources: Sequence[Account] = ()) -> Sent:
         link_ns = estimate.load_ns + estimate.fetch_ns
+        if estimate.fetched:
+            link_ns -= account.pace.open_ns  # nothing is on the link meanwhile
         queued_tokens = estimate.tokens_encode + call.own_tokens
         sent = Sent(
             account=account,
@@ -148,6 +151,7 @@ class Ledger:
         if not account.alive:
             return
         account.num_calls -= 1
+        account.num_ended += 1
         self.num_calls -= 1
         account.num_started -= 1
         for encoding_id in sent.brings:
@@ -254,9 +258,8 @@ class Ledger:
         queue = (account.queued_tokens + account.num_started) * pace.encode_ns
         if account.num_calls:
             queue += pace.iteration_ns
-            blocked = min(load.num_blocked, max(0, account.num_calls - load.num_running))
-            if blocked:
-                queue += blocked * round(1e6 * self.rates.call_ms) // max(1, load.num_running)
+            blocked = max(0, load.num_blocked - account.num_ended)
+            queue += blocked * round(1e6 * self.rates.call_ms) // max(1, load.num_running)
         return (queue + 500_000) // 1_000_000
 
     def _move(self, account: Account) -> None:
