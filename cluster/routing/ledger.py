@@ -250,14 +250,14 @@ class Ledger:
     def _queue_ms(self, account: Account) -> int:
         """Whole milliseconds: what differs by less is the same.
 
-        Before its turn a call waits for what is to be encoded, for the token that each running decode takes of every
-        iteration, and for the iteration under way. Where calls wait for others to end, they go one by one as those do;
+        Before its turn a call waits for what is to be encoded, but at least for the iteration under way, and for the
+        token that each running decode takes of every iteration. Where calls wait for others to end, they go one by one as those do;
         for each that ended since the worker said so, one of them has begun.
         """
         pace, load = account.pace, account.load
-        queue = (account.queued_tokens + account.num_started) * pace.encode_ns
+        queue = account.queued_tokens * pace.encode_ns
         if account.num_calls:
-            queue += pace.iteration_ns
+            queue = max(queue, pace.iteration_ns) + account.num_started * pace.encode_ns
             blocked = max(0, load.num_blocked - account.num_ended)
             queue += blocked * round(1e6 * self.rates.call_ms) // max(1, load.num_running)
         return (queue + 500_000) // 1_000_000
