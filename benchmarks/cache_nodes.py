@@ -2,8 +2,8 @@
 
 The nodes are processes of this machine, each with room for one worker. The workers have small pools, and the usual
 tiers below. Outputs are of fixed lengths, so that every policy runs the same steps. Prefetches are off: no step counts
-what they encode, and here all that is encoded is encoded for a step. One workflow after the other, and two at once, which
-come to the same prompts at the same time.
+what they encode, and here all that is encoded is encoded for a step. One workflow after the other, and two at once,
+which come to the same prompts at the same time.
 """
 
 from __future__ import annotations

@@ -251,8 +251,8 @@ class Ledger:
         """Whole milliseconds: what differs by less is the same.
 
         Before its turn a call waits for what is to be encoded, but at least for the iteration under way, and for the
-        token that each running decode takes of every iteration. Where calls wait for others to end, they go one by one as those do;
-        for each that ended since the worker said so, one of them has begun.
+        token that each running decode takes of every iteration. Where calls wait for others to end, they go one by
+        one as those do; for each that ended since the worker said so, one of them has begun.
         """
         pace, load = account.pace, account.load
         queue = account.queued_tokens * pace.encode_ns
