@@ -26,8 +26,8 @@ from laban.kvstore.spaces import Space
 MAX_OVERLAPS = 100
 """Overlaps reported for one view; a view in which everything overlaps has quadratically many."""
 
-FIRST_TURN = 48
-"""Tokens of one message that are encoded again before any more of it are."""
+PART = Fraction(9, 10)
+"""Of what is still to be chosen for encoding again, the most that one message gets at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,21 +202,19 @@ def place(
 def encoded_again(sizes: Sequence[int], count: int) -> list[int]:
     """Of messages of these sizes, in the view's order, how many first tokens of each make up `count` tokens, or all.
 
-    From the last message back each gives its first FIRST_TURN tokens, then each its first twice as many, and so on: so
-    what is chosen for a count is chosen for any larger one, too. Why: what a reader loses, told by the gradients of its
-    divergence from `exact` by token, hangs mostly on the last one or two messages, and within a long one on its
-    beginning. Turns keep one long message from taking all. Over eight tasks a share leaves less of that divergence
-    so than with the view's last tokens, those whose values deviate most (CacheBlend, arXiv 2405.16444), or the
-    first of each message (EPIC, arXiv 2410.15332): docs/fidelity.md.
+    From the last message back each gives its first ones, at most PART of what is left to choose, and so again until
+    nothing is left: what is chosen for a count is chosen for any larger one, too. Why: what a reader loses, told by the
+    gradients of its divergence from `exact` by token, hangs mostly on the last one or two messages, and within a long
+    one on its beginning. PART keeps a long message from taking all. Over eight tasks a share leaves less of that
+    divergence so than with the view's last tokens, those whose values deviate most (CacheBlend, arXiv 2405.16444), or
+    the first of each message (EPIC, arXiv 2410.15332): docs/fidelity.md.
     """
-    heads, turn = [0] * len(sizes), FIRST_TURN
-    left = min(count, sum(sizes))
+    heads, left = [0] * len(sizes), min(count, sum(sizes))
     while left:
         for number in reversed(range(len(sizes))):
-            more = min(left, min(sizes[number], turn) - heads[number])
+            more = min(sizes[number] - heads[number], ceil(left * PART))
             heads[number] += more
             left -= more
-        turn *= 2
     return heads
 
 

@@ -20,7 +20,7 @@ from engine_harness import (
 )
 from engine_reference import KINDS, Interpreter, Placed
 
-from laban.cluster.views import FIRST_TURN, Entry, Message, compose, home_of
+from laban.cluster.views import Entry, Message, compose, encoded_again, home_of
 from laban.kvstore.spaces import Space
 
 ROOT = [3, 1, 4, 1, 5]
@@ -30,12 +30,10 @@ SPACE = Space("test")
 def defined(oracle: Interpreter, texts: list[list[int]], share: float) -> list[Placed]:
     """The view of messages that were all made under the root, so that the first stands where it was made."""
     root = oracle.encode(ROOT, 0, [])
-    stale = [(number, index) for number in range(1, len(texts)) for index in range(len(texts[number]))]
-    stale.sort(key=lambda token: ((token[1] // FIRST_TURN).bit_length(), -token[0], token[1]))
-    again = set(stale[: ceil(Fraction(str(share)) * sum(map(len, texts)))])
+    sizes = [len(text) for text in texts]
+    heads = [0, *encoded_again(sizes[1:], ceil(Fraction(str(share)) * sum(sizes)))]
     view, at = [place_recorded(root, 0)], len(ROOT)
-    for number, text in enumerate(texts):
-        head = sum((number, index) in again for index in range(len(text)))
+    for text, head in zip(texts, heads, strict=True):
         if head:
             view.append(place_recorded(oracle.encode(text[:head], at, view), at))
         if head < len(text):
@@ -50,7 +48,7 @@ def defined(oracle: Interpreter, texts: list[list[int]], share: float) -> list[P
 def test_a_blended_view_is_its_definition(kind: str, batch_tokens: int) -> None:
     rng = random.Random()
     driver, oracle = Driver(make_engine(kind, max_batch_tokens=batch_tokens)), interpreter(kind)
-    texts = [[rng.randrange(128) for _ in range(size)] for size in (rng.randint(1, 20), FIRST_TURN + 25, 60, 30)]
+    texts = [[rng.randrange(128) for _ in range(size)] for size in (rng.randint(1, 20), 73, 60, 30)]
     messages = []
     for text in texts:
         home, more = home_of(SPACE, ROOT, text, max_context=512, what="message")

@@ -9,7 +9,7 @@ from math import ceil
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from laban.cluster.views import FIRST_TURN, Composed, Entry, Message, compose, encoded_again, home_of
+from laban.cluster.views import PART, Composed, Entry, Message, compose, encoded_again, home_of
 from laban.kvstore.encodings import EncodingSpec, flatten, make_spec
 from laban.kvstore.spaces import Space
 
@@ -18,7 +18,7 @@ CONTEXT = 10_000
 NAMESPACE = "model/tenant"
 
 Specs = dict[str, EncodingSpec]
-lengths = st.one_of(st.integers(1, 30), st.integers(FIRST_TURN - 1, 5 * FIRST_TURN))
+lengths = st.one_of(st.integers(1, 30), st.integers(47, 240))
 shares = st.one_of(st.floats(0.001, 1.0), st.sampled_from([0.15, 0.5, 1.0]))
 
 
@@ -87,15 +87,20 @@ def test_a_share_of_one_is_exact(story: tuple[Specs, list[Message]], data: st.Da
 
 
 @given(st.lists(lengths, max_size=6), st.integers(0, 2000))
-def test_messages_take_turns_from_the_last_back_each_from_its_beginning(sizes: list[int], count: int) -> None:
-    def order(token: tuple[int, int]) -> tuple[int, int, int]:
-        number, index = token
-        turn = next(turn for turn in range(99) if index < FIRST_TURN * 2**turn)
-        return turn, -number, index
+def test_each_from_the_last_back_gets_its_part_of_what_is_left(sizes: list[int], count: int) -> None:
+    def dealt(sizes: list[int], count: int) -> list[int]:
+        """What one time round gives, by definition."""
+        if not sizes:
+            return []
+        head = min(sizes[-1], ceil(PART * count))
+        return [*dealt(sizes[:-1], count - head), head]
 
-    every = sorted(((number, index) for number, size in enumerate(sizes) for index in range(size)), key=order)
-    heads = encoded_again(sizes, count)
-    assert sorted(every[:count]) == [(number, index) for number, head in enumerate(heads) for index in range(head)]
+    expected = [0] * len(sizes)
+    for _ in range(count):
+        rest = [size - head for size, head in zip(sizes, expected, strict=True)]
+        more = dealt(rest, min(count, sum(sizes)) - sum(expected))
+        expected = [head + one for head, one in zip(expected, more, strict=True)]
+    assert encoded_again(sizes, count) == expected
 
 
 @given(st.lists(lengths, max_size=6), st.integers(0, 2000), st.integers(0, 2000))
@@ -169,8 +174,8 @@ def test_shares_of_several_reads_add_up_and_the_last_are_served_first() -> None:
     assert again(Entry(first), *blended) == [(13, 1), (23, 10)]
     assert again(Entry(first, "blended", recompute_share=0.5), *blended) == [(13, 6), (23, 10)]  # 5 more to encode
     assert again(blended[0], Entry(first), blended[1]) == [(13, 10), (23, 10)]
-    long = Entry(*given_messages(specs, range(1000, 1000 + 3 * FIRST_TURN)), "blended", recompute_share=0.5)
-    assert again(Entry(first), blended[0], long) == [(13, 10), (23, int(1.5 * FIRST_TURN) - 1)]  # 9 and 72 are due
+    long = Entry(*given_messages(specs, range(1000, 1100)), "blended", recompute_share=0.5)
+    assert again(Entry(first), blended[0], long) == [(13, 5), (23, 54)]  # 9 and 50 are due, 0.9 of them to the last
 
 
 def test_a_message_put_elsewhere_does_not_stand_where_it_was_made() -> None:
