@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -55,12 +56,14 @@ class Words:
         return [hash(word) for word in text.split()]
 
 
-def test_workflows_of_a_pair_share_their_document_and_nothing_else(cache: ModuleType) -> None:
+def test_workflows_of_the_ring_share_their_prompts_and_each_agent_reads_the_last_one(cache: ModuleType) -> None:
     nodes, workloads = import_module("cache_nodes"), import_module("workloads")
-    writer = workloads.Writer(Words())
-    flows = [workloads.flatten("x", parse_dict(nodes.workflow(number, nodes.QUICK, writer, 1))) for number in range(3)]
+    writer, load = workloads.Writer(Words()), nodes.QUICK
+    flows = [workloads.flatten("x", parse_dict(nodes.workflow(number, load, writer, 1))) for number in range(3)]
     texts = [{message.text for message in flow.messages.values()} for flow in flows]
-    assert len(texts[0] & texts[1]) == 1
-    assert not texts[0] & texts[2]
-    last = flows[0].steps[-1]
-    assert [step.key in last.reads for step in flows[0].steps] == [False] * 3 + [True] * 3 + [False]
+    for others in (texts[1], texts[2]):
+        assert len(texts[0] & others) == load.agents
+        assert len(texts[0] - others) == 1  # the task
+    for before, step in pairwise(flows[0].steps):
+        assert before.key in step.reads
+    assert [len(step.reads) for step in flows[0].steps] == [2] + [3] * (load.agents - 1)
