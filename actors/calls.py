@@ -252,7 +252,6 @@ class WorkerRates:
     cma_bytes_per_s: float = 0.0  # and by each
     nixl_bytes_per_s: float = 0.0
     object_store_bytes_per_s: float = 0.0
-    open_s: float = 0.0  # until another worker has lent what is asked of it, before any of it comes
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,6 @@ class Arrival:
         self.num_tokens = num_tokens
         self.link, self.via = "", ""
         """By which transport it was to come from another worker, and by which it does."""
-        self.open_s = 0.0
-        """Until the other worker had lent it, where it comes from one."""
         self._clock = clock
         self._num_tokens_done = 0
         self._num_bytes = 0

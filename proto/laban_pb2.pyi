@@ -1239,7 +1239,7 @@ class Reach(_message.Message):
     def __init__(self, machine: _Optional[str] = ..., transports: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WorkerRates(_message.Message):
-    __slots__ = ("encode_tokens_per_s", "iteration_s", "host_bytes_per_s", "disk_bytes_per_s", "peer_bytes_per_s", "cma_bytes_per_s", "nixl_bytes_per_s", "object_store_bytes_per_s", "open_s")
+    __slots__ = ("encode_tokens_per_s", "iteration_s", "host_bytes_per_s", "disk_bytes_per_s", "peer_bytes_per_s", "cma_bytes_per_s", "nixl_bytes_per_s", "object_store_bytes_per_s")
     ENCODE_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     ITERATION_S_FIELD_NUMBER: _ClassVar[int]
     HOST_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
@@ -1248,7 +1248,6 @@ class WorkerRates(_message.Message):
     CMA_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     NIXL_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     OBJECT_STORE_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
-    OPEN_S_FIELD_NUMBER: _ClassVar[int]
     encode_tokens_per_s: float
     iteration_s: float
     host_bytes_per_s: float
@@ -1257,8 +1256,7 @@ class WorkerRates(_message.Message):
     cma_bytes_per_s: float
     nixl_bytes_per_s: float
     object_store_bytes_per_s: float
-    open_s: float
-    def __init__(self, encode_tokens_per_s: _Optional[float] = ..., iteration_s: _Optional[float] = ..., host_bytes_per_s: _Optional[float] = ..., disk_bytes_per_s: _Optional[float] = ..., peer_bytes_per_s: _Optional[float] = ..., cma_bytes_per_s: _Optional[float] = ..., nixl_bytes_per_s: _Optional[float] = ..., object_store_bytes_per_s: _Optional[float] = ..., open_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, encode_tokens_per_s: _Optional[float] = ..., iteration_s: _Optional[float] = ..., host_bytes_per_s: _Optional[float] = ..., disk_bytes_per_s: _Optional[float] = ..., peer_bytes_per_s: _Optional[float] = ..., cma_bytes_per_s: _Optional[float] = ..., nixl_bytes_per_s: _Optional[float] = ..., object_store_bytes_per_s: _Optional[float] = ...) -> None: ...
 
 class CacheCounters(_message.Message):
     __slots__ = ("tokens_hit_device", "tokens_loaded_host", "tokens_loaded_disk", "tokens_loaded_peer", "tokens_encoded_again", "bytes_saved_host", "bytes_saved_disk", "num_evicted_device", "num_evicted_host", "num_evicted_disk", "prefetches_useful", "prefetches_late", "prefetches_wasted", "preemptions", "wait_load_s")

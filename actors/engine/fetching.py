@@ -24,9 +24,7 @@ from laban.kvstore.arrivals import Arrival
 logger = logging.getLogger(__name__)
 
 MAX_TRANSFERS = 2
-"""Copied at once."""
-MAX_ASKED = 8
-"""Transfers that begin at once: another worker answers between two of its iterations, and then all that ask."""
+"""At once: one copies while the other waits for its source."""
 RANGES_ASKED = 3
 """Of a transfer, on their way at once."""
 MOST_READERS = 4
@@ -47,8 +45,7 @@ class Fetching:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._find_peer, self._pool, self._direct, self._clock = find_peer, pool, direct, clock
-        self._threads = ThreadPoolExecutor(max(MAX_ASKED, max_transfers), "transfers")
-        self._turns = threading.Semaphore(max_transfers)
+        self._threads = ThreadPoolExecutor(max_transfers, "transfers")
         num_readers = min(MOST_READERS, max(1, (os.cpu_count() or 1) // 4))
         self._read_threads = ThreadPoolExecutor(num_readers, "reads")
         self._ranges_asked = max(ranges_asked, num_readers + 1)
@@ -96,18 +93,13 @@ class Fetching:
         granted = peer.open(source.encoding_id, transport)
         if isinstance(granted, Refused):
             return f"worker {source.worker_id} refused: {granted.why}"
-        arrival.open_s = self._clock() - asked_s
         try:
             problem = None
-            with self._turns:
-                if arrival.cancelled:
-                    return "cancelled"
-                arrival.begin()  # what it takes from here on goes by its size
-                if transport != "object_store":
-                    problem = self._read(peer, granted, source, arrival, runs, transport, asked_s)
-                if arrival.via == "object_store" and problem is None:
-                    sent = SentLanding(peer, granted, source.encoding_id, write, self._pool.k.dtype)
-                    problem = self._land(sent, granted, arrival)
+            if transport != "object_store":
+                problem = self._read(peer, granted, source, arrival, runs, transport, asked_s)
+            if arrival.via == "object_store" and problem is None:
+                sent = SentLanding(peer, granted, source.encoding_id, write, self._pool.k.dtype)
+                problem = self._land(sent, granted, arrival)
         finally:
             peer.close(granted.lease_id)
         if problem is not None:

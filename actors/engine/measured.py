@@ -53,10 +53,6 @@ class MeasuredRates:
         if num_bytes >= MIN_COPY_BYTES and seconds > 0:
             self._add(f"{kind}_bytes_per_s", num_bytes / seconds)
 
-    def opened(self, seconds: float) -> None:
-        """Another worker lent what was asked of it, so long after."""
-        self._add("open_s", seconds)
-
     @property
     def known(self) -> WorkerRates:
         return WorkerRates(**self._measured)

@@ -347,8 +347,6 @@ class Tiers:
         self.rates.copied(coming.kind, standing.num_bytes, standing.seconds)
         if coming.kind == "peer":  # a transport that does not serve is as slow as what served in its place
             self.rates.copied(coming.arrival.link, standing.num_bytes, standing.seconds)
-            if coming.arrival.open_s:
-                self.rates.opened(coming.arrival.open_s)
         link = "disk" if coming.kind == "disk" else coming.arrival.via
         self.tallying.copied(link, standing.num_bytes, standing.seconds, failed=failed)
         self.counters.add(f"tokens_loaded_{coming.kind}", done)

@@ -23,9 +23,8 @@ QUEUE_MS, NUM_CALLS, LINK_NS, PACE, TURN, FREE_PAGES, NUM_SENDING, IS_OPEN = ran
 NUM_COLUMNS = 8
 
 # Of a pace: the fields of rates.Pace.
-ENCODE_NS, ITERATION_NS, HOST_NS, DISK_NS, PEER_NS, PEER_DISK_NS, OPEN_NS = range(7)
+ENCODE_NS, ITERATION_NS, HOST_NS, DISK_NS, PEER_NS, PEER_DISK_NS = range(6)
 NEVER = 1 << 50
-UNDECIDED = -1
 
 # How a need stands at a worker: its tier there or nowhere; and so how it comes if it is missing. The device is not one.
 DEVICE, HOST, DISK, NOWHERE = range(4)
@@ -103,12 +102,12 @@ def compare(
         row, is_decided = pace, True
         if holds[number]:
             row = num_paces
-            is_decided = _estimate(
+            is_decided = _walk(
                 number, number, tiers, peers, sizes, kinds, contexts, shares, paces[pace], added, ways, told[row]
             )
         elif not is_told[pace]:
             is_told[pace] = True
-            is_decided = _estimate(
+            is_decided = _walk(
                 -1,
                 num_workers + pace,
                 tiers,
@@ -181,8 +180,7 @@ def settle(
     """
     num_needs = begins.shape[0]
     added = np.full(num_needs, -1, np.int64)
-    pace = paces[fleet[PACE, number]]
-    _estimate(number, number, tiers, peers, sizes, kinds, contexts, shares, pace, added, ways, told)
+    _walk(number, number, tiers, peers, sizes, kinds, contexts, shares, paces[fleet[PACE, number]], added, ways, told)
     sends = np.zeros(fleet.shape[1], np.int64)  # because of this very call
     for need in range(num_needs):
         if ways[need] != FETCHED:
@@ -286,7 +284,7 @@ def _leave(stream: Stream, at: int, sizes: Numbers, left: Numbers) -> int:
 
 
 @jit
-def _estimate(
+def _walk(
     number: int,
     walk: int,
     tiers: Bytes,
@@ -301,50 +299,7 @@ def _estimate(
     told: Numbers,
 ) -> bool:
     """What the call would do at a worker of this pace, -1 for one that holds nothing: fills the last two. False if that
-    depends on needs that are not given. `walk` is another number for each that is asked about.
-
-    What is fetched is asked for side by side, so that others answer is waited for once; if that takes longer than to do
-    without them, it is done without.
-    """
-    more = _walk(number, 3 * walk, True, tiers, peers, sizes, kinds, contexts, shares, pace, added, ways, told)
-    if more == UNDECIDED:
-        return False
-    if not told[TOKENS_PEER] or not pace[OPEN_NS]:
-        return True
-    told[FETCH] += pace[OPEN_NS]
-    with_others = max(told[LOAD] + told[FETCH], told[ENCODE])
-    if told[ENCODE] + more * pace[ENCODE_NS] >= with_others:
-        return True
-    if (
-        _walk(number, 3 * walk + 1, False, tiers, peers, sizes, kinds, contexts, shares, pace, added, ways, told)
-        == UNDECIDED
-    ):
-        return False
-    if max(told[LOAD], told[ENCODE]) >= with_others:
-        _walk(number, 3 * walk + 2, True, tiers, peers, sizes, kinds, contexts, shares, pace, added, ways, told)
-        told[FETCH] += pace[OPEN_NS]
-    return True
-
-
-@jit
-def _walk(
-    number: int,
-    walk: int,
-    may_fetch: bool,
-    tiers: Bytes,
-    peers: Numbers,
-    sizes: Numbers,
-    kinds: Bytes,
-    contexts: Bytes,
-    shares: Floats,
-    pace: Numbers,
-    added: Numbers,
-    ways: Bytes,
-    told: Numbers,
-) -> int:
-    """What the call would do at a worker of this pace, without the time until others answer: fills the last two.
-    UNDECIDED if that depends on needs that are not given; else how many tokens there are to encode besides, at least,
-    without others. `added` are the needs that were added in the walk of that number.
+    depends on needs that are not given. `added` are the needs that were added in the walk of that number.
 
     A need that has to be encoded is encoded with all of its context that is neither on the device nor to be there
     anyway. A context has lower places only, so what it adds has not been looked at yet.
@@ -352,7 +307,7 @@ def _walk(
     num_needs = peers.shape[0]
     encode_ns = pace[ENCODE_NS]
     load = fetch = encode = saved_bring = saved_encode = 0
-    from_host = from_disk = from_peer = encoded = only_there = 0
+    from_host = from_disk = from_peer = encoded = 0
     for need in range(num_needs - 1, -1, -1):
         if not (kinds[need] & READ or added[need] == walk):
             ways[need] = DEVICE
@@ -369,7 +324,7 @@ def _walk(
             if tier == DISK:
                 way, bring_ns = DISK, pace[DISK_NS]
             peer = peers[need]
-            if may_fetch and peer >= 0:
+            if peer >= 0:
                 peer_ns = pace[PEER_DISK_NS] if peer & FROM_DISK else pace[PEER_NS]
                 if peer_ns < NEVER:
                     peer_ns *= 1 + (peer & ~FROM_DISK)
@@ -377,7 +332,7 @@ def _walk(
                     way, bring_ns = FETCHED, peer_ns
         if bring_ns > encode_ns:
             if kinds[need] & DEEP:
-                return UNDECIDED
+                return False
             behind = 0
             for below in range(min(need, contexts.shape[0])):
                 is_behind = contexts[need, below >> 3] >> (below & 7) & 1 and not kinds[below] & READ
@@ -396,7 +351,6 @@ def _walk(
                 saved_encode += int(tokens * encode_ns * (1.0 - shares[need]))
         elif way == FETCHED:
             from_peer += tokens
-            only_there += 0 if tier == DISK else tokens
             fetch += tokens * bring_ns
             if shares.shape[0]:
                 saved_bring += int(tokens * bring_ns * (1.0 - shares[need]))
@@ -411,4 +365,4 @@ def _walk(
     told[TOKENS_HOST], told[TOKENS_DISK], told[TOKENS_PEER], told[TOKENS_ENCODE] = (
         from_host, from_disk, from_peer, encoded,
     )  # fmt: skip
-    return only_there
+    return True

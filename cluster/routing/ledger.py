@@ -100,8 +100,6 @@ class Ledger:
 
     def sent(self, account: Account, call: CallView, estimate: Estimate, sources: Sequence[Account] = ()) -> Sent:
         link_ns = estimate.load_ns + estimate.fetch_ns
-        if estimate.fetched:
-            link_ns -= account.pace.open_ns  # nothing is on the link meanwhile
         queued_tokens = estimate.tokens_encode + call.own_tokens
         sent = Sent(
             account=account,

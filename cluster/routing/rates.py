@@ -52,7 +52,6 @@ class Pace(NamedTuple):
     disk_ns: int
     peer_ns: int
     peer_disk_ns: int  # from another worker's disk
-    open_ns: int  # until others have lent what is asked of them, all of it
 
 
 @dataclass(slots=True)
@@ -136,7 +135,6 @@ class Rates:
             disk_ns=disk_ns + host_ns,
             peer_ns=peer_ns,
             peer_disk_ns=peer_ns + disk_ns,
-            open_ns=round(1e9 * self._known(member, _FIELDS.index("open_s"))),
         )
 
     def fetch_ns(self, reader: str, holder: str) -> int:

@@ -110,7 +110,7 @@ MESSAGE = MessageRecord(
 )  # fmt: skip
 WORKER = WorkerStatus(
     "w0", "e1", True, "cpu", "float32", "reference", 1, 2, 300, 64, 60, 16, 1024, 9, True, 1 << 30, 3 << 20, 1 << 40,
-    5 << 32, WorkerRates(1200.5, 0.007, 2.5e10, 3e9, 1e9, 2e9, 4e9, 5e8, 0.02),
+    5 << 32, WorkerRates(1200.5, 0.007, 2.5e10, 3e9, 1e9, 2e9, 4e9, 5e8),
     CacheCounters(900, 80, 70, 60, 50, 1 << 33, 1 << 34, 7, 6, 5, 4, 3, 2, 1, 0.25), "tiny", "2 tries have failed",
     Reach("m1", ("cma", "object_store")),
 )  # fmt: skip

@@ -75,9 +75,7 @@ def random_fleet(rng: random.Random, view: PlainView, num_workers: int, num_enco
             ledger.report(
                 account,
                 WorkerLoad(num_free_pages=rng.randrange(9)),
-                WorkerRates(
-                    base * off, 0.01, host, host / 4, rng.choice([2e5, 2e6]), open_s=rng.choice([0.0, 0.005, 0.2])
-                ),
+                WorkerRates(base * off, 0.01, host, host / 4, rng.choice([2e5, 2e6])),
             )
         if rng.random() < 0.1:
             ledger.set_open(account, False)
@@ -182,10 +180,7 @@ def _ready_tier(view: PlainView, encoding_id: str, tokens: int, worker_id: str) 
     return 3 if not found else min(*found, Tier.HOST if loading else 3)
 
 
-def _ways(
-    ledger: Ledger, view: PlainView, call: CallView, account: Account, shares: Mapping[str, float], *, may_fetch: bool
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Times by part and tokens by way; without the time until others answer."""
+def _look(ledger: Ledger, view: PlainView, call: CallView, account: Account, shares: Mapping[str, float]) -> WorkerView:
     pace = account.pace
     tiers = [_tier(ledger, view, need.encoding_id, need.num_tokens, account) for need in call.needs]
     # Every open worker holds it on the device: then nobody asks for peers.
@@ -206,7 +201,7 @@ def _ways(
             ways["host"] = pace.host_ns
         elif tiers[at] == Tier.DISK:
             ways["disk"] = pace.disk_ns
-        if may_fetch and peers and tiers[at] != Tier.HOST:
+        if peers and tiers[at] != Tier.HOST:
             from_disk, busy = min(peers)
             ways.setdefault("peer", (pace.peer_disk_ns if from_disk else pace.peer_ns) * (1 + busy))
         behind = {
@@ -227,17 +222,6 @@ def _ways(
         if part != "load":
             saved = int(spent * (1.0 - shares.get(need.encoding_id, 1.0)))
             sums["saved_encode" if part == "encode" else "saved_bring"] += saved
-    return sums, tokens
-
-
-def _look(ledger: Ledger, view: PlainView, call: CallView, account: Account, shares: Mapping[str, float]) -> WorkerView:
-    pace = account.pace
-    sums, tokens = _ways(ledger, view, call, account, shares, may_fetch=True)
-    if tokens["peer"]:
-        sums["fetch"] += pace.open_ns
-        without = _ways(ledger, view, call, account, shares, may_fetch=False)
-        if max(without[0]["load"], without[0]["encode"]) < max(sums["load"] + sums["fetch"], sums["encode"]):
-            sums, tokens = without
     own = call.own_tokens * pace.encode_ns
     bring = sums["load"] + sums["fetch"]
     brought = bring + account.link_ns if bring else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +28,6 @@ from transfer_rig import (
 )
 
 from laban.actors.calls import Advice, Prefetch
-from laban.actors.engine.direct import DirectMemory
-from laban.actors.engine.fetching import Fetching
 from laban.actors.reach import Transport
 from laban.actors.transfers import Chunk, ExportRequest, Granted, PeerLost, Refused, checksum_of
 from laban.kvstore.encodings import closure
@@ -237,38 +234,3 @@ def test_a_part_is_lent_whole_once_the_device_has_all_of_it() -> None:
     connect(third, receiver)
     third.specs = sender.specs
     assert answer(third, spec, source(spec)).tokens_loaded == 150
-
-
-class Late(LocalPeer):
-    """That lends nothing before so many have asked, and then says that it took a second."""
-
-    def __init__(self, peer: LocalPeer, num_asking: int, clock: Clock) -> None:
-        super().__init__(peer.exporting, peer.epoch)
-        self.all_have_asked, self.clock = threading.Barrier(num_asking), clock
-        self.lock = threading.Lock()
-
-    def open(self, encoding_id: str, transport: Transport) -> Granted | Refused:
-        if self.all_have_asked.wait(10) == 0:
-            self.clock.now_s += 1.0
-        self.all_have_asked.wait(10)
-        with self.lock:  # the engine that answers is stepped by whoever asks it
-            return super().open(encoding_id, transport)
-
-
-def test_all_are_asked_for_at_once_and_how_long_that_takes_is_no_part_of_the_rate() -> None:
-    clock, sender = Clock(), driver_of()
-    specs = [sender.prefill(text(20 + number, 40)) for number in range(5)]
-    peer = Late(LocalPeer(exporting_of(sender), sender.engine.info.epoch), len(specs), clock)
-    pool = driver_of().engine.tiers.pool
-    assert pool is not None
-    fetching = Fetching(lambda worker_id, epoch: peer, pool, DirectMemory(None), clock=clock)
-    came: list[tuple[int, int]] = []
-    arrivals = [
-        fetching.fetch(source(spec), 40, lambda begin, end, rows: came.append((begin, end)), lambda begin, end: [])
-        for spec in specs
-    ]
-    for arrival in arrivals:
-        assert arrival.wait(20)
-        assert (arrival.problem, arrival.open_s, arrival.seconds) == (None, 1.0, 0.0)
-    fetching.close()
-    assert sorted(came) == sorted([(0, 32), (32, 40)] * len(specs))

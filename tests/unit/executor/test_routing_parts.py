@@ -39,7 +39,7 @@ def test_a_worker_is_as_fast_as_it_says():
     rates = Rates()
     rates.add(info_of("a", fetches=True))
     assert rates.report("a", MEASURED)
-    assert rates.pace("a") == Pace(500_000, 10_000_000, 1_000_000, 3_000_000, 6_000_000, 8_000_000, 0)
+    assert rates.pace("a") == Pace(500_000, 10_000_000, 1_000_000, 3_000_000, 6_000_000, 8_000_000)
     assert not rates.report("a", MEASURED)
 
 
@@ -71,26 +71,6 @@ def test_rates_are_learned_from_calls_until_the_worker_says_them():
     rates.observe_call(100.0)
     rates.observe_call(200.0)
     assert rates.call_ms == pytest.approx(105.0)
-
-
-def test_the_time_until_another_worker_answers_is_counted_once_and_not_where_it_is_longer_than_to_encode():
-    """Of 100 tokens at 500 us each, or 6 us a token from another worker; and of ten."""
-    fast = replace(MEASURED, host_bytes_per_s=1e9, peer_bytes_per_s=2e8)
-    for open_s, num_tokens, fetches in ((0.02, 100, True), (0.2, 100, False), (0.02, 10, False), (0.0, 10, True)):
-        view, ledger = fleet("a", "b", rates=replace(fast, open_s=open_s))
-        names = ("x", "y") if fetches else ("x",)
-        for name in names:
-            view.on_device(name, "b", num_tokens)
-        ledger.set_open(ledger.accounts["b"], False)
-        router = Router(CostPolicy(), view, ledger)
-        choice = router.choose(simple_call([(name, num_tokens) for name in names], own_tokens=0))
-        assert bool(choice.sources) == fetches
-        if fetches:
-            assert choice.estimate.fetch_ns == 2 * num_tokens * 6_000 + round(1e9 * open_s)
-            router.send(simple_call([(name, num_tokens) for name in names], own_tokens=0), choice)
-            assert choice.account.link_ns == 2 * num_tokens * 6_000
-        else:
-            assert choice.estimate.encode_ns == num_tokens * 500_000
 
 
 def test_a_worker_that_cannot_fetch_never_does():
