@@ -134,7 +134,7 @@ class ShardGroup:
         """
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-            dist.barrier(group=self._control)
+            dist.monitored_barrier(self._control, timeout=COLLECTIVE_TIMEOUT)
             dist.distributed_c10d._abort_process_group()
         else:
             dist.destroy_process_group()
