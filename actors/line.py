@@ -101,7 +101,7 @@ class LineServer:
                 else:
                     wanted.release()
         except OSError:
-            pass  # who was there has left
+            logger.debug("who gave orders has left")
         except Exception:
             logger.exception("the worker did not take an order")
         finally:
@@ -125,7 +125,7 @@ class LineServer:
                 if isinstance(report, LineFailure):
                     return
         except OSError:
-            pass  # who was there has left
+            logger.debug("who was reported to has left")
         finally:
             _shut(connection)
 
