@@ -152,7 +152,7 @@ class WorkflowService:
         if not request.HasField("submit"):
             raise InvalidInput("missing, expected the workflow", field="submit")
         submission = await asyncio.to_thread(read_submission, request.submit, "submit.")
-        findings = findings_from_pb(request.findings, "findings")
+        findings = findings_from_pb(request.findings, "findings", submission.workflow.recompute_share)
         await self._auditing.record(submission.workflow, findings, tenant=caller().tenant)
         return pb.RecordFindingsResponse()
 

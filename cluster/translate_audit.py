@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from laban.actors.errors import InvalidInput
 from laban.cluster.audit.auditor import AuditRequest
-from laban.cluster.audit.levels import problem_with
+from laban.cluster.audit.levels import named, problem_with
 from laban.cluster.audit.records import AuditItem, Decision, RecordedStep, Refused, Replayed, StepAudit
 from laban.cluster.gateway_requests import read_submission
 from laban.proto import laban_pb2 as pb
@@ -28,7 +28,7 @@ def read_audit(request: pb.AuditRequest) -> AuditRequest:
     if request.num_apart < 0:
         raise InvalidInput("expected 0 or more", field="num_apart", value=request.num_apart)
     recorded = tuple(map(_recorded_from_pb, request.recorded))
-    levels = tuple(dict.fromkeys(request.levels))
+    levels = tuple(dict.fromkeys(named(level, submission.workflow) for level in request.levels))
     return AuditRequest(
         submission.workflow, submission.inputs, submission.overrides, recorded, levels, request.num_apart
     )

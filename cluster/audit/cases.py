@@ -13,7 +13,7 @@ from laban.cluster.messages import Language, MessageBook, Opening
 from laban.cluster.records import Layout
 from laban.cluster.spare_calls import RANK
 from laban.cluster.views import Entry
-from laban.cluster.workflow.fidelity import Fidelity
+from laban.cluster.workflow.fidelity import Degree
 from laban.cluster.workflow.schema import Workflow
 from laban.kvstore.encodings import EncodingId, EncodingSpec, closure, is_common
 
@@ -59,11 +59,15 @@ CALLERS = (SESSIONS, CHATS)
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The call as it was, which `name` sums up; or at a `level`, with `read` that entry alone, the others exact."""
+    """The call as it was, which `name` sums up; or at a `degree`, with `read` that entry alone, the others exact."""
 
     name: str
-    level: Fidelity | None = None
+    degree: Degree | None = None
     read: int | None = None
+
+    @property
+    def predicts(self) -> bool:
+        return self.degree is not None and self.degree.level == PREDICTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +92,11 @@ class Case:
     def num_tokens(self) -> int:
         """That are encoded for it, about: the view under `exact`, and the text under that and each trial."""
         view = sum(entry.message.home.num_tokens for entry in self.said.entries)
-        num_apart = sum(trial.level == PREDICTED for trial in self.trials)
-        return (1 + num_apart) * view + (1 + len(self.trials)) * min(len(self.token_ids), MAX_TOKENS)
+        views = 1.0
+        for trial in self.trials:
+            if trial.degree is not None:
+                views += {"corrected": 1.0, "blended": trial.degree.share}.get(trial.degree.level, 0.0)
+        return int(views * view) + (1 + len(self.trials)) * min(len(self.token_ids), MAX_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +129,12 @@ def calls_of(case: Case, key: str, kept: str) -> Pair:
     asked = [*exact.specs] if case.source == "shadow" else []
     for number, trial in enumerate(case.trials):
         other = call(str(number), list(_entries(case.said, trial)), Scoring(against=kept))
-        if trial.level is None:
+        if trial.degree is None:
             asked += other.specs
         if (other.view, other.start) == (exact.view, exact.start):
             same.append(trial)
         else:
-            if trial.level == PREDICTED:
+            if trial.predicts:
                 other = apart(other, case.said.language.namespace, f"{kept}-{number}")
             others.append((trial, other))
     if others:
@@ -139,8 +146,10 @@ def calls_of(case: Case, key: str, kept: str) -> Pair:
 
 
 def _entries(said: Said, trial: Trial) -> Iterator[Entry]:
-    if trial.level is None:
+    if trial.degree is None:
         yield from said.entries
-    else:
-        for entry, index in zip(said.entries, said.indices, strict=True):
-            yield replace(entry, fidelity=trial.level if trial.read in (None, index) else "exact")
+        return
+    level, share = trial.degree.level, trial.degree.share
+    for entry, index in zip(said.entries, said.indices, strict=True):
+        asked = trial.read in (None, index)
+        yield replace(entry, fidelity=level if asked else "exact", recompute_share=share)

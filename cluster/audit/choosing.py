@@ -6,7 +6,7 @@ Nothing else knows of `auto`: a workflow is taken in, and written to the journal
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from laban.cluster.audit.findings import SOURCES, Finding, Source, merged
@@ -15,11 +15,12 @@ from laban.cluster.audit.tally import MIN_CALLS, Tally
 from laban.cluster.records import FidelityNote
 from laban.cluster.workflow.blocks import steps_of
 from laban.cluster.workflow.build import build_graph
-from laban.cluster.workflow.fidelity import AUTO, CHEAPEST_FIRST, TOLERANCE, Fidelity
+from laban.cluster.workflow.fidelity import AUTO, CHEAPEST_FIRST, TOLERANCE, Degree
 from laban.cluster.workflow.schema import Step, Workflow
 from laban.cluster.workflow.states import Overrides
 from laban.cluster.workflow.visibility import private_leaks
 
+EXACT = Degree("exact")
 MAX_NOTES = 1_000
 
 
@@ -59,7 +60,7 @@ def resolve(workflow: Workflow, overrides: Overrides, findings: Iterable[Finding
     """With the levels chosen for all that asks for `auto`; the same where nothing does."""
     known = merged(findings)
     if not asks_auto(workflow, overrides):
-        return Resolved(workflow, overrides, _known(known))
+        return Resolved(workflow, overrides, _known(known, workflow))
     chooser = _Chooser(known, overrides)
     chosen = chooser.workflow(workflow, ("",))
     if _leaks(chosen):
@@ -68,7 +69,7 @@ def resolve(workflow: Workflow, overrides: Overrides, findings: Iterable[Finding
         chosen = chooser.workflow(workflow, ("",))
         chooser.notes = [replace(note, why=why) for note in chooser.notes]
     plain = replace(overrides, fidelity=None, tolerance=None) if overrides.fidelity == AUTO else overrides
-    return Resolved(chosen, plain, (*chooser.notes[:MAX_NOTES], *_known(known)))
+    return Resolved(chosen, plain, (*chooser.notes[:MAX_NOTES], *_known(known, chosen)))
 
 
 def fallen_back(workflow: Workflow, overrides: Overrides, why: str) -> Resolved:
@@ -98,11 +99,8 @@ class _Chooser:
 
     def workflow(self, workflow: Workflow, paths: tuple[str, ...]) -> Workflow:
         """`paths` are those of the steps that run it, each with a / behind it."""
-        ways: dict[str, list[str]] = {}
-        for step in steps_of(workflow):
-            if step.workflow is not None:
-                ways.setdefault(step.workflow, []).extend(f"{path}{step.step}/" for path in paths)
-        within = {name: self.workflow(inner, tuple(ways.get(name, ()))) for name, inner in workflow.workflows.items()}
+        ways = _ways(workflow, paths)
+        within = {name: self.workflow(inner, ways.get(name, ())) for name, inner in workflow.workflows.items()}
         stated = "exact" if workflow.fidelity == AUTO or self._all_auto else workflow.fidelity
         held_to = workflow.tolerance if self._tolerance is None else self._tolerance
         changes: dict[str, object] = {"fidelity": stated, "tolerance": held_to}
@@ -117,31 +115,37 @@ class _Chooser:
         )
         steps = [path + step.step for path in paths]
         asked = AUTO if self._all_auto else step.fidelity or workflow.fidelity
+        stated_share = step.recompute_share or workflow.recompute_share
         makes_calls = step.external is None and step.workflow is None
         changes: dict[str, object] = {}
         if asked == AUTO:
-            changes["fidelity"] = self._choose(steps, None, tolerance) if makes_calls else "exact"
+            chosen = self._choose(steps, None, tolerance) if makes_calls else EXACT
+            changes |= {"fidelity": chosen.level, "recompute_share": chosen.share}
         reads = []
         for index, read in enumerate(step.read):
             if self._all_auto:
-                read = read.model_copy(update={"fidelity": None, "tolerance": None})
+                read = read.model_copy(update={"fidelity": None, "tolerance": None, "recompute_share": None})
             elif read.fidelity == AUTO:
                 own = tolerance if read.tolerance is None or self._tolerance is not None else read.tolerance
-                chosen = self._choose(steps, index, own) if makes_calls else "exact"
-                read = read.model_copy(update={"fidelity": chosen})
+                chosen = self._choose(steps, index, own) if makes_calls else EXACT
+                read = read.model_copy(update={"fidelity": chosen.level, "recompute_share": chosen.share})
+            elif asked == AUTO:  # the step's share is now that of what was chosen
+                own_share = (read.recompute_share or stated_share) if read.fidelity == "blended" else None
+                read = read.model_copy(update={"recompute_share": own_share})
             reads.append(read)
         return step.model_copy(update=changes | ({"read": reads} if reads else {}))
 
-    def _choose(self, steps: list[str], read: int | None, tolerance: float) -> Fidelity:
-        """The cheapest level that will do wherever the step is run."""
+    def _choose(self, steps: list[str], read: int | None, tolerance: float) -> Degree:
+        """The cheapest that will do wherever the step is run."""
         closest: tuple[str, Tally] | None = None
-        for level in CHEAPEST_FIRST:
+        for degree in CHEAPEST_FIRST:
+            level = str(degree)
             found = [best(self._known, step, read, level) for step in steps]
             worst = max((each for each in found if each is not None), key=lambda each: each.kl_mean, default=None)
             if found and all(each is not None and each.is_within(tolerance) for each in found):
                 assert worst is not None
                 self._note(steps, read, level, worst, f"within {tolerance:g}")
-                return level
+                return degree
             if worst is not None and (closest is None or worst.kl_mean < closest[1].kl_mean):
                 closest = level, worst
         if closest is None:
@@ -152,20 +156,43 @@ class _Chooser:
             flips = f", {tally.num_flips} of {tally.num_decisions} decisions flip" if tally.num_flips else ""
             few = "" if tally.is_enough else f", expected at least {MIN_CALLS} calls"
             self._note(steps, read, "exact", Tally(), f"{what}{flips}{few}: not surely within {tolerance:g}")
-        return "exact"
+        return EXACT
 
     def _note(self, steps: list[str], read: int | None, level: str, tally: Tally, why: str) -> None:
         self.notes += [FidelityNote(step, read, level, tally.kl_mean, tally.num_calls, why) for step in steps]
 
 
-def _known(known: Mapping[tuple[str, int | None, str, Source], Tally]) -> tuple[FidelityNote, ...]:
-    """What is known of whole steps at each level."""
-    found = []
+def _known(
+    known: Mapping[tuple[str, int | None, str, Source], Tally], workflow: Workflow
+) -> tuple[FidelityNote, ...]:
+    """What is known of whole steps at each level. `blended` at the share that a step has is called just that."""
+    found, shares = [], dict(_shares(workflow, ("",))) if known else {}
     for step, level in dict.fromkeys((step, level) for step, read, level, _ in known if read is None):
         tally = best(known, step, None, level)
         if tally is not None and tally.num_calls:
-            found.append(FidelityNote(step, None, level, tally.kl_mean, tally.num_calls))
+            own = step in shares and level == str(Degree("blended", shares[step]))
+            found.append(FidelityNote(step, None, "blended" if own else level, tally.kl_mean, tally.num_calls))
     return tuple(found[:MAX_NOTES])
+
+
+def _shares(workflow: Workflow, paths: tuple[str, ...]) -> Iterator[tuple[str, float]]:
+    """Of each step whose reads have one share."""
+    for step in steps_of(workflow):
+        share = step.recompute_share or workflow.recompute_share
+        if all(read.recompute_share in (None, share) for read in step.read):
+            yield from ((path + step.step, share) for path in paths)
+    for name, within in _ways(workflow, paths).items():
+        if name in workflow.workflows:
+            yield from _shares(workflow.workflows[name], within)
+
+
+def _ways(workflow: Workflow, paths: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Of each workflow within, the paths of the steps that run it."""
+    ways: dict[str, tuple[str, ...]] = {}
+    for step in steps_of(workflow):
+        if step.workflow is not None:
+            ways[step.workflow] = (*ways.get(step.workflow, ()), *(f"{path}{step.step}/" for path in paths))
+    return ways
 
 
 def _leaks(workflow: Workflow) -> bool:

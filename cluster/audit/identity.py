@@ -1,6 +1,6 @@
 """Which workflow it is that something was found of.
 
-It is known by all of it but the levels that it asks for: prompts, steps and sampling. So what was found under one level
+It is known by all of it but the levels that it asks for, with their shares: prompts, steps and sampling. So what was found under one level
 serves the choice among them, and a change of anything else makes it another workflow, of which nothing is known.
 """
 
@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 
+from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE
 from laban.cluster.workflow.schema import LoopBlock, Step, WhenBlock, Workflow
 
 Block = Step | LoopBlock | WhenBlock
@@ -24,7 +25,9 @@ def digest_of(workflow: Workflow) -> str:
 def with_steps(workflow: Workflow, change: Callable[[Step], Step]) -> Workflow:
     """The workflow, and those within it, without levels of their own: `change` says what their steps have."""
     within = {name: with_steps(inner, change) for name, inner in workflow.workflows.items()}
-    changes: dict[str, object] = {"fidelity": "exact", "tolerance": None, "description": ""}
+    changes: dict[str, object] = {
+        "fidelity": "exact", "tolerance": None, "recompute_share": RECOMPUTE_SHARE, "description": "",
+    }  # fmt: skip
     if within:
         changes["workflows"] = within
     return workflow.model_copy(update=changes | {"steps": changed(workflow.steps, change)})
@@ -44,6 +47,23 @@ def changed(entries: Iterable[Block], change: Callable[[Step], Step]) -> list[Bl
     return found
 
 
+def at_share(workflow: Workflow, share: float) -> Workflow:
+    """The workflow, and those within it, with this one share for all that is blended."""
+    changes: dict[str, object] = {"recompute_share": share, "steps": changed(workflow.steps, _shareless)}
+    if workflow.workflows:
+        changes["workflows"] = {name: at_share(inner, share) for name, inner in workflow.workflows.items()}
+    return workflow.model_copy(update=changes)
+
+
+def _shareless(step: Step) -> Step:
+    return _without(step, "recompute_share")
+
+
 def _bare(step: Step) -> Step:
-    reads = [read.model_copy(update={"fidelity": None, "tolerance": None}) for read in step.read]
-    return step.model_copy(update={"fidelity": None, "tolerance": None, "read": reads})
+    return _without(step, "fidelity", "tolerance", "recompute_share")
+
+
+def _without(step: Step, *names: str) -> Step:
+    """Of the step and of its reads."""
+    nothing: dict[str, object] = dict.fromkeys(names)
+    return step.model_copy(update=nothing | {"read": [read.model_copy(update=nothing) for read in step.read]})

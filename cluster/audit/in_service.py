@@ -30,8 +30,9 @@ from laban.cluster.messages import Language
 from laban.cluster.records import FidelityNote, StepResult
 from laban.cluster.routing.directory_view import DirectoryView
 from laban.cluster.spare_calls import GaveWay, Idlers, run_spare
+from laban.cluster.views import Entry
 from laban.cluster.waiter import Finish
-from laban.cluster.workflow.fidelity import CHEAPEST_FIRST, Fidelity
+from laban.cluster.workflow.fidelity import CHEAPEST_FIRST, Degree, Fidelity
 from laban.cluster.workflow.names import step_path
 from laban.kvstore.encodings import EncodingId, adapter_of
 
@@ -108,11 +109,15 @@ class InService:
             return
         if not is_chosen(execution.workflow_id, ended.address, self._plan.share):
             return
-        trials = trials_of(ended, execution.board.notes)
-        said = execution.said(ended.address) if trials else None
+        source: Literal["served", "shadow"] = "shadow" if ended.fidelity == "exact" else "served"
+        asked = asked_reads(ended, execution.board.notes) if source == "shadow" else []
+        said = execution.said(ended.address) if source == "served" or asked else None
         if said is None:
             return
-        source: Literal["served", "shadow"] = "shadow" if ended.fidelity == "exact" else "served"
+        if source == "served":
+            trials = (Trial(name_of(ended.fidelity, said.entries)),)
+        else:
+            trials = tuple(Trial(str(degree), degree, read) for read in asked for degree in CHEAPEST_FIRST)
         step = step_path(ended.address)
         self._put(
             Case(
@@ -218,7 +223,7 @@ class InService:
         if pair.others:
             tallies += await self._compare(case.worker_id, pair)
         for trial, tally in tallies:
-            self._meter.audit_compared(case.name, trial.name, tally)
+            self._meter.audit_compared(case.name, trial.name.partition(":")[0], tally)
         if case.workflow is None:
             subject, tolerance = self._levels.subject_of_calls(case.name, case.tenant), None
         else:
@@ -240,7 +245,7 @@ class InService:
             found = []
             for place, (trial, _) in enumerate(pair.others):
                 ended = await self._run(worker_id, pair, place)
-                if trial.level is not None:  # else it is the very message that the step made
+                if trial.degree is not None:  # else it is the very message that the step made
                     makes(ended.encoding.encoding_id)
                 found.append((trial, _tally(ended.comparison)))
             return found
@@ -255,14 +260,18 @@ class InService:
         return await run_spare(self._workers, worker_id, call, MAX_CALL_S)
 
 
-def trials_of(ended: StepResult, notes: Sequence[FidelityNote]) -> tuple[Trial, ...]:
-    """What an audit compares with `exact`: the call as it was; of one that is exact because nothing was known, each
-    other level."""
-    if ended.fidelity != "exact":
-        return (Trial(ended.fidelity),)
+def asked_reads(ended: StepResult, notes: Sequence[FidelityNote]) -> list[int | None]:
+    """The reads of a step, or None for all, that asked for `auto` and are exact because nothing was known."""
     step = step_path(ended.address)
-    asked = [note for note in notes if note.why and note.step == step and note.level == "exact"]
-    return tuple(Trial(level, level, note.read) for note in asked for level in CHEAPEST_FIRST)
+    return [note.read for note in notes if note.why and note.step == step and note.level == "exact"]
+
+
+def name_of(fidelity: str, entries: Sequence[Entry]) -> str:
+    """What a call was made at: with its share, where that is one."""
+    shares = {entry.recompute_share for entry in entries}
+    if fidelity != "blended":
+        return fidelity
+    return str(Degree("blended", shares.pop())) if len(shares) == 1 else "mixed"
 
 
 def spoken_by(language: Language) -> str:

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from laban.actors.calls import Call, Sampling
 from laban.actors.errors import FailedPrecondition, NotFound
 from laban.cluster.audit.calling import Forced
+from laban.cluster.audit.identity import at_share
 from laban.cluster.audit.records import AS_WRITTEN, RecordedStep
 from laban.cluster.messages import MessageBook, Opening
 from laban.cluster.views import Composed
 from laban.cluster.workflow.children import Began
+from laban.cluster.workflow.fidelity import Degree
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides, ReadRef, ReadyStep
@@ -35,8 +37,13 @@ class Variant:
     def of(
         cls, level: str, workflow: Workflow, inputs: Mapping[str, object], overrides: Overrides, book: MessageBook
     ) -> Variant:
-        """`book` is empty. Raises what a submission raises."""
-        fidelity = None if level == AS_WRITTEN else level
+        """`book` is empty. `blended` is at the shares that the workflow states, `blended:0.3` at that one share.
+
+        Raises what a submission raises.
+        """
+        fidelity, degree = None if level == AS_WRITTEN else level, Degree.of(level)
+        if degree is not None and degree.level != level:
+            fidelity, workflow = degree.level, at_share(workflow, degree.share)
         run = Run(workflow, inputs, Overrides(fidelity, overrides.seed, overrides.set))
         book.add_fixed(run.messages.values())
         return cls(level, run, book)

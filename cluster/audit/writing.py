@@ -15,27 +15,32 @@ from typing import Any
 import yaml
 
 from laban.actors.errors import FailedPrecondition
+from laban.cluster.workflow.fidelity import Degree
 from laban.cluster.workflow.yamltree import load
 
 Path = tuple[str | int, ...]
+Edit = tuple[int, int, str]
+"""Of the characters from one place to another."""
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 
-def set_fidelities(text: str, levels: Mapping[Path, str]) -> str:
-    """The document with these levels, by the paths of steps (`("steps", 0)`) and reads (`("steps", 0, "read", 1)`).
+def set_fidelities(text: str, degrees: Mapping[Path, Degree]) -> str:
+    """The document with these levels, and of `blended` the shares, by the paths of steps (`("steps", 0)`) and reads
+    (`("steps", 0, "read", 1)`).
 
     Raises FailedPrecondition where it cannot be done without changing something else.
     """
     root = yaml.compose(text, Loader=yaml.SafeLoader)
-    edits: list[tuple[int, int, str]] = []
-    for path, level in levels.items():
-        edits.append(_edit(text, _node(root, path), path, level))
+    values = {path: _values(degree) for path, degree in degrees.items()}
+    edits: list[Edit] = []
+    for path, new in values.items():
+        edits += _edits(text, _node(root, path), path, new)
     changed = text
     for begin, end, new in sorted(edits, reverse=True):
         changed = changed[:begin] + new + changed[end:]
     expected = copy.deepcopy(load(text, "")[0])
-    for path, level in levels.items():
-        _set(expected, path, level)
+    for path, new in values.items():
+        _set(expected, path, new)
     try:
         found = load(changed, "")[0]
     except ValueError:
@@ -58,37 +63,47 @@ def _node(root: Any, path: Path) -> yaml.Node:
     return node
 
 
-def _edit(text: str, node: yaml.Node, path: Path, level: str) -> tuple[int, int, str]:
+def _values(degree: Degree) -> dict[str, object]:
+    share = {"recompute_share": degree.share} if degree.level == "blended" else {}
+    return {"fidelity": degree.level, **share}
+
+
+def _edits(text: str, node: yaml.Node, path: Path, values: Mapping[str, object]) -> list[Edit]:
     begin, end = node.start_mark.index, node.end_mark.index
     if isinstance(node, yaml.MappingNode):
-        for name, value in node.value:
-            if name.value == "fidelity":
-                return value.start_mark.index, value.end_mark.index, level
-        first = node.value[0][0].start_mark
-        if node.flow_style:
-            return first.index, first.index, f"fidelity: {level}, "
-        newline = "\r\n" if "\r\n" in text else "\n"
-        value = node.value[0][1]
-        if isinstance(value, yaml.ScalarNode) and value.style not in ("|", ">"):
-            # On a line of its own after the first entry, so that a step goes on to begin with its name.
-            at = text.find("\n", value.end_mark.index)
-            at = len(text) if at < 0 else at - (text[at - 1] == "\r")
-            return at, at, f"{newline}{' ' * first.column}fidelity: {level}"
-        return first.index, first.index, f"fidelity: {level}{newline}{' ' * first.column}"
+        there = {name.value: value for name, value in node.value if name.value in values}
+        edits = [(old.start_mark.index, old.end_mark.index, f"{values[name]}") for name, old in there.items()]
+        entries = [f"{name}: {value}" for name, value in values.items() if name not in there]
+        return [*edits, _insertion(text, node, entries)] if entries else edits
     if isinstance(node, yaml.ScalarNode):
         written = text[begin:end]
         if not node.style and _PLAIN.fullmatch(written) is None:
             written = json.dumps(node.value, ensure_ascii=False)
-        return begin, end, f"{{read: {written}, fidelity: {level}}}"
+        entries = [f"{name}: {value}" for name, value in {"read": written, **values}.items()]
+        return [(begin, end, f"{{{', '.join(entries)}}}")]
     raise FailedPrecondition(f"{_shown(path)} is no step or read", field="--write")
 
 
-def _set(document: Any, path: Path, level: str) -> None:
+def _insertion(text: str, node: yaml.MappingNode, entries: list[str]) -> Edit:
+    name, value = node.value[0]
+    first = name.start_mark
+    if node.flow_style:
+        return first.index, first.index, "".join(f"{entry}, " for entry in entries)
+    newline = ("\r\n" if "\r\n" in text else "\n") + " " * first.column
+    if isinstance(value, yaml.ScalarNode) and value.style not in ("|", ">"):
+        # On lines of their own after the first entry, so that a step goes on to begin with its name.
+        at = text.find("\n", value.end_mark.index)
+        at = len(text) if at < 0 else at - (text[at - 1] == "\r")
+        return at, at, "".join(newline + entry for entry in entries)
+    return first.index, first.index, "".join(entry + newline for entry in entries)
+
+
+def _set(document: Any, path: Path, values: Mapping[str, object]) -> None:
     parent = document
     for key in path[:-1]:
         parent = parent[key]
     old = parent[path[-1]]
-    parent[path[-1]] = {**old, "fidelity": level} if isinstance(old, dict) else {"read": old, "fidelity": level}
+    parent[path[-1]] = {**old, **values} if isinstance(old, dict) else {"read": old, **values}
 
 
 def _shown(path: Path) -> str:

@@ -14,7 +14,7 @@ from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError
 from laban.cluster.audit.advice import Advice, advise
 from laban.cluster.audit.data import read_data
 from laban.cluster.audit.findings import found_in
-from laban.cluster.audit.levels import problem_with
+from laban.cluster.audit.levels import EXPECTED, named, problem_with
 from laban.cluster.audit.page import page
 from laban.cluster.audit.records import AS_WRITTEN, AuditItem, RecordedStep, StepAudit
 from laban.cluster.audit.report import BASELINE, AuditedInput, Report, summarize
@@ -25,7 +25,7 @@ from laban.cluster.audit.writing import set_fidelities
 from laban.cluster.cli.files import read_file
 from laban.cluster.cli.recording import record_run
 from laban.cluster.workflow.build import build_graph
-from laban.cluster.workflow.fidelity import AUTO, CHEAPEST_FIRST, expected
+from laban.cluster.workflow.fidelity import AUTO, CHEAPEST_FIRST, Degree
 from laban.cluster.workflow.inputs import check_inputs
 from laban.cluster.workflow.parse import parse_yaml
 from laban.cluster.workflow.run import Run
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from laban.cluster.client import Client
     from laban.cluster.workflow.schema import Workflow
 
+EXACT = Degree(BASELINE)
 NUM_APART = 4
 MAX_WHY = 8
 
@@ -75,13 +76,14 @@ def _tolerance(value: float) -> float:
 
 def _levels(given: str | None, workflow: Workflow) -> tuple[str, ...]:
     if given is None:
-        return (*CHEAPEST_FIRST, AS_WRITTEN) if _states_levels(workflow) else CHEAPEST_FIRST
+        usual = tuple(map(str, CHEAPEST_FIRST))
+        return (*usual, AS_WRITTEN) if _states_levels(workflow) else usual
     levels = tuple(dict.fromkeys(level.strip() for level in given.split(",") if level.strip()))
     for level in levels:
         problem = problem_with(level)
         if problem:
-            raise InvalidInput(f"{problem}, expected {expected()}, or {AS_WRITTEN}", field="--levels", value=level)
-    levels = tuple(level for level in levels if level != BASELINE)
+            raise InvalidInput(f"{problem}, expected {EXPECTED}, or {AS_WRITTEN}", field="--levels", value=level)
+    levels = tuple(dict.fromkeys(named(level, workflow) for level in levels if level != BASELINE))
     if not levels:
         raise InvalidInput(f"names no level beside {BASELINE}", field="--levels", value=given)
     return levels
@@ -177,19 +179,32 @@ def write_back(plan: AuditPlan, advice: Sequence[Advice]) -> str | None:
     """The file with the fidelities recommended; None if it has them. Steps of other files stay as they are."""
     text = plan.request["workflow"].decode("utf-8")
     places = {node.step.step: (node.loc, node.step) for node in plan.run.graph.nodes.values()}
-    levels: dict[YamlPath, str] = {}
+    degrees: dict[YamlPath, Degree] = {}
     for one in advice:
         if one.step not in places:
             continue
         loc, step = places[one.step]
-        whole = one.level if not one.reads else BASELINE
-        if (step.fidelity or plan.workflow.fidelity) != whole:
-            levels[tuple(loc)] = whole
+        usual = step.recompute_share or plan.workflow.recompute_share
+        whole = _degree(one.level if not one.reads else BASELINE)
+        if _stated(step.fidelity or plan.workflow.fidelity, usual) != whole:
+            degrees[tuple(loc)] = whole
         for index, read in enumerate(step.read):
-            wanted = one.level if not one.reads or index in one.reads else BASELINE
-            if (read.fidelity or whole) != wanted:
-                levels[(*loc, "read", index)] = wanted
-    return set_fidelities(text, levels) if levels else None
+            wanted = _degree(one.level) if not one.reads or index in one.reads else EXACT
+            share = read.recompute_share or (whole.share if whole.level == "blended" else usual)
+            if _stated(read.fidelity or whole.level, share) != wanted:
+                degrees[(*loc, "read", index)] = wanted
+    return set_fidelities(text, degrees) if degrees else None
+
+
+def _degree(name: str) -> Degree:
+    degree = Degree.of(name)
+    assert degree is not None  # it was checked, or is the audit's own
+    return degree
+
+
+def _stated(fidelity: str, share: float) -> Degree | None:
+    """None for `auto`."""
+    return Degree.of(fidelity, share)
 
 
 def _why(plan: AuditPlan, report: Report) -> list[str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, TypeGuard, get_args
 
 Fidelity = Literal["exact", "corrected", "blended", "direct"]
 LEVELS: tuple[Fidelity, ...] = get_args(Fidelity)
-_BY_COST = ("direct", "corrected", "blended")
-CHEAPEST_FIRST: tuple[Fidelity, ...] = tuple(sorted((each for each in LEVELS if each != "exact"), key=_BY_COST.index))
 
 Asked = Literal[Fidelity, "auto"]
 """What may be asked for: a level, or AUTO, the cheapest that an audit found within a tolerance."""
@@ -19,6 +18,45 @@ MAX_TOLERANCE = 100.0
 
 RECOMPUTE_SHARE = 0.15
 """Of the tokens of blended reads, those that are encoded again where nothing else is said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Degree:
+    """A level, and where that is `blended` the share, above 0 and up to 1, of the tokens that are encoded again.
+
+    >>> str(Degree("direct")), str(Degree("blended", 0.3))
+    ('direct', 'blended:0.3')
+    """
+
+    level: Fidelity
+    share: float = RECOMPUTE_SHARE
+
+    def __str__(self) -> str:
+        return f"blended:{self.share:g}" if self.level == "blended" else self.level
+
+    @classmethod
+    def of(cls, name: str, usual_share: float = RECOMPUTE_SHARE) -> Degree | None:
+        """What has that name, as `blended` has with the usual share; None if nothing has.
+
+        >>> Degree.of("blended:0.30"), Degree.of("blended", 0.5), Degree.of("blended:2"), Degree.of("lossless")
+        (Degree(level='blended', share=0.3), Degree(level='blended', share=0.5), None, None)
+        """
+        level, colon, share = name.partition(":")
+        if not is_served(level):
+            return None
+        if not colon:
+            return cls(level, usual_share) if level == "blended" else cls(level)
+        try:
+            number = float(f"{float(share):g}")  # what its name says
+        except ValueError:
+            return None
+        return cls(level, number) if level == "blended" and 0 < number <= 1 else None
+
+
+CHEAPEST_FIRST = (
+    Degree("direct"), Degree("corrected"), Degree("blended"), Degree("blended", 0.3), Degree("blended", 0.5),
+)  # fmt: skip
+"""Those that `auto` chooses among, and that an audit compares unless it is told others."""
 
 
 def is_served(level: object) -> TypeGuard[Fidelity]:

@@ -31,6 +31,7 @@ from laban.proto import laban_pb2 as pb
 
 FLOW = "version: 1\nname: flow\nmessages: {m: words}\nsteps: [{step: say, read: [m]}]"
 FINDING = Finding("say", None, "direct", "audit", Tally(2, 0.5, 0.13, 20, 19, 4, 1))
+LEVELS = ("direct", "blended:0.15", "blended:0.5")  # each by its share
 LOST = Divergence("", "flow", 12.5, 0.125, 40, 0.05, falls_back=True)
 
 
@@ -72,6 +73,18 @@ def test_findings_are_kept_for_the_workflow_and_cleared_by_its_name() -> None:
     assert asyncio.run(known.findings(subject)) == [FINDING]
 
 
+def test_what_is_found_of_blended_is_found_of_a_share() -> None:
+    flow = FLOW.replace("name: flow", "name: flow\nrecompute_share: 0.4")
+
+    def act(client: Client) -> None:
+        client.record_findings(flow, [replace(FINDING, level=level) for level in ("blended", "blended:0.30")])
+
+    known = against(act)
+    (subject,) = known._found
+    found = asyncio.run(known.findings(subject))
+    assert [each.level for each in found] == ["blended:0.4", "blended:0.3"]
+
+
 class Replays(Audits):
     """Finds one thing after another, for ever."""
 
@@ -104,7 +117,8 @@ def test_the_asynchronous_client_audits_keeps_and_clears() -> None:
             async with AsyncClient(f"127.0.0.1:{port}") as client, asyncio.timeout(30):
                 recorded = [RecordedStep("say", "hello", (1, 2)), RecordedStep("ask", state="failed", error="gone")]
                 found = []
-                async with aclosing(client.audit(FLOW, {}, recorded, ["direct", "blended"], num_apart=3)) as items:
+                asks = ["direct", "blended", "blended:.5"]
+                async with aclosing(client.audit(FLOW, {}, recorded, asks, num_apart=3)) as items:
                     async for item in items:
                         found.append(item)
                         if len(found) == 2:
@@ -115,7 +129,7 @@ def test_the_asynchronous_client_audits_keeps_and_clears() -> None:
                     Refused("blended", "so it is"),
                 ]
                 [asked] = audits.asked
-                assert (asked.workflow.name, asked.levels, asked.num_apart) == ("flow", ("direct", "blended"), 3)
+                assert (asked.workflow.name, asked.levels, asked.num_apart) == ("flow", LEVELS, 3)
                 assert asked.recorded == tuple(recorded)
                 await client.record_findings(FLOW, [FINDING])
                 await client.clear_findings("flow")
@@ -141,6 +155,9 @@ def test_what_is_cleared_diverges_no_more() -> None:
         (replace(FINDING, step=""), "findings[0].step"),
         (replace(FINDING, level="exact"), "findings[0].level"),
         (replace(FINDING, level="fast"), "findings[0].level"),
+        (replace(FINDING, level="direct:0.3"), "findings[0].level"),
+        (replace(FINDING, level="blended:0"), "findings[0].level"),
+        (replace(FINDING, level="blended:nan"), "findings[0].level"),
         (replace(FINDING, read=-1), "findings[0].read"),
         (replace(FINDING, tally=Tally(-1, 0.5, 0.13)), "findings[0]"),
         (replace(FINDING, tally=Tally(2**62, 0.5, 0.13)), "findings[0]"),

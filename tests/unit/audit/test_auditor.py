@@ -196,3 +196,51 @@ def test_what_is_the_same_as_exact_is_not_compared_where_others_may_be_predicted
             assert any(read is not None for _, read in audits["direct"])
 
     asyncio.run(main())
+
+
+def test_each_share_is_replayed_as_the_workflow_at_that_share() -> None:
+    """Whatever shares its steps, its reads, and the workflows within it state."""
+    stated = INNER.replace("[{read: n}", "[{read: n, recompute_share: 0.9}").replace("read: [b,", RECOMPUTES)
+
+    async def main() -> None:
+        async with audit_rig() as rig:
+            _, recorded = await rig.record(stated)
+            shares = (0.2, 0.5, 1.0)
+            items = await rig.audit(stated, recorded, levels=tuple(f"blended:{each:g}" for each in shares))
+            told = {(i.level, i.address): i for i in items if isinstance(i, StepAudit) and i.read is None}
+            for share in shares:
+                plain = INNER.replace("name: ", f"recompute_share: {share}\nname: ", 1)
+                plain = plain.replace("    name: ", f"    recompute_share: {share}\n    name: ", 1)
+                alone = await rig.audit(plain, recorded, levels=("blended",))
+                for item in (i for i in alone if isinstance(i, StepAudit) and i.read is None):
+                    found = told[f"blended:{share:g}", item.address]
+                    assert found.kl == pytest.approx(item.kl, abs=1e-6)
+                    assert found.num_reused == item.num_reused
+            for address in ("both", "within/say"):
+                few, half, all_again = (told[f"blended:{share:g}", address] for share in shares)
+                assert few.num_reused > half.num_reused
+                assert sum(few.kl) > sum(all_again.kl) == 0.0
+
+    asyncio.run(main())
+
+
+RECOMPUTES = "recompute_share: 0.05, read: [{read: b, recompute_share: 0.7},"
+INNER = """
+version: 1
+name: outer
+sampling: {max_tokens: 6, temperature: 0}
+messages: {a: "some first words of ten or more", b: "other words entirely, not like those"}
+workflows:
+  inner:
+    version: 1
+    name: inner
+    inputs: {n: {}}
+    sampling: {max_tokens: 6, temperature: 0}
+    messages: {n: "{{ n }}", m: "what is said to whoever is within"}
+    steps: [{step: say, read: [{read: n}, m]}]
+    outputs: {all: say}
+steps:
+  - {step: one, read: [a]}
+  - {step: both, read: [b, one, a]}
+  - {step: within, workflow: inner, inputs: {n: one.text}}
+"""

@@ -68,18 +68,53 @@ def test_what_is_not_known_is_exact() -> None:
 
 def test_the_cheapest_that_is_within_the_tolerance_is_taken() -> None:
     findings = [
-        found("one", "direct", 0.2), found("one", "blended", 0.01), found("two", "direct", 0.1, read=1),
-        found("three", "direct", 0.01), found("three", "blended", 0.001),
+        found("one", "direct", 0.2), found("one", "blended:0.15", 0.01), found("two", "direct", 0.1, read=1),
+        found("three", "direct", 0.01), found("three", "blended:0.15", 0.001),
     ]  # fmt: skip
     resolved = resolve(parse_yaml(FLOW), PLAIN, findings)
     assert levels(resolved.workflow) == {"one": ("blended",), "two": ("direct",) * 3, "three": ("direct",) * 2}
     chosen = {note.step: note for note in resolved.notes if note.why}
-    assert (chosen["one"].level, chosen["one"].num_calls) == ("blended", 400)
+    assert (chosen["one"].level, chosen["one"].num_calls) == ("blended:0.15", 400)
     assert chosen["two"].why == "within 0.2"
     known = {(note.step, note.level) for note in resolved.notes if not note.why}
     assert ("one", "direct") in known
     again = resolve(parse_dict(to_dict(resolved.workflow)), resolved.overrides, [])
     assert levels(again.workflow) == levels(resolved.workflow)  # as a restart has it
+
+
+def shares(workflow: Workflow) -> dict[str, tuple[float | None, ...]]:
+    """Of each step: of its reads that are blended, None for others."""
+    run = Run(workflow, {})
+    return {
+        node.step.step: tuple(s.recompute_share if s.fidelity == "blended" else None for s in node.sources)
+        for node in run.graph.nodes.values()
+    }
+
+
+def test_the_share_is_the_smallest_that_is_within_the_tolerance() -> None:
+    text = FLOW.replace("read: [a]}", "recompute_share: 0.4, read: [a, {read: b, fidelity: blended}]}")
+    findings = [
+        found("one", "direct", 0.3), found("one", "blended:0.15", 0.1), found("one", "blended:0.3", 0.02),
+        found("one", "blended:0.5", 0.01),
+        found("two", "blended:0.15", 0.3, read=1), found("two", "blended:0.5", 0.1, read=1),
+        found("three", "blended:0.4", 0.001),
+    ]  # fmt: skip
+    resolved = resolve(parse_yaml(text), PLAIN, findings)
+    # What names its level goes on at the share that it had; nobody tried 0.4 where the share is to be chosen.
+    assert shares(resolved.workflow) == {"one": (0.3, 0.4), "two": (None, 0.5, None), "three": (None, None)}
+    assert {note.step: note.level for note in resolved.notes if note.why} == {
+        "one": "blended:0.3", "two": "blended:0.5", "three": "exact"
+    }  # fmt: skip
+    everywhere = resolve(parse_yaml(text), Overrides("auto"), findings)
+    assert shares(everywhere.workflow)["one"] == (0.3, 0.3)
+    assert digest_of(resolved.workflow) == digest_of(parse_yaml(text))
+
+
+def test_what_is_known_of_a_steps_own_share_has_its_levels_name() -> None:
+    text = FLOW.replace("fidelity: auto\n", "fidelity: blended\nrecompute_share: 0.3\n")
+    findings = [found("one", "blended:0.15", 0.1), found("one", "blended:0.3", 0.02)]
+    notes = resolve(parse_yaml(text), PLAIN, findings).notes
+    assert {(note.level, round(note.kl, 3)) for note in notes} >= {("blended:0.15", 0.1), ("blended", 0.02)}
 
 
 @pytest.mark.parametrize(
@@ -171,7 +206,11 @@ outputs: {all: left, other: right}
 
 def test_a_workflow_is_known_by_all_but_its_levels() -> None:
     base = digest_of(parse_yaml(FLOW))
-    for same in (("fidelity: auto\ntol", "fidelity: direct\ntol"), ("tolerance: 0.2", "tolerance: 0.3")):
+    for same in (
+        ("fidelity: auto\ntol", "fidelity: direct\ntol"), ("tolerance: 0.2", "tolerance: 0.3"),
+        ("fidelity: auto\ntol", "fidelity: blended\nrecompute_share: 0.3\ntol"),
+        ("step: one", "step: one, recompute_share: 0.4"), ("read: one,", "read: one, recompute_share: 0.4,"),
+    ):  # fmt: skip
         assert digest_of(parse_yaml(FLOW.replace(*same))) == base
     for other in (("some words", "some word"), ("[b, a]", "[a, b]"), ("max: 2", "max: 3")):
         assert digest_of(parse_yaml(FLOW.replace(*other))) != base
@@ -222,4 +261,4 @@ def test_lint_says_what_auto_would_be() -> None:
     told = [each.message for each in lint(parse_yaml(FLOW)).diagnostics if "auto" in each.message]
     assert len(told) == 3
     assert any("read 1 of step 'two'" in each and "0.2 nats" in each for each in told)
-    assert set(CHEAPEST_FIRST) >= {"direct", "blended"}
+    assert {degree.level for degree in CHEAPEST_FIRST} >= {"direct", "blended"}

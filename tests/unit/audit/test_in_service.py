@@ -362,12 +362,30 @@ def test_calls_that_auto_left_exact_are_tried_at_other_levels() -> None:
             await until(lambda: len(rig.meter.outcomes) == 2)
             found = await rig.knowledge.findings(await rig.subject(FLOW))
             assert {(each.step, each.level, each.source) for each in found} == {
-                (step, level, "shadow") for step in ("one", "both") for level in CHEAPEST_FIRST
+                (step, str(degree), "shadow") for step in ("one", "both") for degree in CHEAPEST_FIRST
             }
             assert not rig.watch.diverging
             assert fidelities(await rig.run(FLOW, "exact")) == {"exact"}
             await rig.run(FLOW, "exact")
             assert len(rig.meter.outcomes) == 2
+
+    asyncio.run(main())
+
+
+def test_what_is_served_blended_is_known_by_its_share() -> None:
+    async def main() -> None:
+        async with in_service() as rig:
+            for share in (0.3, 0.6):
+                flow = FLOW.replace("name: flow", f"name: flow\nrecompute_share: {share}")
+                await rig.run(flow, "blended")
+            await rig.run(FLOW.replace("[b, one,", "[{read: b, recompute_share: 0.9}, one,"), "blended")
+            await until(lambda: len(rig.meter.outcomes) == 6)
+            found = await rig.knowledge.findings(await rig.subject(FLOW))  # one workflow, at other shares
+            assert {(each.step, each.level) for each in found} == {
+                ("one", "blended:0.3"), ("both", "blended:0.3"), ("one", "blended:0.6"), ("both", "blended:0.6"),
+                ("one", "blended:0.15"), ("both", "mixed"),
+            }  # fmt: skip
+            assert {level for _, level, _ in rig.meter.compared} == {"blended", "mixed"}
 
     asyncio.run(main())
 

@@ -10,7 +10,10 @@ import pytest
 
 from laban.actors.errors import FailedPrecondition
 from laban.cluster.audit.writing import set_fidelities
+from laban.cluster.workflow.fidelity import Degree
 from laban.cluster.workflow.yamltree import load
+
+DIRECT, EXACT = Degree("direct"), Degree("exact")
 
 TEXT = """\
 # at the top
@@ -31,13 +34,13 @@ steps:
 
 
 def test_comments_and_layout_stay() -> None:
-    levels = {
-        ("steps", 0): "direct", ("steps", 0, "read", 1): "exact", ("steps", 0, "read", 2): "direct",
-        ("steps", 1): "direct",
-        ("steps", 2): "exact", ("steps", 2, "read", 0): "direct", ("steps", 2, "read", 1): "direct",
+    degrees = {
+        ("steps", 0): DIRECT, ("steps", 0, "read", 1): EXACT, ("steps", 0, "read", 2): Degree("blended", 0.3),
+        ("steps", 1): Degree("blended", 0.5),
+        ("steps", 2): EXACT, ("steps", 2, "read", 0): Degree("blended", 0.5), ("steps", 2, "read", 1): DIRECT,
     }  # fmt: skip
     assert (
-        set_fidelities(TEXT, levels)
+        set_fidelities(TEXT, degrees)
         == """\
 # at the top
 version: 1
@@ -45,13 +48,13 @@ steps:
   # about the first
   - step: one   # its name
     fidelity: direct
-    read: [a, {read: "b[all]", fidelity: exact}, {read: c, fidelity: direct}]
+    read: [a, {read: "b[all]", fidelity: exact}, {recompute_share: 0.3, read: c, fidelity: blended}]
 
-  - {fidelity: direct, step: two, read: [one]}   # in one line
+  - {fidelity: blended, recompute_share: 0.5, step: two, read: [one]}   # in one line
   - step: three
     fidelity: exact  # as it was
     read:
-      - {read: one, fidelity: direct}
+      - {read: one, fidelity: blended, recompute_share: 0.5}
       - read: two[1]
         fidelity: direct
         end: 4
@@ -62,7 +65,7 @@ steps:
 def test_an_alias_is_left_to_its_author() -> None:
     text = "steps:\n  - step: one\n    read: &r [a, b]\n  - step: two\n    read: *r\n"
     with pytest.raises(FailedPrecondition, match="by hand"):
-        set_fidelities(text, {("steps", 1, "read", 0): "direct"})
+        set_fidelities(text, {("steps", 1, "read", 0): DIRECT})
 
 
 COMMENT = re.compile(r"# (?:one|about it: \d|flow|named|stated|why|not a comment)\r?$", re.MULTILINE)
@@ -105,19 +108,20 @@ def test_random_documents_keep_all_but_what_was_asked_for(seed: int) -> None:
     rng = random.Random(seed)
     text = document(rng)
     before: Any = load(text, "")[0]
-    levels: dict[tuple[str | int, ...], str] = {}
+    degrees: dict[tuple[str | int, ...], Degree] = {}
     for index, step in enumerate(before["steps"]):
         if rng.random() < 0.6:
-            levels["steps", index] = rng.choice(["direct", "exact"])
+            degrees["steps", index] = rng.choice([DIRECT, EXACT, Degree("blended", 0.25)])
         for read in range(len(step["read"])):
             if rng.random() < 0.6:
-                levels["steps", index, "read", read] = rng.choice(["direct", "blended"])
-    changed = set_fidelities(text, levels)
+                degrees["steps", index, "read", read] = rng.choice([DIRECT, Degree("blended", rng.choice([0.3, 1]))])
+    changed = set_fidelities(text, degrees)
     after: Any = load(changed, "")[0]
-    for path, level in levels.items():
+    for path, degree in degrees.items():
         place = after["steps"][path[1]]
         place = place if len(path) == 2 else place["read"][path[3]]
-        assert place["fidelity"] == level
+        assert place["fidelity"] == degree.level
+        assert degree.level != "blended" or place["recompute_share"] == degree.share
     assert COMMENT.findall(text) == COMMENT.findall(changed)
     assert text.count("\r") == 0 or changed.count("\r") == changed.count("\n")
-    assert set_fidelities(changed, levels) == changed
+    assert set_fidelities(changed, degrees) == changed
