@@ -42,7 +42,7 @@ from laban.actors.models import prepare_default_model
 from laban.cluster.audit.choosing import Resolved, resolve
 from laban.cluster.audit.findings import Finding, found_in
 from laban.cluster.audit.records import AS_WRITTEN, AuditItem, Decision, StepAudit
-from laban.cluster.workflow.fidelity import AUTO
+from laban.cluster.workflow.fidelity import AUTO, CHEAPEST_FIRST
 from laban.cluster.workflow.states import Overrides
 
 POOL_TOKENS, QUICK_POOL_TOKENS = 96_000, 24_000  # on a CPU; a card has room for more
@@ -74,7 +74,8 @@ class Bench:
             served[arm.name] = self.desk.serve(task, task.train, train, arm)
         say("auditing what is learnt from")
         plain = [Arm("direct", "direct"), Arm("blended", "blended")]
-        findings = self._findings(task, train, [*plain, *corrected], rng)
+        tried = [Arm(str(each), str(each)) for each in CHEAPEST_FIRST if each.level != "corrected"]
+        findings = self._findings(task, train, [*tried, *corrected], rng)
         autos = {each: self._auto(task, each, findings[each]) for each in self.tolerances}
         arms = [*plain, *corrected]
         for tolerance, resolved in autos.items():

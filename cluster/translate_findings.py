@@ -29,7 +29,10 @@ def finding_to_pb(finding: Finding) -> pb.Finding:
 
 
 def findings_from_pb(findings: Iterable[pb.Finding], path: str, usual_share: float) -> list[Finding]:
-    """Those of an audit; `blended` by itself is at the usual share. Raises InvalidInput for numbers that no audit finds."""
+    """Those of an audit; `blended` by itself is at the usual share.
+
+    Raises InvalidInput for numbers that no audit finds.
+    """
     found = []
     for place, each in enumerate(findings):
         at = f"{path}[{place}]"

@@ -162,9 +162,7 @@ class _Chooser:
         self.notes += [FidelityNote(step, read, level, tally.kl_mean, tally.num_calls, why) for step in steps]
 
 
-def _known(
-    known: Mapping[tuple[str, int | None, str, Source], Tally], workflow: Workflow
-) -> tuple[FidelityNote, ...]:
+def _known(known: Mapping[tuple[str, int | None, str, Source], Tally], workflow: Workflow) -> tuple[FidelityNote, ...]:
     """What is known of whole steps at each level. `blended` at the share that a step has is called just that."""
     found, shares = [], dict(_shares(workflow, ("",))) if known else {}
     for step, level in dict.fromkeys((step, level) for step, read, level, _ in known if read is None):

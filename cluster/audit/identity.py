@@ -1,7 +1,8 @@
 """Which workflow it is that something was found of.
 
-It is known by all of it but the levels that it asks for, with their shares: prompts, steps and sampling. So what was found under one level
-serves the choice among them, and a change of anything else makes it another workflow, of which nothing is known.
+It is known by all of it but the levels that it asks for, with their shares: prompts, steps and sampling. So what was
+found under one level serves the choice among them, and a change of anything else makes it another workflow, of which
+nothing is known.
 """
 
 from __future__ import annotations

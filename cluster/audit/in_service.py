@@ -114,10 +114,9 @@ class InService:
         said = execution.said(ended.address) if source == "served" or asked else None
         if said is None:
             return
+        trials = tuple(Trial(str(degree), degree, read) for read in asked for degree in CHEAPEST_FIRST)
         if source == "served":
             trials = (Trial(name_of(ended.fidelity, said.entries)),)
-        else:
-            trials = tuple(Trial(str(degree), degree, read) for read in asked for degree in CHEAPEST_FIRST)
         step = step_path(ended.address)
         self._put(
             Case(

@@ -33,14 +33,14 @@ def set_fidelities(text: str, degrees: Mapping[Path, Degree]) -> str:
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     values = {path: _values(degree) for path, degree in degrees.items()}
     edits: list[Edit] = []
-    for path, new in values.items():
-        edits += _edits(text, _node(root, path), path, new)
+    for path, wanted in values.items():
+        edits += _edits(text, _node(root, path), path, wanted)
     changed = text
     for begin, end, new in sorted(edits, reverse=True):
         changed = changed[:begin] + new + changed[end:]
     expected = copy.deepcopy(load(text, "")[0])
-    for path, new in values.items():
-        _set(expected, path, new)
+    for path, wanted in values.items():
+        _set(expected, path, wanted)
     try:
         found = load(changed, "")[0]
     except ValueError:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 
 from laban.cluster.cli import commands
+from laban.cluster.workflow.fidelity import AUTO, expected
 
 DEFAULT_ADDRESS = "127.0.0.1:8470"
 
@@ -181,7 +182,11 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("file", metavar="FILE", help=FILE_HELP)
     audit.add_argument("--address", metavar="HOST:PORT", help="a cluster to do it on; none: start one here")
     audit.add_argument("--data", metavar="FILE.jsonl", help="input values, a JSON object a line, over --input")
-    audit.add_argument("--levels", metavar="L,L", help="to compare with exact: direct, ...; written: what FILE says")
+    audit.add_argument(
+        "--levels", metavar="L,L",
+        help="to compare with exact: direct, blended:0.3, ... (default: all, blended at 0.15, 0.3 and 0.5); "
+        "written: what FILE says",
+    )  # fmt: skip
     audit.add_argument("--tolerance", type=float, default=0.05, metavar="T", help="of the recommendation (0.05)")
     audit.add_argument("--html", metavar="FILE.html", help="write the report as one page, with pictures")
     audit.add_argument("--keep", action="store_true", help="have the cluster keep it: `fidelity: auto` chooses by it")
@@ -246,7 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     lint = command("lint", "check a workflow without running it; needs neither a cluster nor a GPU")
     lint.add_argument("file", metavar="FILE", help=FILE_HELP)
     lint.add_argument("--input", dest="inputs", action="append", default=[], metavar="K=V", help="an input's value")
-    lint.add_argument("--fidelity", help="as if every read had this fidelity: exact, blended, direct or auto")
+    lint.add_argument("--fidelity", help=f"as if every read had this fidelity: {AUTO}, {expected()}")
     _cluster_flags(lint, only_model=True)
     _json_flag(lint)
 
@@ -372,7 +377,7 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
         help="an input's value; K=@FILE is a file's text, K='@DIR/*.txt' a list of texts, K:=JSON and K:=@FILE.json a "
         "list or number, K:=@FILE.csv:COLUMN a column; repeatable",
     )  # fmt: skip
-    parser.add_argument("--fidelity", help="for every read: exact, blended, direct or auto; default: the workflow's")
+    parser.add_argument("--fidelity", help=f"for every read: {AUTO}, {expected()}; default: the workflow's")
     parser.add_argument("--seed", type=int, help="of all sampling noise; default: as the workflow says, else any")
     parser.add_argument(
         "--set", dest="settings", action="append", default=[], metavar="ADDRESS.FIELD=V",

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from laban.cluster.client import Client
     from laban.cluster.workflow.schema import Workflow
 
-EXACT = Degree(BASELINE)
+EXACT = Degree("exact")
 NUM_APART = 4
 MAX_WHY = 8
 

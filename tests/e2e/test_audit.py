@@ -35,17 +35,19 @@ def test_audit_measures_recommends_and_writes(cli: Cli, address: str, tmp_path: 
     flow.write_text(FLOW)
     data.write_text('{"question": "Is it late?"}\n')
     common = ["audit", str(flow), "--address", address, "--data", str(data)]
-    done = cli(*common, "--levels", "direct", "--tolerance", "100", "--json", "--html", str(html), "--write")
+    done = cli(*common, "--levels", "blended:0.5", "--tolerance", "100", "--json", "--html", str(html), "--write")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     steps = {row["step"]: row for row in report["steps"]}
     assert steps["one"]["is_same"]
     assert steps["choice"]["kl_mean"] > 0
     assert steps["choice"]["num_decisions"] == 1
-    assert [gain["level"] for gain in report["gains"]] == ["direct"]
-    assert [(one["step"], one["level"]) for one in report["advice"]] == [("choice", "direct")]
+    assert [gain["level"] for gain in report["gains"]] == ["blended:0.5"]
+    assert [(one["step"], one["level"]) for one in report["advice"]] == [("choice", "blended:0.5")]
     assert html.read_text().startswith("<!doctype html>")
-    assert flow.read_text() == FLOW.replace("# by a letter\n", "# by a letter\n    fidelity: direct\n")
+    assert flow.read_text() == FLOW.replace(
+        "# by a letter\n", "# by a letter\n    fidelity: blended\n    recompute_share: 0.5\n"
+    )
 
 
 def test_bad_data_is_refused_before_anything_runs(cli: Cli, tmp_path: Path) -> None:
