@@ -301,7 +301,9 @@ class Engine:
             if failed is not None:
                 scheduler.refuse(encoding_id, failed)
         if tiers.flights is not None:
-            tiers.flights.land(tick.landed, tiers.loaded)
+            problems = tiers.flights.land(tick.landed, tiers.loaded)
+            if problems and self.runner.group is not None:
+                raise RuntimeError(problems[0])  # the other shards have copied their part
         self.exports.pump()
         self._publish_whole(scheduler.take_loaded())
         self._limits.keep()

@@ -6,6 +6,7 @@ the two go on at once until they meet, and what was prefetched in part is not lo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from laban.actors.calls import WorkerRates
@@ -28,7 +29,8 @@ IDLE_IN_FLIGHT_S = 0.003
 class Load:
     """Tokens [0, stop) of `source`, a host entry. [issued, stop) was given to the copier, [there, stop) has arrived.
 
-    `mixes` if the head is encoded meanwhile. `wanted` by a call; others yield to those that are.
+    `mixes` if the head is encoded meanwhile. `wanted` by a call; others yield to those that are. `failed` if a chunk
+    has not arrived and never will.
     """
 
     source: Entry
@@ -36,6 +38,7 @@ class Load:
     mixes: bool = False
     wanted: bool = False
     cancelled: bool = False
+    failed: bool = False
     gated: Copy | None = None
     wanted_at_s: float = 0.0
     issued: int = 0
@@ -48,7 +51,7 @@ class Load:
     @property
     def is_gated(self) -> bool:
         """Whether a forward launched now waits on the card for each layer of it."""
-        return self.gated is not None and self.gated.enqueued()
+        return self.gated is not None and self.gated.enqueued() and self.gated.problem() is None
 
 
 class Loads:
@@ -91,7 +94,7 @@ class Loads:
             whole = load.issued == load.stop == len(sequence.tokens)
             if gates is not None and whole and load.wanted and not load.mixes:
                 load.gated = self._issue(sequence, load, 0, gates, gentle=False)
-            while not load.cancelled and self._bytes_in_flight < most:
+            while not (load.cancelled or load.failed) and self._bytes_in_flight < most:
                 front = sequence.num_computed
                 if load.issued <= front:
                     break
@@ -110,25 +113,38 @@ class Loads:
         size = self._page_size
         after = self._after(pages[begin // size : -(-end // size)])
 
-        def arrived() -> None:
+        def ended() -> None:
             self._bytes_in_flight -= num_bytes
             load.in_flight.remove(begin)
+
+        def arrived() -> None:
+            ended()
             load.there = min(load.there, begin)
+
+        def failed() -> None:
+            ended()
+            load.failed = True
 
         load.in_flight.append(begin)
         load.issued = begin
         self._bytes_in_flight += num_bytes
         runs = entry.runs(begin, end), load.source.runs(begin, end)
-        return self._flights.start("load", *runs, arrived, after, gates, gentle)
+        return self._flights.start("load", *runs, arrived, failed, after, gates, gentle)
 
-    def take_arrived(self) -> list[Sequence]:
-        """Those with nothing more to come: all there, met by what was encoded, or cancelled."""
-        ended = []
-        for sequence in self.active:
+    def arrived(self) -> Iterator[Sequence]:
+        """Those with nothing more to come: all there, met by what was encoded, cancelled or failed. They stay until
+        `end`, which may be told of any while these are gone over."""
+        for sequence in list(self.active):
             load = sequence.load
-            assert load is not None
-            whole = load.there <= sequence.num_computed
-            if not load.in_flight and (whole or load.cancelled):
-                ended.append(sequence)
-        self.active = [s for s in self.active if s not in ended]
-        return ended
+            if load is None or load.in_flight:
+                continue
+            if load.there <= sequence.num_computed or load.cancelled or load.failed:
+                yield sequence
+
+    def end(self, sequence: Sequence) -> Load:
+        """Takes out one of which nothing is under way."""
+        load = sequence.load
+        assert load is not None
+        self.active.remove(sequence)
+        sequence.load = None
+        return load

@@ -102,5 +102,5 @@ class Lane:
                     return
                 job.move(part)
             job.end()
-        except Exception as error:  # the engine goes on, and computes what did not arrive
+        except Exception as error:  # told by `fail`; the engine goes on, and encodes what did not arrive
             job.fail(f"{type(error).__name__}: {error}")

@@ -18,13 +18,14 @@ from laban.kvstore.store import EncodingStore, Entry
 
 @dataclass(slots=True, eq=False)
 class _Save:
-    """Tokens [0, issued) of an entry of the device were given to the copier."""
+    """Tokens [0, issued) of an entry of the device were given to the copier, `ended` of them were copied or failed."""
 
     entry: Entry
     room: Entry
     device: EncodingStore
     issued: int = 0
-    done: int = 0
+    ended: int = 0
+    failed: bool = False
 
 
 class Saves:
@@ -67,11 +68,26 @@ class Saves:
 
         def done() -> None:
             self._bytes_in_flight -= num_bytes
-            save.done += end - begin
-            if save.done == entry.num_tokens:
+            save.ended += end - begin
+            if save.failed:
+                self._give_up(save)
+            elif save.ended == entry.num_tokens:
                 self._counters.add("bytes_saved_host", entry.num_tokens * self._bytes_per_token)
                 save.device.unpin(entry)
                 self._host.publish(room, entry.key, entry.num_tokens, entry.spec)
                 self._host.unpin(room)
 
-        self._flights.start("save", entry.runs(begin, end), room.runs(begin, end), done, after, gentle=gentle)
+        def failed() -> None:
+            save.failed = True
+            done()
+
+        runs = entry.runs(begin, end), room.runs(begin, end)
+        self._flights.start("save", *runs, done, failed, after, gentle=gentle)
+
+    def _give_up(self, save: _Save) -> None:
+        """Nothing more is copied; the room is free once nothing is under way to it."""
+        if save in self._waiting:
+            self._waiting.remove(save)
+        if save.ended == save.issued:
+            save.device.unpin(save.entry)
+            self._host.discard(save.room)

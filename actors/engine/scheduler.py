@@ -21,7 +21,7 @@ from laban.actors.engine.planning import Plan, plan_call
 from laban.actors.engine.prefetching import Prefetches
 from laban.actors.engine.sequence import Chunk, Read, RunningCall, Sequence
 from laban.actors.engine.shared_beginnings import SharedBeginnings
-from laban.actors.engine.tiers import Tiers, Way
+from laban.actors.engine.tiers import Tiers, Way, from_host
 from laban.actors.engine.waiting import Waiting, WaitingQueue
 from laban.actors.errors import Exhausted, InvalidInput, LabanError
 from laban.kvstore.encodings import EncodingSpec, Placement, dependencies, flatten, is_common, make_spec
@@ -231,7 +231,7 @@ class Scheduler:
             before.tokens_encoded += encoded
             return before
         running = RunningCall(call, sequence, waiting.submitted_at, sum(p.num_tokens for p in plan.view))
-        running.serial = waiting.serial
+        running.serial, running.refused = waiting.serial, waiting.refused
         running.admitted_at = running.load_began_at = self.store.now_s
         if waiting.awaited_since is not None:
             running.load_began_at, running.load_ended_at = waiting.awaited_since, self.store.now_s
@@ -321,15 +321,22 @@ class Scheduler:
 
     def preempt(self, running: RunningCall) -> None:
         """Takes a running decode out. It waits in its old place, and then goes on, its text so far encoded again."""
-        decode = running.sequence.decode
-        assert decode is not None
-        del self.running[running.call.call_id]
-        decode.num_launched = decode.num_sampled  # a token under way is sampled again, and is the same
-        running.num_iterations += running.sequence.num_iterations
+        self._put_back(running)
         self._discard(running.sequence)
         self._discard_orphans()
-        self.waiting.put_back(Waiting(running.call, running.submitted_at, running.serial, preempted=running))
         self.tiers.counters.add("preemptions", 1)
+
+    def _put_back(self, running: RunningCall) -> None:
+        """To where it waited; its sequence is still to be discarded."""
+        decode = running.sequence.decode
+        if decode is None:  # of a prefill, which has pinned what answers it
+            self.store.unpin(running.sequence.entry)
+        else:
+            decode.num_launched = decode.num_sampled  # a token under way is sampled again, and is the same
+        del self.running[running.call.call_id]
+        running.num_iterations += running.sequence.num_iterations
+        again = Waiting(running.call, running.submitted_at, running.serial, refused=running.refused, preempted=running)
+        self.waiting.put_back(again)
 
     def _want(self, entry: Entry, specs: dict[str, EncodingSpec]) -> None:
         """A call reads it: what was brought before anyone asked has been of use."""
@@ -463,17 +470,18 @@ class Scheduler:
         if self.loads is None:
             return []
         whole = []
-        for sequence in self.loads.take_arrived():
-            load = sequence.load
-            assert load is not None
-            sequence.load = None
+        for sequence in self.loads.arrived():
+            if sequence.load is not None and sequence.load.failed:
+                self._break_off(sequence)
+                continue
+            load = self.loads.end(sequence)
             self.tiers.put_source(load.source)
             if load.wanted:
                 self.tiers.counters.add("wait_load_s", self.store.now_s - load.wanted_at_s)
                 for running in self.running.values():
                     if sequence in running.sequence.producers or sequence is running.sequence:
                         running.load_ended_at = self.store.now_s
-            if load.cancelled and load.there > sequence.num_computed:
+            if load.cancelled and (load.there > sequence.num_computed or load.stop < len(sequence.tokens)):
                 self._discard(sequence)
                 continue
             self.tiers.counters.add("tokens_loaded_host", load.stop - max(load.there, sequence.num_computed))
@@ -483,6 +491,32 @@ class Scheduler:
             else:  # what had come of a transfer that broke off; the rest is encoded
                 sequence.num_computed = sequence.entry.num_tokens = load.stop
         return whole
+
+    def _break_off(self, failed: Sequence) -> None:
+        """It could not be loaded: what reads it goes with it, once nothing is copied to any of that, and the calls that
+        wait for it begin again without the host's."""
+        lost = {failed}
+        while more := {s for s in self.sequences if s not in lost and not lost.isdisjoint(s.producers)}:
+            lost |= more
+        if any(s.load is not None and s.load.in_flight for s in lost):
+            return
+        key, load = failed.entry.key, failed.load
+        assert load is not None
+        self.prefetches.failed(key, from_host(key))
+        self.prefetches.may_begin = True
+        for running in [r for r in self.running.values() if r.sequence in lost]:
+            running.refused.add(from_host(key))
+            running.tokens_encoded -= 0 if running.sequence.load is not None else running.sequence.num_pending
+            fewer = min(load.stop, running.tokens_loaded)
+            running.tokens_loaded -= fewer
+            running.tokens_reused -= fewer
+            self._put_back(running)
+        for sequence in lost:
+            if sequence.load is not None and self.loads is not None:
+                self.tiers.put_source(self.loads.end(sequence).source)
+            self._give_up(sequence)
+        for sequence in lost:  # none of them reads another any more
+            self.store.discard(sequence.entry)
 
     def abort(self, call_id: str) -> bool:
         """Takes a call out, waiting or running; the store is as if it had never come. False for an unknown call."""
@@ -527,10 +561,13 @@ class Scheduler:
             self._discard(sequence)
 
     def _discard(self, sequence: Sequence) -> None:
+        self._give_up(sequence)
+        self.store.discard(sequence.entry)
+
+    def _give_up(self, sequence: Sequence) -> None:
         self._producers.pop(sequence.entry, None)
         self.corrections.given_up(sequence.entry.key)
         self._leave(sequence)
-        self.store.discard(sequence.entry)
 
     def _leave(self, sequence: Sequence) -> None:
         self.sequences.remove(sequence)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from laban.actors.calls import Call, CallPhases
@@ -170,7 +170,8 @@ def scored_rows(chunks: Iterable[Chunk]) -> list[int]:
 
 @dataclass(slots=True, eq=False)
 class RunningCall:
-    """An admitted call: the sequence that answers it, what is told at the end, and its place in the queue."""
+    """An admitted call: the sequence that answers it, what is told at the end, its place in the queue, and the sources
+    that failed it."""
 
     call: Call
     sequence: Sequence
@@ -182,6 +183,7 @@ class RunningCall:
     first_token_at: float | None = None
     last_token_at: float = 0.0
     serial: int = 0
+    refused: set[object] = field(default_factory=set)
     told: bool = False  # that it has started
     admitted_at: float = 0.0
     load_began_at: float = 0.0

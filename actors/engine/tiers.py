@@ -189,7 +189,7 @@ class Tiers:
             return Way.WAIT
         held = self.host.get_ready(spec.encoding_id)
         if held is not None:
-            return self._way_of_held(spec, held)
+            return Way.ENCODE if from_host(spec.encoding_id) in refused else self._way_of_held(spec, held)
         if self._begin_arrival(spec, sources, refused, wanted):
             return Way.WAIT
         return Way.ENCODE
@@ -483,6 +483,11 @@ class Tiers:
             self.disk.close()
         if self.flights is not None:
             self.flights.close()
+
+
+def from_host(encoding_id: EncodingId) -> object:
+    """What is refused where it could not be copied from the host."""
+    return "host", encoding_id
 
 
 def tenant_of(spec: EncodingSpec) -> str:

@@ -28,7 +28,15 @@ class Link:
     under_way: list[tuple[int, Callable[[], None]]] = field(default_factory=list)
 
     def start(
-        self, direction: str, device: Any, host: Any, arrived: Callable[[], None], after: Any, gates: Any, gentle: bool
+        self,
+        direction: str,
+        device: Any,
+        host: Any,
+        arrived: Callable[[], None],
+        failed: Callable[[], None],
+        after: Any,
+        gates: Any,
+        gentle: bool,
     ) -> Any:
         assert direction == "load"
         num_bytes = BYTES_PER_TOKEN * sum(length for _, length in device)
@@ -39,6 +47,8 @@ class Link:
 
     def enqueued(self) -> bool:
         return True
+
+    def problem(self) -> None: ...
 
     def land(self) -> None:
         num_bytes, arrived = self.under_way.pop(0)
@@ -65,7 +75,7 @@ def test_what_nobody_waits_for_is_brought_a_little_at_a_time_while_nothing_runs(
     link = Link()
     loads, sequence = loading(link, wanted=wanted)
     most, times = 0, 0
-    while not loads.take_arrived():
+    while not list(loads.arrived()):
         loads.pump(RATES, idle=idle)
         most, times = max(most, link.bytes_in_flight), times + 1
         link.land()

@@ -8,47 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from engine_harness import (
-    Driver,
-    assert_same_encoding,
-    force,
-    interpreter,
-    logprobs,
-    make_engine,
-    place_recorded,
-)
+from engine_harness import Driver, assert_same_encoding, force, interpreter, logprobs, make_engine, place_recorded
+from tier_rig import SLOW_LINK, driver_of, save_all, text
 
-from laban.actors.calls import Advice, Prefetch, Sampling, WorkerRates
+from laban.actors.calls import Advice, Prefetch, Sampling
 from laban.actors.engine.spills import _Write
 from laban.kvstore.encodings import EncodingSpec, closure
 from laban.kvstore.uses import Use
-
-FAST_LINK = WorkerRates(100.0, 0.01, 1e12, 1e12, 1e12)
-SLOW_LINK = WorkerRates(1e6, 0.01, 1e6, 1e12, 1e12)
-
-
-def driver_of(
-    pool_tokens: int = 256, host_tokens: int = 4096, rates: WorkerRates = FAST_LINK, **options: object
-) -> Driver:
-    """Over an engine that takes `rates` for its own, whatever it measures."""
-    engine = make_engine(pool_tokens=pool_tokens, host_tokens=host_tokens, **options)  # type: ignore[arg-type]
-    engine.tiers.rates.adopt = lambda known: None  # type: ignore[method-assign]
-    engine.tiers.rates._add = lambda name, value: None  # type: ignore[method-assign]
-    engine.tiers.rates._values = {name: getattr(rates, name) for name in rates.__dataclass_fields__}
-    return Driver(engine)
-
-
-def text(number: int, size: int) -> list[int]:
-    return [(13 * number + 7 * i * i + 3 * i) % 128 for i in range(size)]
-
-
-def save_all(driver: Driver) -> None:
-    """Whatever is on the device, to the host."""
-    engine = driver.engine
-    for entry in list(engine.store.entries()):
-        if entry.ready and entry.key not in engine.tiers.host:
-            assert engine.tiers.save_one(engine.store, entry)
-    driver.run()
 
 
 def test_what_was_evicted_comes_back_from_the_host_bit_for_bit() -> None:
@@ -76,9 +42,9 @@ def test_a_save_waits_for_the_iteration_that_may_still_write() -> None:
     flights, afters = driver.engine.tiers.flights, []
     start = flights.start
 
-    def started(direction: str, device: Any, host: Any, on_done: Any, after: Any = None, **rest: Any) -> Any:
+    def started(direction: str, device: Any, host: Any, on_done: Any, on_failed: Any, after: Any, **rest: Any) -> Any:
         afters.append((direction, after))
-        return start(direction, device, host, on_done, None, **rest)
+        return start(direction, device, host, on_done, on_failed, None, **rest)
 
     flights.start = started
     driver.prefill(text(1, 100))

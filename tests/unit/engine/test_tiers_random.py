@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from engine_harness import Driver, force, logprobs, make_engine
+from tier_rig import assert_nothing_is_held, fail_copies
 
 from laban.actors.calls import Advice, Prefetch, Sampling
 from laban.kvstore.encodings import EncodingSpec, closure
@@ -95,6 +96,17 @@ class Play:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_calls_do_not_notice(seed: int, tmp_path: Path) -> None:
+    play_tightly(seed, tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_calls_do_not_notice_copies_that_fail(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(seed)
+    fail_copies(monkeypatch, lambda direction: draw.random() < 0.2)
+    play_tightly(seed, tmp_path)
+
+
+def play_tightly(seed: int, tmp_path: Path) -> None:
     fused, slow = seed % 2 == 1, seed % 4 >= 2
     tight = make_engine(
         pool_tokens=256,
@@ -121,5 +133,6 @@ def test_calls_do_not_notice(seed: int, tmp_path: Path) -> None:
             tight.abort(victim[0])
             play.whole.engine.abort(victim[1])
         play.compare()
+        assert_nothing_is_held(play.tight)
     assert tight.tiers.counters.totals().num_evicted_device > 0
     tight.close()
