@@ -296,10 +296,8 @@ class Engine:
             tiers.needs.take_pins(each.pins)
             scheduler.prefetches.order([one for one in each.prefetches if self._can_compute(one)])
             scheduler.prefetches.cancel(each.cancelled)
-        for encoding_id, failed in tiers.take_arrivals(tick.standings):
-            scheduler.prefetches.may_begin = True
-            if failed is not None:
-                scheduler.refuse(encoding_id, failed)
+        for encoding_id, asked, failed in tiers.take_arrivals(tick.standings):
+            scheduler.arrived(encoding_id, asked, failed=failed)
         if tiers.flights is not None:
             problems = tiers.flights.land(tick.landed, tiers.loaded)
             if problems and self.runner.group is not None:

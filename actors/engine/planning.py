@@ -103,7 +103,7 @@ def ways_to_have(
     for spec in reversed(ordered):
         if spec.encoding_id not in needed or spec.encoding_id in store or spec.encoding_id in ways:
             continue
-        way = tiers.way(spec, sources, refused, wanted=wanted)
+        way = tiers.way(spec, sources, refused, wanted=wanted, kept=needed)
         if way is Way.MIX and any(p.encoding_id not in store for p in flatten(spec.view, specs)):
             way = Way.LOAD  # its head cannot be encoded with what is there
         if way is Way.ENCODE and spec.encoding_id in mixes:

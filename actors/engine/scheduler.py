@@ -312,12 +312,15 @@ class Scheduler:
                 running.tokens_reused -= fewer
                 return
 
-    def refuse(self, encoding_id: str, source: object) -> None:
-        """What `source` was to bring has not come, or not whole: those who waited for it do not ask it again."""
+    def arrived(self, encoding_id: str, source: object, *, failed: bool) -> None:
+        """What `source` was to bring has come, or has `failed` to. Those who waited for it do not ask it again: where
+        the host has no room for all that calls wait for, they would evict it for each other for ever."""
         for waiting in self.waiting:
             if encoding_id in waiting.awaits:
                 waiting.refused.add(source)
-        self.prefetches.failed(encoding_id, source)
+        self.prefetches.may_begin = True
+        if failed:
+            self.prefetches.failed(encoding_id, source)
 
     def preempt(self, running: RunningCall) -> None:
         """Takes a running decode out. It waits in its old place, and then goes on, its text so far encoded again."""

@@ -171,7 +171,7 @@ def scored_rows(chunks: Iterable[Chunk]) -> list[int]:
 @dataclass(slots=True, eq=False)
 class RunningCall:
     """An admitted call: the sequence that answers it, what is told at the end, its place in the queue, and the sources
-    that failed it."""
+    not to be asked again."""
 
     call: Call
     sequence: Sequence

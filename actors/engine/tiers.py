@@ -177,11 +177,18 @@ class Tiers:
     # The way up
 
     def way(
-        self, spec: EncodingSpec, sources: Iterable[Source], refused: Collection[object], *, wanted: bool = True
+        self,
+        spec: EncodingSpec,
+        sources: Iterable[Source],
+        refused: Collection[object],
+        *,
+        wanted: bool = True,
+        kept: Iterable[EncodingId] = (),
     ) -> Way:
-        """How `spec`, which the device lacks, should be had, as far as it may: `refused` are sources that failed.
+        """How `spec`, which the device lacks, should be had, as far as it may: `refused` are sources not to be asked.
 
-        WAIT begins an arrival if none is under way; unless `wanted` by a call it evicts nothing that is worth more.
+        WAIT begins an arrival if none is under way; it evicts none of `kept` and, unless `wanted` by a call, nothing
+        that is worth more.
         """
         if self.host is None:
             return Way.ENCODE
@@ -190,7 +197,7 @@ class Tiers:
         held = self.host.get_ready(spec.encoding_id)
         if held is not None:
             return Way.ENCODE if from_host(spec.encoding_id) in refused else self._way_of_held(spec, held)
-        if self._begin_arrival(spec, sources, refused, wanted):
+        if self._begin_arrival(spec, sources, refused, wanted, kept):
             return Way.WAIT
         return Way.ENCODE
 
@@ -234,7 +241,12 @@ class Tiers:
         return Way.LOAD if load_s < self.encode_s(encode_tokens(spec, self._is_somewhere)) else Way.ENCODE
 
     def _begin_arrival(
-        self, spec: EncodingSpec, sources: Iterable[Source], refused: Collection[object], wanted: bool
+        self,
+        spec: EncodingSpec,
+        sources: Iterable[Source],
+        refused: Collection[object],
+        wanted: bool,
+        kept: Iterable[EncodingId],
     ) -> bool:
         """The fastest of disk and other workers, if that is faster than encoding and there is room in the host."""
         encode_s = self.encode_s(encode_tokens(spec, self._is_somewhere))
@@ -245,16 +257,23 @@ class Tiers:
             options += [(s.transfer_s, s) for s in sources if s.encoding_id == spec.encoding_id and s not in refused]
         options.sort(key=lambda option: option[0])
         for seconds, source in options:
-            if seconds + self.load_s(spec.num_tokens) < encode_s and self._arrive(spec, source, wanted):
+            if seconds + self.load_s(spec.num_tokens) < encode_s and self._arrive(spec, source, wanted, kept):
                 return True
         return False
 
-    def _arrive(self, spec: EncodingSpec, source: Source | None, wanted: bool) -> bool:
+    def _arrive(self, spec: EncodingSpec, source: Source | None, wanted: bool, kept: Iterable[EncodingId]) -> bool:
+        assert self.host is not None
         worth: tuple[float, ...] = (inf,)
         if not wanted:
             again_s = self.encode_s(spec.num_tokens)
             worth = self.needs.order_of(spec.encoding_id, spec.num_tokens, NEVER_S, again_s)
-        return self._begin(spec.encoding_id, spec.num_tokens, tenant_of(spec), spec, source, worth)
+        pinned = [entry for each in kept if (entry := self.host.get_ready(each)) is not None]
+        for entry in pinned:
+            self.host.pin(entry)
+        began = self._begin(spec.encoding_id, spec.num_tokens, tenant_of(spec), spec, source, worth)
+        for entry in pinned:
+            self.host.unpin(entry)
+        return began
 
     def bring_for_others(self, encoding_id: EncodingId) -> bool:
         """Begins to bring what is on disk to the host, where other workers can read it; False if it has no room."""
@@ -322,12 +341,12 @@ class Tiers:
         writes = [] if self._spills is None else self._spills.under_way
         return [*(coming.arrival for coming in self._coming.values()), *writes]
 
-    def take_arrivals(self, standings: Sequence[Standing]) -> list[tuple[EncodingId, object]]:
-        """Encodings that have come to the host, or will not: (id, what failed and is not to be tried again, or None).
+    def take_arrivals(self, standings: Sequence[Standing]) -> list[tuple[EncodingId, object, bool]]:
+        """Encodings that have come to the host, or will not: (id, who was asked for it, whether that failed).
 
         `standings` are those of `under_way`. What has come of one that broke off is kept: a prefix.
         """
-        ended: list[tuple[EncodingId, object]] = []
+        ended: list[tuple[EncodingId, object, bool]] = []
         num_coming = len(self._coming)
         if self._spills is not None:
             self._spills.take_written(standings[num_coming:])
@@ -337,10 +356,12 @@ class Tiers:
             if not standing.ended:
                 continue
             del self._coming[encoding_id]
-            ended.append((encoding_id, self._take_arrival(encoding_id, coming, standing)))
+            self._take_arrival(encoding_id, coming, standing)
+            asked = ("disk", encoding_id) if coming.source is None else coming.source
+            ended.append((encoding_id, asked, standing.failed))
         return ended
 
-    def _take_arrival(self, encoding_id: EncodingId, coming: _Coming, standing: Standing) -> object:
+    def _take_arrival(self, encoding_id: EncodingId, coming: _Coming, standing: Standing) -> None:
         assert self.host is not None
         done = standing.num_tokens_done
         failed = standing.failed and not coming.dropped
@@ -356,12 +377,11 @@ class Tiers:
         else:
             self.host.discard(coming.entry)
         if not standing.failed:
-            return None
+            return
         why = coming.arrival.problem or "another shard's part did not come"
         log.info("%s came only in part (%d of %d tokens): %s", encoding_id, done, coming.arrival.num_tokens, why)
         if coming.source is None and self._spills is not None:
             self._spills.drop(encoding_id)
-        return ("disk", encoding_id) if coming.source is None else coming.source
 
     # The way down
 

@@ -14,7 +14,7 @@ from laban.kvstore.encodings import EncodingId
 @dataclass(slots=True, eq=False)
 class Waiting:
     """`awaits` are encodings on their way to the host, without which it cannot be planned, the first of them since
-    `awaited_since`. `refused` are sources that failed it. `preempted` is what it was before it had to wait again."""
+    `awaited_since`. `refused` are sources not to be asked again. `preempted` is what it was before it waited again."""
 
     call: Call
     submitted_at: float

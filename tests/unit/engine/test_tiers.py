@@ -249,3 +249,61 @@ def test_no_tenant_takes_more_than_its_share(share: float) -> None:
         taken = sum(len(e.pages) for e in driver.engine.store.entries())
         assert taken <= 8
         driver.engine.tiers.host.check_integrity()
+
+
+def on_disk(driver: Driver, sizes: tuple[int, ...]) -> list[EncodingSpec]:
+    """Encodings that each read those before, all of them on disk, and as many in the host as there is room for."""
+    specs: list[EncodingSpec] = []
+    for number, size in enumerate(sizes):
+        specs.append(driver.prefill(text(number, size), driver.chain(*specs)))
+        save_all(driver)
+        while not driver.engine.tiers.is_on_disk(specs[-1].encoding_id):
+            driver.step()
+    driver.engine.store.evict_all()
+    return specs
+
+
+def arrivals_begun(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    begun, begin = [], driver.engine.tiers._begin
+
+    def counted(encoding_id: str, *rest: Any) -> bool:
+        began = begin(encoding_id, *rest)
+        begun.extend([encoding_id] if began else [])
+        return began
+
+    monkeypatch.setattr(driver.engine.tiers, "_begin", counted)
+    return begun
+
+
+def test_a_view_larger_than_the_host_does_not_evict_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laban.actors.engine.spills.SPILL_BELOW", 2.0)
+    driver = driver_of(pool_tokens=1024, host_tokens=160, disk_folder=tmp_path / "kv")
+    first, second = on_disk(driver, (100, 101))
+    begun = arrivals_begun(driver, monkeypatch)
+    call = driver.submit([1, 2], driver.chain(first, second), sampling=Sampling(max_tokens=3))
+    driver.run(max_steps=2000)
+    assert driver.result(call).tokens_loaded == 101
+    assert driver.result(call).tokens_encoded == 100 + 2
+    assert begun == []
+    driver.engine.close()
+
+
+def test_a_call_asks_the_disk_once_for_what_others_evict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laban.actors.engine.spills.SPILL_BELOW", 2.0)
+    driver = driver_of(pool_tokens=1024, disk_folder=tmp_path / "kv")
+    specs = on_disk(driver, (100, 101))
+    host, take = driver.engine.tiers.host, driver.engine.tiers.take_arrivals
+    host.evict_all()
+
+    def taken(standings: Any) -> Any:
+        ended = take(standings)
+        host.evict_all()
+        return ended
+
+    monkeypatch.setattr(driver.engine.tiers, "take_arrivals", taken)
+    begun = arrivals_begun(driver, monkeypatch)
+    call = driver.submit([1, 2], driver.chain(*specs), sampling=Sampling(max_tokens=3))
+    driver.run(max_steps=2000)
+    assert driver.result(call).tokens_encoded == 201 + 2
+    assert sorted(begun) == sorted(spec.encoding_id for spec in specs)
+    driver.engine.close()
