@@ -41,6 +41,7 @@ from laban.actors.engine.corrections import Corrections
 from laban.actors.engine.decoding import Decode
 from laban.actors.engine.drafting import Drafting, num_accepted
 from laban.actors.engine.exports import Exports
+from laban.actors.engine.failures import Failures
 from laban.actors.engine.fetching import Fetching
 from laban.actors.engine.forgetting import Forgetting
 from laban.actors.engine.iteration import Iteration, Sampled
@@ -78,7 +79,7 @@ FREE_TOKENS_ON_CARD = 128
 
 
 class Engine:
-    """Runs calls on one model. `submit` and `abort` take effect at the next `step`, which raises in shards only."""
+    """Runs calls on one model. `submit` and `abort` take effect at the next `step`."""
 
     def __init__(
         self,
@@ -149,6 +150,7 @@ class Engine:
         self._scores = KeptScores(runner.vocab_size)
         self._constraining = Constraining(tokenizer, runner.vocab_size)
         self._drafting = Drafting(config, on_card=runner.device.type == "cuda", waits=runner.overlaps)
+        self._failures = Failures(runner.device)
         self._clock = clock
         self._events: list[CallEvent] = []
         self._advice: list[Advice] = []
@@ -243,7 +245,8 @@ class Engine:
         return tuple(arrival.standing for arrival in self.tiers.under_way)
 
     def step(self, tick: Tick | None = None) -> WorkerReport:
-        """One iteration. Whatever goes wrong in it ends the calls that run, with an error, and not the engine."""
+        """One iteration. What goes wrong in it ends the calls that run, with an error, and not the engine. Raises what
+        would go wrong with the next ones, too: a worker that lived on would take calls only to fail them."""
         try:
             self._begin(tick or self.tick())
             awaited = self.tiers.is_busy or self._constraining
@@ -254,6 +257,9 @@ class Engine:
         except Exception as error:  # a kernel, memory or model failure: the calls cannot go on, the next ones can
             if self.runner.group is not None:
                 raise  # the other shards may have come further, or less far: their worker ends
+            if self._failures.is_last(error):
+                log.error("no iteration of worker %s works any more", self.info.worker_id)
+                raise
             log.exception("an iteration failed")
             if self._under_way is not None:  # it reads from buffers that the next one is written to
                 with contextlib.suppress(Exception):
@@ -438,6 +444,7 @@ class Engine:
                 self._events.append(CallFailed(decode.call.call_id, "INTERNAL", message))
         self._score(iteration)
         self._publish_whole([chunk.sequence for chunk in iteration.chunks])
+        self._failures.worked()
 
     def _score(self, iteration: Iteration) -> None:
         """Hands the logits of forced calls to those who compare them."""
