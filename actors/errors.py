@@ -47,6 +47,16 @@ def shorten(value: object, limit: int = 120) -> str:
     return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 4 :]}"
 
 
+def cause_of(error: BaseException, limit: int = 400) -> str:
+    """An error of somebody else's on one line, kind and message.
+
+    >>> cause_of(KeyError("quux")), cause_of(RuntimeError("two\\nlines"))
+    ("KeyError: 'quux'", 'RuntimeError: two lines')
+    """
+    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
 class InvalidInput(LabanError):
     """The request is wrong as it stands, whatever the state of the system."""
 

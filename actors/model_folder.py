@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from laban.actors.errors import InvalidInput, NotFound, UnsupportedModel
+from laban.actors.model_shapes import ACTIVATIONS, head_dim, num_kv_heads, require_tensors
 
 SERVED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 # Frequencies of these do not change with the length, so an encoded key can be read at any offset.
 TURNABLE_ROPE = ("default", "linear", "llama3", "yarn")
-DEFAULT_HEAD_DIM = {"qwen3": 128, "gemma3_text": 256}  # transformers' own; the others divide the hidden size
 LAYER_TYPES = ("full_attention", "sliding_attention")
+COUNTS = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "vocab_size",
+          "max_position_embeddings")  # fmt: skip
 STATE_SPACE_TYPES = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "jamba", "bamba", "zamba", "zamba2", "rwkv",
                      "recurrent_gemma", "nemotron_h", "granitemoehybrid", "qwen3_next", "lfm2")  # fmt: skip
 STATE_SPACE_KEYS = ("ssm_cfg", "state_size", "mamba_d_state", "mamba_num_heads")
@@ -52,8 +54,9 @@ class ModelFacts:
 def check_model_folder(path: str | Path) -> ModelFacts:
     """The facts of the Hugging Face folder `path`, once everything that Laban needs is found in it.
 
-    Raises NotFound for a missing folder or file, InvalidInput for one that cannot be read or is cut off, and
-    UnsupportedModel, with the reason, for a model that Laban does not serve.
+    Raises NotFound for a missing folder or file, InvalidInput for one that cannot be read or is cut off and for a
+    configuration that is not of these weights, and UnsupportedModel, with the reason, for a model that Laban does not
+    serve.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -63,11 +66,13 @@ def check_model_folder(path: str | Path) -> ModelFacts:
     _refuse_unserved(folder, config)
     tokenizer_bytes = _require(folder, "tokenizer.json").read_bytes()
     _parse_json(folder / "tokenizer.json", tokenizer_bytes)
-    num_layers = _count(folder, config, "num_hidden_layers")
-    num_heads = _count(folder, config, "num_attention_heads")
-    hidden_size = _count(folder, config, "hidden_size")
+    counts = {key: _count(folder, config, key) for key in COUNTS}
+    for key in ("num_key_value_heads", "head_dim"):
+        if config.get(key) is not None:
+            _count(folder, config, key)
     headers = {file.name: read_header(file) for file in _weight_files(folder)}
-    _require_tensors(folder, headers, num_layers)
+    require_tensors(folder, config, _shapes(headers.values()))
+    _check_computing(folder, config)
 
     digest = blake2b(digest_size=16)
     for part in (json.dumps(config, sort_keys=True).encode(), tokenizer_bytes):
@@ -78,13 +83,13 @@ def check_model_folder(path: str | Path) -> ModelFacts:
         folder=folder.resolve(),
         name=folder.resolve().name,
         architecture=config["model_type"],
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=config.get("num_key_value_heads") or num_heads,
-        head_dim=config.get("head_dim") or DEFAULT_HEAD_DIM.get(config["model_type"], hidden_size // num_heads),
-        hidden_size=hidden_size,
-        vocab_size=_count(folder, config, "vocab_size"),
-        max_context=_count(folder, config, "max_position_embeddings"),
+        num_layers=counts["num_hidden_layers"],
+        num_heads=counts["num_attention_heads"],
+        num_kv_heads=num_kv_heads(config),
+        head_dim=head_dim(config),
+        hidden_size=counts["hidden_size"],
+        vocab_size=counts["vocab_size"],
+        max_context=counts["max_position_embeddings"],
         rope=", ".join(rope_kinds(config)),
         eos_ids=eos_ids_of(folder),
         dtype=str(config.get("dtype") or config.get("torch_dtype") or ""),
@@ -172,7 +177,10 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def weight_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """Of every tensor of a model folder, by its name."""
-    headers = map(read_header, _weight_files(Path(path).expanduser()))
+    return _shapes(map(read_header, _weight_files(Path(path).expanduser())))
+
+
+def _shapes(headers: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
     return {
         name: tuple(tensor["shape"]) for header in headers for name, tensor in header.items() if name != "__metadata__"
     }
@@ -189,6 +197,7 @@ def read_header(file: Path) -> dict[str, Any]:
         header = _parse_json(file, handle.read(length))
     try:
         ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        _shapes([header])
     except (KeyError, IndexError, TypeError):
         raise InvalidInput(f"{file} has a header that is not safetensors'", field="model") from None
     expected = 8 + length + max(ends, default=0)
@@ -198,12 +207,19 @@ def read_header(file: Path) -> dict[str, Any]:
     return header
 
 
-def _require_tensors(folder: Path, headers: Mapping[str, Mapping[str, Any]], num_layers: int) -> None:
-    held = {name for header in headers.values() for name in header}
-    needed = ["model.embed_tokens.weight", *(f"model.layers.{n}.self_attn.k_proj.weight" for n in range(num_layers))]
-    missing = [name for name in needed if name not in held]
-    if missing:
-        raise InvalidInput(f"{folder}: the weights lack {missing[0]} ({len(missing)} such tensors)", field="model")
+def _check_computing(folder: Path, config: Mapping[str, Any]) -> None:
+    """What a layer does besides its weights: its activation, the norms' epsilon, the kinds of layers."""
+    key = "hidden_activation" if config["model_type"] == "gemma3_text" else "hidden_act"
+    if key in config and config[key] not in ACTIVATIONS:
+        expected = f"must be one of transformers' activations, such as {ACTIVATIONS[0]} and silu"
+        raise InvalidInput(f"{folder}/config.json: {key} {expected}", field="model", value=config[key])
+    epsilon = config.get("rms_norm_eps", 1e-6)
+    if not isinstance(epsilon, float) or not 0 <= epsilon < 1:
+        raise InvalidInput(f"{folder}/config.json: rms_norm_eps must be a small fraction", field="model", value=epsilon)
+    layer_types, num_layers = config.get("layer_types"), config["num_hidden_layers"]
+    if layer_types is not None and len(layer_types) != num_layers:
+        message = f"layer_types names {len(layer_types)} layers, expected num_hidden_layers, {num_layers}"
+        raise InvalidInput(f"{folder}/config.json: {message}", field="model")
 
 
 def _hash_weights(digest: Any, file: Path) -> None:

@@ -6,6 +6,7 @@ import gc
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import ray
 
 from laban.actors.calls import Advice, Call, WorkerInfo, WorkerReport
 from laban.actors.directory import DirectoryService
-from laban.actors.errors import FailedPrecondition
+from laban.actors.errors import FailedPrecondition, LabanError, Unavailable, cause_of
 from laban.actors.exporting import MAX_LEASES, Exporting
 from laban.actors.lending import Lending
 from laban.actors.line import REPORTS_IN_FLIGHT, LineServer
@@ -108,9 +109,22 @@ def _load_shard(plan: WorkerPlan, rank: int, rendezvous: str, progress: Progress
     from laban.actors.engine.shard_group import ShardGroup
 
     place = ShardPlace(rank, plan.num_shards, rendezvous)
-    group = ShardGroup.join(place, pick_device(plan.config.device))
-    factory = import_path(plan.engine_factory)
-    return factory(plan.model_folder, plan.config, plan.worker_id, group, progress=progress), group
+    with _told_plainly(plan):
+        group = ShardGroup.join(place, pick_device(plan.config.device))
+        factory = import_path(plan.engine_factory)
+        return factory(plan.model_folder, plan.config, plan.worker_id, group, progress=progress), group
+
+
+@contextmanager
+def _told_plainly(plan: WorkerPlan) -> Iterator[None]:
+    """Whatever a model fails to load by ends as an error that any process can read; the log has all of it."""
+    try:
+        yield
+    except LabanError:
+        raise
+    except Exception as error:
+        logger.exception("%s: %s could not be loaded", plan.worker_id, plan.model_folder)
+        raise Unavailable(f"worker {plan.worker_id} could not load its model: {cause_of(error)}") from None
 
 
 class WorkerProcess:
@@ -154,7 +168,8 @@ class WorkerProcess:
 
             publishing = self._publishing()
             try:
-                self._loop = WorkerLoop(make_engine, publishing=publishing)
+                with _told_plainly(plan):
+                    self._loop = WorkerLoop(make_engine, publishing=publishing)
             except Exception as error:
                 self._failure = error
                 if publishing is not None:

@@ -44,6 +44,8 @@ QUIET_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
+    # Why a worker did not load its model is said by whoever waits for it; Ray would show the traceback as well.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     # Ray would run workers at a lower priority than everything else on the machine.
     "RAY_worker_niceness": "0",
 }

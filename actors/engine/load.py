@@ -22,7 +22,7 @@ from laban.actors.engine.shard_group import ShardGroup
 from laban.actors.engine.sharding import local_num_kv_heads, shard_model
 from laban.actors.engine.tiers import Tiers
 from laban.actors.engine.tiers_setup import make_tiers
-from laban.actors.errors import Exhausted, InvalidInput
+from laban.actors.errors import Exhausted, InvalidInput, cause_of
 from laban.actors.model_folder import check_model_folder
 from laban.actors.models import Progress, say_nothing
 from laban.actors.tokenizer import Tokenizer
@@ -58,9 +58,7 @@ def load_engine(
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     progress("loading weights", None)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=DTYPES[config.dtype], attn_implementation="eager", local_files_only=True
-    )
+    model = _load_model(folder, DTYPES[config.dtype])
     adapters = Adapters([load_adapter(each, folder) for each in config.adapters])
     engine = make_engine(
         model,
@@ -81,6 +79,21 @@ def load_engine(
         worker_id, folder, info.dtype, info.device, info.attention_backend, info.num_pages * info.page_size,
     )  # fmt: skip
     return engine
+
+
+def _load_model(folder: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Raises InvalidInput for a configuration that transformers does not take."""
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation="eager", local_files_only=True
+        )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        log.exception("%s cannot be loaded", folder)
+        why = f"{folder} cannot be loaded, is its config.json right? transformers says {cause_of(error)}"
+        raise InvalidInput(why, field="model") from None
+    return model
 
 
 def make_engine(

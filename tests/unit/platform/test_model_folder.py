@@ -4,6 +4,8 @@ import json
 import struct
 import subprocess
 import sys
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pytest
 
 from laban.actors.errors import InvalidInput, LabanError, NotFound, UnsupportedModel
 from laban.actors.model_folder import check_model_folder
+from laban.actors.model_shapes import expected_tensors
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 16,
+    "intermediate_size": 8,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -24,27 +28,35 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def write_weights(file: Path, names: list[str], fill: int = 0) -> None:
-    header = {
-        name: {"dtype": "F32", "shape": [4], "data_offsets": [16 * n, 16 * n + 16]} for n, name in enumerate(names)
-    }
+def write_weights(file: Path, shapes: Mapping[str, tuple[int, ...]], fill: int = 0) -> None:
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 4 * prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
     encoded = json.dumps(header).encode()
-    file.write_bytes(struct.pack("<Q", len(encoded)) + encoded + bytes([fill]) * 16 * len(names))
+    file.write_bytes(struct.pack("<Q", len(encoded)) + encoded + bytes([fill]) * end)
 
 
-TENSORS = ["model.embed_tokens.weight", *(f"model.layers.{n}.self_attn.k_proj.weight" for n in range(2))]
+def shapes_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(size.value for size in shape) for name, shape in expected_tensors(config).items()}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "tokenizer.json").write_text("{}")
-    write_weights(tmp_path / "model.safetensors", TENSORS)
+    write_weights(tmp_path / "model.safetensors", shapes_of(CONFIG))
     return tmp_path
 
 
 def configure(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps(CONFIG | changes))
+
+
+def rebuild(folder: Path, **changes: Any) -> None:
+    """Of that configuration, with its weights."""
+    configure(folder, **changes)
+    write_weights(folder / "model.safetensors", shapes_of(CONFIG | changes))
 
 
 def test_facts(folder: Path) -> None:
@@ -66,7 +78,7 @@ def test_default_model(default_folder: Path) -> None:
 def test_fingerprint_tells_models_apart(folder: Path) -> None:
     first = check_model_folder(folder).fingerprint
     assert check_model_folder(folder).fingerprint == first
-    write_weights(folder / "model.safetensors", TENSORS, fill=1)
+    write_weights(folder / "model.safetensors", shapes_of(CONFIG), fill=1)
     other_weights = check_model_folder(folder).fingerprint
     configure(folder, rope_parameters={"rope_type": "default", "rope_theta": 5.0})
     other_rope = check_model_folder(folder).fingerprint
@@ -76,11 +88,11 @@ def test_fingerprint_tells_models_apart(folder: Path) -> None:
 
 def test_shards(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    write_weights(folder / "one.safetensors", TENSORS[:2])
-    write_weights(folder / "two.safetensors", TENSORS[2:])
-    index = {
-        "weight_map": {TENSORS[0]: "one.safetensors", TENSORS[1]: "one.safetensors", TENSORS[2]: "two.safetensors"}
-    }
+    shapes = shapes_of(CONFIG)
+    homes = {name: f"{'one' if number < 5 else 'two'}.safetensors" for number, name in enumerate(shapes)}
+    for file in set(homes.values()):
+        write_weights(folder / file, {name: shape for name, shape in shapes.items() if homes[name] == file})
+    index = {"weight_map": homes}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert check_model_folder(folder).weight_bytes > 0
     (folder / "two.safetensors").unlink()
@@ -116,12 +128,20 @@ def test_weights_with_other_trouble(folder: Path) -> None:
     file.write_bytes(file.read_bytes() + b"x")
     with pytest.raises(InvalidInput, match="too long"):
         check_model_folder(folder)
-    write_weights(file, TENSORS[:2])
-    with pytest.raises(InvalidInput, match=r"lack model\.layers\.1\.self_attn"):
+    write_weights(file, {name: shape for name, shape in shapes_of(CONFIG).items() if ".1." not in name})
+    with pytest.raises(InvalidInput, match=r"lack model\.layers\.1\.self_attn.*num_hidden_layers 2"):
         check_model_folder(folder)
     file.unlink()
     (folder / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UnsupportedModel, match=r"pytorch_model\.bin, expected safetensors"):
+        check_model_folder(folder)
+
+
+def test_an_untied_head_must_be_there(folder: Path) -> None:
+    rebuild(folder, tie_word_embeddings=True)
+    check_model_folder(folder)
+    configure(folder, tie_word_embeddings=False)
+    with pytest.raises(InvalidInput, match=r"lack lm_head\.weight.*tie_word_embeddings false"):
         check_model_folder(folder)
 
 
@@ -185,7 +205,7 @@ def test_unserved(folder: Path, changes: dict[str, Any], reason: str) -> None:
     ],
 )
 def test_served(folder: Path, changes: dict[str, Any]) -> None:
-    configure(folder, **changes)
+    rebuild(folder, **changes)
     assert check_model_folder(folder).architecture == changes.get("model_type", "llama")
 
 
@@ -194,7 +214,7 @@ def test_facts_of_layers_that_differ(folder: Path) -> None:
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
     }
-    configure(folder, model_type="gemma3_text", rope_parameters=by_layer)
+    rebuild(folder, model_type="gemma3_text", rope_parameters=by_layer)
     facts = check_model_folder(folder)
     assert (facts.rope, facts.head_dim) == ("default, linear", 256)
 
