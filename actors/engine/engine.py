@@ -345,6 +345,11 @@ class Engine:
                     self._finish(admitted)
             else:
                 call, error = admitted
+                if not isinstance(error, LabanError):
+                    if self.runner.group is not None:
+                        raise error  # the other shards may have admitted it
+                    log.error("a call could not begin", exc_info=error)
+                    error = LabanError(f"the call could not begin: {type(error).__name__}: {error}")
                 self._constraining.drop(call.call_id)
                 self._events.append(CallFailed(call.call_id, error.status, str(error)))
         scheduler.prefetches.run()

@@ -132,11 +132,13 @@ class Prefetches:
         worth = tiers.needs.order_of(spec.encoding_id, spec.num_tokens, NEVER_S, again_s)
         for entry in kept:
             store.pin(entry)
-        entry = store.reserve_for(spec.encoding_id, spec.num_tokens, spec.namespace, worth)
-        if entry is not None:
-            scheduler.fill(entry, spec, way, specs, prefetched=True)
-        for other in kept:
-            store.unpin(other)
+        try:
+            entry = store.reserve_for(spec.encoding_id, spec.num_tokens, spec.namespace, worth)
+            if entry is not None:
+                scheduler.fill(entry, spec, way, specs, prefetched=True)
+        finally:
+            for other in kept:
+                store.unpin(other)
         return entry is not None
 
     def give_up(self, keep: Container[EncodingId]) -> bool:

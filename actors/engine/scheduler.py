@@ -9,6 +9,7 @@ own, loaded or encoded; it runs once these are there, and others run past it mea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from laban.actors.calls import Call
@@ -23,7 +24,7 @@ from laban.actors.engine.sequence import Chunk, Read, RunningCall, Sequence
 from laban.actors.engine.shared_beginnings import SharedBeginnings
 from laban.actors.engine.tiers import Tiers, Way, from_host
 from laban.actors.engine.waiting import Waiting, WaitingQueue
-from laban.actors.errors import Exhausted, InvalidInput, LabanError
+from laban.actors.errors import Exhausted, InvalidInput
 from laban.kvstore.encodings import EncodingSpec, Placement, dependencies, flatten, is_common, make_spec
 from laban.kvstore.store import EncodingStore, Entry
 
@@ -135,12 +136,12 @@ class Scheduler:
             f"{most * size}; read less, lower max_tokens or enlarge pool_tokens"
         )
 
-    def admit(self, make_decode: Callable[[Call], Decode]) -> Iterator[RunningCall | tuple[Call, LabanError]]:
+    def admit(self, make_decode: Callable[[Call], Decode]) -> Iterator[RunningCall | tuple[Call, Exception]]:
         """Admits waiting calls in order until one does not fit yet, which later ones do not overtake.
 
-        They overtake one whose encodings are on their way to the host. Yields a call with its error if it cannot fit
-        even with nothing else running: what it reads was evicted, and encoding that again, ancestors and all, takes
-        more than the pool. Or if what it reads could not be predicted.
+        They overtake one whose encodings are on their way to the host. Yields a call with its error, a LabanError if it
+        cannot fit even with nothing else running (what it reads was evicted, and encoding that again, ancestors and
+        all, takes more than the pool) or if what it reads could not be predicted. Nothing that was done for it stays.
         """
         self.is_short = False
         for waiting in self.waiting:
@@ -151,8 +152,9 @@ class Scheduler:
                 continue
             try:
                 admitted = self._try_admit(waiting, make_decode)
-            except LabanError as error:
+            except Exception as error:  # whatever it is, the next attempt would end the same way
                 self.waiting.take(waiting.call.call_id)
+                self._undo(waiting.call.call_id)
                 yield waiting.call, error
                 continue
             if admitted is not None:
@@ -169,21 +171,11 @@ class Scheduler:
             waiting.awaits = plan.awaits
             waiting.awaited_since = waiting.awaited_since or self.store.now_s
             return None
-        tenant = call.namespace
-        pages, common = self._pages_of(spec for spec, _ in plan.missing)
-        if plan.target is None:
-            pages += self._own_pages(call)
-        if not self._make_way(waiting, pages, common, plan, tenant):
-            return None
-
-        present = [entry for key in plan.kept if (entry := self.store.get(key)) is not None]
-        for entry in present:  # against eviction while the rest is reserved
-            self.store.pin(entry)
-            if not call.spare:
-                self._want(entry, plan.specs)
-        try:
+        with self._keeping(plan) as kept:
+            if not self._make_way(waiting, plan):
+                return None
             if plan.mixes:  # none of these reads another
-                present += self.corrections.make([(plan.specs[i], mix) for i, mix in plan.mixes.items()])
+                kept += self.corrections.make([(plan.specs[i], mix) for i, mix in plan.mixes.items()])
             for spec, way in plan.missing:
                 if way is Way.CORRECT:
                     continue
@@ -191,19 +183,37 @@ class Scheduler:
                     self.corrections.encodes(spec, plan.specs)
                 self.make(spec, way, plan.specs).spare = call.spare
             running = self._run(waiting, plan, make_decode)
-        finally:
-            for entry in present:
-                self.store.unpin(entry)
+            if not call.spare:  # last: to mix takes pins of its own
+                for entry in kept:
+                    self._want(entry, plan.specs)
         self.running[call.call_id] = running
         return running
+
+    @contextmanager
+    def _keeping(self, plan: Plan) -> Iterator[list[Entry]]:
+        """Pins what the device has of what `plan` counts on, so that neither evictions nor preemptions take it away."""
+        kept = [entry for key in plan.kept if (entry := self.store.get(key)) is not None]
+        for entry in kept:
+            self.store.pin(entry)
+        try:
+            yield kept
+        finally:
+            for entry in kept:
+                self.store.unpin(entry)
+
+    def _undo(self, call_id: str) -> None:
+        """Takes back what was done for a call that could not be admitted after all."""
+        for sequence in [s for s in self.sequences if s.decode is not None and s.decode.call.call_id == call_id]:
+            self._discard(sequence)
+        self._discard_orphans()
 
     def _run(self, waiting: Waiting, plan: Plan, make_decode: Callable[[Call], Decode]) -> RunningCall:
         """The call's own sequence: what it reads is there or in the making."""
         call, before = waiting.call, waiting.preempted
         if plan.target is None:
-            entry = self.store.reserve(f"call/{call.call_id}", _worst_case_tokens(call), call.namespace)
             decode = make_decode(call) if before is None else before.sequence.decode
             assert decode is not None
+            entry = self.store.reserve(f"call/{call.call_id}", _worst_case_tokens(call), call.namespace)
             tokens = [*call.tokens, *decode.generated]
             sequence = self._add(entry, call.start, tokens, plan.view, plan.specs, None, decode)
             sequence.spare = call.spare
@@ -274,12 +284,16 @@ class Scheduler:
         self.store.tell_loading(entry)
         return sequence
 
-    def _make_way(self, waiting: Waiting, pages: int, common: int, plan: Plan, tenant: str) -> bool:
-        """Whether `pages`, `common` of them no tenant's, can be had now. Gives up prefetches, and calls of younger
-        workflows, where that helps.
+    def _make_way(self, waiting: Waiting, plan: Plan) -> bool:
+        """Whether the pages that `plan` takes can be had now. Gives up prefetches, and calls of younger workflows,
+        where that helps.
 
         Raises Exhausted if they never can.
         """
+        tenant = waiting.call.namespace
+        pages, common = self._pages_of(spec for spec, _ in plan.missing)
+        if plan.target is None:
+            pages += self._own_pages(waiting.call)
 
         def obtainable() -> int:
             return self.store.num_obtainable(plan.kept, tenant, common)
@@ -380,7 +394,11 @@ class Scheduler:
         spec: EncodingSpec | None,
         decode: Decode | None,
     ) -> Sequence:
-        reads, producers = self._read(view, specs)
+        try:
+            reads, producers = self._read(view, specs)
+        except Exception:
+            self.store.discard(entry)
+            raise
         sequence = Sequence(entry, start, tokens, reads, producers, spec, decode)
         self._producers[entry] = sequence
         self.sequences.append(sequence)
@@ -389,15 +407,18 @@ class Scheduler:
     def _read(
         self, view: list[Placement], specs: dict[str, EncodingSpec]
     ) -> tuple[tuple[Read, ...], tuple[Sequence, ...]]:
-        """Pins what `view` places: the reads, and those of it that are in the making."""
+        """Pins what `view` places: the reads, and those of it that are in the making. Raises KeyError with nothing
+        pinned if some of it is not there."""
         reads = []
         for placed in view:
             source = self.store.get(placed.encoding_id)
-            assert source is not None
-            self.store.pin(source)
+            if source is None:
+                raise KeyError(f"encoding {placed.encoding_id} is to be read and is not on the device")
             home = specs[placed.encoding_id].start
             offset = placed.position - home - placed.begin
             reads.append(Read(source, offset, placed.begin, placed.end, home))
+        for read in reads:
+            self.store.pin(read.entry)
         producers = tuple({self._producers[r.entry]: None for r in reads if r.entry in self._producers})
         return tuple(reads), producers
 
