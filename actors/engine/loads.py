@@ -92,7 +92,7 @@ class Loads:
             ahead_s = IDLE_IN_FLIGHT_S if idle and not load.wanted else max(IN_FLIGHT_S, 2 * rates.iteration_s)
             most = int(rate * ahead_s)
             whole = load.issued == load.stop == len(sequence.tokens)
-            if gates is not None and whole and load.wanted and not load.mixes:
+            if gates is not None and whole and load.wanted and not (load.mixes or load.cancelled):
                 load.gated = self._issue(sequence, load, 0, gates, gentle=False)
             while not (load.cancelled or load.failed) and self._bytes_in_flight < most:
                 front = sequence.num_computed

@@ -223,7 +223,7 @@ class Scheduler:
         else:
             found = self.store.get(plan.target.encoding_id)
             assert found is not None
-            self.store.pin(found)  # the call's own pin, so that another's abort does not take it away
+            self._pin(found)  # the call's own pin, so that another's abort does not take it away
             done = Sequence(found, plan.target.start, list(plan.target.tokens), (), (), plan.target, finished=True)
             sequence = self._producers.get(found, done)
             tokens = []
@@ -370,7 +370,7 @@ class Scheduler:
         load = sequence.load
         if load is not None and not load.wanted:
             load.wanted_at_s = self.store.now_s
-            load.wanted, load.cancelled = True, False
+            load.wanted = True
             if load.stop == len(sequence.tokens) and self.tiers.mixing_pays(load.there):
                 self._mix(sequence, load, specs)
 
@@ -408,19 +408,26 @@ class Scheduler:
         self, view: list[Placement], specs: dict[str, EncodingSpec]
     ) -> tuple[tuple[Read, ...], tuple[Sequence, ...]]:
         """Pins what `view` places: the reads, and those of it that are in the making. Raises KeyError with nothing
-        pinned if some of it is not there."""
+        pinned if some of it is neither there nor in the making."""
         reads = []
         for placed in view:
             source = self.store.get(placed.encoding_id)
-            if source is None:
+            if source is None or not (source.ready or source in self._producers):
                 raise KeyError(f"encoding {placed.encoding_id} is to be read and is not on the device")
             home = specs[placed.encoding_id].start
             offset = placed.position - home - placed.begin
             reads.append(Read(source, offset, placed.begin, placed.end, home))
         for read in reads:
-            self.store.pin(read.entry)
+            self._pin(read.entry)
         producers = tuple({self._producers[r.entry]: None for r in reads if r.entry in self._producers})
         return tuple(reads), producers
+
+    def _pin(self, entry: Entry) -> None:
+        """For a reader: what is on its way goes on if it had been given up."""
+        self.store.pin(entry)
+        sequence = self._producers.get(entry)
+        if sequence is not None and sequence.load is not None:
+            sequence.load.cancelled = False
 
     def schedule(self) -> list[Chunk]:
         """The next iteration: a token of every running decode, then prefills in order of admission. Where there are
@@ -507,6 +514,7 @@ class Scheduler:
                         running.load_ended_at = self.store.now_s
             if load.cancelled and (load.there > sequence.num_computed or load.stop < len(sequence.tokens)):
                 self._discard(sequence)
+                self._discard_orphans()  # what it alone was to read
                 continue
             self.tiers.counters.add("tokens_loaded_host", load.stop - max(load.there, sequence.num_computed))
             if load.stop == len(sequence.tokens):
