@@ -34,8 +34,8 @@ class Plan:
     mixes: dict[EncodingId, Mix]
 
 
-def plan_call(waiting: Waiting, store: EncodingStore, tiers: Tiers, corrections: Corrections) -> Plan:
-    """May begin arrivals from disk and other workers."""
+def plan_call(waiting: Waiting, store: EncodingStore, tiers: Tiers, corrections: Corrections | None) -> Plan:
+    """May begin arrivals from disk and other workers. Without `corrections` nothing is predicted."""
     call = waiting.call
     specs = {spec.encoding_id: spec for spec in call.specs}
     view = flatten(call.view, specs)
@@ -47,7 +47,7 @@ def plan_call(waiting: Waiting, store: EncodingStore, tiers: Tiers, corrections:
         needed = {target.encoding_id}
         ordered = (*ordered, target)
         specs[target.encoding_id] = target
-    mixes = predicted(ordered, specs, store, corrections)
+    mixes = {} if corrections is None else predicted(ordered, specs, store, corrections)
     missing, awaits = ways_to_have(
         needed, ordered, specs, store, tiers, sources=call.sources, refused=waiting.refused, mixes=mixes
     )

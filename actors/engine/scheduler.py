@@ -167,6 +167,8 @@ class Scheduler:
     def _try_admit(self, waiting: Waiting, make_decode: Callable[[Call], Decode]) -> RunningCall | None:
         call = waiting.call
         plan = plan_call(waiting, self.store, self.tiers, self.corrections)
+        if plan.mixes and not self._fits(plan, call):  # their anchors take room, and exact it may do with less
+            plan = plan_call(waiting, self.store, self.tiers, None)
         if plan.awaits:
             waiting.awaits = plan.awaits
             waiting.awaited_since = waiting.awaited_since or self.store.now_s
@@ -290,31 +292,34 @@ class Scheduler:
 
         Raises Exhausted if they never can.
         """
-        tenant = waiting.call.namespace
-        pages, common = self._pages_of(spec for spec, _ in plan.missing)
-        if plan.target is None:
-            pages += self._own_pages(waiting.call)
-
-        def obtainable() -> int:
-            return self.store.num_obtainable(plan.kept, tenant, common)
-
-        if pages <= obtainable():
+        call = waiting.call
+        if self._fits(plan, call):
             return True
-        if waiting.call.spare:
+        if call.spare:
             return False
         if self.prefetches.give_up(plan.kept):
-            return pages <= obtainable()
-        younger = [r for r in self.running.values() if r.call.rank > waiting.call.rank and r.can_be_preempted]
+            return self._fits(plan, call)
+        younger = [r for r in self.running.values() if r.call.rank > call.rank and r.can_be_preempted]
         younger.sort(key=lambda running: running.call.rank)
         theirs = sum(len(running.sequence.entry.pages) for running in younger)
-        if pages <= obtainable() + theirs:
-            while younger and pages > obtainable():
+        if self._num_short(plan, call) <= theirs:
+            while younger and not self._fits(plan, call):
                 self.preempt(younger.pop())
-            return pages <= obtainable()
+            return self._fits(plan, call)
         if not self.sequences and not self.tiers.is_busy:
-            most = self.store.most_pages(tenant)
-            raise self._too_large(pages + most - obtainable(), most)
+            most = self.store.most_pages(call.namespace)
+            raise self._too_large(most + self._num_short(plan, call), most)
         return False
+
+    def _fits(self, plan: Plan, call: Call) -> bool:
+        return self._num_short(plan, call) <= 0
+
+    def _num_short(self, plan: Plan, call: Call) -> int:
+        """Pages that `plan` takes and that cannot be had now; none, or less, if they can."""
+        pages, common = self._pages_of(spec for spec, _ in plan.missing)
+        if plan.target is None:
+            pages += self._own_pages(call)
+        return pages - self.store.num_obtainable(plan.kept, call.namespace, common)
 
     def encoded_instead(self, chunk: Chunk) -> None:
         """These tokens of a message were not loaded after all: the first call that waits for it is told so."""

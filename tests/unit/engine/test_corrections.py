@@ -202,6 +202,26 @@ def test_copies_into_freed_pages_wait_for_what_is_predicted_from_them() -> None:
     assert engine._after(after.pages) is None  # an iteration later has ended
 
 
+@pytest.mark.parametrize("num_running", [0, 1])
+def test_what_does_not_fit_beside_its_anchors_is_encoded(num_running: int) -> None:
+    reader = Reader(make_engine(pool_tokens=24 * 16 + 32 * num_running))
+    rng, text = random.Random(1), words(random.Random(2), 64)
+    reader.engine._trials.ended = lambda call, generated: None  # type: ignore[method-assign]
+    for _ in range(4):
+        (_, spec) = reader.read((words(rng, 16), 0.0), (text, 0.5), num_tokens=2)
+    for _ in range(MIN_ERRORS):
+        reader.corrections.pool.learn(spec, 1.0, 1e-4)
+    younger = [reader.submit(HEADER, sampling=Sampling(max_tokens=20), rank=1) for _ in range(num_running)]
+    reader.step()
+    assert reader.corrections.pool.num_anchors == 4
+    view, _ = reader.view_of((words(rng, 32), 0.0), (text, 0.5))
+    call = reader.submit(HEADER, view, sampling=Sampling(max_tokens=60))
+    reader.run()
+    assert reader.result(call).tokens_generated == 60
+    assert [reader.result(other).tokens_generated for other in younger] == [20] * num_running
+    assert not reader.engine.tiers.counters.totals().preemptions
+
+
 def test_a_prediction_that_fails_ends_its_call_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     rng, text = random.Random(1), words(random.Random(2), 30)
     reader = Reader(make_engine())
