@@ -237,7 +237,7 @@ class WorkerLoad:
     num_encodings: int = 0
     host_bytes_used: int = 0
     disk_bytes_used: int = 0
-    num_blocked: int = 0  # of those waiting, those that wait for others to end: for pages, or a place in the batch
+    num_blocked: int = 0  # of those waiting, less spare ones, those that wait for pages or a place in the batch
 
 
 @dataclass(frozen=True, slots=True)

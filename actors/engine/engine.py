@@ -249,10 +249,9 @@ class Engine:
         would go wrong with the next ones, too: a worker that lived on would take calls only to fail them."""
         try:
             self._begin(tick or self.tick())
-            awaited = self.tiers.is_busy or self._constraining
-            waits = bool(not self._iterate() and awaited and not self._events)
+            waits = not self._iterate() and not self._events and self.has_work()
             self._num_waits = self._num_waits + 1 if waits else 0
-            if waits:  # for copies, and grammars: all there is to do
+            if waits:  # for copies, grammars, or what others read: there is nothing to do
                 time.sleep(POLL_S * min(MOST_POLLS, 1 + self._num_waits // 16))
         except Exception as error:  # a kernel, memory or model failure: the calls cannot go on, the next ones can
             if self.runner.group is not None:

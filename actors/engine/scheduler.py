@@ -81,8 +81,8 @@ class Scheduler:
 
     @property
     def num_blocked(self) -> int:
-        """Of those waiting, those that wait for others to end, not for what is on its way."""
-        return sum(1 for waiting in self.waiting if not waiting.awaits)
+        """Of those waiting, those that wait for others to end, not for what is on its way, nor for spare time."""
+        return sum(1 for waiting in self.waiting if not (waiting.awaits or waiting.call.spare))
 
     @property
     def is_decoding(self) -> bool:
@@ -161,7 +161,7 @@ class Scheduler:
                 self.waiting.take(waiting.call.call_id)
                 yield admitted
             elif not waiting.awaits:
-                self.is_short = True
+                self.is_short = not waiting.call.spare
                 return
 
     def _try_admit(self, waiting: Waiting, make_decode: Callable[[Call], Decode]) -> RunningCall | None:
@@ -295,6 +295,9 @@ class Scheduler:
         call = waiting.call
         if self._fits(plan, call):
             return True
+        if not self.sequences and not self.tiers.is_busy:
+            most = self.store.most_pages(call.namespace)
+            raise self._too_large(most + self._num_short(plan, call), most)
         if call.spare:
             return False
         if self.prefetches.give_up(plan.kept):
@@ -306,9 +309,6 @@ class Scheduler:
             while younger and not self._fits(plan, call):
                 self.preempt(younger.pop())
             return self._fits(plan, call)
-        if not self.sequences and not self.tiers.is_busy:
-            most = self.store.most_pages(call.namespace)
-            raise self._too_large(most + self._num_short(plan, call), most)
         return False
 
     def _fits(self, plan: Plan, call: Call) -> bool:

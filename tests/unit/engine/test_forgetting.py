@@ -46,3 +46,24 @@ def test_at_any_moment(seed: int, tmp_path: Path) -> None:
     assert again.encoding_id == gone[0].encoding_id
     assert is_somewhere(driver, again.encoding_id)
     driver.engine.close()
+
+
+def test_what_others_read_is_waited_for_and_not_looked_at_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(make_engine(pool_tokens=128, host_tokens=512))
+    engine = driver.engine
+    specs = [driver.prefill([i] * 60) for i in range(4)]
+    lent = next(entry for spec in specs if (entry := engine.tiers.host.get_ready(spec.encoding_id)))
+    engine.tiers.host.pin(lent)  # as an export has it
+    engine.advise(Advice(forgotten=(lent.key,)))
+    waits: list[float] = []
+    monkeypatch.setattr("laban.actors.engine.engine.time.sleep", waits.append)
+    for _ in range(20):
+        assert engine.has_work()
+        driver.step()
+    assert len(waits) == 20
+    engine.tiers.host.unpin(lent)
+    driver.run()
+    assert lent.key not in engine.tiers.host
+    driver.step()
+    assert len(waits) <= 21  # with nothing left to do there is nothing to wait for
+    engine.close()

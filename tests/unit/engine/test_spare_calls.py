@@ -7,7 +7,7 @@ from dataclasses import replace
 from engine_harness import Driver, force, make_engine
 
 from laban.actors.calls import Call, Sampling
-from laban.kvstore.encodings import EMPTY_VIEW
+from laban.kvstore.encodings import EMPTY_VIEW, Placement, View, make_spec
 
 LONG = tuple(range(1, 101))
 
@@ -53,3 +53,27 @@ def test_what_a_spare_call_encodes_is_no_longer_spare_once_a_call_wants_it() -> 
     assert not driver.engine.scheduler.running["real"].sequence.spare
     driver.run()
     assert driver.result("real").encoding == driver.result("spare").encoding != made
+
+
+def deep(num_tokens: int) -> Call:
+    """It reads the last of three messages, which takes the others to encode."""
+    specs, view = {}, EMPTY_VIEW
+    for at in range(0, 3 * num_tokens, num_tokens):
+        last = make_spec("test", [at % 128] * num_tokens, at, view, specs)
+        specs[last.encoding_id], view = last, View(last.encoding_id)
+    read = View(None, (Placement(last.encoding_id, 0, 0, num_tokens),))
+    return Call("spare", "test", read, num_tokens, (1, 2), tuple(specs.values()), Sampling(max_tokens=3))
+
+
+def test_a_spare_call_that_can_never_fit_is_told_so_once_nothing_else_runs() -> None:
+    driver = Driver(make_engine(pool_tokens=256))
+    other = driver.submit([1, 2], sampling=force([3, 4, 5]))
+    driver.step()
+    enter(driver, spare(deep(100)))
+    report = driver.engine.step()
+    assert report.load.num_waiting == 1
+    assert report.load.num_blocked == 0
+    assert not driver.engine.scheduler.is_short
+    driver.run()
+    assert driver.failure("spare").status == "RESOURCE_EXHAUSTED"
+    assert driver.result(other).tokens_generated == 3
