@@ -48,7 +48,7 @@ class Prefetches:
         for encoding_id in encoding_ids:
             self._forget(encoding_id)
             sequence = self._sequence_of(encoding_id)
-            if sequence is not None and sequence.entry.pins == 1:
+            if sequence is not None and sequence.entry.pins == 1 and not sequence.is_given_up:
                 self._waste()
                 self._scheduler.discard(sequence)
 
@@ -146,11 +146,22 @@ class Prefetches:
         found = False
         for sequence in reversed(list(self._scheduler.sequences)):
             if sequence.prefetched and sequence.entry.key not in keep and sequence.entry.pins == 1:
-                if sequence.load is None or not sequence.load.cancelled:
+                if not sequence.is_given_up:
                     self._waste()
                 self._scheduler.discard(sequence)
                 found = True
         return found
+
+    def drop_all(self) -> None:
+        """What is in the making is nobody's any more, and not begun again: it may be why an iteration failed."""
+        dropped = {s.entry.key: s for s in self._scheduler.sequences if s.prefetched}
+        for sequence in dropped.values():
+            sequence.prefetched = False
+            if not sequence.is_given_up:
+                self._waste()
+        for encoding_id, order in list(self._orders.items()):
+            if any(spec.encoding_id in dropped for spec in order.specs):
+                self._forget(encoding_id)
 
     def done(self, entry: Entry) -> None:
         """It is on the device; nobody has asked for it."""

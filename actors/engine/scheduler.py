@@ -578,16 +578,28 @@ class Scheduler:
             self.store.unpin(running.sequence.entry)
 
     def abort_all(self) -> list[str]:
-        """Aborts every running call and returns their ids. Waiting ones stay."""
+        """After an iteration that failed: aborts every running call and returns their ids. Waiting ones stay.
+
+        What was launched may or may not have been computed, so nothing that is in the making is gone on with.
+        """
         call_ids = list(self.running)
         for call_id in call_ids:
             self.abort(call_id)
+        self.prefetches.drop_all()
+        self._discard_orphans()
+        for sequence in self.sequences:  # loads, until what is under way has landed; of use again if read before that
+            sequence.num_computed = sequence.entry.num_tokens = 0
         return call_ids
 
     def _discard_orphans(self) -> None:
-        """Drops encodings in the making that nobody reads; readers come later, so backwards takes whole chains."""
-        for sequence in reversed(list(self.sequences)):
-            if sequence.decode is None and sequence.entry.pins == 1 and not sequence.prefetched:
+        """Drops encodings in the making that nobody reads, and then those that only they read."""
+
+        def is_orphan(sequence: Sequence) -> bool:
+            made_for_calls = sequence.decode is None and not sequence.prefetched
+            return made_for_calls and sequence.entry.pins == 1 and not sequence.is_given_up
+
+        while orphans := [s for s in self.sequences if is_orphan(s)]:
+            for sequence in orphans:
                 self.discard(sequence)
 
     def discard(self, sequence: Sequence) -> None:

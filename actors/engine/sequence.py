@@ -87,6 +87,11 @@ class Sequence:
         return self.finished or self.is_whole or (self.load is not None and self.load.is_gated)
 
     @property
+    def is_given_up(self) -> bool:
+        """Whether nobody wants it any more, and it is there only until what is being copied into it has landed."""
+        return self.load is not None and self.load.cancelled
+
+    @property
     def is_scored(self) -> bool:
         """Whether no logits are awaited: those of the last iteration may still be on the device."""
         return self.decode is None or self.decode.scorer is None or self.decode.scorer.is_done
