@@ -345,8 +345,8 @@ class Engine:
             else:
                 call, error = admitted
                 if not isinstance(error, LabanError):
-                    if self.runner.group is not None:
-                        raise error  # the other shards may have admitted it
+                    if self.runner.group is not None or self._failures.is_of_device(error):
+                        raise error  # the other shards may have admitted it; or no other would fare better
                     log.error("a call could not begin", exc_info=error)
                     error = LabanError(f"the call could not begin: {type(error).__name__}: {error}")
                 self._constraining.drop(call.call_id)

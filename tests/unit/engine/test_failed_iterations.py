@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from engine_harness import Driver, make_engine
-from test_tiers import SLOW_LINK, driver_of, save_all, text
+from tier_rig import SLOW_LINK, driver_of, save_all, text
 
 from laban.actors.calls import Advice, Prefetch, Sampling
 from laban.actors.engine.sequence import Chunk

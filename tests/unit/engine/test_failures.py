@@ -30,6 +30,19 @@ def test_a_broken_device_ends_the_worker_at_once_and_fails_no_call(monkeypatch: 
     assert not any(isinstance(event, CallFailed) for event in driver.events[call])
 
 
+def test_so_it_does_where_a_call_could_not_begin_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(make_engine())
+
+    def broken(*args: object) -> None:
+        raise CARD_LOST
+
+    monkeypatch.setattr(driver.engine.scheduler, "_run", broken)
+    call = driver.submit([1, 2, 3], sampling=Sampling(max_tokens=5))
+    with pytest.raises(AcceleratorError, match="illegal memory access"):
+        driver.run()
+    assert not driver.events[call]
+
+
 def test_so_do_many_failures_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver(make_engine())
     break_runner(driver, monkeypatch, ValueError("always"))

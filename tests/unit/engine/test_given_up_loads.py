@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from engine_harness import Driver, make_engine
-from test_tiers import SLOW_LINK, driver_of, save_all, text
+from tier_rig import SLOW_LINK, driver_of, save_all, text
 
 from laban.actors.calls import Advice, Call, Prefetch, Sampling, WorkerRates
 from laban.kvstore.encodings import EncodingSpec, closure, dependencies, make_spec
