@@ -59,7 +59,7 @@ from laban.actors.engine.tenant_limits import TenantLimits
 from laban.actors.engine.tick import Tick
 from laban.actors.engine.tiers import Tiers
 from laban.actors.engine.tiers_setup import make_tiers
-from laban.actors.engine.trials import Trials
+from laban.actors.engine.trials import FIRST, SECOND, Trials
 from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError
 from laban.actors.tallies import WorkerTallies
 from laban.actors.tokenizer import Tokenizer
@@ -198,6 +198,10 @@ class Engine:
         """Takes note of what is to come, at the next `step`; of limits at once."""
         if advice.kv_bytes is not None:
             self._limits.take(advice.kv_bytes)
+        if (trial := self._trials.forget(advice.forgotten)) is not None:
+            for name in (FIRST, SECOND):
+                self.abort(f"{trial}/{name}")
+            self._scores.release(trial)
         self._forgetting.forget(advice.forgotten)
         self.corrections.forget(advice.forgotten)
         self._advice.append(advice)
@@ -564,7 +568,7 @@ class Engine:
         self.scheduler.finish(call.call_id)
         assert sequence.spec is not None
         own = decode if call.sampling is not None else None  # a prefill may be answered by another call's message
-        self._trials.ended(call, tuple(own.generated) if own else ())
+        self._trials.ended(call, tuple(own.generated) if own else (), sequence.spec.encoding_id)
         self._events.append(
             CallFinished(
                 call.call_id,

@@ -20,6 +20,8 @@ SCORED_TOKENS = 48
 """Of a message, its first."""
 MAX_WAITING = 32
 LAST_RANK = 1 << 60
+FIRST, SECOND = "keep", "against"
+"""Of a trial's calls, after its key and a slash."""
 MAX_REMEMBERED = 10_000
 """Encodings that were tried, once each."""
 
@@ -29,6 +31,7 @@ class _Trial:
     call: Call  # that read it
     forced: tuple[int, ...]
     spec: EncodingSpec  # as it was encoded
+    names: frozenset[EncodingId]  # of all that it is made of
 
 
 class Trials:
@@ -47,8 +50,8 @@ class Trials:
     def is_waiting(self) -> bool:
         return bool(self._waiting) and self._running is None
 
-    def ended(self, call: Call, generated: tuple[int, ...]) -> None:
-        """A call was answered: what it read and what could be tried is put down."""
+    def ended(self, call: Call, generated: tuple[int, ...], message: EncodingId) -> None:
+        """A call was answered, by `message`: what it read and what could be tried is put down."""
         if call.scoring is not None:
             return
         tokens = (*call.tokens, *generated)
@@ -61,10 +64,11 @@ class Trials:
         placed = [specs[p.encoding_id] for p in flatten(call.view, specs)]
         if any(self._corrections.mix_of(spec.encoding_id) is not None for spec in placed):
             return  # the view itself is not true
+        names = frozenset([*specs, message])
         for spec in placed:
             if spec.encoding_id in self._corrections.pool and spec.encoding_id not in self._tried:
                 self._tried[spec.encoding_id] = None
-                self._waiting.append(_Trial(header, forced, spec))
+                self._waiting.append(_Trial(header, forced, spec, names))
         while len(self._tried) > MAX_REMEMBERED:
             self._tried.popitem(last=False)
 
@@ -79,7 +83,7 @@ class Trials:
                 continue
             self._number += 1
             self._running, self._trial_spec = trial, as_tried
-            return self._call("keep", trial.call.view, Scoring(keep=self._key))
+            return self._call(FIRST, trial.call.view, Scoring(keep=self._key))
         return None
 
     def take(self, events: Iterable[CallEvent]) -> tuple[list[CallEvent], Call | None]:
@@ -100,6 +104,17 @@ class Trials:
                     self._end()
         return others, more
 
+    def forget(self, encoding_ids: Iterable[EncodingId]) -> str | None:
+        """Drops what any of these is part of. The key of the trial that runs, if it is among that: its calls are to be
+        aborted."""
+        gone = set(encoding_ids)
+        for trial in [each for each in self._waiting if not gone.isdisjoint(each.names)]:
+            self._waiting.remove(trial)
+        if self._running is None or gone.isdisjoint(self._running.names):
+            return None
+        self._end()
+        return self._key
+
     def take_rubbish(self) -> list[EncodingId]:
         """Encodings that were only made for trials, to be removed from everywhere."""
         rubbish, self._rubbish = self._rubbish, []
@@ -119,7 +134,7 @@ class Trials:
             replace(p, encoding_id=spec.encoding_id) if p.encoding_id == trial.spec.encoding_id else p
             for p in flatten(trial.call.view, specs)
         )
-        call = self._call("against", View(None, placements), Scoring(against=self._key, release=True))
+        call = self._call(SECOND, View(None, placements), Scoring(against=self._key, release=True))
         return replace(call, specs=(*call.specs, spec))
 
     def _call(self, name: str, view: View, scoring: Scoring) -> Call:

@@ -6,9 +6,10 @@ import random
 from pathlib import Path
 
 import pytest
+from correction_checks import HEADER, Reader, words
 from engine_harness import Driver, force, make_engine
 
-from laban.actors.calls import Advice
+from laban.actors.calls import Advice, CallFinished, Sampling
 
 
 def is_somewhere(driver: Driver, encoding_id: str) -> bool:
@@ -67,3 +68,31 @@ def test_what_others_read_is_waited_for_and_not_looked_at_without_end(monkeypatc
     driver.step()
     assert len(waits) <= 21  # with nothing left to do there is nothing to wait for
     engine.close()
+
+
+@pytest.mark.parametrize("until", ["it waits", "the first call", "the second call"])
+def test_no_trial_brings_it_back(until: str) -> None:
+    draw = random.Random(1)
+    reader = Reader(make_engine(pool_tokens=4096, max_batch_tokens=8))  # so that a call takes several steps
+    engine, tried = reader.engine, words(draw, 64)
+    for _ in range(3):
+        reader.read((words(draw, 16), 0.0), (tried, 0.5), num_tokens=6)
+    view, specs = reader.view_of((words(draw, 32), 0.0), (tried, 0.5))
+    call = reader.submit(HEADER, view, sampling=Sampling(max_tokens=6))
+    while not (reader.events[call] and isinstance(reader.events[call][-1], CallFinished)):
+        reader.step()
+    assert engine._trials.is_waiting
+    running = {"it waits": (), "the first call": ("keep",), "the second call": ("keep", "against")}[until]
+    for name in running:
+        while not any(call_id.endswith(name) for call_id in engine.scheduler.running):
+            assert engine.has_work()
+            reader.step()
+    gone = (*(spec.encoding_id for spec in specs), reader.result(call).encoding.encoding_id)
+    there = {entry.key for entry in engine.store.entries()}
+    engine.advise(Advice(cancelled=gone, forgotten=gone))
+    reader.run()
+    assert {entry.key for entry in engine.store.entries()} <= there.difference(gone)
+    assert all(entry.pins == 0 for entry in engine.store.entries())
+    assert engine._scores.num_bytes == 0
+    assert not engine._trials.is_waiting
+    reader.read((words(draw, 16), 0.0), (tried, 0.5))  # and others are tried as before
