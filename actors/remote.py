@@ -169,6 +169,7 @@ class RemoteWorker:
         for ending in endings:
             ending.add_done_callback(self._shard_ended)
         self._sends: set[asyncio.Task[None]] = set()
+        self.on_lost: Callable[[], None] = lambda: None
 
     @classmethod
     async def attach(cls, handle: WorkerHandle, worker_id: str) -> RemoteWorker:
@@ -217,9 +218,12 @@ class RemoteWorker:
     async def meet(self, news: PeerNews) -> None:
         """Say which other workers there are, and wait a while until all shards know. Raises nothing: a shard that does
         not listen is ending, or encodes what it would have fetched."""
+        await asyncio.wait(self.tell(news), timeout=MEET_TIMEOUT_S)
+
+    def tell(self, news: PeerNews) -> list[asyncio.Task[None]]:
+        """As `meet`, without waiting."""
         told = [self._send(self._handle.first.meet, news)]
-        told += [self._keep(asyncio.create_task(self._tell_shard(shard, news))) for shard in self._handle.others]
-        await asyncio.wait(told, timeout=MEET_TIMEOUT_S)
+        return told + [self._keep(asyncio.create_task(self._tell_shard(shard, news))) for shard in self._handle.others]
 
     async def _tell_shard(self, shard: Any, news: PeerNews) -> None:
         try:
@@ -250,25 +254,25 @@ class RemoteWorker:
         async with aclosing(line.reports()) as reports:
             async for report in reports:
                 if isinstance(report, LineFailure):
-                    self._handle.end()
-                    raise WorkerLost(f"its engine failed: {report.reason}")
+                    raise self._lost(f"its engine failed: {report.reason}")
                 yield report
-        if line.is_open or self._closed:
-            return
-        self._handle.end()
-        raise WorkerLost(self._lost_shard or "its process ended")
+        if not (line.is_open or self._closed):
+            raise self._lost(self._lost_shard or "its process ended")
 
     async def _reports_of_ray(self) -> AsyncGenerator[WorkerReport, None]:
         try:
             async for reference in self._handle.first.reports.remote():
                 yield await reference
         except RayTaskError as error:
-            self._handle.end()
-            raise WorkerLost(f"its engine failed: {error.cause!r}") from None
+            raise self._lost(f"its engine failed: {error.cause!r}") from None
         except RayError as error:
-            self._handle.end()
             if not self._closed:
-                raise WorkerLost(self._lost_shard or _first_line(error)) from None
+                raise self._lost(self._lost_shard or _first_line(error)) from None
+
+    def _lost(self, reason: str) -> WorkerLost:
+        self._handle.end()
+        self.on_lost()
+        return WorkerLost(reason)
 
     async def close(self) -> None:
         self._closed = True
@@ -343,6 +347,7 @@ class RemoteSupervisor:
             plan = await self._plan_another(worker_id, model)
         handle = self._handles.pop(worker_id, None) or spawn_worker(plan)
         worker = await RemoteWorker.attach(handle, worker_id)
+        worker.on_lost = partial(self._lost, worker)
         try:
             await self._introduce(worker)
         except BaseException:
@@ -359,6 +364,14 @@ class RemoteSupervisor:
         self._up[newcomer.info.worker_id] = newcomer
         meetings = [other.meet(PeerNews((newcomer.as_peer,), left)) for other in others]
         await asyncio.gather(*meetings, newcomer.meet(PeerNews(tuple(other.as_peer for other in others))))
+
+    def _lost(self, worker: RemoteWorker) -> None:
+        """Say so to the others: who fetches from it now, or is about to, would wait for an answer."""
+        worker_id = worker.info.worker_id
+        if self._up.get(worker_id) is worker:
+            del self._up[worker_id]
+            for other in self._up.values():
+                other.tell(PeerNews(left=(worker_id,)))
 
     async def _plan_another(self, worker_id: str, model: str) -> WorkerPlan:
         if self._another is None:

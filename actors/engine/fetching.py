@@ -30,6 +30,9 @@ RANGES_ASKED = 3
 MOST_READERS = 4
 """Threads that read other workers' memory: one alone does not reach what memory can do."""
 
+LOST_S = 10.0
+"""For so long a worker that did not answer is not asked again: every transfer would wait in vain, one after another."""
+
 
 class Fetching:
     """Implements Fetcher, in threads of its own."""
@@ -51,6 +54,7 @@ class Fetching:
         self._ranges_asked = max(ranges_asked, num_readers + 1)
         self._readers: dict[str, tuple[str, Reader]] = {}  # by worker: in which life, and how it is read
         self._failed: set[tuple[str, str, Transport]] = set()  # of which worker's life
+        self._lost: dict[tuple[str, str], float] = {}  # workers' lives, and until when they are taken for lost
         self._lock = threading.Lock()
 
     def fetch(self, source: Source, num_tokens: int, write: Write, runs: RunsOf) -> Arrival:
@@ -73,6 +77,7 @@ class Fetching:
         except PeerLost as error:
             problem = f"worker {source.worker_id} is lost: {error}"
             self._readers.pop(source.worker_id, None)
+            self._lost[source.worker_id, source.epoch] = self._clock() + LOST_S
         except Exception as error:
             if not arrival.cancelled:
                 logger.exception("a transfer of %s from worker %s failed", source.encoding_id, source.worker_id)
@@ -83,6 +88,8 @@ class Fetching:
     def _bring(self, source: Source, arrival: Arrival, write: Write, runs: RunsOf) -> Problem:
         if arrival.cancelled:
             return "cancelled"
+        if self._clock() < self._lost.get((source.worker_id, source.epoch), 0.0):
+            return f"worker {source.worker_id} did not answer a moment ago"
         peer = self._find_peer(source.worker_id, source.epoch)
         if peer is None:
             return f"worker {source.worker_id} is not known in epoch {source.epoch}"

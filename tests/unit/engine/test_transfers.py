@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_harness import logprobs
+from engine_harness import force, logprobs
 from transfer_rig import (
     CHUNK_TOKENS,
     RATES,
@@ -28,6 +28,7 @@ from transfer_rig import (
 )
 
 from laban.actors.calls import Advice, Prefetch
+from laban.actors.engine.fetching import LOST_S, MAX_TRANSFERS
 from laban.actors.reach import Transport
 from laban.actors.transfers import Chunk, ExportRequest, Granted, PeerLost, Refused, checksum_of
 from laban.kvstore.encodings import closure
@@ -97,6 +98,37 @@ def test_what_came_before_a_transfer_broke_off_is_kept(how: str) -> None:
     torch.testing.assert_close(logprobs(result), logprobs(answer(sender, spec)), atol=2e-4, rtol=0)
     assert_same(receiver, sender, spec, 64)
     assert exporting.num_leases == pins(sender) == pins(receiver) == 0
+
+
+class Lost(LocalPeer):
+    """Does not answer; counts how often it is asked."""
+
+    num_asked = 0
+
+    def open(self, encoding_id: str, transport: Transport) -> Granted | Refused:
+        self.num_asked += 1
+        raise PeerLost("no answer")
+
+
+def test_who_does_not_answer_is_not_asked_for_each_encoding() -> None:
+    sender, receiver, clock, peers = driver_of(), driver_of(), Clock(), []
+
+    def lost(peer: LocalPeer) -> LocalPeer:
+        peers.append(Lost(peer.exporting, peer.epoch))
+        return peers[0]
+
+    connect(receiver, sender, lost)
+    receiver.engine.tiers.fetcher._clock = clock
+    specs = [sender.prefill(text(number, 60)) for number in range(8)]
+    for spec in specs:
+        receiver.submit([3], receiver.chain(spec), sampling=force([4]), sources=(source(spec),))
+    receiver.run()
+    assert 1 <= peers[0].num_asked <= MAX_TRANSFERS
+    clock.now_s = 2 * LOST_S
+    peers[0].num_asked = 0
+    spec = sender.prefill(text(9, 60))
+    answer(receiver, spec, source(spec))
+    assert peers[0].num_asked == 1
 
 
 def test_who_does_not_have_it_is_asked_once_and_then_the_next() -> None:
