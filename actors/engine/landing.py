@@ -115,9 +115,8 @@ class ReadLanding:
         return self._renew() if is_due else None
 
     def finish(self) -> None:
-        for read in self._reads:
-            read.cancel()
-        wait(self._reads)
+        # What the closing of its threads has cancelled already is told to nobody who waits.
+        wait([read for read in self._reads if not read.cancel()])
 
     def _landed(self, read: Future[None], num_bytes: int) -> tuple[Problem, int]:
         read.result()
