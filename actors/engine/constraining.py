@@ -7,9 +7,11 @@ they are allowed where the text is complete. A text that nothing can be added to
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
     from laban.actors.engine.decoding import Decode
+
+log = logging.getLogger(__name__)
 
 MAX_GRAMMARS = 128
 """Compiled and kept; a new one takes milliseconds, one that uses up the library's limits some hundreds."""
@@ -48,28 +52,36 @@ class Matcher:
         self._num_taken += 1
         if self.is_over or self.problem is not None or token in self._stops:
             self.is_over = True
-        elif not self._matcher.consume_token(token) or self._matcher.is_error():
-            self._fail()
         else:
-            self.is_over = self._matcher.is_stopped()
+            try:
+                with _as_problem(self._field):
+                    if not self._matcher.consume_token(token) or self._matcher.is_error():
+                        raise self._refusal()
+                    self.is_over = self._matcher.is_stopped()
+            except LabanError as problem:
+                self.problem = problem
 
     def fill(self, words: np.ndarray) -> None:
         """Sets the bits of the tokens allowed next, in `words` [1, num_words] int32."""
         from llguidance.numpy import fill_next_token_bitmask
 
-        fill_next_token_bitmask(self._matcher, words)
-        if self._matcher.is_error():
-            self._fail()
+        try:
+            with _as_problem(self._field):
+                fill_next_token_bitmask(self._matcher, words)
+                if self._matcher.is_error():
+                    raise self._refusal()
+                may_end = self._matcher.is_accepting()
+        except LabanError as problem:
+            self.problem = problem
             words[:] = -1  # any will do: the call ends
             return
-        may_end = self._matcher.is_accepting()
         bits = words[0].view(np.uint32)
         for stop in self._stops:
             bit = np.uint32(1 << stop % _WORD)
             bits[stop // _WORD] = bits[stop // _WORD] | bit if may_end else bits[stop // _WORD] & ~bit
 
-    def _fail(self) -> None:
-        self.problem = InvalidInput(f"it cannot be followed any further: {_why(self._matcher)}", field=self._field)
+    def _refusal(self) -> LabanError:
+        return InvalidInput(f"it cannot be followed any further: {_why(self._matcher)}", field=self._field)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +138,17 @@ class Constraining:
             held = self._held.pop(call_id, None)
             if held is None:
                 continue
+            assert held.call.sampling is not None
+            constraint = held.call.sampling.constraint
+            assert constraint is not None
             error: LabanError | None = None
             try:
-                self._grammars[call_id] = held.grammar.result()
+                with _as_problem(field_of(constraint)):
+                    self._grammars[call_id] = held.grammar.result()
             except LabanError as problem:
                 error = problem
+                if not isinstance(problem, InvalidInput):  # it may go better next time
+                    self._compiled.pop(constraint, None)
             yield held.call, held.submitted_at, error
 
     def drop(self, call_id: str) -> None:
@@ -144,7 +162,9 @@ class Constraining:
             return None
         assert call.sampling is not None
         assert call.sampling.constraint is not None
-        return Matcher(grammar.deep_copy(), field_of(call.sampling.constraint), call.sampling.stop_token_ids)
+        field = field_of(call.sampling.constraint)
+        with _as_problem(field):
+            return Matcher(grammar.deep_copy(), field, call.sampling.stop_token_ids)
 
     def masks(self, decodes: Sequence[Decode]) -> Masks | None:
         """What these may go on with; None if all may with anything. Row i is of `decodes[i]`."""
@@ -170,9 +190,24 @@ class Constraining:
         if not matcher.is_error():
             first = Matcher(matcher, field_of(constraint), ())
             first.fill(np.empty((1, self._num_words), np.int32))
+            if first.problem is not None and not matcher.is_error():
+                raise first.problem
         if matcher.is_error():
             raise InvalidInput(f"the model cannot be kept to it: {_why(matcher)}", field=field_of(constraint))
         return matcher
+
+
+@contextmanager
+def _as_problem(field: str) -> Iterator[None]:
+    """Whatever the library fails with becomes an error of the one call. Its panics are no Exceptions: they would end
+    the worker."""
+    try:
+        yield
+    except (LabanError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        log.exception("the library of grammars failed")
+        raise LabanError(f"keeping the model to it failed: {type(error).__name__}: {error}", field=field) from error
 
 
 def field_of(constraint: Constraint) -> str:

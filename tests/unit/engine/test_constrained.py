@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ from sampling_cases import random_rows
 from shard_processes import run_shards, sharded_engine
 
 from laban.actors.calls import CallFinished, Constraint, Sampling
-from laban.actors.engine.constraining import Constraining
+from laban.actors.engine.constraining import Constraining, Matcher
 from laban.actors.engine.sampler import Masks, sampling_params
 from laban.kernels import row_attention
 from laban.kernels.sampling import Allowed, SamplingParams, keep_allowed, sample_rows
@@ -195,6 +196,40 @@ def test_a_call_may_be_aborted_while_its_grammar_is_compiled(monkeypatch: pytest
     driver.engine.abort(held)
     driver.run()
     assert not driver.events[held]
+
+
+class Panic(BaseException):
+    """As what is written in Rust fails with: no Exception."""
+
+
+def fails(*anything: object) -> None:
+    raise Panic("index out of bounds")
+
+
+@pytest.mark.parametrize("place", ["grammar_of", "fill", "consume_token", "deep_copy"])
+def test_a_library_that_fails_fails_its_call_alone(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    driver = Driver(engine())
+    other = driver.submit([1], sampling=Sampling(max_tokens=6))
+    driver.step()
+    if place in ("consume_token", "deep_copy"):
+        failing = SimpleNamespace(is_error=lambda: False, **{place: fails})
+        failing.deep_copy = fails if place == "deep_copy" else lambda: failing
+        monkeypatch.setattr(Constraining, "_compile", lambda self, constraint: failing)
+        monkeypatch.setattr(Matcher, "fill", lambda self, words: words.fill(-1))
+    elif place == "fill":
+        monkeypatch.setattr("llguidance.numpy.fill_next_token_bitmask", fails)
+    else:
+        monkeypatch.setattr("laban.actors.engine.constraining.grammar_of", fails)
+    call = driver.submit([1], sampling=constrained(choices=["a"]))
+    driver.run()
+    assert driver.failure(call).status == "INTERNAL"
+    assert driver.failure(call).message.startswith("choices: keeping the model to it failed: Panic: index out")
+    assert len(driver.result(other).generated) == 6
+    monkeypatch.undo()
+    if place in ("grammar_of", "fill"):  # nothing of it was kept
+        again = driver.submit([1], sampling=constrained(choices=["a"]))
+        driver.run()
+        assert driver.result(again).text == "a"
 
 
 @pytest.mark.slow
