@@ -160,8 +160,10 @@ class Exporting:
             self._sweeper.start()
 
     def _sweep_again(self) -> None:
-        self.sweep()
-        with self._lock:
-            self._sweeper = None
-            if self._leases:
-                self._watch()
+        try:
+            self.sweep()
+        finally:
+            with self._lock:
+                self._sweeper = None
+                if self._leases:
+                    self._watch()

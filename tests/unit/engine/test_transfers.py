@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -228,6 +229,30 @@ def test_a_lease_ends_when_its_reader_falls_silent_and_not_while_it_reads() -> N
     clock.now_s = 110.0
     exporting.sweep()
     assert exporting.num_leases == pins(driver) == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_leases_end_also_after_a_sweep_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    sender = driver_of()
+    exporting = exporting_of(sender, lease_s=0.04)
+    loop, failures = exporting._loop, [RuntimeError("the engine has ended")]
+    end_export = loop.end_export
+
+    def ended(export: Any) -> None:
+        end_export(export)
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(loop, "end_export", ended)
+    granted = [
+        exporting.open(sender.prefill(text(number, 60)).encoding_id, sender.engine.info.epoch) for number in (1, 2)
+    ]
+    assert all(isinstance(each, Granted) for each in granted)
+    for _ in range(500):
+        if not exporting.num_leases:
+            break
+        time.sleep(0.01)
+    assert exporting.num_leases == pins(sender) == len(failures) == 0
 
 
 def test_who_asks_wrongly_is_refused() -> None:
