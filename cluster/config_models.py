@@ -195,6 +195,29 @@ def _fit(plans: Sequence[ModelPlan], parts: Sequence[float], num_gpus: float) ->
     return True
 
 
+def check_set_sizes(plan: ModelPlan, token_bytes: int, memory_bytes: int, *, on_gpu: bool) -> None:
+    """Raises InvalidInput for caches of a machine's one model, where their sizes are set, that all of it could not
+    hold. `token_bytes` are of a token's keys and values; the pool of a GPU is elsewhere."""
+    engine = plan.engine
+    in_tokens = engine.pool_tokens is not None
+    sizes = {
+        "cache.host_bytes": engine.host_bytes or 0,
+        "engine.pool_tokens": 0 if on_gpu else token_bytes * (engine.pool_tokens or 0),
+        "engine.pool_bytes": 0 if on_gpu or in_tokens else engine.pool_bytes or 0,
+    }
+    total = plan.workers * sum(sizes.values())
+    if total <= memory_bytes:
+        return
+    field = max(sizes, key=lambda name: sizes[name])
+    value = engine.pool_tokens if field == "engine.pool_tokens" else shown_bytes(sizes[field])
+    whose = f"{plan.workers} workers' caches" if plan.workers > 1 else "the worker's caches"
+    raise InvalidInput(
+        f"{whose} would take {shown_bytes(total)}, expected at most this machine's memory, {shown_bytes(memory_bytes)}",
+        field=field,
+        value=value,
+    )
+
+
 def _check_memory(plans: Sequence[ModelPlan], settled: Sequence[Settled], memory_bytes: int) -> None:
     taken = []
     for plan, each in zip(plans, settled, strict=True):

@@ -20,11 +20,12 @@ from laban.actors.machine_memory import memory_bytes
 from laban.actors.models import ModelFacts, check_model_folder, prepare_default_model
 from laban.actors.shards import heads_per_shard
 from laban.cluster.config import LabanConfig, MetricsSection
-from laban.cluster.config_models import ModelPlan, Settled, lacking_node, settle
+from laban.cluster.config_models import ModelPlan, Settled, check_set_sizes, lacking_node, settle
 from laban.cluster.gateway import check_address
 from laban.cluster.host import FACTORY, HostPlan, ModelPlace
 from laban.cluster.http.section import HttpSection
 from laban.cluster.journal_place import EVERYWHERE
+from laban.cluster.journal_unused import file_to_make, remove_unused
 from laban.cluster.metrics_server import settled
 from laban.cluster.start_checks import checked, worker_folder
 
@@ -103,20 +104,24 @@ class ClusterHandle:
 def start_cluster(config: LabanConfig, progress: Progress = lambda doing, share: None) -> ClusterHandle:
     """Start everything and wait until it serves. Cleans up after itself when it fails or is interrupted.
 
-    Raises NotFound, InvalidInput or UnsupportedModel for the model, InvalidInput for a policy that cannot be loaded and
-    a folder that cannot be written, FailedPrecondition for a port in use or a Ray that is running already, Unavailable
-    if a process does not come up.
+    Raises NotFound, InvalidInput or UnsupportedModel for the model, InvalidInput for a policy that cannot be loaded, a
+    folder that cannot be written and caches beyond this machine's memory, FailedPrecondition for a port in use or a Ray
+    that is running already, Unavailable if a process does not come up.
     """
     config = checked(config)
     if config.ray.address is None:
         check_address(config.server.host, config.server.port)
         config = config.model_copy(update={"metrics": settled(config.metrics), "http": settled(config.http)})
     models = [_checked_model(plan, progress) for plan in config.model_plans()]
+    _check_memory(config, models, on_gpu=config.engine.device != "cpu")  # or perhaps so, until Ray tells
     owns_ray = _start_ray(config, progress)
+    journal = file_to_make(config.journal.url)
     try:
         return _start_services(config, models, progress, owns_ray)
     except BaseException:
         _end_ray(owns_ray)
+        if journal is not None:
+            remove_unused(journal)
         raise
 
 
@@ -130,6 +135,16 @@ def _checked_model(plan: ModelPlan, progress: Progress) -> tuple[ModelPlan, Mode
     for name, path in plan.adapters:
         check_adapter_folder(path, folder, field=f"adapters.{name}")
     return plan, facts if plan.name is None else replace(facts, name=plan.name)
+
+
+def _check_memory(config: LabanConfig, models: Sequence[tuple[ModelPlan, ModelFacts]], *, on_gpu: bool) -> None:
+    """Of one model on this machine; on others its workers look, and of several `settle` does."""
+    if config.models or config.ray.address is not None:
+        return
+    plan, facts = models[0]
+    itemsize = 2 if plan.engine.dtype in ("bfloat16", "float16") else 4
+    token_bytes = 2 * facts.num_layers * facts.num_kv_heads * facts.head_dim * itemsize
+    check_set_sizes(plan, token_bytes, memory_bytes(), on_gpu=on_gpu)
 
 
 def model_folder(path: str | None, progress: Progress) -> Path:
@@ -187,6 +202,7 @@ def _start_services(
         why = "no node has it: the Ray that is started for this has this machine alone; expected ray.address of one"
         raise InvalidInput(f"{why} with such nodes", field=f"models.{lacking.name}.resource", value=lacking.resource)
     settled_models = _settled(config, wanted, resources.get("GPU", 0.0))
+    _check_memory(config, models, on_gpu=settled_models[0].num_gpus > 0)
     num_processes = sum(plan.workers * plan.shards for plan, _ in models)
     # Ray counts CPUs in ten thousandths: rounded up, the shares would be more than there is.
     num_cpus = min(1.0, math.floor(10_000 * resources.get("CPU", 1.0) / num_processes) / 10_000)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from laban.actors.engine.config import CPU_HOST_BYTES
 from laban.actors.engine.cuda_runtime import cuda_runtime
+from laban.actors.errors import Exhausted
 from laban.actors.machine_memory import memory_bytes
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class HostBlock:
     """
 
     def __init__(self, num_bytes: int, *, pinned: bool, progress: Share = lambda share: None) -> None:
-        """Takes about 0.2 s a GiB to pin. `progress` is told the share that is done."""
+        """Takes about 0.2 s a GiB to pin. `progress` is told the share that is done. Raises Exhausted where the system
+        does not give so much."""
         self.num_bytes = num_bytes
         self._registered: int | None = None
         self.bytes = _mapped(num_bytes)
@@ -73,7 +75,11 @@ class HostBlock:
 
 def _mapped(num_bytes: int) -> Tensor:
     """Zeros that take memory when they are first touched, in huge pages if the system allows it."""
-    room = mmap.mmap(-1, max(num_bytes, 1) + HUGE_PAGE)
+    try:
+        room = mmap.mmap(-1, max(num_bytes, 1) + HUGE_PAGE)
+    except (OSError, OverflowError) as error:
+        why = f"{num_bytes} bytes of host memory cannot be had ({error})"
+        raise Exhausted(why, field="cache.host_bytes") from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:
             room.madvise(mmap.MADV_HUGEPAGE)

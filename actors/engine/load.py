@@ -23,6 +23,7 @@ from laban.actors.engine.sharding import local_num_kv_heads, shard_model
 from laban.actors.engine.tiers import Tiers
 from laban.actors.engine.tiers_setup import make_tiers
 from laban.actors.errors import Exhausted, InvalidInput, cause_of
+from laban.actors.machine_memory import memory_bytes
 from laban.actors.model_folder import check_model_folder
 from laban.actors.models import Progress, say_nothing
 from laban.actors.tokenizer import Tokenizer
@@ -49,6 +50,7 @@ def load_engine(
         prepare_disk_folder(config.disk_folder)
     device = pick_device(config.device) if group is None else group.device
     config = config.settled(device.type, facts.dtype)
+    _check_host_bytes(config.host_bytes, 1 if group is None else group.size)
     if config.dtype not in DTYPES:
         raise InvalidInput(f"must be auto or one of {', '.join(DTYPES)}", field="engine.dtype", value=config.dtype)
     if config.num_threads is not None:
@@ -79,6 +81,16 @@ def load_engine(
         worker_id, folder, info.dtype, info.device, info.attention_backend, info.num_pages * info.page_size,
     )  # fmt: skip
     return engine
+
+
+def _check_host_bytes(host_bytes: int | None, num_shards: int) -> None:
+    """Whoever made the worker may not know the machine that it is on."""
+    there = memory_bytes()
+    if host_bytes is not None and host_bytes // num_shards > there:
+        raise InvalidInput(
+            f"the worker's machine has {there} bytes of memory, expected less", field="cache.host_bytes",
+            value=host_bytes,
+        )  # fmt: skip
 
 
 def _load_model(folder: str | Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -213,7 +225,7 @@ def keep_freed_memory() -> None:
 
 def num_slots(model: PreTrainedModel, config: EngineConfig, forward_bytes: int = 0) -> int:
     """Slots of the pool: `config.pool_tokens`, `config.pool_bytes`, or what memory allows beside a forward's, in whole
-    pages. Raises Exhausted for less than a page, and more bytes than a GPU has left."""
+    pages. Raises Exhausted for less than a page, and more bytes than a GPU has left or the machine has."""
     per_token = (
         bytes_per_token(model.config, model.dtype) * local_num_kv_heads(model) // model.config.num_key_value_heads
     )
@@ -232,6 +244,11 @@ def num_slots(model: PreTrainedModel, config: EngineConfig, forward_bytes: int =
         tokens = (left_bytes if config.pool_bytes is None else config.pool_bytes) // per_token
     else:
         tokens = (CPU_POOL_BYTES if config.pool_bytes is None else config.pool_bytes) // per_token
+    if model.device.type == "cpu" and tokens * per_token > memory_bytes():
+        raise Exhausted(
+            f"{tokens} tokens take {tokens * per_token} bytes, but the machine has {memory_bytes()} of memory",
+            field="engine.pool_bytes" if config.pool_tokens is None else "engine.pool_tokens",
+        )
     pages = tokens // config.page_size
     if pages < 1:
         raise Exhausted(

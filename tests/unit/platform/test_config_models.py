@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from engine_reference import random_model
+from model_folders import random_folder
 
 from laban.actors.engine.config import EngineConfig
-from laban.actors.engine.load import num_slots
+from laban.actors.engine.host_memory import HostBlock
+from laban.actors.engine.load import load_engine, num_slots
 from laban.actors.errors import Exhausted, InvalidInput
 from laban.cluster.config import LabanConfig, describe, resolve
-from laban.cluster.config_models import ModelPlan, Settled, lacking_node, settle
+from laban.cluster.config_models import ModelPlan, Settled, check_set_sizes, lacking_node, settle
 
 GIB = 1 << 30
 
@@ -130,3 +132,39 @@ def test_a_resource_that_no_node_has_is_told_with_its_model() -> None:
     lacking = lacking_node(asked, {"CPU": 8.0})
     assert lacking is not None
     assert (lacking.name, lacking.resource) == ("large", "big")
+
+
+@pytest.mark.parametrize(
+    ("settings", "on_gpu", "said"),
+    [
+        (
+            {"cache": {"host_bytes": "900TiB"}},
+            True,
+            r"cache\.host_bytes: .*take 900\.0 TiB.*machine's memory, 8\.0 GiB",
+        ),
+        ({"cache": {"host_bytes": "3GiB"}, "workers": 3}, True, r"cache\.host_bytes: 3 workers.*take 9\.0 GiB"),
+        ({"engine": {"pool_bytes": "9GiB"}}, False, r"engine\.pool_bytes: .*'9\.0 GiB'"),
+        ({"engine": {"pool_tokens": 9 << 20}}, False, r"engine\.pool_tokens: .* 9\.0 GiB, .*\(got 9437184\)"),
+        ({"engine": {"pool_bytes": "5GiB"}, "cache": {"host_bytes": "4GiB"}}, False, r"pool_bytes: .* 9\.0 GiB"),
+    ],
+)
+def test_one_models_caches_beyond_the_machine(settings: dict[str, Any], on_gpu: bool, said: str) -> None:
+    (plan,) = LabanConfig.model_validate(settings).model_plans()
+    with pytest.raises(InvalidInput, match=said):
+        check_set_sizes(plan, 1024, 8 * GIB, on_gpu=on_gpu)
+    check_set_sizes(plan, 1024, 1000 << 40, on_gpu=on_gpu)
+
+
+def test_what_is_not_set_is_not_refused() -> None:
+    (plan,) = LabanConfig.model_validate({"workers": 4, "engine": {"pool_tokens": 9 << 20}}).model_plans()
+    check_set_sizes(plan, 1024, 2 * GIB, on_gpu=True)
+
+
+def test_a_worker_looks_at_its_own_machine(tmp_path: Path) -> None:
+    folder = random_folder(tmp_path / "m", "llama", marks=("<", ">"))
+    with pytest.raises(InvalidInput, match=r"cache\.host_bytes: the worker's machine has \d+ bytes"):
+        load_engine(folder, EngineConfig(host_bytes=900 << 40))
+    with pytest.raises(Exhausted, match=r"engine\.pool_tokens: .* but the machine has"):
+        load_engine(folder, EngineConfig(device="cpu", pool_tokens=1 << 50))
+    with pytest.raises(Exhausted, match=r"cache\.host_bytes: .*cannot be had"):
+        HostBlock(900 << 40, pinned=False)
