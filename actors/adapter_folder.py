@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -48,14 +48,17 @@ class AdapterFacts:
 def check_adapter_folder(path: str | Path, model_folder: str | Path, *, field: str = "adapters") -> AdapterFacts:
     """The facts of the adapter in `path`, once it is one that can be served with the model in `model_folder`.
 
-    Raises NotFound for a missing folder or file, InvalidInput for one that cannot be read, is cut off, or is of
-    another model, UnsupportedModel, with the reason, for a kind of adapter that is not served. All name `field`.
+    Raises NotFound for a missing folder or file, InvalidInput for one that cannot be read, is cut off, is of another
+    model, or whose configuration is not of its weights, UnsupportedModel, with the reason, for a kind of adapter that
+    is not served. All name `field`.
     """
     folder = Path(path).expanduser()
     try:
         config = _config(folder)
         header = read_header(_file(folder, WEIGHTS))
-        ranks = _ranks(folder, header, weight_shapes(model_folder))
+        shapes = weight_shapes(model_folder)
+        ranks = _ranks(folder, header, shapes)
+        _check_described(folder / CONFIG, config, ranks, shapes)
     except LabanError as error:
         raise type(error)(error.message, field=field, value=error.value) from None
     digest = blake2b(digest_size=8)
@@ -137,3 +140,53 @@ def _ranks(folder: Path, header: Mapping[str, Any], shapes: Mapping[str, tuple[i
             raise UnsupportedModel(f"ranks of 1 to {MAX_RANK} are served", value=rank)
         ranks[module] = rank
     return ranks
+
+
+def _check_described(file: Path, config: Mapping[str, Any], ranks: Mapping[str, int], shapes: Iterable[str]) -> None:
+    """Whether `config` gives the layers in `ranks` factors, of these ranks. `shapes` are the model's.
+
+    As PEFT reads it: https://huggingface.co/docs/peft/package_reference/lora, LoraConfig.
+    """
+    targets, layers = config.get("target_modules"), config.get("layers_to_transform")
+    for module, rank in ranks.items():
+        key, stated = _stated_rank(config, module)
+        if stated is not None and stated != rank:
+            raise InvalidInput(f"{file}: {key} is {stated!r}, but lora_A and lora_B have rank {rank}", value=module)
+        if not _is_target(module, targets):
+            raise InvalidInput(f"{file}: target_modules leaves out a layer that has lora_A and lora_B", value=module)
+        number = re.search(r"\.layers\.(\d+)\.", module)
+        if layers not in (None, []) and number is not None and int(number[1]) not in _as_list(layers):
+            raise InvalidInput(
+                f"{file}: layers_to_transform leaves out a layer that has lora_A and lora_B", value=module
+            )  # fmt: skip
+    if isinstance(targets, list) and not config.get("exclude_modules"):
+        modules = [name.removesuffix(".weight") for name in shapes]
+        for target in targets:  # PEFT would begin anew with those that have none, and change nothing by them
+            if any(_is_target(each, [target]) for each in modules) and not any(_is_target(x, [target]) for x in ranks):
+                raise InvalidInput(f"{file}: target_modules names a layer that has no lora_A and lora_B", value=target)
+
+
+def _stated_rank(config: Mapping[str, Any], module: str) -> tuple[str, object]:
+    """What a module's rank is by the configuration, and by which of its keys."""
+    for pattern, rank in (config.get("rank_pattern") or {}).items():
+        if _matches(rf"(.*\.)?({pattern})$", module):
+            return f"rank_pattern.{pattern}", rank
+    return "r", config.get("r")
+
+
+def _is_target(module: str, targets: object) -> bool:
+    """`targets` None, and "all-linear", mean any that there is."""
+    if isinstance(targets, str):
+        return targets.lower() == "all-linear" or _matches(rf"(?:{targets})\Z", module)
+    return targets is None or any(f".{module}".endswith(f".{target}") for target in _as_list(targets))
+
+
+def _matches(pattern: str, module: str) -> bool:
+    try:
+        return re.match(pattern, module) is not None
+    except re.error as error:
+        raise InvalidInput(f"not a regular expression ({error})", value=pattern) from None
+
+
+def _as_list(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]

@@ -12,7 +12,7 @@ import torch
 from adapter_folders import save_adapter, save_model
 from safetensors.torch import load_file, save_file
 
-from laban.actors.adapter_folder import CONFIG, WEIGHTS, check_adapter_folder
+from laban.actors.adapter_folder import CONFIG, TARGETS, WEIGHTS, check_adapter_folder
 from laban.actors.errors import InvalidInput, LabanError, NotFound, UnsupportedModel
 
 
@@ -87,6 +87,59 @@ def test_weights_that_are_not_this_models(
     save_file(tensors, folder / WEIGHTS)
     with pytest.raises(kind, match=said):
         check_adapter_folder(folder, model)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"r": 8}, "r is 8, but lora_A and lora_B have rank 4"),
+        ({"rank_pattern": {"q_proj": 2}}, r"rank_pattern\.q_proj is 2, but .* rank 4 .*q_proj"),
+        ({"rank_pattern": {"layers.1.mlp.(up|down)_proj": 9}}, r"is 9, .*layers\.1\.mlp"),
+        ({"rank_pattern": {"(": 4}}, "not a regular expression"),
+        ({"target_modules": ["q_proj"]}, "target_modules leaves out a layer that has lora_A and lora_B"),
+        ({"target_modules": r".*\.(q|k)_proj"}, "target_modules leaves out"),
+        ({"target_modules": [*TARGETS, "embed_tokens"]}, "names a layer that has no lora_A and lora_B .*embed_tokens"),
+        ({"layers_to_transform": [0, 1]}, r"layers_to_transform leaves out .*layers\.2"),
+    ],
+)
+def test_a_configuration_that_is_not_of_its_weights(
+    folders: tuple[Path, Path], tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        check_adapter_folder(_changed(folders[1], tmp_path / "a", **change), folders[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target_modules": "all-linear"},
+        {"target_modules": r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"},
+        {"target_modules": [*TARGETS, "of_another_architecture"]},
+        {"target_modules": None},
+        {"r": None},
+        {"r": 9, "rank_pattern": {r".*_proj": 4}},
+        {"layers_to_transform": [0, 1, 2]},
+    ],
+)
+def test_a_configuration_that_says_the_same_otherwise(
+    folders: tuple[Path, Path], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    check_adapter_folder(_changed(folders[1], tmp_path / "a", **change), folders[0])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.up_proj": 6}},
+        {"layers_to_transform": [1], "targets": ("q_proj", "down_proj")},
+        {"layers_to_transform": 2},
+        {"target_modules": "all-linear"},
+        {"target_modules": r".*\.[01]\.self_attn\.[qv]_proj"},
+        {"exclude_modules": ["k_proj"], "use_rslora": True},
+    ],
+)
+def test_whatever_peft_saves_agrees(tmp_path: Path, settings: dict[str, Any]) -> None:
+    check_adapter_folder(save_adapter(tmp_path / "a", **settings), save_model(tmp_path / "m"))
 
 
 def test_files_that_are_not_there_or_cut_off(folders: tuple[Path, Path], tmp_path: Path) -> None:
