@@ -125,11 +125,16 @@ def tokens_of(
     assert token_ids is not None
     if not token_ids:
         raise InvalidInput("expected at least one token", field="token_ids")
+    check_token_ids(language, token_ids, "token_ids")
+    return token_ids
+
+
+def check_token_ids(language: Language, token_ids: Sequence[int], field: str) -> None:
+    """Raises InvalidInput for ids that are none of the model's."""
     size = language.tokenizer.vocab_size
     for index, token_id in enumerate(token_ids):
         if not 0 <= token_id < size:
-            raise InvalidInput(f"expected 0 to {size - 1}", field=f"token_ids[{index}]", value=token_id)
-    return token_ids
+            raise InvalidInput(f"expected 0 to {size - 1}", field=f"{field}[{index}]", value=token_id)
 
 
 @dataclass(slots=True)

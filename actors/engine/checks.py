@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable, Sequence
 
 from laban.actors.calls import Call
 from laban.actors.errors import InvalidInput, OutOfRange
-from laban.kvstore.encodings import dependencies
+from laban.kvstore.encodings import EncodingSpec, dependencies
 
 
 def check_call(call: Call, max_context: int, vocab_size: int, known: Container[str] = ()) -> None:
@@ -36,11 +36,12 @@ def check_call(call: Call, max_context: int, vocab_size: int, known: Container[s
                 field=f"view[{i}].position",
                 value=placed.position,
             )
-    unchecked = [call.tokens, *(spec.tokens for spec in call.specs if spec.encoding_id not in known)]
-    if any(tokens and (min(tokens) < 0 or max(tokens) >= vocab_size) for tokens in unchecked):
-        bad = next(token for tokens in unchecked for token in tokens if not 0 <= token < vocab_size)
-        raise InvalidInput(f"must be token ids below {vocab_size}", field="tokens", value=bad)
     sampling = call.sampling
+    check_ids("tokens", call.tokens, vocab_size)
+    check_ids("terminator", call.terminator, vocab_size)
+    if sampling is not None:
+        check_ids("sampling.forced", sampling.forced, vocab_size)
+    check_specs(call.specs, vocab_size, known)
     if sampling is not None and sampling.max_tokens < 1:
         raise InvalidInput("must be 1 or more", field="sampling.max_tokens", value=sampling.max_tokens)
     new = len(call.tokens)
@@ -53,3 +54,17 @@ def check_call(call: Call, max_context: int, vocab_size: int, known: Container[s
             field="start",
             value=call.start,
         )
+
+
+def check_specs(specs: Iterable[EncodingSpec], vocab_size: int, known: Container[str] = ()) -> None:
+    """Raises InvalidInput for tokens that the model has no embedding of, but in encodings that are `known`."""
+    for spec in specs:
+        if spec.encoding_id not in known:
+            check_ids("specs", spec.tokens, vocab_size)
+
+
+def check_ids(field: str, token_ids: Sequence[int], vocab_size: int) -> None:
+    """One that is outside would end the iteration, and with it the calls of everybody else in the batch."""
+    if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
+        bad = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+        raise InvalidInput(f"must be token ids below {vocab_size}", field=field, value=bad)

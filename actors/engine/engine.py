@@ -35,6 +35,7 @@ from laban.actors.calls import (
     WorkerLoad,
     WorkerReport,
 )
+from laban.actors.engine.checks import check_specs
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.constraining import Constraining
 from laban.actors.engine.corrections import Corrections
@@ -185,6 +186,7 @@ class Engine:
     def _can_compute(self, prefetch: Prefetch) -> bool:
         try:
             self._check_adapters(prefetch.specs[-1].namespace, prefetch.specs)
+            check_specs(prefetch.specs, self.runner.vocab_size, known=self.store)
         except LabanError:
             return False
         return True

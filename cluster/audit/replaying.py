@@ -11,7 +11,7 @@ from laban.actors.errors import FailedPrecondition, NotFound
 from laban.cluster.audit.calling import Forced
 from laban.cluster.audit.identity import at_share
 from laban.cluster.audit.records import AS_WRITTEN, RecordedStep
-from laban.cluster.messages import MessageBook, Opening
+from laban.cluster.messages import MessageBook, Opening, check_token_ids
 from laban.cluster.views import Composed
 from laban.cluster.workflow.children import Began
 from laban.cluster.workflow.fidelity import Degree
@@ -122,9 +122,10 @@ async def replay(
     """Plays all `variants` through what was `recorded`, in its order.
 
     `measure` is awaited for each instance that generated, and has put its message into every book once it returns;
-    several run at a time. Raises FailedPrecondition for a recording that is not one of this workflow.
+    several run at a time. Raises FailedPrecondition for a recording that is not one of this workflow, InvalidInput for
+    tokens in it that are none of the model's.
     """
-    by_address = {step.address: step for step in recorded}
+    by_address = {step.address: (place, step) for place, step in enumerate(recorded)}
     places = asyncio.Semaphore(MAX_AT_ONCE)
     tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -137,8 +138,10 @@ async def replay(
         if any([step.address for step in other] != [step.address for step in first] for other in others):
             raise FailedPrecondition("the levels do not go the same way on the same text", field="recorded")
         for step in first:
-            told = by_address.get(step.address)
+            place, told = by_address.get(step.address, (0, None))
             if told is not None and told.state == "succeeded" and step.kind == "generate":
+                language = variants[0].book_of(step.address).language
+                check_token_ids(language, told.token_ids, f"recorded[{place}].token_ids")
                 tasks[step.address] = asyncio.create_task(measured(told))
 
     try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from audit_rig import audit_rig
 from executor_rig import results, until
 
-from laban.actors.errors import FailedPrecondition
+from laban.actors.errors import FailedPrecondition, InvalidInput
 from laban.cluster.audit.records import Decision, RecordedStep, Refused, Replayed, StepAudit
 from laban.cluster.workflow.parse import parse_yaml
 from laban.cluster.workflow.states import Overrides
@@ -90,6 +91,18 @@ def test_a_run_of_another_workflow_is_refused() -> None:
         async with audit_rig() as rig:
             with pytest.raises(FailedPrecondition, match="does not come to this step"):
                 await rig.audit(FLOW, (RecordedStep("closing", "x", (120,)),))
+
+    asyncio.run(main())
+
+
+def test_tokens_that_are_none_of_the_models_are_refused_by_name() -> None:
+    async def main() -> None:
+        async with audit_rig() as rig:
+            _, recorded = await rig.record(FLOW)
+            wrong = [*recorded]
+            wrong[1] = replace(recorded[1], token_ids=(*recorded[1].token_ids[:2], 99_999_999))
+            with pytest.raises(InvalidInput, match=r"recorded\[1\].token_ids\[2\]: expected 0 to .*got 99999999"):
+                await rig.audit(FLOW, wrong)
 
     asyncio.run(main())
 

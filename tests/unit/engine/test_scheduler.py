@@ -8,11 +8,12 @@ import pytest
 from engine_harness import Driver, force, make_engine
 from engine_reference import MAX_CONTEXT
 
-from laban.actors.calls import Call, CallFailed, CallTokens, Sampling
+from laban.actors.calls import Advice, Call, CallFailed, CallTokens, Prefetch, Sampling
 from laban.actors.engine.checks import check_call
 from laban.actors.errors import InvalidInput
-from laban.kvstore.encodings import EMPTY_VIEW, EncodingSpec, Placement, View
+from laban.kvstore.encodings import EMPTY_VIEW, EncodingSpec, Placement, View, make_spec
 from laban.kvstore.placements import PlacementState, Tier
+from laban.kvstore.uses import Use
 
 DECODE = Call("c", "test", EMPTY_VIEW, 0, (1, 2), (), Sampling(max_tokens=4))
 
@@ -23,6 +24,9 @@ DECODE = Call("c", "test", EMPTY_VIEW, 0, (1, 2), (), Sampling(max_tokens=4))
         (replace(DECODE, tokens=()), "INVALID_ARGUMENT", "at least one token"),
         (replace(DECODE, tokens=(1, 128)), "INVALID_ARGUMENT", "below 128"),
         (replace(DECODE, tokens=(-1,)), "INVALID_ARGUMENT", "below 128"),
+        (replace(DECODE, sampling=force([5, 128])), "INVALID_ARGUMENT", "sampling.forced: must be token ids below 128"),
+        (replace(DECODE, sampling=force([-1, 5])), "INVALID_ARGUMENT", "sampling.forced: must be token ids below 128"),
+        (replace(DECODE, terminator=(128,)), "INVALID_ARGUMENT", "terminator: must be token ids below 128"),
         (replace(DECODE, start=-1), "OUT_OF_RANGE", "position -1"),
         (replace(DECODE, start=MAX_CONTEXT - 5), "OUT_OF_RANGE", "context of 512"),
         (replace(DECODE, sampling=Sampling(max_tokens=0)), "INVALID_ARGUMENT", "sampling.max_tokens"),
@@ -38,6 +42,19 @@ def test_a_call_that_can_never_run_is_refused(call: Call, status: str, said: str
     assert event.status == status
     assert said in event.message
     assert not engine.has_work()
+
+
+def test_a_token_of_no_word_costs_its_own_call_alone() -> None:
+    driver = Driver(make_engine("llama"))
+    good = driver.submit([1, 2], sampling=force([3, 4, 5]))
+    bad = driver.submit([1, 2], sampling=force([3, 9_999_999, 5]))
+    spec = make_spec("test", (1, 9_999_999), 0, EMPTY_VIEW, {})
+    driver.engine.advise(
+        Advice(uses=((spec.encoding_id, Use(1, 0.0)),), prefetches=(Prefetch(spec.encoding_id, (spec,)),))
+    )
+    driver.run()
+    assert driver.failure(bad).status == "INVALID_ARGUMENT"
+    assert driver.result(good).generated == (3, 4, 5)
 
 
 @pytest.mark.parametrize(("position", "begin", "end"), [(-1, 0, 5), (510, 0, 5), (0, 3, 3), (0, 0, 11), (0, -1, 4)])
