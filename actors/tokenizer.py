@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -11,6 +12,7 @@ import tokenizers
 from laban.actors.errors import InvalidInput, NotFound
 
 REPLACEMENT = "\ufffd"  # what decoding makes of bytes that are no character, or not yet one
+LONG_TEXT = 4_096  # characters; from here on other threads are let run meanwhile
 MAX_OPEN_BYTES = 3  # a character of UTF-8 has at most four
 
 
@@ -36,10 +38,15 @@ class Tokenizer:
         backend.add_special_tokens(_tokens_of_config(path.parent / "tokenizer_config.json", backend))
         return cls(backend)
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the highest token id."""
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def longest_token(self) -> int:
+        """The most characters that one token stands for, or a few more."""
+        return max(map(len, self._backend.get_vocab(with_added_tokens=True)))
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`. Adds no special tokens; those spelled out in `text` are recognised.
@@ -47,7 +54,10 @@ class Tokenizer:
         Raises InvalidInput for text that is not valid Unicode (a lone surrogate).
         """
         try:
-            return list(self._backend.encode(text, add_special_tokens=False).ids)
+            if len(text) < LONG_TEXT:
+                return list(self._backend.encode(text, add_special_tokens=False).ids)
+            # For a single text the library holds Python's lock all the while, for a batch it does not.
+            return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
         except (UnicodeEncodeError, TypeError):
             raise InvalidInput("is not valid Unicode text", field="text", value=text) from None
 

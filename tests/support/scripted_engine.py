@@ -56,6 +56,7 @@ def decode(tokens: Sequence[int]) -> str:
 
 class CharTokenizer:
     vocab_size = 0x110000
+    longest_token = 8  # more than there is: what is too long by its tokens is found by these
 
     def encode(self, text: str) -> list[int]:
         return list(encode(text))

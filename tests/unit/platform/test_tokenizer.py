@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laban.actors.errors import InvalidInput, NotFound
-from laban.actors.tokenizer import Tokenizer
+from laban.actors.tokenizer import LONG_TEXT, Tokenizer
 
 TEXTS = [
     "",
@@ -104,3 +106,32 @@ def test_characters_of_bytes_that_are_tokens_are_streamed_whole(text: str) -> No
     detokenizer = tokenizer.detokenizer()
     pieces = [detokenizer.push([token_id]) for token_id in tokenizer.encode(text)]
     assert "".join(pieces) + detokenizer.flush() == text
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from([*TEXTS[1:], " ", "\u00e9"]), min_size=400, max_size=600))
+def test_long_texts_are_the_same_tokens(tokenizer: Tokenizer, parts: list[str]) -> None:
+    text = "".join(parts)
+    while len(text) < LONG_TEXT:
+        text += text + "x"
+    plain = tokenizer._backend.encode(text, add_special_tokens=False)
+    ids = tokenizer.encode(text)
+    assert ids == plain.ids
+    assert len(text) <= len(ids) * tokenizer.longest_token
+
+
+def test_a_long_text_lets_other_threads_run(tokenizer: Tokenizer) -> None:
+    text = "hello " * 300_000
+    done, ticks = threading.Event(), 0
+    thread = threading.Thread(target=lambda: (tokenizer.encode(text), done.set()))
+    thread.start()
+    while not done.is_set():
+        time.sleep(0.001)
+        ticks += 1
+    thread.join()
+    assert ticks > 20  # one or two if the library held Python's lock
+
+
+def test_a_long_text_that_is_not_unicode_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InvalidInput, match="valid Unicode"):
+        tokenizer.encode("a" * LONG_TEXT + "\ud800")
