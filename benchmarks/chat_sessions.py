@@ -163,7 +163,7 @@ class Bench:
         answer = (*text, stop)
         ask = ChatAsk(turn.messages, Sampling(max_tokens=len(answer)), fidelity=level)
         key = f"{level}-{self.num_turns}/reply"
-        asked = chats.compose(book, ask, memory, key, 0)
+        asked = chats.compose(book, ask, memory, prompts.prompt(turn.messages, (), memory), key, 0)
         call, composed = asked.call, asked.composed
         runner.answers = {key: answer}
         done = run_calls(engine, [call])[key]

@@ -16,7 +16,7 @@ from laban.kvstore.encodings import View
 def sampling_of(step: ReadyStep, seed: int, language: Language, failures: int = 0) -> Sampling:
     """The step's sampling as a call has it after so many tries that failed; `seed` is the workflow's."""
     spec = step.sampling
-    forced = () if spec.forced_text is None else tuple(language.tokenizer.encode(spec.forced_text))
+    forced = () if spec.forced_text is None else tuple(language.encode(spec.forced_text, "sampling.forced_text"))
     return Sampling(
         max_tokens=spec.max_tokens,
         temperature=spec.temperature,

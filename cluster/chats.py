@@ -8,6 +8,7 @@ again by its tokens wherever it stands. A reply that comes back is the message t
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
@@ -21,18 +22,18 @@ from laban.actors.errors import OutOfRange
 from laban.actors.frames import ROLES
 from laban.cluster.audit.cases import CHATS, Said
 from laban.cluster.chat_memory import MAX_CHARS, ChatMemory, Reply
-from laban.cluster.chat_prompts import ChatPrompts
+from laban.cluster.chat_prompts import ChatPrompt, ChatPrompts
 from laban.cluster.dispatch import Dispatcher
-from laban.cluster.messages import LanguageOf, MessageBook, Opening
+from laban.cluster.messages import Language, LanguageOf, MessageBook, Opening
 from laban.cluster.meter import NO_METER, Meter
 from laban.cluster.records import MessageRecord, TokenChunk
 from laban.cluster.slots import Order
+from laban.cluster.texts import LONG_TEXT
 from laban.cluster.views import Composed, Entry, Message, home_of
 from laban.cluster.waiter import Finish, Waiter
 from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, Fidelity
 from laban.kvstore.encodings import closure
 
-MANY_CHARS = 16_384
 MANY_MESSAGES = 32
 MAX_TENANTS = 64  # whose chats are remembered, with each model
 NO_OTHERS: Mapping[str, ChatPrompts] = MappingProxyType({})
@@ -53,6 +54,13 @@ class ChatAsk:
     recompute_share: float = RECOMPUTE_SHARE
     opening: str = ""
     model: str = ""  # "": the default; in a session it is the session's
+
+    @property
+    def num_chars(self) -> int:
+        """Of all that the template makes a prompt of."""
+        calls = (call for message in self.messages for call in message.tool_calls)
+        found = sum(len(message.text) for message in self.messages) + sum(len(call.arguments) for call in calls)
+        return found + (len(json.dumps(self.tools)) if self.tools else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +157,11 @@ class Chats:
         book = MessageBook(self._language(tenant, named).under(adapter))
         model = book.language.model
         memory = self._memory_of(tenant, model, adapter)
-        await self.prepare(ask, memory, model)
+        prompt = await self.prepare(ask, memory, book.language)
         source = f"chat-{secrets.token_hex(16)}"
         key = f"{source}/reply"
         rank = self._next_rank()
-        asked = self.compose(book, ask, memory, key, rank)
+        asked = self.compose(book, ask, memory, prompt, key, rank)
         waiter = Waiter("reply")
         try:
             self._dispatcher.submit([Order(asked.call, waiter, book.specs, rank=rank)])
@@ -171,19 +179,23 @@ class Chats:
             self._dispatcher.abort([key])
             self._dispatcher.directory.unwatch(source)
 
-    async def prepare(self, ask: ChatAsk, memory: ChatMemory, model: str) -> None:
-        """Before `compose`, for what would take long in the event loop. Raises as `reply` does."""
-        num_chars = sum(len(message.text) for message in ask.messages)
-        if num_chars > MAX_CHARS:
-            raise OutOfRange(f"{num_chars} characters, expected at most {MAX_CHARS}", field="messages")
-        if num_chars > MANY_CHARS or len(ask.messages) > MANY_MESSAGES:
-            beside = memory.beside()
-            await asyncio.to_thread(self.prompts(model).prompt, ask.messages, ask.tools, beside)
-            memory.adopt(beside)
+    async def prepare(self, ask: ChatAsk, memory: ChatMemory, language: Language) -> ChatPrompt:
+        """The prompt, made in another thread where that takes long. Raises as `reply` does."""
+        num_chars, most = ask.num_chars, min(MAX_CHARS, language.most_chars)
+        if num_chars > most:
+            raise OutOfRange(f"{num_chars} characters, expected at most {most}", field="messages")
+        prompts = self.prompts(language.model)
+        if num_chars <= LONG_TEXT and len(ask.messages) <= MANY_MESSAGES:
+            return prompts.prompt(ask.messages, ask.tools, memory)
+        beside = memory.beside()
+        prompt = await asyncio.to_thread(prompts.prompt, ask.messages, ask.tools, beside)
+        memory.adopt(beside)
+        return prompt
 
-    def compose(self, book: MessageBook, ask: ChatAsk, memory: ChatMemory, key: str, rank: int) -> Asked:
+    def compose(
+        self, book: MessageBook, ask: ChatAsk, memory: ChatMemory, prompt: ChatPrompt, key: str, rank: int
+    ) -> Asked:
         """The call for an answer of the book's model; what it needs is put into the book. Raises as `reply` does."""
-        prompt = self.prompts(book.language.model).prompt(ask.messages, ask.tools, memory)
         entries = []
         for part in prompt.parts:
             reply = memory.reply(part.text) if part.role == ROLE else None

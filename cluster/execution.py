@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -41,6 +42,7 @@ from laban.cluster.records import (
 )
 from laban.cluster.replay import Nobody
 from laban.cluster.slots import Order
+from laban.cluster.texts import LONG_TEXT
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import ReadyStep
@@ -153,9 +155,10 @@ class Execution:
         waiting = [address for address in self._open if self.board.steps[address].state == "ready"]
         self._dispatcher.abort(f"{self.workflow_id}/{address}" for address in waiting)
 
-    def replay(self, lines: Sequence[Line]) -> None:
-        """Apply what was written down of a workflow that has just been made again. Nobody hears of it; `start` follows
-        if it has not begun, `resume` if it has and has not ended.
+    async def replay(self, lines: Sequence[Line]) -> None:
+        """Apply what was written down of a workflow that has just been made again, and is known to nobody yet. Nobody
+        hears of it; `start` follows if it has not begun, `resume` if it has and has not ended. Other things go on while
+        a long text is made into tokens.
 
         Raises FailedPrecondition or ValueError for lines that this version cannot bring it forward with.
         """
@@ -164,11 +167,28 @@ class Execution:
         try:
             if not lines or not isinstance(move_from_json(lines[0].move), to.Held):
                 self.begin()
-            self.inbox.replay(lines)
+            await self.inbox.replay(lines, self._look_ahead)
         finally:
             (self._dispatcher, self.external.desk), self._is_replaying = live, False
             for attempt in self._open.values():
                 attempt.stop_timer()
+
+    async def _look_ahead(self, move: Move) -> None:
+        """Before a move is applied again."""
+        step, book = self._steps.get(move.address) if isinstance(move, to.Answered) else None, self._book
+        if not isinstance(move, to.Answered) or len(move.text) <= LONG_TEXT or step is None or book is None:
+            return
+        for attempt in self._open.values():  # what is to happen has been written down
+            attempt.stop_timer()
+        with suppress(LabanError):  # applying it raises the same
+            await book.look_ahead(step.role, step.prefill + move.text, step.name)
+
+    async def look_over(self, address: str, text: str) -> None:
+        """Before a step is answered, so that nothing is written down that will not do. Raises what framing it raises:
+        InvalidInput, OutOfRange. A long text is made into tokens in another thread, for when it is applied."""
+        step, book = self._steps.get(address), self._book
+        if step is not None and book is not None:
+            await book.look_over(step.role, step.prefill + text, step.name)
 
     @property
     def has_begun(self) -> bool:

@@ -56,6 +56,7 @@ from laban.cluster.records import (
 )
 from laban.cluster.shelf import Shelf, clock_place
 from laban.cluster.status import cluster_status
+from laban.cluster.texts import MAX_ERROR, check_text
 from laban.cluster.traces import NO_TRACES, Traces
 from laban.cluster.workflow.diagnostics import WorkflowErrors
 from laban.cluster.workflow.lookahead_likelihoods import Likelihoods
@@ -329,12 +330,17 @@ class Executor:
         if life != self.life:  # others have it by now
             return
         execution = self._execution_of(submission, prepared, notes)
-        self.shelf.keep(submission, execution)
+        problem: FailedPrecondition | None = None
         try:
-            execution.replay(stored.lines)
+            await execution.replay(stored.lines)
         except Exception as error:
             logger.exception("workflow %s cannot be restored", submission.workflow_id)
-            execution.abandon(FailedPrecondition(f"cannot be restored: {error}"))
+            problem = FailedPrecondition(f"cannot be restored: {error}")
+        if life != self.life:
+            return
+        self.shelf.keep(submission, execution)
+        if problem is not None:
+            execution.abandon(problem)
             self.shelf.end(submission.workflow_id)
             return
         if execution.board.state in TERMINAL_WORKFLOW:
@@ -468,10 +474,13 @@ class Executor:
         schema = execution.external.output_schema(address)
         if schema is not None:
             await asyncio.to_thread(check_output, schema, text, output)
-        move = execution.external.completed(address, text_of(output) if text is None else text, lease_id)
-        if move is not None:
+        text = check_text(text_of(output), "output") if text is None else check_text(text, "text")
+        if execution.external.completed(address, text, lease_id) is not None:
             self._check_journal()
-            await execution.inbox.deliver(move)
+            await execution.look_over(address, text)
+            move = execution.external.completed(address, text, lease_id)  # that may have taken its time
+            if move is not None:
+                await execution.inbox.deliver(move)
         return execution.board.record(with_steps=not lease_id)
 
     async def fail_step(
@@ -485,6 +494,7 @@ class Executor:
         tenant: str | None = None,
     ) -> WorkflowRecord:
         """Say that an external step failed; `final`: trying again is of no use. Raises as `complete_step` does."""
+        check_text(message, "message", MAX_ERROR)
         execution = self.shelf.find(workflow_id, tenant)
         move = execution.external.failed(address, message, lease_id, final=final)
         if move is not None:

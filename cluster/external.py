@@ -75,7 +75,8 @@ class ExternalSteps:
         return None if attempt is None or attempt.step.task is None else attempt.step.task.output_schema
 
     def completed(self, address: str, text: str, lease_id: str) -> Answered | None:
-        """The move that the step's text is; None for the same text again.
+        """The move that the step's text is; None for the same text again. What framing the text raises is the
+        execution's to say, before the move is written down (`look_over`).
 
         Raises NotFound, FailedPrecondition for a step that is not waiting and a lease that has run out, Conflict for
         another answer than before.

@@ -31,13 +31,10 @@ from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
 
 
-class TokenizerPort(Protocol):
-    def encode(self, text: str) -> Sequence[int]: ...
-
-
 class LanguagePort(Protocol):
-    @property
-    def tokenizer(self) -> TokenizerPort: ...
+    """`cluster.messages.Language`."""
+
+    def encode(self, text: str, field: str) -> list[int]: ...
 
 
 class ExecutorPort(Protocol):

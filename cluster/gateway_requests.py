@@ -12,6 +12,7 @@ from laban.actors.errors import InvalidInput, NotBuilt, OutOfRange
 from laban.cluster.claims import MAX_KEY
 from laban.cluster.parsed import ParsedWorkflows
 from laban.cluster.records import Layout, SessionPlacement, WorkflowState
+from laban.cluster.texts import check_text
 from laban.cluster.translate import fidelity_word, workflow_state_word
 from laban.cluster.translate_sessions import duration_s
 from laban.cluster.translate_spec import spec_to_dict
@@ -235,12 +236,13 @@ def read_sampling_values(sampling: pb.Sampling, path: str) -> dict[str, Any]:
     if sampling.HasField("forced_text"):
         if not sampling.forced_text:
             raise InvalidInput("empty, expected some text", field=f"{path}.forced_text")
-        values["forced_text"] = sampling.forced_text
+        values["forced_text"] = check_text(sampling.forced_text, f"{path}.forced_text")
     return values
 
 
 def read_sampling(sampling: pb.Sampling, encode: Callable[[str], Sequence[int]]) -> Sampling:
-    """A session's sampling. `encode` makes token ids of forced text."""
+    """A session's sampling. `encode` makes token ids of forced text. Slow for a long one: call it off the event loop
+    then."""
     values = read_sampling_values(sampling, "sampling")
     forced = tuple(encode(values["forced_text"])) if "forced_text" in values else ()
     return Sampling(
@@ -282,9 +284,9 @@ def read_lease_wish(request: pb.LeaseStepRequest) -> LeaseWish:
 
 
 def read_answer(request: pb.CompleteStepRequest) -> tuple[str | None, Any]:
-    """The text, or None and the output."""
+    """The text, or None and the output. Slow for a large one: call it off the event loop then."""
     if not request.HasField("output"):
-        return request.text, None
+        return check_text(request.text, "text"), None
     if request.text:
         raise InvalidInput("both text and output are given, expected one of them", field="output")
     return None, value_to_python(request.output, "output")

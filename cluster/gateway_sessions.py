@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from laban.actors.errors import InvalidInput, LabanError
@@ -26,6 +27,7 @@ from laban.cluster.gateway_requests import (
     refuse_reserved,
 )
 from laban.cluster.records import MessageRecord, TokenChunk
+from laban.cluster.texts import aside, check_name, check_text
 from laban.cluster.translate import chunk_to_pb
 from laban.cluster.translate_hints import outcome_to_pb
 from laban.cluster.translate_sessions import duration_s, message_to_pb, session_to_pb
@@ -56,7 +58,7 @@ class SessionService:
             record = await self._sessions.prefill(
                 read_id(request.session_id, "session_id"),
                 read_role(request.role, "role"),
-                text=request.text if content == "text" else None,
+                text=check_text(request.text, "text") if content == "text" else None,
                 token_ids=list(request.token_ids.ids) if content == "token_ids" else None,
                 **_placing(request),
             )
@@ -64,14 +66,15 @@ class SessionService:
 
     async def Decode(self, request: pb.DecodeRequest) -> AsyncGenerator[pb.DecodeResponse, None]:
         refuse_reserved(request, "tools")
-        sampling = read_sampling(request.sampling, self._encoder(request.session_id))
+        encode = self._encoder(request.session_id, request.sampling)
+        sampling = await aside(len(request.sampling.forced_text), partial(read_sampling, request.sampling, encode))
         if request.choices or request.HasField("response_schema"):
             sampling = replace(sampling, constraint=await asyncio.to_thread(read_constraint, request))
         with _request_paths():
             decode = self._sessions.decode(
                 read_id(request.session_id, "session_id"),
                 role=read_role(request.role, "role", "assistant"),
-                prefill=request.prefill,
+                prefill=check_text(request.prefill, "prefill"),
                 sampling=sampling,
                 **_placing(request),
             )
@@ -81,7 +84,8 @@ class SessionService:
 
     async def Chat(self, request: pb.ChatRequest) -> AsyncGenerator[pb.DecodeResponse, None]:
         session_id = read_id(request.session_id, "session_id")
-        ask = read_chat(request, self._encoder(session_id))
+        encode = self._encoder(session_id, request.sampling)
+        ask = await aside(len(request.sampling.forced_text), partial(read_chat, request, encode))
         async with aclosing(self._sessions.chat(session_id, ask, tenant=caller().tenant)) as items:
             async for item in items:
                 yield _response(item)
@@ -111,10 +115,10 @@ class SessionService:
         self._sessions.close(read_id(request.session_id, "session_id"), tenant=caller().tenant)
         return pb.CloseSessionResponse()
 
-    def _encoder(self, session_id: str) -> Callable[[str], Sequence[int]]:
-        """With the tokenizer of the session's model."""
-        tenant = caller().tenant
-        return lambda text: self._encode(text, self._sessions.model_of(session_id, tenant=tenant))
+    def _encoder(self, session_id: str, sampling: pb.Sampling) -> Callable[[str], Sequence[int]]:
+        """With the tokenizer of the session's model. In any thread."""
+        model = self._sessions.model_of(session_id, tenant=caller().tenant) if sampling.forced_text else ""
+        return lambda text: self._encode(text, model)
 
 
 def _response(item: TokenChunk | MessageRecord) -> pb.DecodeResponse:
@@ -127,7 +131,7 @@ def _placing(request: pb.PrefillRequest | pb.DecodeRequest) -> dict[str, Any]:
     """What a prefill and a decode ask for alike."""
     view = read_view(request.view)
     return {
-        "name": request.name or None,
+        "name": check_name(request.name, "name") or None,
         "view": view.placements,
         "layout": view.layout,
         "position": read_position(request),

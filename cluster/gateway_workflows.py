@@ -22,6 +22,7 @@ from laban.cluster.gateway_requests import (
 )
 from laban.cluster.parsed import ParsedWorkflows
 from laban.cluster.records import TERMINAL_WORKFLOW, Event, WorkflowRecord
+from laban.cluster.texts import aside
 from laban.cluster.translate import watch_to_pb, workflow_to_pb
 from laban.cluster.translate_audit import item_to_pb, read_audit
 from laban.cluster.translate_cluster import explanation_to_pb
@@ -115,7 +116,7 @@ class WorkflowService:
         )
 
     async def CompleteStep(self, request: pb.CompleteStepRequest) -> pb.WorkflowRecord:
-        text, output = read_answer(request)
+        text, output = await aside(request.ByteSize(), partial(read_answer, request))
         record = await self._executor.complete_step(
             read_id(request.workflow_id, "workflow_id"),
             read_id(request.address, "address"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -78,9 +78,11 @@ class Inbox:
         self._waiting.append(_Entry(move, at, done))
         self._log.append(line, self._written)
 
-    def replay(self, lines: Iterable[Line]) -> None:
-        """Apply what was written before. Raises FailedPrecondition if it does not give what it gave then, ValueError
-        for a line that cannot be read."""
+    async def replay(self, lines: Iterable[Line], ahead: Callable[[Move], Awaitable[None]]) -> None:
+        """Apply what was written before, each move after `ahead` of it.
+
+        Raises FailedPrecondition if it does not give what it gave then, ValueError for a line that cannot be read.
+        """
         then: dict[int, int] = {}  # events, by how many moves had been applied
         for line in lines:
             then[line.applied] = line.event
@@ -91,7 +93,9 @@ class Inbox:
                     f"events, expected {expected}"
                 )
             self._num_written = line.number
-            self._do(_Entry(move_from_json(line.move), line.at, lambda error: None))
+            move = move_from_json(line.move)
+            await ahead(move)
+            self._do(_Entry(move, line.at, lambda error: None))
 
     async def deliver(self, move: Move) -> None:
         """Put a move in and wait until it is applied. Raises what it raises.

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from laban.actors.calls import Call, Sampling
-from laban.actors.errors import InvalidInput, UnsupportedModel
+from laban.actors.errors import InvalidInput, LabanError, OutOfRange, UnsupportedModel
+from laban.cluster.recent import Recent
 from laban.cluster.records import Layout
+from laban.cluster.texts import aside
 from laban.cluster.views import Composed, Entry, Message, check_fits, compose, home_of
+from laban.cluster.workflow.schema_types import MAX_TEXT
 from laban.cluster.workflow.states import MessageText, ReadRef
 from laban.kvstore.encodings import (
     EncodingId,
@@ -43,6 +47,8 @@ class TokenizerPort(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def longest_token(self) -> int: ...
     def encode(self, text: str) -> list[int]: ...
 
 
@@ -65,6 +71,26 @@ class Language:
     @property
     def space(self) -> Space:
         return Space(self.namespace, self.granted.get(adapter_of(self.namespace), NOTHING))
+
+    @property
+    def most_chars(self) -> int:
+        """A text of more than that is longer than the context, whatever its tokens are."""
+        return self.max_context * self.tokenizer.longest_token
+
+    def check_room(self, text: str, field: str) -> None:
+        """Raises OutOfRange for a text of more than `most_chars`: to make tokens of it may take seconds."""
+        if len(text) > self.most_chars:
+            raise OutOfRange(
+                f"{len(text)} characters, expected at most {self.most_chars}: more never fit the model's context of"
+                f" {self.max_context} tokens",
+                field=field,
+            )
+
+    def encode(self, text: str, field: str) -> list[int]:
+        """The tokens of a text as it stands. Raises OutOfRange as `check_room` does, InvalidInput for what is not
+        Unicode."""
+        self.check_room(text, field)
+        return self.tokenizer.encode(text)
 
     def under(self, adapter: str) -> Language:
         """Of calls with one of the model's adapters; "" is none. Raises InvalidInput for an unknown one."""
@@ -110,17 +136,23 @@ class Written:
     path: str
 
 
+Framed = tuple[tuple[int, ...], tuple[int, ...]]
+"""A message's tokens, and those that it has at the start of a conversation."""
+
+
 def tokens_of(
     language: Language, role: str, name: str | None, text: str | None, token_ids: Sequence[int] | None, *, first: bool
 ) -> Sequence[int]:
     """The tokens of a message that is given as text, to be framed, or as exactly its tokens.
 
-    Raises InvalidInput for both or neither, a role without a frame, and ids that are none of the model's.
+    Raises InvalidInput for both or neither, a role without a frame, and ids that are none of the model's, OutOfRange
+    for a text that is surely longer than the context.
     """
     if (text is None) == (token_ids is None):
         raise InvalidInput("expected either text or token ids", field="content")
     language.framing.root(role)  # refuses a role that the model has no frame for
     if text is not None:
+        language.check_room(text, "text")
         return language.framing.message(role, text, name, first=first)
     assert token_ids is not None
     if not token_ids:
@@ -157,6 +189,8 @@ class MessageBook:
     _others: dict[str, MessageBook] = field(default_factory=dict)
     _plain: MessageBook | None = None  # of the book of an adapter
     _moved: dict[EncodingId, EncodingId] = field(default_factory=dict)  # of others' encodings: those of the same here
+    _ahead: Recent[tuple[str, str, str | None], Framed] = field(default_factory=lambda: Recent(MAX_TEXT))
+    """Messages that are about to be given, by role, text and name."""
 
     def of(self, model: str) -> MessageBook:
         """The book of one model, "" being the default. Raises what `languages` does for an unknown one."""
@@ -212,24 +246,58 @@ class MessageBook:
         if self.languages is not None:
             self._texts[key] = Written(role, text, name, key)
 
+    async def look_ahead(self, role: str, text: str, name: str | None) -> None:
+        """Before such a message is given: have the tokens ready that will be asked for then, made in another thread if
+        it is long. Raises as `add_text` does where there is but one model, except for what only its tokens say."""
+        if self.languages is None:
+            books = [self]
+        else:  # which of the models will read it is not known yet
+            books = [self, *(book for key, book in self._others.items() if not key.startswith("#"))]
+        for book in books:
+            try:
+                framed = await aside(len(text), partial(book._framed, role, text, name, path="text"))
+            except LabanError:
+                if self.languages is None:
+                    raise
+            else:
+                book._ahead.put((role, text, name), framed, len(text))
+
+    async def look_over(self, role: str, text: str, name: str | None) -> None:
+        """`look_ahead` that raises all that `give` would, and then leaves nothing behind."""
+        await self.look_ahead(role, text, name)
+        if self.languages is None:
+            try:
+                self._home_of(self._ahead_or_framed(role, text, name, path="text"), role, what="the text", path="text")
+            except LabanError:
+                self._ahead.drop((role, text, name))
+                raise
+
+    def _framed(self, role: str, text: str, name: str | None, *, path: str) -> Framed:
+        framing = self.language.framing
+        self.language.check_room(text, path)
+        tokens = framing.message(role, text, name)
+        return tokens, framing.message(role, text, name, first=True) if framing.starts_otherwise(role) else tokens
+
+    def _ahead_or_framed(self, role: str, text: str, name: str | None, *, path: str) -> Framed:
+        return self._ahead.get((role, text, name)) or self._framed(role, text, name, path=path)
+
+    def _home_of(
+        self, framed: Framed, role: str, *, what: str, path: str
+    ) -> tuple[EncodingSpec, dict[EncodingId, EncodingSpec]]:
+        language = self.language
+        root = language.framing.root(role)
+        return home_of(language.space, root, framed[0], max_context=language.max_context, what=what, field=path)
+
     def add_text(self, key: str, role: str, text: str, name: str | None, *, path: str) -> Message:
         """A message that was given, at home right after its root. `path` is its field in errors.
 
         Raises InvalidInput for a role that cannot be framed or text that is not valid, OutOfRange for one
         longer than the context.
         """
-        language = self.language
-        tokens = first_tokens = language.framing.message(role, text, name)
-        if language.framing.starts_otherwise(role):
-            first_tokens = language.framing.message(role, text, name, first=True)
-        home, specs = home_of(
-            language.space,
-            language.framing.root(role),
-            tokens,
-            max_context=language.max_context,
-            what=f"message {key}",
-            field=path,
-        )
+        framed = self._ahead_or_framed(role, text, name, path=path)
+        self._ahead.drop((role, text, name))
+        tokens, first_tokens = framed
+        home, specs = self._home_of(framed, role, what=f"message {key}", path=path)
         self.specs.update(specs)
         message = Message(role, home, name, () if first_tokens == tokens else first_tokens)
         self.messages[key] = message
@@ -290,19 +358,26 @@ class MessageBook:
         opening: Opening,
         sampling: Sampling,
         *,
+        header: Sequence[int] | None = None,
         layout: Layout = "packed",
         position: int | None = None,
         path: str = "",
         rank: int = 0,
     ) -> tuple[Call, Composed]:
-        """A call that generates a message. OutOfRange, naming `what` and `path`, if it may outgrow the context."""
-        framing = self.language.framing
+        """A call that generates a message; `header` is its opening's, where that has been made. OutOfRange, naming
+        `what` and `path`, if it may outgrow the context."""
         role = opening.role
         composed = self._compose(entries, role, layout, position)
-        header = framing.header(role, opening.name, first=not entries, prefill=opening.prefill)
-        if not header:
-            raise UnsupportedModel(f"the model's template has no header for the role {role}, expected one")
+        header = header or self.header(opening, first=not entries)
         return self.decoding(call_id, what, composed, role, header, sampling, path=path, rank=rank), composed
+
+    def header(self, opening: Opening, *, first: bool) -> tuple[int, ...]:
+        """The tokens that a generated message begins with. In any thread. Raises OutOfRange as `check_room` does."""
+        self.language.check_room(opening.prefill, "prefill")
+        header = self.language.framing.header(opening.role, opening.name, first=first, prefill=opening.prefill)
+        if not header:
+            raise UnsupportedModel(f"the model's template has no header for the role {opening.role}, expected one")
+        return header
 
     def decoding(
         self,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from laban.actors.calls import Call, Sampling
@@ -28,6 +30,7 @@ from laban.cluster.records import (
 )
 from laban.cluster.session_hints import HintTaker, SessionHints
 from laban.cluster.slots import Order
+from laban.cluster.texts import aside
 from laban.cluster.views import Composed, Entry
 from laban.cluster.waiter import Finish, Waiter
 from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, Fidelity
@@ -57,6 +60,7 @@ class _Session:
     specs_kept: int = 0  # when those that nothing needs were last forgotten
     running: set[str] = field(default_factory=set)  # keys of calls; while there are any it does not expire
     memory: ChatMemory | None = None  # once there was a chat
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # calls begin in the order in which they came
 
     def encodings(self) -> list[EncodingId]:
         return [message.home.encoding_id for message in self.book.messages.values()]
@@ -219,24 +223,28 @@ class Sessions:
     ) -> MessageRecord:
         """Encode a message under a view: `text` in its role's frame, or exactly `token_ids`."""
         session = self._find(session_id, tenant)
-        message_id = self._new_id(session)
-        tokens = tokens_of(session.book.language, role, name, text, token_ids, first=not view)
-        entries = self._entries(session, view, fidelity, recompute_share)
-        key = f"{session_id}/{message_id}"
-        call, composed = session.book.prefill(
-            key,
-            f"message {message_id}",
-            entries,
-            role,
-            tokens,
-            layout=layout,
-            position=position,
-            path="token_ids" if text is None else "text",
-            rank=session.rank,
-        )
-        waiter = Waiter(message_id)
-        try:
+        async with session.turn:
+            language = session.book.language
+            make = partial(tokens_of, language, role, name, text, token_ids, first=not view)
+            tokens = await aside(len(text or token_ids or ""), make)
+            self._find(session_id, tenant)  # it may have ended meanwhile
+            message_id = self._new_id(session)
+            entries = self._entries(session, view, fidelity, recompute_share)
+            key = f"{session_id}/{message_id}"
+            call, composed = session.book.prefill(
+                key,
+                f"message {message_id}",
+                entries,
+                role,
+                tokens,
+                layout=layout,
+                position=position,
+                path="token_ids" if text is None else "text",
+                rank=session.rank,
+            )
+            waiter = Waiter(message_id)
             self._order(session, call, waiter)
+        try:
             async for _ in waiter.chunks():
                 raise AssertionError("a prefill generates nothing")
             return self._keep(session, message_id, role, name, fidelity, composed, waiter.result())
@@ -260,24 +268,28 @@ class Sessions:
     ) -> AsyncGenerator[TokenChunk | MessageRecord, None]:
         """Generate a message under a view: chunks, then the message. Closing the generator aborts the call."""
         session = self._find(session_id, tenant)
-        message_id = self._new_id(session)
-        entries = self._entries(session, view, fidelity, recompute_share)
-        key = f"{session_id}/{message_id}"
         opening = Opening(role, name, prefill)
-        call, composed = session.book.decode(
-            key,
-            f"message {message_id}",
-            entries,
-            opening,
-            sampling,
-            layout=layout,
-            position=position,
-            path="sampling.max_tokens",
-            rank=session.rank,
-        )
-        waiter = Waiter(message_id)
-        try:
+        async with session.turn:
+            header = await aside(len(prefill), partial(session.book.header, opening, first=not view))
+            self._find(session_id, tenant)  # it may have ended meanwhile
+            message_id = self._new_id(session)
+            entries = self._entries(session, view, fidelity, recompute_share)
+            key = f"{session_id}/{message_id}"
+            call, composed = session.book.decode(
+                key,
+                f"message {message_id}",
+                entries,
+                opening,
+                sampling,
+                header=header,
+                layout=layout,
+                position=position,
+                path="sampling.max_tokens",
+                rank=session.rank,
+            )
+            waiter = Waiter(message_id)
             self._order(session, call, waiter)
+        try:
             async for chunk in waiter.chunks():
                 yield chunk
             finish = waiter.result()
@@ -300,11 +312,11 @@ class Sessions:
         if chats is None:
             raise FailedPrecondition("there is no chat template here")
         memory = session.memory = session.memory or chats.memory(session.model)
-        await chats.prepare(ask, memory, session.model)
+        prompt = await chats.prepare(ask, memory, session.book.language)
         self._find(session_id, tenant)  # it may have ended meanwhile
         message_id = self._new_id(session)
         key = f"{session_id}/{message_id}"
-        asked = chats.compose(session.book, ask, memory, key, session.rank)
+        asked = chats.compose(session.book, ask, memory, prompt, key, session.rank)
         waiter = Waiter(message_id)
         try:
             self._order(session, asked.call, waiter)

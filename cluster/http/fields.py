@@ -13,7 +13,7 @@ from laban.actors.errors import InvalidInput
 def read_object(body: bytes) -> dict[str, Any]:
     """Raises InvalidInput for what is no JSON object."""
     try:
-        found = json.loads(body, parse_constant=_no_constant)
+        found = json.loads(body, parse_constant=_no_constant, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"the body is not valid JSON ({str(error)[:200]})") from None
     if not isinstance(found, dict):
@@ -55,6 +55,10 @@ class Fields:
             return default
         if not isinstance(value, str):
             raise InvalidInput("expected text", field=self.path(name), value=value)
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell
+            raise InvalidInput("is not valid Unicode text", field=self.path(name), value=value) from None
         return value
 
     def one_of(self, name: str, words: Sequence[str], default: str | None = None) -> str:
@@ -106,6 +110,16 @@ class Fields:
 def kind_of(value: object) -> str:
     names = {str: "string", bool: "boolean", int: "number", float: "number", list: "array", type(None): "null"}
     return names.get(type(value), "value")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Which of two values under one key was meant nobody can say."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise InvalidInput("is given twice in one object, expected once", field=twice[:200])
+    return found
 
 
 def _no_constant(name: str) -> NoReturn:

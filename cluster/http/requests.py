@@ -15,6 +15,7 @@ from laban.cluster.http.errors import Refused
 from laban.cluster.http.fields import Fields
 from laban.cluster.http.tool_formats import ToolFormat
 from laban.cluster.http.tools import Tools, read_tools
+from laban.cluster.texts import check_name
 from laban.cluster.workflow.constraints import constraint_of
 from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, Fidelity, expected, is_served
 
@@ -182,7 +183,7 @@ def _message(fields: Fields) -> ChatMessage:
     )
     calls = tuple(_tool_call(Fields(item, path)) for path, item in fields.items("tool_calls", MAX_PARTS))
     text = _content(fields, optional=bool(calls))
-    name = fields.text("name", "") or None
+    name = check_name(fields.text("name", ""), fields.path("name")) or None
     if role == "tool":
         return ChatMessage(role, text, name, tool_call_id=fields.text("tool_call_id"))
     return ChatMessage("system" if role == "developer" else role, text, name, calls)

@@ -167,7 +167,7 @@ class FakeExecutor:
     submit_gate: asyncio.Event | None = None
 
     def language(self, tenant: str, model: str = "") -> Any:
-        return SimpleNamespace(tokenizer=SimpleNamespace(encode=lambda text: [ord(char) for char in text]))
+        return SimpleNamespace(encode=lambda text, field: [ord(char) for char in text])
 
     async def submit(self, workflow: Any, inputs: Any, overrides: Any = None, **options: Any) -> WorkflowRecord:
         self.tenants.append(options.pop("tenant"))

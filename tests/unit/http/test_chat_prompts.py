@@ -15,8 +15,9 @@ from scripted_engine import encode
 from laban.actors.chat_messages import ChatMessage, ToolCall, for_template
 from laban.actors.chat_template import ChatTemplate
 from laban.actors.errors import InvalidInput
-from laban.cluster.chat_memory import ChatMemory, Cut, Recent
+from laban.cluster.chat_memory import ChatMemory, Cut
 from laban.cluster.chat_prompts import ChatPrompt, ChatPrompts
+from laban.cluster.recent import Recent
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 # Drops what was thought in all but the last turn, and puts all answers of tools into one turn.
