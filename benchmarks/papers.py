@@ -45,7 +45,7 @@ from laban.actors.engine.load import load_engine, make_engine
 from laban.actors.framing import derive_framing
 from laban.actors.models import prepare_default_model
 
-CPU_POOL_TOKENS, TINY_POOL_TOKENS = 90_000, 16_384
+CPU_POOL_TOKENS, TINY_POOL_TOKENS = 130_000, 16_384
 COST_MESSAGES = (1024, 1024, 1024)
 QUARTER = 4
 
