@@ -12,7 +12,9 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -68,7 +70,7 @@ class Journal:
         self._delays_s = delays_s
         self._gathered: list[_Item] = []  # in this turn of the event loop
         self._queue: queue.SimpleQueue[list[_Item] | _Job | None] = queue.SimpleQueue()
-        self._next: _Job | None = None  # behind what was gathered
+        self._behind: deque[list[_Item] | _Job | None] = deque()  # out of the queue, and next in turn
         self._life = 0
         self._lost_life = -1  # what was put down in it is not written any more
         self.on_lost: Callable[[], None] = lambda: None
@@ -230,26 +232,27 @@ class Journal:
 
     def _take(self) -> list[_Item] | _Job | None:
         """Wait for something to do; None: there will be nothing more."""
-        first, self._next = self._next or self._queue.get(), None
-        return self._gather(first) if isinstance(first, list) else first
+        found = self._behind.popleft() if self._behind else self._queue.get()
+        return self._gather(found) if isinstance(found, list) else found
 
     def _gather(self, batch: list[_Item]) -> list[_Item]:
-        while len(batch) < MAX_BATCH and self._next is None:
-            try:
-                more = self._queue.get_nowait()
-            except queue.Empty:
+        """With what has come meanwhile, as far as the next job: that has its turn."""
+        while len(batch) < MAX_BATCH:
+            if not self._behind:
+                try:
+                    self._behind.append(self._queue.get_nowait())
+                except queue.Empty:
+                    break
+            more = self._behind[0]
+            if not isinstance(more, list):
                 break
-            if more is None:
-                self._queue.put(None)
-                break
-            if isinstance(more, _Job):
-                self._next = more
-            else:
-                batch = batch + more
+            batch = batch + more
+            self._behind.popleft()
         return batch
 
     def _do(self, job: _Job) -> None:
         """Whether the database is there is known from this too."""
+        self._busy_since = self._clock()
         result: Any = None
         failure: Exception | None = None
         try:
@@ -261,8 +264,10 @@ class Journal:
         except JournalAway as error:
             failure = error
             self._fail(str(error))
+            self._refuse_behind(str(error))
         except Exception as error:  # the job's own, told to who asked for it
             failure = error
+        self._busy_since = None
         self._tell([lambda: job.done(result, failure)])
 
     def _commit(self, batch: list[_Item]) -> None:
@@ -280,7 +285,8 @@ class Journal:
                 self._lose()
             except JournalAway as error:
                 self._fail(str(error))
-                batch = self._refused(self._gather(batch), str(error))
+                batch = self._refused(batch, str(error))
+                self._refuse_behind(str(error))
                 delay_s = self._delays_s[min(num_failures, len(self._delays_s) - 1)]
                 num_failures += 1
                 if self._closing.wait(delay_s) and num_failures > len(self._delays_s):
@@ -332,6 +338,18 @@ class Journal:
             left.append(_Item(item.life, partial(Deletion, item.make().workflow_id)))
         self._tell(told)
         return left
+
+    def _refuse_behind(self, reason: str) -> None:
+        """Of what waits for its turn, give up what may be, and all jobs: who asked for one asks again."""
+        with suppress(queue.Empty):
+            while True:
+                self._behind.append(self._queue.get_nowait())
+        waiting, self._behind = self._behind, deque()
+        for each in waiting:
+            if isinstance(each, _Job):
+                self._tell([partial(each.done, None, JournalAway(reason))])
+            else:
+                self._behind.append(None if each is None else self._refused(each, reason))
 
     def _tell(self, actions: list[Callable[[], None]]) -> None:
         assert self._loop is not None
