@@ -100,7 +100,8 @@ class ControlPlane:
         self._gateway: Gateway | None = None
         self._http: HttpServer | None = None
         self._executor: Executor | None = None
-        self._metrics = MetricsServer(self._why_not_ready)
+        self._journal: Journal | None = None
+        self._metrics = MetricsServer(lambda: self._why_not_ready() or self._why_no_journal())
         self._traces = NO_TRACES
         self._membership: Membership | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -124,7 +125,7 @@ class ControlPlane:
         store = await asyncio.to_thread(
             open_store, config.journal.url, config.journal.sync, presence, config.journal.lease_s
         )
-        journal = None if store is None else Journal(store)
+        self._journal = journal = None if store is None else Journal(store)
         supervisor = RemoteSupervisor(self._plan.workers, self._plan.worker_handles, self._plan.another)
         spoken = {place.name: await asyncio.to_thread(_prompts_of, place.folder) for place in places}
         adapters = {place.name: await asyncio.to_thread(place.fingerprints) for place in places}
@@ -296,6 +297,10 @@ class ControlPlane:
             return ""
         missing = ", ".join(model.name for model in status.models if not model.workers_up)
         return f"no worker of {missing} is up" if len(status.models) > 1 else "no worker is up"
+
+    def _why_no_journal(self) -> str:
+        """What somebody has to see to before this takes workflows again; sessions and chats go on without."""
+        return "" if self._journal is None else self._journal.lost
 
     async def _tick(
         self, gateway: Gateway, executor: Executor, sessions: Sessions, keeper: GrantKeeper, meter: Instruments

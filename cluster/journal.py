@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from laban.actors.errors import LabanError, Unavailable
 from laban.cluster.claims import KeyTaken
-from laban.cluster.journal_engine import Fenced, JournalAway
+from laban.cluster.journal_engine import Fenced, JournalAway, JournalLost
 from laban.cluster.journal_records import Archive, Deletion, Ending, Line, Submission, Write, archive_to_json
 from laban.cluster.journal_store import Store
 from laban.cluster.records import JOURNAL_AVAILABLE
@@ -77,6 +77,7 @@ class Journal:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._away_since: float | None = None
+        self.lost = ""  # what somebody has to see to, while the database is away for that
         self._busy_since: float | None = None
         self._closing = threading.Event()
 
@@ -104,7 +105,8 @@ class Journal:
         since = self.unavailable_since
         if since is None:
             return JOURNAL_AVAILABLE
-        return f"unavailable since {datetime.fromtimestamp(since, UTC).isoformat(timespec='seconds')}"
+        at = f"unavailable since {datetime.fromtimestamp(since, UTC).isoformat(timespec='seconds')}"
+        return f"{at}: {self.lost}" if self.lost else at
 
     def check(self) -> None:
         """Raises Unavailable while nothing can be written: refuse what somebody else could try again."""
@@ -263,7 +265,7 @@ class Journal:
             self._lose()
         except JournalAway as error:
             failure = error
-            self._fail(str(error))
+            self._fail(error)
             self._refuse_behind(str(error))
         except Exception as error:  # the job's own, told to who asked for it
             failure = error
@@ -284,7 +286,7 @@ class Journal:
             except Fenced:
                 self._lose()
             except JournalAway as error:
-                self._fail(str(error))
+                self._fail(error)
                 batch = self._refused(batch, str(error))
                 self._refuse_behind(str(error))
                 delay_s = self._delays_s[min(num_failures, len(self._delays_s) - 1)]
@@ -302,15 +304,17 @@ class Journal:
                 told.append(item.then)
         self._tell(told)
 
-    def _fail(self, reason: str) -> None:
-        if self._away_since is None:
-            self._away_since = self._clock()
-            logger.error("the journal's database is away, workflows wait: %s", reason)
+    def _fail(self, error: JournalAway) -> None:
+        lost = str(error) if isinstance(error, JournalLost) else ""
+        if self._away_since is None or lost != self.lost:
+            logger.error("the journal's database is away, workflows wait: %s", error)
+        self._away_since, self.lost = self._away_since or self._clock(), lost
 
     def _found(self) -> None:
         if self._away_since is not None:
             logger.warning("the journal's database is back")
         self._away_since = self._busy_since = None
+        self.lost = ""
 
     def _lose(self) -> None:
         if self._lost_life < self._life:

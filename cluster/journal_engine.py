@@ -35,6 +35,10 @@ class JournalAway(Exception):
     """The database cannot be written now; nothing of what was to be written is there, or all of it."""
 
 
+class JournalLost(JournalAway):
+    """A SQLite file that is not where it was opened: somebody has to see to it."""
+
+
 class Fenced(Exception):
     """This member was taken for dead: others have its workflows, and nothing is written under its name any more."""
 
@@ -144,6 +148,44 @@ def reason_of(error: Exception) -> str:
     """The first line of what the database said, without the statement."""
     cause = getattr(error, "orig", None) or error
     return (str(cause).strip() or repr(cause)).splitlines()[0]
+
+
+class OpenedFile:
+    """A SQLite file and its write-ahead log, as they were opened. SQLite does not see it when they are deleted or
+    replaced: it goes on writing into what has no name any more, and nobody would find it there again."""
+
+    def __init__(self, database: Path) -> None:
+        self._database, self._log = database, Path(f"{database}-wal")
+        self._known: dict[Path, tuple[int, int]] = {}
+
+    def note(self) -> None:
+        """What is there was written to."""
+        for path in (self._database, self._log):
+            if path not in self._known and (found := _identity(path)) is not None:
+                self._known[path] = found
+
+    def closed(self) -> None:
+        """The last to close the file takes its log away."""
+        self._known.pop(self._log, None)
+
+    def check(self) -> None:
+        """Raises JournalLost."""
+        for path, known in self._known.items():
+            found = _identity(path)
+            if found != known:
+                what = "deleted or moved away" if found is None else "replaced by another file"
+                raise JournalLost(
+                    f"{path.name} was {what} while Laban has it open; put back the one that was there, or start Laban "
+                    "again: it goes on with what it finds there (docs/runbooks.md, The journal is away)"
+                )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 class FileLocks:

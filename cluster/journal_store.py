@@ -23,6 +23,7 @@ from laban.cluster.journal_engine import (
     Fenced,
     FileLocks,
     JournalAway,
+    OpenedFile,
     Sync,
     checked,
     engine_of,
@@ -102,8 +103,9 @@ class SqlStore:
         self._insert_workflow: Executable = dialect.insert(WORKFLOWS).on_conflict_do_nothing()
         self._insert_move: Executable = dialect.insert(MOVES).on_conflict_do_nothing()
         self._connection: Connection | None = None
-        has_file = is_sqlite(self._url) and self._url.database
-        self._locks = FileLocks(Path(self._url.database or "")) if has_file else None
+        self._path = Path(self._url.database) if is_sqlite(self._url) and self._url.database else None
+        self._locks = None if self._path is None else FileLocks(self._path)
+        self._file: OpenedFile | None = None
         self._trusting_until = 0.0
 
     def __str__(self) -> str:
@@ -113,6 +115,7 @@ class SqlStore:
         """Connect, bring the schema up to date, become a member. Raises Unavailable, FailedPrecondition."""
         if self._locks is not None:
             self._locks.share()
+        self._file = None if self._path is None else OpenedFile(self._path)
         try:
             connection = self._connected()
             with transaction(connection):
@@ -198,9 +201,15 @@ class SqlStore:
         if is_member and not self.member_id:
             raise JournalAway("it is not open")
         try:
+            if self._file is not None:
+                self._file.check()  # also before a new connection would make another file
             connection = self._connected()
             with transaction(connection, self.member_id if is_member else None):
-                return work(connection)
+                result = work(connection)
+            if self._file is not None:
+                self._file.check()
+                self._file.note()
+            return result
         except (JournalAway, Fenced):
             raise
         except Exception as error:  # whatever it is, the thread that writes goes on
@@ -295,6 +304,8 @@ class SqlStore:
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
+        if self._file is not None:
+            self._file.closed()
         if connection is not None:
             with suppress(SQLAlchemyError):  # it was broken anyway
                 connection.invalidate()

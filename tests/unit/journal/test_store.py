@@ -24,7 +24,7 @@ from laban.actors.calls import CallFinished, TokenLogprob
 from laban.actors.errors import FailedPrecondition, InvalidInput, Unavailable
 from laban.cluster import journal_migrations as migrations
 from laban.cluster.config import LabanConfig, Resolved, describe
-from laban.cluster.journal_engine import LOG_BYTES, Fenced, transaction
+from laban.cluster.journal_engine import LOG_BYTES, Fenced, JournalLost, transaction
 from laban.cluster.journal_members import Presence
 from laban.cluster.journal_place import checked_url, default_url
 from laban.cluster.journal_records import Deletion, Ending, Line, Stored, Submission
@@ -346,3 +346,70 @@ async def test_a_postgres_that_is_stopped_and_started_again_loses_nothing(postgr
         postgres.start()
         assert (await run.events(workflow_id))[-1].workflow_state == "succeeded"
         assert run.journal.status == "available"
+
+
+def gone(path: Path, how: str) -> Callable[[], None]:
+    """Makes the file go; what is returned puts it back."""
+    if how == "log":
+        path = path.with_name(f"{path.name}-wal")
+    aside = path.with_name("aside")
+    path.rename(aside)
+    if how == "replaced":
+        sqlite3.connect(path).close()
+        path.touch()
+    return lambda: aside.replace(path) and None
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [("deleted", "deleted or moved away"), ("replaced", "replaced by another file"), ("log", "db-wal was")],
+)
+def test_a_file_that_is_not_where_it_was_opened_is_written_to_no_more(tmp_path: Path, how: str, says: str) -> None:
+    store = SqlStore(f"sqlite:///{tmp_path / 'journal.db'}")
+    store.open()
+    store.write([submission("before", 1)])
+    put_back = gone(tmp_path / "journal.db", how)
+    for work in (lambda: store.write([submission("lost", 2)]), lambda: store.attend(Presence())):
+        for _ in range(2):
+            with pytest.raises(JournalLost, match=says):
+                work()
+    if how != "replaced":
+        assert not (tmp_path / f"journal.db{'-wal' if how == 'log' else ''}").exists()  # no other one is made
+    put_back()
+    store.write([submission("after", 3)])
+    store.close()
+    store.open()
+    assert [each.submission.workflow_id for each in store.load()] == ["before", "after"]
+    store.close()
+
+
+def test_what_is_written_while_the_file_goes_is_not_said_to_be_there(tmp_path: Path) -> None:
+    store = SqlStore(f"sqlite:///{tmp_path / 'journal.db'}")
+    store.open()
+    with pytest.raises(JournalLost):
+        store.do(lambda connection: (tmp_path / "journal.db").unlink())
+    store.close()
+    store.open()  # a new one, which is its own from then on
+    store.write([submission("new", 1)])
+    assert [each.submission.workflow_id for each in store.load()] == ["new"]
+    store.close()
+
+
+@asynchronous
+async def test_a_lost_file_is_told_and_what_is_submitted_refused(tmp_path: Path) -> None:
+    store = SqlStore(f"sqlite:///{tmp_path / 'journal.db'}")
+    store.open()
+    async with server(store) as run:
+        workflow_id = (await run.submit(CHAIN_OF)).workflow_id
+        await run.events(workflow_id)
+        put_back = gone(tmp_path / "journal.db", "deleted")
+        with pytest.raises(Unavailable, match="deleted or moved away"):
+            await run.submit(CHAIN_OF)
+        assert "journal.db was deleted or moved away" in run.journal.lost
+        assert run.executor.status().journal.endswith(run.journal.lost)
+        with pytest.raises(Unavailable, match="deleted or moved away"):
+            run.journal.check()
+        put_back()
+        await until(lambda: run.executor.status().journal == "available")
+        assert run.journal.lost == ""
+        await run.events((await run.submit(CHAIN_OF)).workflow_id)
