@@ -286,7 +286,7 @@ class WorkerLoop:
                     self._inbox.clear()
                 for item in arrived:
                     _tell(engine, item)
-                if engine.has_work():
+                if arrived or engine.has_work():  # what it was told, such as an abort, may have left it nothing to do
                     report = engine.step()
                     ended = [e.call_id for e in report.events if not isinstance(e, (CallStarted, CallTokens))]
                     with self._wake:

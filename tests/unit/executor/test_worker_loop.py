@@ -197,6 +197,19 @@ def test_an_aborted_call_reports_no_more_and_others_go_on():
     loop.stop()
 
 
+def test_what_an_abort_leaves_is_reported_though_there_is_nothing_more_to_do() -> None:
+    loop = WorkerLoop(ScriptedEngine)
+    loop.submit([a_call("slow", header="[SLOW]", text="x" * 10_000)])
+    reports = loop.reports()
+    assert next(reports).load.num_running == 1
+    loop.abort(["slow"])
+    late = threading.Timer(5.0, loop.stop)
+    late.start()
+    assert any(not each.load.num_running for each in reports)
+    late.cancel()
+    loop.stop()
+
+
 def test_more_calls_than_it_takes_are_refused_and_ended_ones_make_room():
     loop = WorkerLoop(ScriptedEngine, max_outstanding=2)
     loop.submit([a_call(name, text="x") for name in ("a", "b", "c")])
