@@ -42,6 +42,7 @@ class WorkerTallies(NamedTuple):
     tokens_drafted: int = 0  # guessed from what calls read, and computed along with their last tokens
     tokens_accepted: int = 0  # of these, those that came into a text
     num_saves_failed: int = 0  # encodings that were to be written to disk and could not
+    num_policy_failures: int = 0  # keys of a user's own eviction policy that it raised in, or that are none
     tokens_corrected: int = 0  # of reads that may be predicted: those that were
     tokens_not_corrected: int = 0  # and those that were encoded, as nothing was known to be good enough
     num_anchors: int = 0  # now, and what is kept of them beside their keys and values

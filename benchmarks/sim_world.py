@@ -19,7 +19,7 @@ from sim_runs import READY, RUNNING, Durations, Run
 from sim_store import Store
 from sim_worker import SimCall, SimWorker
 
-from laban.kvstore.eviction import load_policy
+from laban.kvstore.eviction import Checked, load_policy
 from laban.kvstore.placements import PlacementChange, PlacementState, Tier
 
 RETRY_S = 0.1
@@ -82,7 +82,8 @@ class Simulation:
     def __init__(self, workload: Workload, costs: Costs, setup: Setup, *, future: Future | None = None) -> None:
         self._workload, self._costs, self._setup = workload, costs, setup
         self._rng = random.Random(setup.seed)
-        self._policy = load_policy(setup.eviction, simulated=True)
+        policy = load_policy(setup.eviction, simulated=True)
+        self._policy = Checked(policy) if ":" in setup.eviction else policy
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
         self.now_s = 0.0

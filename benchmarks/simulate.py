@@ -58,6 +58,7 @@ from laban.actors.errors import LabanError
 from laban.cluster.routing.policies import load_routing
 from laban.cluster.sizes import parse_size
 from laban.kvstore.eviction import load_policy
+from laban.kvstore.plugins import PolicyFailed
 
 SECTIONS = ("eviction", "policies", "faults", "scale")
 ONE = ("workload", "replay", "eviction", "routing", "workers", "live", "same_times", "device_bytes", "host_bytes",
@@ -212,6 +213,8 @@ def simulated(bench: Bench, workload: Workload, costs: Costs, setup: Setup) -> O
         own = [name for name in (setup.eviction, setup.routing) if name is not None and ":" in name]
         if not own:
             raise
+        if isinstance(error, PolicyFailed):
+            raise ValueError(f"policy {' or '.join(own)}: {error}") from error
         at = extract_tb(error.__traceback__)[-1]
         where = f"{Path(at.filename).name}, line {at.lineno}"
         raise ValueError(f"policy {' or '.join(own)}: {type(error).__name__}: {error} ({where})") from error

@@ -6,8 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 from laban.cluster.records import RoutingCandidate, RoutingDecision
-from laban.cluster.routing.policy import RoutingPolicy
-from laban.cluster.routing.router import Candidate, Choice
+from laban.cluster.routing.router import COST, Candidate, Choice
 
 MAX_DECISIONS = 10_000
 MANY_NEEDS = 64
@@ -25,9 +24,9 @@ class _Kept:
 class Decisions:
     """The last one of each call; the oldest are forgotten first."""
 
-    def __init__(self, policy: RoutingPolicy, name: str) -> None:
-        self._names: tuple[str, ...] = tuple(getattr(policy, "key_names", ()))
-        self._policy = name
+    def __init__(self, name: str) -> None:
+        """`name` is the policy's."""
+        self._name = name
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
 
     def __len__(self) -> int:
@@ -51,15 +50,16 @@ class Decisions:
 
     def _explain(self, key: str, kept: _Kept, choice: Choice) -> RoutingDecision:
         call = choice.call
+        name = self._name if choice.policy is not COST else f"cost, as {self._name} failed"
         tokens = call.own_tokens + call.tokens_of(call.wanted)
         return RoutingDecision(
             call_id=key,
             attempt=kept.attempt,
             at=kept.at,
-            policy=self._policy,
+            policy=name,
             chosen=choice.worker_id,
             candidates=tuple(_candidate(each, tokens) for each in choice.candidates()),
-            key_names=self._names,
+            key_names=tuple(getattr(choice.policy, "key_names", ())),
             num_workers=kept.num_workers,
         )
 

@@ -94,14 +94,15 @@ class Dispatcher:
         else:
             self.directory = DirectoryView(directory.num_shards, expire_s=EXPIRE_S, clock=clock)
         self._feed = None if directory is None else DirectoryFeed(directory, self.directory)
-        self.policy = policy
+        self.policy, routing = policy, load_routing(policy)
 
         def make_router() -> Router:
-            return Router(load_routing(policy), self.directory, Ledger(), Replication() if replicate else None)
+            copies = Replication() if replicate else None
+            return Router(routing, self.directory, Ledger(), copies, on_failure=meter.policy_failed)
 
         warm_up()  # takes time unless somebody did before, which the first call need not wait for
         self.pools = Pools((port.info for port in workers), make_router, default_model)
-        self._decisions = Decisions(self.router.policy, policy)
+        self._decisions = Decisions(policy)
         self._recorder, self._meter, self._traces, self._tenants = recorder, meter, traces, tenants
         self.directory.on_confirmed = meter.directory_confirmed
         self._foreseen: Foreseen | None = None

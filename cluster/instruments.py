@@ -136,6 +136,9 @@ class Instruments(Meter):
         self._count("laban_routing_decisions_total", policy, self._worker(worker_id), model=model)
         self._observe("laban_routing_seconds", decided_s, policy, model=model)
 
+    def policy_failed(self) -> None:
+        self._count("laban_routing_policy_failures_total")
+
     def call_admitted(self, waited_s: float, model: str) -> None:
         self._observe("laban_call_queue_seconds", waited_s, model=model)
 

@@ -30,6 +30,9 @@ class Meter:
     def call_routed(self, policy: str, worker_id: str, decided_s: float, model: str) -> None:
         """To decide took so many seconds."""
 
+    def policy_failed(self) -> None:
+        """A user's own, of routing: another one decided."""
+
     def call_admitted(self, waited_s: float, model: str) -> None:
         """By its worker, so many seconds after it was ready."""
 

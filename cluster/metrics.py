@@ -220,6 +220,11 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
             "tier",
         ),
         _sum("laban_saved_bytes_total", "Copied down to a tier, so that it can be evicted above.", "worker", "tier"),
+        _sum(
+            "laban_eviction_policy_failures_total",
+            "Keys that an eviction policy of your own did not give, so that `cost` gave them.",
+            "worker",
+        ),
         _sum("laban_saves_failed_total", "Encodings that could not be written to disk.", "worker"),
         _sum(
             "laban_prefetches_total",
@@ -255,6 +260,10 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
     ),
     "Routing": (
         _counted("laban_routing_decisions_total", "Calls sent to a worker.", "policy", "worker"),
+        _counted(
+            "laban_routing_policy_failures_total",
+            "Calls for which a routing policy of your own had no key, so that `cost` decided.",
+        ),
         _timed("laban_routing_seconds", INSTANT_S, "Time to decide where a call goes.", "policy"),
         _sum(
             "laban_routing_tokens_total",

@@ -144,6 +144,7 @@ def _of_cache(worker: str, each: WorkerSurvey) -> Iterator[Sample]:
     yield "laban_cache_tokens_total", (worker, "again"), cache.tokens_encoded_again
     yield "laban_saved_bytes_total", (worker, "host"), cache.bytes_saved_host
     yield "laban_saved_bytes_total", (worker, "disk"), cache.bytes_saved_disk
+    yield "laban_eviction_policy_failures_total", (worker,), tallies.num_policy_failures
     yield "laban_saves_failed_total", (worker,), tallies.num_saves_failed
     yield "laban_prefetches_total", (worker, "useful"), cache.prefetches_useful
     yield "laban_prefetches_total", (worker, "late"), cache.prefetches_late

@@ -6,6 +6,7 @@ named as `package.module:Class`; it serves and simulates alike.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from typing import Protocol, cast
@@ -105,6 +106,33 @@ class CostPolicy:
                 wait_s = interval_s * (self.DOUBT + late / 5 + late * late / 20)
                 chance_a_second = item.likelihood / wait_s + self.UNANNOUNCED / age_s
         return (item.bring_back_s / item.num_bytes * chance_a_second, item.last_use_s)
+
+
+class Guarded:
+    """A policy of a user's own, in service: what it has no key for goes before all else, among itself as `cost` has it.
+    So no key of one is compared with one of the other."""
+
+    def __init__(self, policy: EvictionPolicy, counted: Callable[[], None] = lambda: None) -> None:
+        """`counted` is called for each failure."""
+        self._policy, self._else = policy, CostPolicy()
+        self._failures = plugins.Failures(policy, "cost decides for that encoding", counted)
+
+    def key(self, item: Evictable, now_s: float) -> tuple[float, ...]:
+        try:
+            return (1.0, *plugins.key_of(self._policy, item, now_s))
+        except plugins.PolicyFailed as error:
+            self._failures.note(error)
+            return (0.0, *self._else.key(item, now_s))
+
+
+class Checked:
+    """A policy of a user's own, in simulations: its key raises plugins.PolicyFailed."""
+
+    def __init__(self, policy: EvictionPolicy) -> None:
+        self._policy = policy
+
+    def key(self, item: Evictable, now_s: float) -> tuple[float, ...]:
+        return plugins.key_of(self._policy, item, now_s)
 
 
 class BeladyPolicy:

@@ -1,8 +1,19 @@
-"""A user's own classes, named as `package.module:Class`."""
+"""A user's own classes, named as `package.module:Class`, and what becomes of their mistakes."""
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable
 from importlib import import_module
+from numbers import Real
+from pathlib import Path
+from traceback import extract_tb
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+TOLD_EVERY_S = 60.0
 
 METHOD = "key"
 """What every policy has: of what it is given, the one with the lowest key is taken."""
@@ -37,3 +48,41 @@ def make(path: str, kind: str) -> object:
         return found()
     except Exception as error:
         raise ValueError(f"{kind} {path!r}: cannot be made: {type(error).__name__}: {error}") from error
+
+
+class PolicyFailed(Exception):
+    """A policy's `key` raised, or gave what cannot be compared: which, and where."""
+
+
+def key_of(policy: Any, *arguments: object) -> tuple[float, ...]:
+    """The policy's key of these, as it may be compared with others. Raises PolicyFailed."""
+    try:
+        key: Any = policy.key(*arguments)
+        made = tuple(key) if isinstance(key, (tuple, list)) else None
+    except Exception as error:  # whatever its author wrote
+        at = extract_tb(error.__traceback__)[-1]
+        raise PolicyFailed(f"{type(error).__name__}: {error} ({Path(at.filename).name}, line {at.lineno})") from error
+    if made is None or not all(isinstance(part, Real) and part == part for part in made):
+        raise PolicyFailed(f"key returned {key!r:.200}, expected a tuple of numbers, none of them NaN")
+    return made
+
+
+class Failures:
+    """Those of one policy, which another one stands in for: counted, and told in the log once a minute at most."""
+
+    def __init__(self, policy: object, instead: str, counted: Callable[[], None] = lambda: None) -> None:
+        """`instead` says what is done then."""
+        self._name = f"{type(policy).__module__}:{type(policy).__qualname__}"
+        self._instead, self._counted = instead, counted
+        self._num, self._due_s = 0, 0.0
+
+    def note(self, error: PolicyFailed) -> None:
+        self._num += 1
+        self._counted()
+        now_s = time.monotonic()
+        if now_s >= self._due_s:
+            self._due_s = now_s + TOLD_EVERY_S
+            logger.warning(
+                "policy %s failed (%d times so far), %s: %s", self._name, self._num, self._instead, error,
+                exc_info=error.__cause__,
+            )  # fmt: skip

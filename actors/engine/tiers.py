@@ -99,10 +99,11 @@ class Tiers:
         tenant_share: float = 1.0,
         disk: DiskTier | None = None,
         direct: DirectMemory | None = None,
+        tallying: Tallying | None = None,
     ) -> None:
         self.direct = direct or DirectMemory(None)
         self.pool, self.flights, self.needs, self.rates, self.disk = pool, flights, needs, rates, disk
-        self.counters, self.tallying = counters, Tallying()
+        self.counters, self.tallying = counters, tallying or Tallying()
         self.fetcher: Fetcher | None = None
         self.mixes = True  # else what is loaded is loaded whole: for comparison
         num_pages = 0 if pool is None else pool.allocator.num_pages

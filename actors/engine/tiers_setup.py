@@ -14,10 +14,11 @@ from laban.actors.engine.host_pool import HostPool
 from laban.actors.engine.measured import MeasuredRates
 from laban.actors.engine.runner import AnyRunner
 from laban.actors.engine.shard_group import ShardGroup
+from laban.actors.engine.tallying import Tallying
 from laban.actors.engine.tiers import Tiers
 from laban.actors.errors import FailedPrecondition, InvalidInput
 from laban.actors.models import Progress, say_nothing
-from laban.kvstore.eviction import load_policy
+from laban.kvstore.eviction import SERVING, Guarded, load_policy
 from laban.kvstore.needs import Needs
 
 
@@ -43,13 +44,17 @@ def make_tiers(
     pool = runner.k_pool
     per_token = 2 * len(pool) * pool[0, 0].numel() * pool.itemsize
     try:
-        needs = Needs(load_policy(config.eviction), per_token)
+        policy = load_policy(config.eviction)
     except ValueError as error:
         raise InvalidInput(str(error), field="cache.eviction", value=config.eviction) from None
+    tallying = Tallying()
+    if config.eviction not in SERVING:
+        policy = Guarded(policy, lambda: tallying.add("num_policy_failures", 1))
+    needs = Needs(policy, per_token)
     rates, counters = MeasuredRates(on_card, config.link_bytes_per_s), Counters()
     num_pages = HostPool.num_pages_for(host_bytes or 0, config.page_size, per_token)
     if not num_pages:
-        return Tiers(None, None, needs, rates, counters)
+        return Tiers(None, None, needs, rates, counters, tallying=tallying)
     num_layers, _, num_kv_heads, head_dim = pool.shape
     host = HostPool(
         num_pages, config.page_size, num_layers, num_kv_heads, head_dim, pool.dtype, pinned=on_card, progress=progress
@@ -63,5 +68,13 @@ def make_tiers(
     # Nobody reads a part of an encoding: shards send theirs.
     direct = DirectMemory(host, config.transport if group is None else "object_store")
     return Tiers(
-        host, Flights(copier), needs, rates, counters, tenant_share=config.tenant_share, disk=disk, direct=direct
+        host,
+        Flights(copier),
+        needs,
+        rates,
+        counters,
+        tenant_share=config.tenant_share,
+        disk=disk,
+        direct=direct,
+        tallying=tallying,
     )

@@ -48,6 +48,15 @@ ROUTING = Dashboard(
                     "Share of what was predicted that was not there.",
                     "percentunit",
                 ),
+                Panel(
+                    "Failures of policies of your own",
+                    (
+                        Query(rate("laban_routing_policy_failures_total"), "routing"),
+                        Query(rate("laban_eviction_policy_failures_total", "worker"), "eviction, {{worker}}"),
+                    ),
+                    "A second; the built-in one decided.",
+                    "ops",
+                ),
             ),
         ),
         Row(

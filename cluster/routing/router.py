@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from laban.actors.calls import Source, WorkerInfo
 from laban.cluster.routing.accounts import Account, Sent
@@ -17,11 +18,15 @@ from laban.cluster.routing.ledger import Ledger
 from laban.cluster.routing.policies import CostPolicy
 from laban.cluster.routing.policy import RANKABLE, RoutingPolicy, WorkerView, ranking
 from laban.cluster.routing.replication import MIN_TOKENS, Replication
+from laban.kvstore import plugins
 from laban.kvstore.encodings import EncodingId
 from laban.kvstore.placements import PlacementState, Tier
 
 NUM_CANDIDATES = 16
 """Workers that a choice can tell of, the best."""
+
+COST = CostPolicy()
+"""Decides where a policy of a user's own fails."""
 
 Candidate = tuple[tuple[float, ...], WorkerView]
 """With its key."""
@@ -41,8 +46,13 @@ class Choice(NamedTuple):
     seen: Seen
 
     def candidates(self) -> list[Candidate]:
-        """The best workers as the policy saw them, with the key of each, the chosen one first."""
-        return [(self.policy.key(view, self.call), view) for view in self.seen.views()]
+        """The best workers as the policy saw them, with the key of each, the chosen one first. Without keys if it has
+        none for them now."""
+        views = list(self.seen.views())
+        try:
+            return [(plugins.key_of(self.policy, view, self.call), view) for view in views]
+        except plugins.PolicyFailed:
+            return [((), view) for view in views]
 
 
 class Router:
@@ -52,19 +62,29 @@ class Router:
     """
 
     def __init__(
-        self, policy: RoutingPolicy, view: HolderView, ledger: Ledger, replication: Replication | None = None
+        self,
+        policy: RoutingPolicy,
+        view: HolderView,
+        ledger: Ledger,
+        replication: Replication | None = None,
+        *,
+        on_failure: Callable[[], None] | None = None,
     ) -> None:
         """Without `replication` a copy is charged in full to the call that makes it. ValueError for a policy ranked by
-        what no worker's view says."""
+        what no worker's view says. Where the policy has no key for a worker, `cost` decides for that call, and
+        `on_failure` is called; without it PolicyFailed is raised."""
         self.policy = policy
+        self._failures = (
+            None if on_failure is None else plugins.Failures(policy, "cost decides for that call", on_failure)
+        )
         self.ledger = ledger
         self._replication = replication
         self._comparison = Comparison(ledger, Holdings(view, ledger), replication)
-        self._fields = np.array([RANKABLE.index(name) for name in ranking(policy)], np.int64)
+        self._fields = _fields(policy)
 
     def choose(self, call: CallView, now_s: float = 0.0, only: str | None = None) -> Choice | None:
         """The best of the open workers, or the one that it must be; None if there is none. Changes nothing."""
-        ledger, comparison = self.ledger, self._comparison
+        ledger, comparison, policy = self.ledger, self._comparison, self.policy
         must = None if only is None else ledger.accounts.get(only)
         if not ledger.num_open or (only is not None and (must is None or not ledger.is_open(must))):
             return None
@@ -74,7 +94,13 @@ class Router:
         elif len(self._fields):
             best = comparison.rank(self._fields, NUM_CANDIDATES)
         else:
-            best = self._by_key(call)
+            try:
+                best = self._by_key(call)
+            except plugins.PolicyFailed as error:
+                if self._failures is None:
+                    raise
+                self._failures.note(error)
+                policy, best = COST, comparison.rank(_fields(COST), NUM_CANDIDATES)
         account = ledger.by_number[best[0]]
         estimate, fetches = comparison.settle(account.number)
         sources, source_accounts = self._sources(call, account, fetches) if fetches else ((), ())
@@ -87,15 +113,15 @@ class Router:
             source_accounts,
             call.tokens_read - sum([call.needs[at].num_read for at in bits(encoded)]) if encoded else call.tokens_read,
             call,
-            self.policy,
+            policy,
             comparison.see(best),
         )
 
     def _by_key(self, call: CallView) -> list[int]:
-        """The numbers of the best workers, by a policy that is asked for each."""
-        ledger, key = self.ledger, self.policy.key
+        """The numbers of the best workers, by a policy that is asked for each. Raises PolicyFailed."""
+        ledger, policy = self.ledger, self.policy
         seen = self._comparison.see([account.number for account in ledger.accounts.values() if ledger.is_open(account)])
-        keyed = sorted([(key(view, call), view.worker_id) for view in seen.views()])
+        keyed = sorted([(plugins.key_of(policy, view, call), view.worker_id) for view in seen.views()])
         return [ledger.accounts[worker_id].number for _, worker_id in keyed[:NUM_CANDIDATES]]
 
     def _sources(
@@ -131,6 +157,11 @@ class Router:
                 ]
                 self._replication.read(hot, waited_ms, now_s)
         return self.ledger.sent(choice.account, call, choice.estimate, choice.source_accounts)
+
+
+def _fields(policy: RoutingPolicy) -> NDArray[np.int64]:
+    """Numbers of what it ranks workers by."""
+    return np.array([RANKABLE.index(name) for name in ranking(policy)], np.int64)
 
 
 def warm_up() -> None:

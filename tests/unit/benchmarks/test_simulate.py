@@ -104,18 +104,28 @@ def test_the_examples_policies_serve_and_simulate(
     assert told[f"fleet.{EVICTION}.cost.stall"] != told["fleet.lru.cost.stall"]
 
 
-def test_what_a_policy_of_ones_own_raises_is_said_in_one_line(
-    simulate: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "raising_under_test.py").write_text(
-        "class Mine:\n    def key(self, item, now_s):\n        return 1 / 0\n"
+@pytest.mark.parametrize(
+    ("returns", "said"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero (failing_under_test.py, line 3)"),
+        ("None", "key returned None, expected a tuple of numbers, none of them NaN"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["eviction", "routing"])
+def test_what_is_wrong_with_a_policy_of_ones_own_is_said_in_one_line(
+    simulate: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    kind: str, returns: str, said: str,
+) -> None:  # fmt: skip
+    (tmp_path / "failing_under_test.py").write_text(
+        f"class Mine:\n    def key(self, item, now_s):\n        return {returns}\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "failing_under_test", raising=False)
+    words = ["--workload", "cyclic"] if kind == "eviction" else ["--workload", "fleet", "--workers", "2", "--live", "8"]
     with pytest.raises(SystemExit) as ended:
-        simulate.main(["--workload", "cyclic", "--scale", "0.1", "--device-bytes", "5GB", "--eviction",
-                       "raising_under_test:Mine"])  # fmt: skip
+        simulate.main([*words, "--scale", "0.1", "--device-bytes", "5GB", f"--{kind}", "failing_under_test:Mine"])
     assert ended.value.code == 2
-    said = "policy raising_under_test:Mine: ZeroDivisionError: division by zero (raising_under_test.py, line 3)"
+    said = f"policy failing_under_test:Mine: {said}"
     assert capsys.readouterr().err.splitlines()[-1] == f"simulate.py: {said}"
 
 

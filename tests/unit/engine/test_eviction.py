@@ -108,3 +108,17 @@ def test_calls_that_want_the_same_encode_it_once(chunk: int) -> None:
     driver.run()
     assert sorted(driver.result(call).tokens_encoded for call in calls) == [1, 1, 1, 61]
     assert sum(driver.result(call).tokens_reused for call in calls) == 180
+
+
+def test_a_policy_of_ones_own_that_fails_now_and_then_costs_no_call() -> None:
+    own = "failing_policies:SometimesNoEviction"
+    small = Driver(make_engine("llama", pool_tokens=256, host_tokens=256, eviction=own))
+    large = Driver(make_engine("llama"))
+    results = []
+    for driver in (small, large):
+        ids = [driver.submit([i + 1] * 50, EMPTY_VIEW, 0, force([i] * 5)) for i in range(12)]
+        driver.run()
+        results.append([logprobs(driver.result(call)) for call in ids])
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, atol=TOLERANCE, rtol=0)
+    assert small.engine.tiers.tallying.totals().num_policy_failures > 0

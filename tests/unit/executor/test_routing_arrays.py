@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from failing_policies import NeverRouting, SometimesNoRouting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from routing_world import (
@@ -33,6 +34,7 @@ from laban.cluster.routing.policy import WorkerView
 from laban.cluster.routing.replication import Replication
 from laban.cluster.routing.router import NUM_CANDIDATES, Router
 from laban.kvstore.placements import Tier
+from laban.kvstore.plugins import PolicyFailed
 
 
 class OfMyOwn:
@@ -192,3 +194,21 @@ def test_with_nowhere_to_keep_it_it_is_compiled_all_the_same(monkeypatch: pytest
     monkeypatch.setattr(compiling, "numba", Numba)
     assert compiling.jit(len) == (len, {})
     assert compiling.inlined(len) == (len, {"inline": "always"})
+
+
+def test_a_call_that_a_policy_of_ones_own_has_no_key_for_goes_where_cost_says() -> None:
+    rng, view, failures = random.Random(5), PlainView(), []
+    ledger = random_fleet(rng, view, 12, 20)
+    own = Router(SometimesNoRouting(), view, ledger, on_failure=lambda: failures.append(1))
+    cost = Router(CostPolicy(), view, ledger)
+    for number in range(60):
+        call, before = random_call(rng, 20, number), len(failures)
+        choice, expected = own.choose(call), cost.choose(call)
+        assert choice is not None
+        assert expected is not None
+        if len(failures) > before:
+            assert (choice.worker_id, choice.candidates()) == (expected.worker_id, expected.candidates())
+        assert next(each.worker_id for _, each in choice.candidates()) == choice.worker_id
+    assert len(failures) == 60  # of each twelve workers it misses one at least
+    with pytest.raises(PolicyFailed, match="returned None"):
+        Router(NeverRouting(), view, ledger).choose(random_call(rng, 20, 99))  # a simulation says so

@@ -11,7 +11,7 @@ from loop_directory import LoopDirectory
 from orders import Sink, order
 from scripted_engine import LoopWorker, ScriptedEngine, encode
 
-from laban.actors.calls import Advice, Call, WorkerLoad, WorkerRates, WorkerReport
+from laban.actors.calls import Advice, Call, CallFinished, WorkerLoad, WorkerRates, WorkerReport
 from laban.cluster.dispatch import Dispatcher, DispatchLimits
 from laban.cluster.routing.recorder import Recorder, read_calls
 from laban.cluster.slots import Order
@@ -269,15 +269,18 @@ def test_another_policy_serves(policy, monkeypatch):
     asyncio.run(with_dispatcher(scenario, 3, policy=policy))
 
 
-def test_a_policy_that_raises_fails_the_call_and_says_so(monkeypatch):
+def test_a_policy_that_raises_fails_no_call_and_the_decision_says_so(monkeypatch, caplog):
     monkeypatch.syspath_prepend(__file__.rpartition("/")[0])
 
     async def scenario(dispatcher, workers, sink):
         dispatcher.submit([order(sink, "a")])
         await until(lambda: "a" in sink.ended)
-        assert sink.ended["a"].status == "INTERNAL"
-        assert "no idea" in sink.ended["a"].message
+        assert isinstance(sink.ended["a"], CallFinished)
         assert dispatcher.num_outstanding == 0
+        told = dispatcher.explain("a")
+        assert told.policy == "cost, as test_routing_dispatch:BrokenPolicy failed"
+        assert len(told.key_names) == len(told.candidates[0].key) > 0
+        assert "RuntimeError: no idea" in caplog.text
 
     asyncio.run(with_dispatcher(scenario, policy="test_routing_dispatch:BrokenPolicy"))
 
