@@ -53,10 +53,10 @@ def fail_copies(monkeypatch: Any, fails: Callable[[str], bool]) -> None:
 def assert_nothing_is_held(driver: Driver) -> None:
     """Of an engine with nothing to do: all there is can be evicted, and no copy is awaited."""
     engine = driver.engine
-    assert engine.tiers.host is not None
-    assert engine.scheduler.loads is not None
     for store in (engine.store, engine.tiers.host):
-        store.check_integrity()
-        assert all(entry.ready and entry.pins == 0 for entry in store.entries())
-    assert not engine.scheduler.loads.active
-    assert engine.scheduler.loads._bytes_in_flight == 0
+        if store is not None:
+            store.check_integrity()
+            assert all(entry.ready and entry.pins == 0 for entry in store.entries())
+    if (loads := engine.scheduler.loads) is not None:
+        assert not loads.active
+        assert loads._bytes_in_flight == 0

@@ -8,19 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 from engine_harness import Driver, force, logprobs, make_engine
-from tier_rig import assert_nothing_is_held, fail_copies
+from tier_rig import assert_nothing_is_held, driver_of, fail_copies, save_all
 
-from laban.actors.calls import Advice, Prefetch, Sampling
+from laban.actors.calls import Advice, Prefetch, Sampling, WorkerRates
 from laban.kvstore.encodings import EncodingSpec, closure
 from laban.kvstore.uses import Use
+
+CHUNKED_BYTES_PER_S = 5e5
+"""At which a message takes several chunks."""
 
 
 class Play:
     """The same calls for two engines: one with room for everything, one that has to let go all the time."""
 
-    def __init__(self, seed: int, tight: Driver, whole: Driver) -> None:
+    def __init__(self, seed: int, tight: Driver, whole: Driver, most_new: int = 25) -> None:
         self.draw = random.Random(seed)
-        self.tight, self.whole = tight, whole
+        self.tight, self.whole, self.most_new = tight, whole, most_new
         self.pairs: list[tuple[str, str]] = []
 
     def text(self, most: int) -> list[int]:
@@ -29,10 +32,11 @@ class Play:
     def known(self) -> list[EncodingSpec]:
         return list(self.whole.specs.values())
 
-    def call(self) -> None:
-        """Reads some messages, some of them moved or cut, and answers or encodes."""
+    def call(self, among: list[EncodingSpec] | None = None) -> None:
+        """Reads some messages, of those known or `among` a few, some of them moved or cut, and answers or encodes."""
         draw = self.draw
-        chosen = draw.sample(self.known(), min(len(self.known()), draw.choice([0, 1, 2, 2])))
+        known = self.known() if among is None else among
+        chosen = draw.sample(known, min(len(known), draw.choice([0, 1, 2, 2])))
         placed, position = [], 0
         for spec in chosen:
             begin, end = (
@@ -45,7 +49,7 @@ class Play:
             [
                 None,
                 force(self.text(4)),
-                Sampling(max_tokens=draw.randint(1, 25), seed=draw.randrange(99), temperature=0.0),
+                Sampling(max_tokens=draw.randint(1, self.most_new), seed=draw.randrange(99), temperature=0.0),
             ]
         )
         tokens, rank = self.text(70 if sampling is None else 6), draw.randrange(4)
@@ -57,6 +61,13 @@ class Play:
                 view = driver.place(view, spec, at, begin, end)
             ids.append(driver.submit(tokens, view, position, sampling, rank=rank))
         self.pairs.append((ids[0], ids[1]))
+
+    def abort(self) -> None:
+        """The last of those that have not been compared yet, or any of them."""
+        if self.pairs:
+            victim = self.pairs.pop(self.draw.choice([-1, self.draw.randrange(len(self.pairs))]))
+            self.tight.engine.abort(victim[0])
+            self.whole.engine.abort(victim[1])
 
     def advise(self) -> None:
         draw = self.draw
@@ -128,11 +139,39 @@ def play_tightly(seed: int, tmp_path: Path) -> None:
         for _ in range(play.draw.randint(0, 12)):
             if tight.has_work():
                 play.step()
-        if play.draw.random() < 0.3 and play.pairs:
-            victim = play.pairs.pop(play.draw.randrange(len(play.pairs)))
-            tight.abort(victim[0])
-            play.whole.engine.abort(victim[1])
+        if play.draw.random() < 0.3:
+            play.abort()
         play.compare()
         assert_nothing_is_held(play.tight)
     assert tight.tiers.counters.totals().num_evicted_device > 0
     tight.close()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_calls_do_not_notice_others_that_come_and_go(seed: int) -> None:
+    """They read the same few messages, which are in the making for others, who are aborted or have to make room."""
+    loads = seed % 2 == 0
+    rates = WorkerRates(100.0, 0.001, CHUNKED_BYTES_PER_S)
+    tight = driver_of(240, 4096 * loads, rates, max_batch_tokens=12, link_bytes_per_s=CHUNKED_BYTES_PER_S)
+    play = Play(seed, tight, Driver(make_engine(pool_tokens=40_000)), most_new=60)
+    draw, tiers = play.draw, tight.engine.tiers
+    for _ in range(8):
+        play.call([])
+    play.compare()
+    roots = sorted(play.known(), key=lambda spec: spec.num_tokens)[-4:]  # which take nothing else to encode
+    for _ in range(6):
+        if tiers.host is not None:
+            save_all(tight)
+        tight.engine.store.evict_all()
+        few = draw.sample(roots, 2)
+        for _ in range(6):
+            play.call(few)
+            for _ in range(draw.choice([1, 1, 1, 3])):
+                if tight.engine.has_work():
+                    play.step()
+            if draw.random() < 0.5:
+                play.abort()
+        play.compare()
+        assert_nothing_is_held(tight)
+    assert (tiers.counters.totals().tokens_loaded_host > 0) == loads
+    tight.engine.close()
