@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 
+from laban.actors.lasting import lasting
 from laban.kvstore.directory import IDLE_S, LATE_S, DirectoryShard
 from laban.kvstore.directory_messages import Answer, Batch, EncodingRecord, Epoch, Interest, News, ShardStatus, Watch
 from laban.kvstore.encodings import EncodingId
@@ -97,7 +98,8 @@ class DirectoryService:
 
     def _wake(self) -> None:
         if self._ticker is None:
-            self._ticker = asyncio.get_running_loop().create_task(self._tick())
+            ticking = lasting("the directory's tick", self._tick, self._tick_s)
+            self._ticker = asyncio.get_running_loop().create_task(ticking)
         now_s = self._clock()
         for subscriber, (taken, woken) in self._polls.items():
             if self._shard.has_news(subscriber, taken, now_s):

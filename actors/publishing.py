@@ -14,8 +14,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
+from laban.actors.lasting import lasting
 from laban.actors.ports import DirectoryPort
 from laban.kvstore.directory_messages import Answer, Batch, Epoch, PackedChange
 from laban.kvstore.encodings import EncodingId
@@ -145,7 +147,8 @@ class Publishing:
         self._thread.start()
 
     def epoch(self) -> Epoch:
-        """What the directory calls this life of the worker. Waits for it. Raises CancelledError after `stop`."""
+        """What the directory calls this life of the worker. Waits for it. Raises CancelledError after `stop`, and what
+        kept the directory from saying it, but for its being down."""
         return self._registered.result()
 
     def put(self, changes: Sequence[PlacementChange]) -> None:
@@ -168,8 +171,13 @@ class Publishing:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        with suppress(asyncio.CancelledError):
-            asyncio.run(self._publish_all())
+        try:
+            with suppress(asyncio.CancelledError):
+                asyncio.run(self._publish_all())
+        except Exception as error:  # before it has begun to publish: who waits for the epoch is told
+            logger.exception("the directory did not register the worker")
+            with suppress(InvalidStateError):
+                self._registered.set_exception(error)
 
     async def _publish_all(self) -> None:
         self._loop, self._main = asyncio.get_running_loop(), asyncio.current_task()
@@ -183,7 +191,11 @@ class Publishing:
             self._registered.set_result(epoch)
         except InvalidStateError:
             return  # stopped meanwhile
-        await asyncio.gather(*(self._publish(self._publisher, shard) for shard in range(num_shards)))
+        shards = (
+            lasting(f"publishing to shard {shard}", partial(self._publish, self._publisher, shard), self._retry_s)
+            for shard in range(num_shards)
+        )
+        await asyncio.gather(*shards)
 
     async def _register(self) -> Epoch:
         while True:
@@ -207,11 +219,13 @@ class Publishing:
             try:
                 async with asyncio.timeout(self._timeout_s):
                     answer = await self._port.publish(shard, batch)
-            except (ConnectionError, TimeoutError) as error:
+            except Exception as error:
+                publisher.failed(shard, self._clock())
+                if not isinstance(error, ConnectionError | TimeoutError):
+                    raise
                 if not down:
                     logger.warning("shard %d of the directory is down: %s", shard, error or "no answer")
                 down = True
-                publisher.failed(shard, self._clock())
                 await asyncio.sleep(self._retry_s)
                 continue
             if down:

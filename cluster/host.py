@@ -7,13 +7,15 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from laban.actors.adapter_folder import check_adapter_folder
 from laban.actors.chat_template import ChatTemplate
 from laban.actors.framing import derive_framing
+from laban.actors.lasting import going_on, lasting
 from laban.actors.logs import set_up_logs
 from laban.actors.tokenizer import Tokenizer
 from laban.cluster.audit.audits import Audits
@@ -250,19 +252,18 @@ class ControlPlane:
         except BaseException:
             await executor.stop()
             raise
-        loop = asyncio.get_running_loop()
         if membership is not None:
             membership.show(address=peer_address(server.peer_address, server.host, port))
-            self._tasks.append(loop.create_task(membership.run()))
+            self._look_after("being a member of the journal", membership.run)
         await gateway.set_ready(True)
         self._gateway, self._executor, self._membership = gateway, executor, membership
         self._http = http
         self._metrics.show(meter)
         if auditing is not None:
-            self._tasks.append(loop.create_task(auditing.run()))
+            self._look_after("auditing in service", auditing.run)
         if auditing is not None or config.audit.fallback:
-            self._tasks.append(loop.create_task(watch.run()))
-        self._tasks.append(loop.create_task(self._tick(gateway, executor, sessions, keeper, meter)))
+            self._look_after("looking who diverges", watch.run)
+        self._look_after("ticking", partial(self._tick, gateway, executor, sessions, keeper, meter))
         host = "127.0.0.1" if config.server.host in EVERYWHERE else config.server.host
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -302,20 +303,30 @@ class ControlPlane:
         """What somebody has to see to before this takes workflows again; sessions and chats go on without."""
         return "" if self._journal is None else self._journal.lost
 
+    def _look_after(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Until this stops."""
+        self._tasks.append(asyncio.get_running_loop().create_task(lasting(what, work), name=what))
+
     async def _tick(
         self, gateway: Gateway, executor: Executor, sessions: Sessions, keeper: GrantKeeper, meter: Instruments
     ) -> None:
-        """Keep health true and what is granted there, and forget sessions that have expired."""
+        """Keep health true and what is granted there, and forget sessions that have expired: each whatever becomes of
+        the others."""
         while True:
             began_s = time.monotonic()
             await asyncio.sleep(READY_EVERY_S)
             meter.loop_lagged(time.monotonic() - began_s - READY_EVERY_S)
-            sessions.sweep()
-            executor.sweep()
-            keeper.tick()
-            await gateway.set_ready(executor.status().ready)
-            if self._http is not None:
-                self._http.refresh()
+            with going_on("forgetting expired sessions"):
+                sessions.sweep()
+            with going_on("forgetting old workflows"):
+                executor.sweep()
+            with going_on("keeping what is granted"):
+                keeper.tick()
+            with going_on("saying whether workers are up"):
+                await gateway.set_ready(executor.status().ready)
+            with going_on("renewing the certificates of HTTP"):
+                if self._http is not None:
+                    self._http.refresh()
 
 
 def _prompts_of(folder: str) -> ChatPrompts:

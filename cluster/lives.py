@@ -11,6 +11,7 @@ from typing import Protocol
 
 from laban.actors.calls import WorkerReport
 from laban.actors.errors import Conflict, Exhausted, FailedPrecondition, Unavailable
+from laban.actors.lasting import going_on
 from laban.actors.logs import about
 from laban.actors.ports import WorkerLost, WorkerPort, WorkerSupervisor
 from laban.cluster.pools import Pool, Pools
@@ -111,7 +112,7 @@ class Lives:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for slot in list(self.up.values()):
-            await slot.port.close()
+            await self._close(slot)
         self.up.clear()
 
     async def add(self, worker_id: str, pool: Pool) -> Slot:
@@ -139,13 +140,22 @@ class Lives:
         slot = self.up.get(worker_id)
         if slot is not None:
             self._end(slot, "it was taken out")
-            await slot.port.close()
+            await self._close(slot)
 
     def spawn(self, work: Coroutine[None, None, None], name: str) -> None:
         """Runs until it ends, or everything stops."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("%s ended", task.get_name(), exc_info=error)
+
+    async def _close(self, slot: Slot) -> None:
+        with going_on(f"closing worker {slot.info.worker_id}"):
+            await slot.port.close()
 
     def _forget(self, worker_id: str) -> None:
         """That it was lost."""
@@ -189,7 +199,7 @@ class Lives:
             logger.exception("reading the worker's reports failed", extra=about(worker=worker_id))
             reason = repr(error)
         self._end(slot, reason)
-        await slot.port.close()
+        await self._close(slot)
         if worker_id in self.returning and self._supervisor is not None:
             await self._restart(self._supervisor, slot)
 

@@ -7,8 +7,10 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from uuid import uuid4
 
+from laban.actors.lasting import lasting
 from laban.actors.ports import DirectoryPort
 from laban.cluster.routing.directory_view import DirectoryView
 from laban.cluster.routing.told_uses import ToldUses
@@ -61,11 +63,12 @@ class DirectoryFeed:
     async def run(self) -> None:
         """Until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._tick())
+            tasks.create_task(lasting("the directory view's tick", self._tick, self._retry_s))
             for shard in range(len(self._shards)):
                 tasks.create_task(self._listen(shard))
-                tasks.create_task(self._speak(shard))
-                tasks.create_task(self._tell(shard))
+                for what, work in (("watching", self._speak), ("telling of uses", self._tell)):
+                    name = f"{what} at shard {shard} of the directory"
+                    tasks.create_task(lasting(name, partial(work, shard), self._retry_s))
 
     def note(self, uses: Iterable[tuple[EncodingId, Use | None]], pins: Iterable[tuple[EncodingId, float]]) -> None:
         """What workers are told is to come: the directory learns of it, too, a little later."""
@@ -120,10 +123,10 @@ class DirectoryFeed:
                 await self._watch(number)
                 await asyncio.sleep(self._interval_s)
             except ConnectionError:
-                shard.known = False  # whether it took that nobody knows
                 await asyncio.sleep(self._retry_s)
-            if not shard.known:
-                shard.changed.set()
+            finally:
+                if not shard.known:
+                    shard.changed.set()
 
     async def _watch(self, number: int) -> None:
         """Say what came and went; to a shard that does not know this subscriber, everything."""
@@ -134,6 +137,7 @@ class DirectoryFeed:
             added, removed = (watching.all_of(number), ()) if anew else watching.take(number)
             if anew or added or removed:
                 shard.number += 1
+                shard.known = False  # until it says so: whether it took that nobody knows
                 shard.known = await self._port.watch(
                     number, Watch(self._subscriber, shard.number, added, removed, anew)
                 )
@@ -151,8 +155,10 @@ class DirectoryFeed:
             if interest is not None:
                 try:
                     await self._port.tell(number, interest)
-                except ConnectionError:
+                except Exception as error:
                     shard.told.repeat()
+                    if not isinstance(error, ConnectionError):
+                        raise
 
     async def _tick(self) -> None:
         while True:

@@ -141,6 +141,65 @@ def test_a_feed_outlives_news_that_it_cannot_take():
     run(scenario)
 
 
+def test_a_feed_outlives_whatever_a_shard_or_its_view_raises(caplog):
+    """Watching, telling of uses and the view's own tick: each fails as nobody foresaw, and all is said in the end."""
+
+    async def scenario():
+        directory, view = LoopDirectory(), DirectoryView()
+        feed = DirectoryFeed(directory, view, tick_s=0.002, retry_s=0.002, interval_s=0.001, wait_s=5.0)
+        watched: list[Watch] = []
+        ticks: list[int] = []
+        watch, tell, tick = directory.watch, directory.tell, view.tick
+        failing = False
+
+        def breaks(what):
+            async def call(shard, message):
+                if failing:
+                    raise RuntimeError(f"{what} is broken")
+                if what == "watch":
+                    watched.append(message)
+                return await (watch if what == "watch" else tell)(shard, message)
+
+            return call
+
+        def ticked():
+            ticks.append(1)
+            if failing:
+                raise RuntimeError("tick is broken")
+            tick()
+
+        directory.watch, directory.tell, view.tick = breaks("watch"), breaks("tell"), ticked
+        task = asyncio.create_task(feed.run())
+        view.watch("run", ["a"])
+        await until(lambda: any("a" in each.added for each in watched))
+        failing = True
+        view.watch("other", ["b"])
+        feed.note([("b", Use(2, 50.0))], ())
+        await until(lambda: "watch is broken" in caplog.text and "tick is broken" in caplog.text)
+        directory.watch = watch  # a shard that may not know what is watched is not told of uses
+        await until(lambda: "tell is broken" in caplog.text)
+        failing, before = False, len(ticks)
+        await until(lambda: directory.shards[0]._shard.find("b", 0.0).next_use is not None)
+        await until(lambda: len(ticks) > before)
+        assert not task.done()
+        task.cancel()
+
+    run(scenario)
+
+
+def test_time_goes_on_passing_after_a_tick_that_failed(caplog):
+    async def scenario():
+        service = DirectoryService(tick_s=0.002, gather_s=0.0)
+        tick, service._shard.tick = service._shard.tick, lambda now_s: 1 / 0
+        await service.register("w")
+        await until(lambda: "ZeroDivisionError" in caplog.text)
+        ticks: list[float] = []
+        service._shard.tick = lambda now_s: (ticks.append(now_s), tick(now_s))
+        await until(lambda: ticks)
+
+    run(scenario)
+
+
 def test_what_was_told_is_told_again_with_the_time_that_is_left():
     told = ToldUses("s")
     told.put([("a", Use(1, 10.0)), ("b", Use(2, 1.0))], [("a", 5.0), ("c", 9.0)], 100.0)

@@ -39,6 +39,18 @@ async def test_a_dead_worker_means_another_attempt_that_voids_the_chunks():
 
 
 @asynchronous
+async def test_a_lost_worker_that_cannot_be_closed_comes_back_all_the_same(monkeypatch):
+    async def close() -> None:
+        raise RuntimeError("its process does not answer")
+
+    async with rig() as r:
+        monkeypatch.setattr(r.worker, "close", close)
+        record = await r.submit(CHAIN, {"question": "Why?"})
+        r.worker.kill("the power went")
+        assert (await r.end(record.workflow_id)).state == "succeeded"
+
+
+@asynchronous
 async def test_a_call_that_kills_every_worker_fails_its_step_and_the_next_workflow_runs():
     async with rig() as r:
         record = await r.run(one_step("BOOM"))

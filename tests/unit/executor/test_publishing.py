@@ -244,3 +244,33 @@ def test_who_waits_for_an_epoch_is_let_go_when_it_stops(port):
     threading.Timer(0.02, told.stop).start()
     with pytest.raises(CancelledError):
         told.epoch()
+
+
+def test_it_outlives_what_nobody_foresaw_and_says_again_what_may_be_lost(port, caplog):
+    told = publishing(port)
+    told.epoch()
+    publish, failures = port.publish, []
+
+    async def broken(shard, batch):
+        failures.append(batch.kind)
+        raise RuntimeError("the shard is broken")
+
+    port.publish = broken
+    told.put([change(f"e{number}") for number in range(20)])
+    until(lambda: failures.count("changes") == 2 and len(failures) > 6)
+    assert "RuntimeError: the shard is broken" in caplog.text
+    assert not told._publisher._arrived
+    port.publish = publish
+    until(lambda: port.held() == 20)
+    told.stop()
+
+
+def test_who_waits_for_an_epoch_is_told_what_keeps_it_from_coming(port):
+    async def register(worker_id):
+        raise RuntimeError("no epoch is left")
+
+    port.register = register
+    told = publishing(port)
+    with pytest.raises(RuntimeError, match="no epoch is left"):
+        told.epoch()
+    told.stop()
