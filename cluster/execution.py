@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from laban.actors.calls import CallFinished, CallTokens
 from laban.actors.errors import LabanError
+from laban.actors.lasting import going_on
 from laban.actors.logs import about
 from laban.cluster import moves as to
 from laban.cluster.attempts import Attempt, sampling_of
@@ -246,8 +247,18 @@ class Execution:
     # Moves: what they are about may be over by the time they are applied
 
     def _apply(self, move: Move, at: float) -> None:
-        """Raises what an answer that will not do raises."""
+        """Raises what an answer that will not do raises. Whatever else goes wrong ends the workflow; in a replay
+        it is raised, and what is written down stays as it is."""
         self._at = at
+        try:
+            self._follow(move)
+        except Exception as error:
+            is_told = isinstance(error, LabanError) and isinstance(move, to.Answered | to.Refused)
+            if is_told or self._is_replaying:
+                raise
+            self._failed_inside(error)
+
+    def _follow(self, move: Move) -> None:
         match move:
             case to.Held():
                 self.board.begin(move.why)
@@ -296,7 +307,7 @@ class Execution:
 
     def _add_text(self, address: str, attempt: int, event: CallTokens) -> None:
         if address in self._open:
-            self.board.feed.add_text(address, attempt, event.token_ids, event.text)
+            self._guarded(lambda: self.board.feed.add_text(address, attempt, event.token_ids, event.text))
 
     def _resume(self) -> None:
         """Ask for all that is open again."""
@@ -541,8 +552,10 @@ class Execution:
             self._on_end(self)
 
     def _changed(self, ended: StepResult | None) -> None:
+        """Nothing that comes of it is any onlooker's to stop."""
         if not self._is_replaying:
-            self._on_change(self, ended)
+            with going_on(f"looking on at workflow {self.workflow_id}"):
+                self._on_change(self, ended)
 
     # Guards
 
@@ -551,9 +564,12 @@ class Execution:
         try:
             action()
         except Exception as error:
-            logger.exception("the workflow failed inside", extra=about(workflow=self.workflow_id))
-            if self._run is not None:
-                self._crash(error)
+            self._failed_inside(error)
+
+    def _failed_inside(self, error: Exception) -> None:
+        logger.error("the workflow failed inside", exc_info=error, extra=about(workflow=self.workflow_id))
+        if self._run is not None:
+            self._crash(error)
 
     def _crash(self, error: Exception) -> None:
         status = error.status if isinstance(error, LabanError) else "INTERNAL"

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 from laban.actors.errors import FailedPrecondition, LabanError
+from laban.actors.lasting import going_on
+from laban.actors.logs import about
 from laban.cluster.journal_records import Line
 from laban.cluster.moves import Move, move_from_json, move_to_json
+
+logger = logging.getLogger(__name__)
 
 
 class MoveLog(Protocol):
@@ -42,7 +48,8 @@ class Inbox:
         clock: Callable[[], float],
         last_event: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`apply` takes a move and when it came, and may raise a LabanError for who brought it."""
+        """`apply` takes a move and when it came, and may raise a LabanError for who brought it. Whatever else it raises
+        is logged, and what is behind the move goes on."""
         self._workflow_id = workflow_id
         self._apply = apply
         self._log = log
@@ -81,7 +88,8 @@ class Inbox:
     async def replay(self, lines: Iterable[Line], ahead: Callable[[Move], Awaitable[None]]) -> None:
         """Apply what was written before, each move after `ahead` of it.
 
-        Raises FailedPrecondition if it does not give what it gave then, ValueError for a line that cannot be read.
+        Raises FailedPrecondition if it does not give what it gave then, ValueError for a line that cannot be read, and
+        what applying raises but for a LabanError.
         """
         then: dict[int, int] = {}  # events, by how many moves had been applied
         for line in lines:
@@ -95,7 +103,9 @@ class Inbox:
             self._num_written = line.number
             move = move_from_json(line.move)
             await ahead(move)
-            self._do(_Entry(move, line.at, lambda error: None))
+            self._num_applied += 1
+            with suppress(LabanError):
+                self._apply(move, line.at)
 
     async def deliver(self, move: Move) -> None:
         """Put a move in and wait until it is applied. Raises what it raises.
@@ -108,10 +118,11 @@ class Inbox:
         """Have something done once all that is here has been applied: at once, mostly. It is written nowhere."""
         if self._closed is not None:
             return
+        entry = _Entry(None, 0.0, lambda error: action())
         if self._waiting:
-            self._waiting.append(_Entry(None, 0.0, lambda error: action()))
+            self._waiting.append(entry)
         else:
-            action()
+            self._do(entry)
 
     async def settled(self) -> None:
         """Wait until all that is here has been applied."""
@@ -140,6 +151,7 @@ class Inbox:
             self._do(self._waiting.popleft())
 
     def _do(self, entry: _Entry) -> None:
+        """Raises nothing: who comes next would be taken for another."""
         error: LabanError | None = None
         if entry.move is not None:
             self._num_applied += 1
@@ -148,6 +160,7 @@ class Inbox:
             except LabanError as raised:
                 error = raised
             except Exception:
-                entry.done(LabanError("an internal error; the server's log says more"))
-                raise
-        entry.done(error)
+                logger.exception("a move was not applied", extra=about(workflow=self._workflow_id))
+                error = LabanError("an internal error; the server's log says more")
+        with going_on("telling what became of a move"):
+            entry.done(error)
