@@ -16,6 +16,7 @@ from functools import partial
 from types import MappingProxyType
 
 from laban.actors.errors import Exhausted, FailedPrecondition, LabanError, Unavailable
+from laban.actors.lasting import going_on
 from laban.cluster.answers import check_output, text_of
 from laban.cluster.audit.choosing import Resolved
 from laban.cluster.audit.in_service import InService
@@ -122,7 +123,7 @@ class Executor:
         self._claims = Claims()
         self._encodings: dict[str, frozenset[EncodingId]] = {}  # that those that have ended here named
         self.life = 0  # how often all was let go of
-        self.unreadable: set[str] = set()  # workflows that this version cannot go on with
+        self.unreadable: dict[str, str] = {}  # workflows that this version cannot go on with, and why
 
     def start(self) -> None:
         """Start the dispatcher, and looking ahead."""
@@ -302,8 +303,8 @@ class Executor:
             if each.archive:
                 try:
                     finished = Finished(archive_from_json(each.archive))
-                except ValueError as error:
-                    logger.error("workflow %s cannot be shown: %s", submission.workflow_id, error)
+                except Exception as error:  # one row's oddity is none of the others'
+                    _log_odd("workflow %s cannot be shown: %s", submission, error)
                     continue
                 self.shelf.keep(submission, finished)
                 ended.append(finished)
@@ -323,9 +324,9 @@ class Executor:
             self.check_models(asked[0])
             prepared = await asyncio.to_thread(self._prepare, *asked, submission.tenant, submission.max_context)
             notes = notes_of(submission.document)
-        except (LabanError, ValueError, TypeError) as error:  # by a version that understands it, it may
-            logger.error("workflow %s cannot be restored: %s", submission.workflow_id, error)
-            self.unreadable.add(submission.workflow_id)
+        except Exception as error:  # by a version that understands it, it may
+            _log_odd("workflow %s cannot be restored: %s", submission, error)
+            self.unreadable[submission.workflow_id] = str(error) or repr(error)
             return
         if life != self.life:  # others have it by now
             return
@@ -346,7 +347,8 @@ class Executor:
         if execution.board.state in TERMINAL_WORKFLOW:
             self._retire(execution)
             return
-        self._traces.follow(execution.board, origin_of(submission.document), restored=True)
+        with going_on(f"tracing workflow {submission.workflow_id}"):
+            self._traces.follow(execution.board, origin_of(submission.document), restored=True)
         go_on = execution.resume if execution.has_begun else execution.start
         if self._lookout is None:
             go_on()
@@ -586,7 +588,8 @@ class Executor:
     # Idempotency keys
 
     def _claim(self, submission: Submission, accepted: asyncio.Future[None] | None = None) -> None:
-        key = key_of(submission.tenant, submission.idempotency_key)
+        given = submission.idempotency_key
+        key = None if given is None else (submission.tenant, given)
         self._claims.put(key, submission.workflow_id, submission.content, accepted)
 
     async def _claimed_before(self, key: Key | None, content: str) -> Execution | Finished | None:
@@ -617,6 +620,12 @@ class Executor:
         self.shelf.drop(workflow_id)
         self._encodings.pop(workflow_id, None)
         self._claims.drop(workflow_id)
+
+
+def _log_odd(message: str, submission: Submission, error: Exception) -> None:
+    """With a traceback for what nobody foresaw."""
+    is_foreseen = isinstance(error, LabanError | ValueError)
+    logger.error(message, submission.workflow_id, error, exc_info=None if is_foreseen else error)
 
 
 def _seed_of(run: Run) -> int:

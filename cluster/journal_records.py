@@ -102,12 +102,21 @@ def write_document(
 
 
 def read_document(text: str) -> tuple[Workflow, dict[str, Any], Overrides]:
-    """Raises ValueError or WorkflowErrors for what this version does not understand."""
+    """Raises ValueError, naming what is missing, or WorkflowErrors for what this version does not understand."""
     document = json.loads(text)
-    given = document["overrides"]
-    changes = {(address, name): value for address, name, value in given["set"]}
-    overrides = Overrides(given["fidelity"], given["seed"], changes)
-    return parse_dict(document["workflow"]), document["inputs"], overrides
+    workflow, inputs, given = (_named(document, name, "the document") for name in ("workflow", "inputs", "overrides"))
+    fidelity, seed, listed = (_named(given, name, "overrides") for name in ("fidelity", "seed", "set"))
+    try:
+        changes = {(address, name): value for address, name, value in listed}
+    except (TypeError, ValueError):
+        raise ValueError("overrides.set is no list of an address, a name and a value each") from None
+    return parse_dict(workflow), inputs, Overrides(fidelity, seed, changes)
+
+
+def _named(document: Any, name: str, where: str) -> Any:
+    if not isinstance(document, dict) or name not in document:
+        raise ValueError(f"{where} has no {name}")
+    return document[name]
 
 
 def origin_of(document: str) -> str:
@@ -116,8 +125,11 @@ def origin_of(document: str) -> str:
 
 
 def notes_of(document: str) -> tuple[FidelityNote, ...]:
-    """Why a workflow has its levels, as it was found when it was submitted. Raises TypeError for other notes."""
-    return tuple(FidelityNote(**note) for note in json.loads(document).get("notes", ()))
+    """Why a workflow has its levels, as it was found when it was submitted. Raises ValueError for other notes."""
+    try:
+        return tuple(FidelityNote(**note) for note in json.loads(document).get("notes", ()))
+    except TypeError as error:
+        raise ValueError(f"its notes are others: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

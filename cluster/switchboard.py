@@ -100,8 +100,9 @@ class Switchboard:
         executor = self._executor
         if found.owner == self._membership.member_id:
             if workflow_id in executor.unreadable:
+                why = executor.unreadable[workflow_id]
                 raise FailedPrecondition(
-                    "this version of Laban cannot go on with it", field="workflow_id", value=workflow_id
+                    f"this version of Laban cannot go on with it ({why})", field="workflow_id", value=workflow_id
                 )
             raise Unavailable("the workflow is being taken over: try again")
         if found.owner:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from dataclasses import replace
 
 import pytest
 from executor_rig import until
@@ -159,6 +161,68 @@ async def test_workflows_of_another_model_wait_for_it():
         assert other.executor.list()[0] == []
     async with server(other.store) as again:
         assert again.executor.get(workflow_id).state == "running"
+
+
+def changed(document: dict[str, object], name: str, *rest: str, to: object = None) -> None:
+    """Without the named part, or with something else in its place."""
+    if rest:
+        changed(document[name], *rest, to=to)
+    elif to is None:
+        del document[name]
+    else:
+        document[name] = to
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (lambda it: changed(it, "workflow"), "the document has no workflow"),
+        (lambda it: changed(it, "workflow", to=["steps"]), "mapping"),
+        (lambda it: changed(it, "inputs"), "the document has no inputs"),
+        (lambda it: changed(it, "overrides"), "the document has no overrides"),
+        (lambda it: changed(it, "overrides", to="exact"), "overrides has no fidelity"),
+        (lambda it: changed(it, "overrides", "seed"), "overrides has no seed"),
+        (lambda it: changed(it, "overrides", "set"), "overrides has no set"),
+        (lambda it: changed(it, "overrides", "set", to=[["draft"]]), "overrides.set is no list"),
+        (lambda it: changed(it, "overrides", "set", to=7), "overrides.set is no list"),
+        (lambda it: it.update(notes=[{"of": "a later version"}]), "its notes are others"),
+        (lambda it: it.update(notes=7), "not iterable"),
+        (None, "the document has no workflow"),
+    ],
+)
+@asynchronous
+async def test_an_odd_row_stops_its_own_workflow_and_nothing_else(odd, message, caplog):
+    async with server(MemoryStore()) as first:
+        broken, waits = [(await first.submit(tool_step())).workflow_id for _ in range(2)]
+    for number, write in enumerate(first.store.writes):
+        if isinstance(write, Submission) and write.workflow_id == broken:
+            document = json.loads(write.document)
+            if odd is None:
+                document = [document]
+            else:
+                odd(document)
+            first.store.writes[number] = replace(write, document=json.dumps(document), idempotency_key="k" * 1000)
+    async with server(first.store) as again:
+        assert [*again.executor.unreadable] == [broken]
+        assert message in again.executor.unreadable[broken]
+        assert f"workflow {broken} cannot be restored: " in caplog.text
+        await again.executor.complete_step(waits, "tests", "by hand")
+        assert (await again.events(waits))[-1].workflow_state == "succeeded"
+
+
+@asynchronous
+async def test_an_odd_archive_hides_its_own_workflow_and_nothing_else(caplog):
+    async with server(MemoryStore()) as first:
+        broken, waits = [(await first.submit(text)).workflow_id for text in (CHAIN_OF, tool_step())]
+        await first.events(broken)
+        await until(lambda: any(isinstance(write, Ending) for write in first.store.writes))
+    first.store.writes = [
+        replace(write, archive='[{"record": 7}]') if isinstance(write, Ending) else write
+        for write in first.store.writes
+    ]
+    async with server(first.store) as again:
+        assert f"workflow {broken} cannot be shown: " in caplog.text
+        assert again.executor.get(waits).state == "running"
 
 
 @asynchronous
