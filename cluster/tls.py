@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from laban.actors.errors import InvalidInput, NotFound
+from laban.actors.errors import InvalidInput, LabanError, NotFound
 
 if TYPE_CHECKING:
     import grpc
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,89 +39,104 @@ class PeerTls:
     name: str | None = None
 
 
+class _Renewed(Generic[T]):
+    """What is made of files, and made again when they change; of half a renewal again and again, until it is whole."""
+
+    def __init__(self, what: str, paths: Sequence[str | None], make: Callable[[], T]) -> None:
+        """Raises what `make` raises."""
+        self._what, self._paths, self._make = what, paths, make
+        self._taken = _stamps(paths)
+        self._refused: object = None  # the files that were found wanting last, so that it is logged once
+        self.made = make()
+
+    def refresh(self) -> bool:
+        """Whether it has been made again. Raises nothing."""
+        now = _stamps(self._paths)
+        if now == self._taken:
+            return False
+        try:
+            self.made = self._make()
+        except (LabanError, OSError) as error:
+            if now != self._refused:
+                self._refused = now
+                logger.error("%s is kept as it was: %s", self._what, error)
+            return False
+        self._taken, self._refused = now, None
+        return True
+
+
 class PeerCredentials:
     """For channels to other gateways, of certificates that may be renewed."""
 
     def __init__(self, tls: PeerTls) -> None:
         """Raises NotFound or InvalidInput, naming the setting."""
-        check_peer_tls(tls)
-        self._tls, self._seen = tls, _stamps_of(tls.cert, tls.key, tls.ca)
-        self.of_channel = self._made()
+        self._files = _Renewed(
+            "the certificate towards other gateways", (tls.cert, tls.key, tls.ca), lambda: _peer_credentials(tls)
+        )
+
+    @property
+    def of_channel(self) -> grpc.ChannelCredentials:
+        return self._files.made
 
     def refresh(self) -> bool:
         """Whether they have changed, for channels from now on."""
-        now = _stamps_of(self._tls.cert, self._tls.key, self._tls.ca)
-        if now == self._seen:
-            return False
-        self._seen = now
-        try:
-            check_peer_tls(self._tls)
-            self.of_channel = self._made()
-        except (NotFound, InvalidInput, OSError) as error:  # half a renewal: the next change is looked at again
-            logger.error("the certificate towards other gateways is kept as it was: %s", error)
-            return False
-        return True
+        return self._files.refresh()
 
-    def _made(self) -> grpc.ChannelCredentials:
-        import grpc
 
-        tls = self._tls
-        ca, key, cert = (None if path is None else Path(path).read_bytes() for path in (tls.ca, tls.key, tls.cert))
-        return grpc.ssl_channel_credentials(ca, key, cert)
+def _peer_credentials(tls: PeerTls) -> grpc.ChannelCredentials:
+    import grpc
+
+    check_peer_tls(tls)
+    ca, key, cert = (None if path is None else Path(path).read_bytes() for path in (tls.ca, tls.key, tls.cert))
+    return grpc.ssl_channel_credentials(ca, key, cert)
 
 
 def server_credentials(tls: ServerTls) -> grpc.ServerCredentials:
     """Raises NotFound or InvalidInput, naming the setting."""
     import grpc  # the configuration names ServerTls, and needs none of it
 
-    check_server_tls(tls)
-    seen = _stamps(tls)
+    files = _Renewed("the certificate", (tls.cert, tls.key, tls.client_ca), lambda: _configuration(tls))
 
     def changed() -> grpc.ServerCertificateConfiguration | None:
         """Asked by gRPC at every handshake. None: as before."""
-        nonlocal seen
-        now = _stamps(tls)
-        if now == seen:
-            return None
-        seen = now
-        try:
-            check_server_tls(tls)
-            return _configuration(tls)
-        except (NotFound, InvalidInput) as error:  # half a renewal: the next handshake looks again
-            logger.error("the certificate is kept as it was: %s", error)
-            return None
+        return files.made if files.refresh() else None
 
     return grpc.dynamic_ssl_server_credentials(
-        _configuration(tls), changed, require_client_authentication=tls.client_ca is not None
+        files.made, changed, require_client_authentication=tls.client_ca is not None
     )
 
 
-class ServerContext:
-    """For HTTP, of certificates that may be renewed."""
+class ServerContext(ssl.SSLContext):
+    """For HTTP, of certificates that may be renewed: each connection is another's, which was made of them last."""
 
-    def __init__(self, tls: ServerTls) -> None:
+    _files: _Renewed[ssl.SSLContext]
+
+    def __new__(cls, tls: ServerTls) -> Self:
         """Raises NotFound or InvalidInput, naming the setting."""
-        check_server_tls(tls)
-        self._tls, self._seen = tls, _stamps(tls)
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self.context.load_cert_chain(tls.cert, tls.key)
-        if tls.client_ca is not None:
-            self.context.load_verify_locations(tls.client_ca)
-            self.context.verify_mode = ssl.CERT_REQUIRED
-        self.context.set_alpn_protocols(["http/1.1"])
+        made = super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+        made._files = _Renewed("the certificate", (tls.cert, tls.key, tls.client_ca), lambda: _context(tls))
+        return made
 
     def refresh(self) -> None:
         """Take what has changed, for connections from now on."""
-        now = _stamps(self._tls)
-        if now == self._seen:
-            return
-        self._seen = now
-        try:
-            check_server_tls(self._tls)
-            self.context.load_cert_chain(self._tls.cert, self._tls.key)
-        except (NotFound, InvalidInput) as error:  # half a renewal: the next time looks again
-            logger.error("the certificate is kept as it was: %s", error)
+        self._files.refresh()
+
+    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+        """Asked by the event loop for every connection. To go on with a session of a context before, past what is
+        trusted now, is not possible: only that one could."""
+        return self._files.made.wrap_bio(*args, **options)
+
+
+def _context(tls: ServerTls) -> ssl.SSLContext:
+    check_server_tls(tls)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(tls.cert, tls.key)
+    if tls.client_ca is not None:
+        context.load_verify_locations(tls.client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 def check_server_tls(tls: ServerTls) -> None:
@@ -163,16 +180,13 @@ def _check(files: Mapping[str, str | None]) -> None:
 def _configuration(tls: ServerTls) -> grpc.ServerCertificateConfiguration:
     import grpc
 
+    check_server_tls(tls)
     authorities = None if tls.client_ca is None else Path(tls.client_ca).read_bytes()
     pair = (Path(tls.key).read_bytes(), Path(tls.cert).read_bytes())
     return grpc.ssl_server_certificate_configuration([pair], root_certificates=authorities)
 
 
-def _stamps(tls: ServerTls) -> tuple[object, ...]:
-    return _stamps_of(tls.cert, tls.key, tls.client_ca)
-
-
-def _stamps_of(*paths: str | None) -> tuple[object, ...]:
+def _stamps(paths: Sequence[str | None]) -> tuple[object, ...]:
     def stamp(path: str | None) -> object:
         try:
             found = None if path is None else Path(path).stat()

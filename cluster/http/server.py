@@ -86,7 +86,7 @@ class HttpServer:
         config.load()
         if self._tls is not None:
             self._context = ServerContext(self._tls)
-            config.ssl = self._context.context
+            config.ssl = self._context
         listening = _listen(host, port)
         bound = int(listening.getsockname()[1])
         self._server = server = _Server(config)
