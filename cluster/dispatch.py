@@ -24,6 +24,7 @@ from laban.actors.calls import (
     WorkerInfo,
     WorkerReport,
 )
+from laban.actors.lasting import going_on
 from laban.actors.ports import DirectoryPort, WorkerPort, WorkerSupervisor
 from laban.cluster.decisions import Decisions
 from laban.cluster.draining import Foreseen
@@ -268,6 +269,8 @@ class Dispatcher:
                 call = self._route(pool, ticket)
             except Exception as error:
                 logger.exception("routing call %s failed", ticket.call_id)
+                if ticket.sent is not None:  # it was counted for a worker already
+                    pool.router.ledger.ended(ticket.sent)
                 pool.waiting.discard(key)
                 self._tell(ticket, ErrorInfo("INTERNAL", f"routing failed: {error!r}"))
                 continue
@@ -279,7 +282,10 @@ class Dispatcher:
                 break
             batches.setdefault(self._sent[key][0].info.worker_id, []).append(call)
         for worker_id, calls in batches.items():
-            self._slots[worker_id].submit(calls, self._tenants.kv_bytes)
+            slot = self._slots[worker_id]
+            # Who has just been told of a failure may have aborted others.
+            if calls := [call for call in calls if call.call_id in slot.tickets]:
+                slot.submit(calls, self._tenants.kv_bytes)
 
     def _route(self, pool: Pool, ticket: Ticket) -> Call | None:
         """The call as it is to be sent to the worker that it is now counted for; None if none takes any."""
@@ -300,11 +306,12 @@ class Dispatcher:
             ticket.uses = {encoding_id: use for encoding_id, use in uses if use is not None}
         num_workers = len(pool.router.ledger.accounts)
         self._decisions.keep(order.key, ticket.attempt, self._time_of_day(), choice, num_workers)
+        call = replace(order.call, call_id=ticket.call_id, rank=order.rank, sources=choice.sources)
         pool.waiting.discard(order.key)
         self._sent[order.key] = (slot, ticket)
         slot.tickets[ticket.call_id] = ticket
         self._see_room(slot)
-        return replace(order.call, call_id=ticket.call_id, rank=order.rank, sources=choice.sources)
+        return call
 
     def _see_room(self, slot: Slot) -> None:
         room = len(slot.tickets) < self._limits.max_calls_per_worker
@@ -391,7 +398,8 @@ class Dispatcher:
 
     def _forget(self, slot: Slot, ticket: Ticket, end: CallFinished | str) -> None:
         """It has ended there: how, or the name of the status that it failed with."""
-        self._traces.call_ended(ticket, slot.info.worker_id, self._clock(), end)
+        with going_on(f"tracing call {ticket.call_id}"):
+            self._traces.call_ended(ticket, slot.info.worker_id, self._clock(), end)
         assert ticket.sent is not None
         self._ledger_of(slot).ended(ticket.sent)
         del slot.tickets[ticket.call_id]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from executor_rig import FAST, until
@@ -66,6 +67,49 @@ def test_calls_wait_by_rank_then_arrival():
         assert [call.rank for call in workers[0].engine.calls] == [2, 2, 2, 5, 5, 7]
 
     asyncio.run(with_dispatcher(scenario, 1, limits=DispatchLimits(max_calls_per_worker=1)))
+
+
+def test_a_call_that_fails_behind_the_routers_word_counts_for_no_worker(monkeypatch):
+    async def scenario(dispatcher, workers, sink):
+        ledger = dispatcher.router.ledger
+        monkeypatch.setattr(dispatcher._decisions, "keep", lambda *_: 1 / 0)
+        dispatcher.submit([order(sink, "a", "shared text")])
+        await until(lambda: sink.ended)
+        assert sink.ended["a"].status == "INTERNAL"
+        (account,) = ledger.accounts.values()
+        assert (account.num_calls, account.queued_tokens, ledger.num_calls, ledger.coming) == (0, 0, 0, {})
+        ledger.check_integrity()
+        assert dispatcher.num_outstanding == 0
+        assert not workers[0].batches
+
+    asyncio.run(with_dispatcher(scenario, 1))
+
+
+def test_a_call_that_is_aborted_by_who_hears_that_another_failed_is_not_sent(monkeypatch):
+    async def scenario(dispatcher, workers, sink):
+        keep = dispatcher._decisions.keep
+        monkeypatch.setattr(dispatcher._decisions, "keep", lambda key, *rest: 1 / 0 if key == "b" else keep(key, *rest))
+        sink.call_failed = lambda key, attempt, error: dispatcher.abort(["a"])
+        dispatcher.submit([order(sink, key) for key in "abc"])
+        await until(lambda: "c" in sink.ended)
+        assert workers[0].batches == [["c#1"]]
+        assert dispatcher.num_outstanding == 0
+
+    asyncio.run(with_dispatcher(scenario, 1))
+
+
+def test_a_trace_that_cannot_be_written_costs_no_call_and_no_worker(monkeypatch, caplog):
+    async def scenario(dispatcher, workers, sink):
+        traces = SimpleNamespace(here=lambda: "", call_ended=lambda *_: 1 / 0)
+        monkeypatch.setattr(dispatcher, "_traces", traces)
+        dispatcher.submit([order(sink, key) for key in "ab"])
+        await until(lambda: len(sink.ended) == 2)
+        assert all(isinstance(end, CallFinished) for end in sink.ended.values())
+        assert [worker.alive for worker in dispatcher.workers()] == [True]
+        dispatcher.router.ledger.check_integrity()
+        assert "ZeroDivisionError" in caplog.text
+
+    asyncio.run(with_dispatcher(scenario, 1))
 
 
 def test_calls_that_come_and_go_while_all_workers_are_full_leave_nothing():
