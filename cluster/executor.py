@@ -605,7 +605,8 @@ class Executor:
 
     def _retire(self, execution: Execution) -> None:
         """Keep what has ended, up to the limit, and what there is to learn from it."""
-        self.likelihoods.observe(execution.board.name, execution.decisions)
+        with going_on(f"learning from workflow {execution.workflow_id}"):
+            self.likelihoods.observe(execution.board.name, execution.decisions)
         directory = self._dispatcher.directory
         self._encodings[execution.workflow_id] = directory.watching.of(execution.workflow_id)
         directory.unwatch(execution.workflow_id)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypedDict
 
+from laban.actors.lasting import going_on
 from laban.cluster.admission import DEFAULT
 from laban.cluster.demand import RunDemand, Sizes
 from laban.cluster.dispatch import Dispatcher
@@ -134,12 +135,14 @@ class Lookout:
         restored has it). In the order of their ranks."""
         workflow_id, room, demand = execution.workflow_id, self._waiting_room, prepared.demand
         self._inside[workflow_id] = execution
-        (self._meter.workflow_submitted if later is None else self._meter.workflow_restored)(
-            workflow_id, execution.board.name
-        )
+        with going_on(f"counting workflow {workflow_id}"):
+            (self._meter.workflow_submitted if later is None else self._meter.workflow_restored)(
+                workflow_id, execution.board.name
+            )
 
         def start(go: Callable[[], None]) -> None:
-            self.foresight.begin(workflow_id, prepared.run, prepared.book, execution.progress, rank, prepared.tree)
+            with going_on(f"foreseeing workflow {workflow_id}"):  # it runs as well unforeseen
+                self.foresight.begin(workflow_id, prepared.run, prepared.book, execution.progress, rank, prepared.tree)
             go()
 
         late = partial(start, later or execution.start)
@@ -165,15 +168,18 @@ class Lookout:
     def leave(self, execution: Execution) -> None:
         """The workflow has ended."""
         self._inside.pop(execution.workflow_id, None)
-        self._meter.workflow_ended(execution.board.record(with_steps=False))
-        self.foresight.end(execution.workflow_id)
+        with going_on(f"counting workflow {execution.workflow_id}"):
+            self._meter.workflow_ended(execution.board.record(with_steps=False))
+        with going_on(f"looking ahead of workflow {execution.workflow_id} to its end"):
+            self.foresight.end(execution.workflow_id)
         if self._waiting_room is not None:
             self._waiting_room.leave(execution.workflow_id)
 
     def let_go(self, workflow_id: str) -> None:
         """The workflow goes on elsewhere."""
         self._inside.pop(workflow_id, None)
-        self.foresight.forget(workflow_id)
+        with going_on(f"forgetting what was foreseen of workflow {workflow_id}"):
+            self.foresight.forget(workflow_id)
         if self._waiting_room is not None:
             self._waiting_room.leave(workflow_id)
 

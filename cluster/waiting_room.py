@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from laban.actors.lasting import going_on
 from laban.cluster.admission import DEFAULT, Admission, AdmissionLimits, Demand
 from laban.cluster.demand import RunDemand
 from laban.cluster.sizes import shown_bytes
@@ -104,7 +105,7 @@ class WaitingRoom:
 
     def why(self, workflow_id: str) -> str:
         """For those who watch one that waits."""
-        demand, capacity = self._guests[workflow_id].demand, self._there()
+        demand, capacity = self._guests[workflow_id].demand, self._capacity
         parts = dict(demand.parts())
         short = {m: self._admission.needed(m) + parts[m].num_bytes_alone - capacity.get(m, 0) for m in demand.models}
         model = max(short, key=lambda name: short[name])
@@ -140,7 +141,8 @@ class WaitingRoom:
 
     def _update(self, workflow_id: str, guest: _Guest) -> None:
         self._admission.update(workflow_id, guest.needs(workflow_id))
-        self._admission.set_idle(workflow_id, guest.is_idle(), asyncio.get_running_loop().time())
+        with going_on(f"looking whether workflow {workflow_id} waits for tools"):
+            self._admission.set_idle(workflow_id, guest.is_idle(), asyncio.get_running_loop().time())
 
     def _ask_soon(self) -> None:
         if self.num_waiting and not self._asked:
@@ -155,7 +157,9 @@ class WaitingRoom:
         """Those let in start in a turn of their own: what asks may be in the middle of another workflow."""
         loop = asyncio.get_running_loop()
         if loop.time() >= self._capacity_until_s:
-            self._capacity, self._capacity_until_s = self._there(), loop.time() + CAPACITY_S
+            self._capacity_until_s = loop.time() + CAPACITY_S
+            with going_on("looking what memory the workers have"):  # what they had before holds
+                self._capacity = self._there()
         for workflow_id in self._admission.admit(self._capacity, loop.time()):
             self._guests[workflow_id].is_in = True
             loop.call_soon(self._start, workflow_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from executor_rig import Rig, rig, until
@@ -299,3 +300,47 @@ async def test_no_workflow_fails_for_what_cannot_be_foreseen(monkeypatch: pytest
         assert (await made.run(WIDE)).state == "succeeded"
         monkeypatch.setattr("laban.cluster.lookout.RunDemand", broken)
         assert (await made.run(WIDE)).state == "succeeded"
+
+
+@pytest.mark.parametrize(
+    "breaks", ["foresight.begin", "foresight.moved", "foresight.end", "_meter", "likelihoods.observe"]
+)
+@asynchronous
+async def test_who_only_looks_ahead_stops_no_workflow(breaks: str, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """Neither one that begins at once nor one that is held back first."""
+    async with rig(ahead=True) as made:
+        if breaks == "_meter":
+            counting = ("workflow_submitted", "workflow_ended", "step_ended")
+            meter = SimpleNamespace(**dict.fromkeys(counting, lambda *_: 1 / 0))
+            monkeypatch.setattr(made.lookout, "_meter", meter)
+        else:
+            owner, _, name = breaks.rpartition(".")
+            monkeypatch.setattr(getattr(made.lookout, owner), name, lambda *_: 1 / 0)
+        made.worker.paused = True
+        first, second = await submitted(made, WIDE, WIDE)
+        assert states(made, first, second) == ["ready", "held"]
+        made.worker.resume()
+        for each in (first, second):
+            assert (await made.end(each)).state == "succeeded"
+        assert made.executor.shelf.num_active == made.executor.status().workflows_held == 0
+        assert "ZeroDivisionError" in caplog.text
+
+
+@asynchronous
+async def test_who_waits_for_memory_is_let_in_though_what_there_is_cannot_be_asked_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with rig(ahead=True) as made:
+        made.worker.paused = True
+        room = made.lookout._waiting_room
+        first, second = await submitted(made, WIDE, WIDE)
+        with monkeypatch.context() as patched:
+            patched.setattr(room, "_capacity_bytes", lambda: 1 / 0)
+            room._guests[first].is_idle = lambda: 1 / 0
+            room._capacity_until_s = 0.0
+            room._retry()
+            [third] = await submitted(made, WIDE)
+        assert states(made, second, third) == ["held", "held"]
+        made.worker.resume()
+        for each in (first, second, third):
+            assert (await made.end(each)).state == "succeeded"
