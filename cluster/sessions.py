@@ -380,6 +380,9 @@ class Sessions:
         self._dispatcher.abort([key])
         self._waiters.pop(key, None)
         session.running.discard(key)
+        if session.session_id not in self._sessions:  # it ended meanwhile, and the call had more watched since
+            self._dispatcher.directory.unwatch(session.session_id)
+            return
         if not session.running and len(session.book.specs) > 2 * session.specs_kept + 64:
             # Exact reads leave encodings that no message descends from.
             session.book.keep_only(list(session.records))

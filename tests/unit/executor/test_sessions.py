@@ -251,6 +251,37 @@ async def test_closing_a_session_ends_its_running_calls(world, sessions):
 
 
 @in_a_world
+async def test_nothing_is_watched_for_a_session_that_has_ended_whatever_its_calls_do_then(world, sessions):
+    """One of them finishes before its reader reads on, one leaves many encodings behind it, one is aborted."""
+    watching = world.dispatcher.directory.watching
+    session_id = sessions.open().session_id
+    first, second = (sessions.decode(session_id, sampling=SAMPLING) for _ in range(2))
+    await anext(first)
+    await anext(second)
+    await world.prefill(session_id, "a")
+    assert watching.of(session_id)
+    sessions.close(session_id)
+    assert session_id not in watching.sources()
+    await until(lambda: not world.dispatcher.num_outstanding)  # what was asked for has been generated
+    assert session_id in watching.sources(), "or this shows nothing"
+    for stream in (first, second):
+        await stream.aclose()
+    assert session_id not in watching.sources()
+    watching.check_integrity()
+
+    session_id = sessions.open().session_id
+    left = sessions.decode(session_id, sampling=SAMPLING)
+    await anext(left)
+    world.worker.paused = True
+    session = sessions._sessions[session_id]
+    sessions.close(session_id)
+    world.dispatcher.directory.watch_also(session_id, ["late"])
+    session.book.specs |= {f"{number:032x}": None for number in range(100)}
+    await left.aclose()
+    assert session_id not in watching.sources()
+
+
+@in_a_world
 async def test_a_failed_call_raises_its_error_and_makes_no_message(world, sessions):
     session_id = sessions.open().session_id
     with pytest.raises(Exhausted, match="the script says so"):
