@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from laban.actors.errors import Conflict, InvalidInput, Unavailable
+from laban.cluster.plain_text import check_plain
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
 
@@ -74,11 +75,12 @@ def used_before(key: str | None) -> Conflict:
 
 
 def key_of(tenant: str, given: str | None) -> Key | None:
-    """Raises InvalidInput for one that is too long."""
+    """Raises InvalidInput for one that is too long, or has control characters."""
     if not given:
         return None
     if len(given) > MAX_KEY:
         raise InvalidInput(f"expected at most {MAX_KEY} characters", field="idempotency_key", value=given)
+    check_plain(given, "idempotency_key")
     return (tenant, given)
 
 

@@ -200,8 +200,9 @@ class Executor:
 
         Raises WorkflowErrors for bad inputs and models that are not served, Conflict for a key that was used with other
         content, Exhausted for too many active workflows, of all or of the tenant, InvalidInput and OutOfRange for a
-        message that cannot be framed or is longer than the context, Unavailable while nothing can be written to the
-        journal, KeyTaken for a key whose workflow, of the same content, is in the journal but not here.
+        message that cannot be framed or is longer than the context, and InvalidInput for what the journal cannot hold,
+        Unavailable while nothing can be written to it, KeyTaken for a key whose workflow, of the same content, is in
+        the journal but not here.
         """
         overrides = overrides or Overrides()
         self.check_models(workflow)

@@ -11,6 +11,7 @@ from laban.actors.calls import Constraint, Sampling
 from laban.actors.errors import InvalidInput, NotBuilt, OutOfRange
 from laban.cluster.claims import MAX_KEY
 from laban.cluster.parsed import ParsedWorkflows
+from laban.cluster.plain_text import check_plain
 from laban.cluster.records import Layout, SessionPlacement, WorkflowState
 from laban.cluster.texts import check_text
 from laban.cluster.translate import fidelity_word, workflow_state_word
@@ -135,12 +136,14 @@ def read_overrides(overrides: pb.Overrides, path: str) -> Overrides:
 def read_key(key: str, path: str) -> str | None:
     if len(key) > MAX_KEY:
         raise InvalidInput(f"{len(key)} characters, expected at most {MAX_KEY}", field=path)
+    check_plain(key, path)
     return key or None
 
 
 def read_id(value: str, path: str) -> str:
     if not value:
         raise InvalidInput("missing, expected an id", field=path)
+    check_plain(value, path)
     return value
 
 

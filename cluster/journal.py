@@ -21,8 +21,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from laban.actors.errors import LabanError, Unavailable
+from laban.actors.lasting import going_on
 from laban.cluster.claims import KeyTaken
-from laban.cluster.journal_engine import Fenced, JournalAway, JournalLost
+from laban.cluster.journal_engine import Fenced, JournalAway, JournalLost, Unfit
 from laban.cluster.journal_records import Archive, Deletion, Ending, Line, Submission, Write, archive_to_json
 from laban.cluster.journal_store import Store
 from laban.cluster.records import JOURNAL_AVAILABLE
@@ -120,8 +121,8 @@ class Journal:
     async def accept(self, submission: Submission, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
         """Write a submission down and call `then`, even if who waits here is cancelled.
 
-        If it cannot be written calls `otherwise` and raises Unavailable; it will never be, then. Raises KeyTaken if its
-        idempotency key is another workflow's.
+        If it cannot be written calls `otherwise` and raises Unavailable, or Unfit; it will never be, then. Raises
+        KeyTaken if its idempotency key is another workflow's.
         """
         try:
             self.check()
@@ -180,7 +181,8 @@ class Journal:
         self._put(_Item(self._life, lambda: Deletion(workflow_id)))
 
     async def do(self, work: Callable[[], T]) -> T:
-        """Have something done by the thread that writes, behind what is to be written. Raises JournalAway, Fenced."""
+        """Have something done by the thread that writes, behind what is to be written. Raises JournalAway, Fenced,
+        and what the work raises."""
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
         def done(result: T, error: Exception | None) -> None:
@@ -227,10 +229,11 @@ class Journal:
 
     def _run(self) -> None:
         while (found := self._take()) is not None:
-            if isinstance(found, _Job):
-                self._do(found)
-            else:
-                self._commit(found)
+            with going_on("writing to the journal"):
+                if isinstance(found, _Job):
+                    self._do(found)
+                else:
+                    self._commit(found)
 
     def _take(self) -> list[_Item] | _Job | None:
         """Wait for something to do; None: there will be nothing more."""
@@ -285,6 +288,14 @@ class Journal:
                 break
             except Fenced:
                 self._lose()
+            except Unfit as error:
+                self._found()
+                if len(batch) == 1:
+                    self._give_up(batch[0], writes[0], error)
+                else:  # one of them is to blame
+                    for item in batch:
+                        self._commit([item])
+                return
             except JournalAway as error:
                 self._fail(error)
                 batch = self._refused(batch, str(error))
@@ -321,6 +332,13 @@ class Journal:
             self._lost_life = self._life
             logger.error("this Laban was silent for too long: others took its workflows over")
             self._tell([lambda: self.on_lost()])
+
+    def _give_up(self, item: _Item, write: Write, error: Unfit) -> None:
+        """It cannot be written, now or later. Who asked for it is told; without anybody it is as if it had been:
+        nothing hangs, and the workflow cannot be restored."""
+        logger.error("a %s of workflow %s cannot be written: %s", type(write).__name__, write.workflow_id, error)
+        then = item.then if item.refuse is None else partial(item.refuse, error)
+        self._tell([] if then is None else [then])
 
     def _still_ours(self, batch: list[_Item]) -> list[_Item]:
         """Without what was put down before this member was taken for dead: others have it."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from laban.actors.errors import FailedPrecondition, InvalidInput
@@ -37,6 +37,10 @@ class JournalAway(Exception):
 
 class JournalLost(JournalAway):
     """A SQLite file that is not where it was opened: somebody has to see to it."""
+
+
+class Unfit(InvalidInput):
+    """The database does not take what was given, and will not another time: nothing of it is there."""
 
 
 class Fenced(Exception):
@@ -142,6 +146,13 @@ def grow_log(connection: Connection) -> None:
             all_of_it.rollback()
     connection.exec_driver_sql("PRAGMA cache_size=-2000")
     connection.commit()
+
+
+def as_unfit(error: Exception) -> Unfit | None:
+    """What went wrong, where it is what was given: a text that the database cannot hold, a number that is too large."""
+    if isinstance(error, DataError | UnicodeError | OverflowError):
+        return Unfit(f"the journal's database does not take it: {reason_of(error)}")
+    return None
 
 
 def reason_of(error: Exception) -> str:

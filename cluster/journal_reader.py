@@ -15,7 +15,7 @@ from sqlalchemy import Connection, and_, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from laban.actors.errors import Unavailable
-from laban.cluster.journal_engine import checked, engine_of, reason_of
+from laban.cluster.journal_engine import Unfit, as_unfit, checked, engine_of, reason_of
 from laban.cluster.journal_members import RUNNING
 from laban.cluster.journal_records import Stored, archive_from_json
 from laban.cluster.journal_schema import MEMBERS, WORKFLOWS
@@ -57,7 +57,10 @@ class JournalReader:
         self._lock = threading.Lock()
 
     async def find(self, workflow_id: str) -> Found | None:
-        return await asyncio.to_thread(self._with, lambda connection: _find(connection, workflow_id))
+        try:
+            return await asyncio.to_thread(self._with, lambda connection: _find(connection, workflow_id))
+        except Unfit:  # what cannot be asked for could not be written either
+            return None
 
     async def page(
         self,
@@ -82,9 +85,10 @@ class JournalReader:
                     self._connection = self._engine.connect()
                 with self._connection.begin():
                     return work(self._connection)
-            except SQLAlchemyError as error:
+            except (SQLAlchemyError, UnicodeError, OverflowError) as error:
                 self._disconnect()
-                raise Unavailable(f"the journal's database cannot be read: {reason_of(error)}") from None
+                unfit = as_unfit(error)
+                raise unfit or Unavailable(f"the journal's database cannot be read: {reason_of(error)}") from None
 
     def _close(self) -> None:
         with self._lock:

@@ -25,6 +25,7 @@ from laban.cluster.journal_engine import (
     JournalAway,
     OpenedFile,
     Sync,
+    as_unfit,
     checked,
     engine_of,
     grow_log,
@@ -78,7 +79,8 @@ class Store(Protocol):
 
     def write(self, writes: Sequence[Write]) -> Mapping[str, Taken]:
         """All of it in one transaction, but the submissions whose keys are others': these come back, by their ids.
-        What is there already is not written twice. Raises JournalAway, Fenced."""
+        What is there already is not written twice. Raises JournalAway, Fenced, and Unfit for what could never be
+        written."""
 
     def close(self) -> None:
         """Leave: what has not ended may be taken over by anybody."""
@@ -157,7 +159,7 @@ class SqlStore:
         return self._do(lambda connection: self._write(connection, writes))
 
     def do(self, work: Callable[[Connection], T]) -> T:
-        """Something else in a transaction, as a member. Raises JournalAway, Fenced."""
+        """Something else in a transaction, as a member. Raises JournalAway, Fenced, Unfit."""
         return self._do(work)
 
     def attend(
@@ -197,7 +199,7 @@ class SqlStore:
             self._locks.release()
 
     def _do(self, work: Callable[[Connection], T], *, is_member: bool = True) -> T:
-        """In a transaction that fails if this member is none any more."""
+        """In a transaction that fails if this member is none any more. Raises JournalAway, Fenced, Unfit."""
         if is_member and not self.member_id:
             raise JournalAway("it is not open")
         try:
@@ -214,7 +216,7 @@ class SqlStore:
             raise
         except Exception as error:  # whatever it is, the thread that writes goes on
             self._disconnect()
-            raise JournalAway(reason_of(error)) from error
+            raise as_unfit(error) or JournalAway(reason_of(error)) from error
 
     def _attend(self, connection: Connection, keep: int | None, before: float | None, known: Collection[str]) -> Round:
         now = roll.time_of(connection, self.clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from laban.cluster.finished import Finished
 from laban.cluster.journal_records import Submission
 from laban.cluster.records import WorkflowRecord
 
+PAGE_TOKEN = re.compile(r"([0-9]{1,18})\.([!-~]{1,64})")  # what a database can be asked for
 DEFAULT_PAGE = 50
 MAX_PAGE = 1000
 
@@ -136,11 +138,10 @@ def read_page(page_size: int, page_token: str) -> tuple[int, tuple[int, str] | N
     size = page_size or DEFAULT_PAGE
     if not page_token:
         return size, None
-    place, dot, workflow_id = page_token.partition(".")
-    # Its length first: Python refuses to read thousands of digits.
-    if not (dot and place.isascii() and place.isdigit() and len(place) < 20):
+    found = PAGE_TOKEN.fullmatch(page_token)
+    if found is None:
         raise InvalidInput("expected a token from an earlier page", field="page_token", value=page_token)
-    return size, (int(place), workflow_id)
+    return size, (int(found[1]), found[2])
 
 
 def clock_place(clock: Callable[[], float], last: int) -> int:

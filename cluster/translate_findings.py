@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from laban.actors.errors import InvalidInput
 from laban.cluster.audit.findings import Finding
 from laban.cluster.audit.tally import Tally
+from laban.cluster.plain_text import check_plain
 from laban.cluster.records import FidelityNote
 from laban.cluster.workflow.fidelity import Degree
 from laban.proto import laban_pb2 as pb
@@ -40,6 +41,7 @@ def findings_from_pb(findings: Iterable[pb.Finding], path: str, usual_share: flo
             raise InvalidInput(f"more than {MAX_FINDINGS}", field=path)
         if not each.step or len(each.step) > 1_000:
             raise InvalidInput("expected a step's name, of up to 1000 characters", field=f"{at}.step", value=each.step)
+        check_plain(each.step, f"{at}.step")
         degree = Degree.of(each.level, usual_share)
         if degree is None or degree.level == "exact":
             raise InvalidInput("expected a level beside exact", field=f"{at}.level", value=each.level)

@@ -151,6 +151,7 @@ TRUE = Value(bool_value=True)
 BAD = [
     ("Submit", pb.SubmitRequest(), "source", "INVALID_ARGUMENT"),
     ("Submit", submit(idempotency_key="k" * 129), "idempotency_key", "INVALID_ARGUMENT"),
+    ("Submit", submit(idempotency_key="k\0"), "idempotency_key", "INVALID_ARGUMENT"),
     ("Submit", submit(inputs={"who": {}}), "inputs.who", "INVALID_ARGUMENT"),
     ("Submit", submit(inputs={"who": {"number_value": float("nan")}}), "inputs.who", "INVALID_ARGUMENT"),
     ("Submit", submit(overrides=pb.Overrides(fidelity=6)), "overrides.fidelity", "INVALID_ARGUMENT"),
@@ -174,6 +175,7 @@ BAD = [
     ("Watch", pb.WatchRequest(), "workflow_id", ""),
     ("Watch", pb.WatchRequest(workflow_id="wf-1", after_event=-1), "after_event", ""),
     ("Get", pb.GetRequest(), "workflow_id", ""),
+    ("Get", pb.GetRequest(workflow_id="wf\0"), "workflow_id", "INVALID_ARGUMENT"),
     ("List", pb.ListRequest(states=[42]), "states[0]", ""),
     ("Cancel", pb.CancelRequest(), "workflow_id", ""),
     ("CompleteStep", pb.CompleteStepRequest(workflow_id="wf-1"), "address", ""),

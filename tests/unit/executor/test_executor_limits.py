@@ -31,8 +31,10 @@ async def test_idempotency_keys():
         other = await r.submit(CHAIN, {"question": "b"}, idempotency_key="k", tenant="other")
         assert other.workflow_id != first.workflow_id
         await r.end(other.workflow_id)
-        with pytest.raises(InvalidInput):
-            await r.submit(CHAIN, {"question": "a"}, idempotency_key="k" * 129)
+        for key in ("k" * 129, "k\0", "a\nb", "\ud800"):
+            with pytest.raises(InvalidInput) as refused:
+                await r.submit(CHAIN, {"question": "a"}, idempotency_key=key)
+            assert refused.value.field == "idempotency_key"
 
 
 @asynchronous
@@ -91,7 +93,8 @@ async def test_pages_newest_first():
         assert all(record.steps == () for record in first)
         only, _ = r.executor.list(states=["failed"])
         assert [record.workflow_id for record in only] == [failed]
-        for bad in ({"page_size": -1}, {"page_size": 1001}, {"page_token": "x"}, {"page_token": "9" * 5000}):
+        tokens = ("x", "9" * 5000, "9" * 19 + ".wf", "1.wf\0", "1.", ".wf")
+        for bad in ({"page_size": -1}, {"page_size": 1001}, *({"page_token": token} for token in tokens)):
             with pytest.raises(InvalidInput):
                 r.executor.list(**bad)
 

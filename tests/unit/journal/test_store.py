@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import shutil
 import sqlite3
@@ -24,12 +25,15 @@ from laban.actors.calls import CallFinished, TokenLogprob
 from laban.actors.errors import FailedPrecondition, InvalidInput, Unavailable
 from laban.cluster import journal_migrations as migrations
 from laban.cluster.config import LabanConfig, Resolved, describe
-from laban.cluster.journal_engine import LOG_BYTES, Fenced, JournalLost, transaction
+from laban.cluster.journal_engine import LOG_BYTES, Fenced, JournalLost, Unfit, checked, engine_of, transaction
 from laban.cluster.journal_members import Presence
 from laban.cluster.journal_place import checked_url, default_url
+from laban.cluster.journal_reader import JournalReader
 from laban.cluster.journal_records import Deletion, Ending, Line, Stored, Submission
+from laban.cluster.journal_schema import MOVES
 from laban.cluster.journal_store import LEASE_S, LOCK_KEY, SqlStore, Taken
 from laban.cluster.moves import CallEnded, move_from_json, move_to_json
+from laban.cluster.records import JOURNAL_AVAILABLE
 from laban.kvstore.encodings import EMPTY_VIEW, make_spec
 
 CHAIN_OF = CHAIN.replace("question: {type: string}", "question: {default: why}")
@@ -151,6 +155,58 @@ def test_a_key_is_one_workflows(url: str) -> None:
     assert second.write([submission("w4", 4, "k")]) == {}
     first.close()
     second.close()
+
+
+def test_what_the_database_cannot_hold_is_no_outage(url: str) -> None:
+    """None of what comes with it is written, and what comes then is."""
+    store = shared(url, "a", lambda: 0.0)
+    bad = [submission("w2", 2**70), submission("w2", 2, "\ud800")]
+    if url.startswith("postgresql"):
+        bad.append(submission("w2", 2, "k\0"))
+    for each in bad:
+        with pytest.raises(Unfit, match="does not take it"):
+            store.write([submission("w1", 1), each])
+    assert store.write([submission("w3", 3)]) == {}
+    assert [each.submission.workflow_id for each in store.load()] == ["w3"]
+    store.close()
+
+
+@asynchronous
+async def test_what_no_workflow_can_be_called_is_not_found(url: str) -> None:
+    shared(url, "a", lambda: 0.0).close()
+    reader = JournalReader(url)
+    for workflow_id in ("wf\0", "\ud800"):
+        assert await reader.find(workflow_id) is None
+    await reader.close()
+
+
+@asynchronous
+async def test_what_cannot_be_written_is_refused_alone_and_the_rest_is_written_in_order(url: str) -> None:
+    store = SqlStore(url)
+    store.open()
+    async with server(store) as run:
+        ranks = iter([1, 2**70, 2, 3])
+        run.executor.next_rank = lambda: next(ranks)
+        asked = [run.submit(CHAIN_OF, idempotency_key=key) for key in "abc"]
+        answers = dict(zip("abc", await asyncio.gather(*asked, return_exceptions=True), strict=True))
+        [(key, refused)] = [each for each in answers.items() if isinstance(each[1], Exception)]
+        assert isinstance(refused, InvalidInput)
+        assert "does not take it" in str(refused)
+        assert run.journal.status == JOURNAL_AVAILABLE
+        answers[key] = await run.submit(CHAIN_OF, idempotency_key=key)  # which is free again
+        for each in answers.values():
+            assert (await run.events(each.workflow_id))[-1].workflow_state == "succeeded"
+
+        done: list[int] = []
+        for number in range(1, 8):
+            line = Line("nobody's", 2**40 if number % 3 == 0 else number, 0.0, 0, 0, "{}")
+            run.journal.append(line, lambda number=number: done.append(number))
+        await until(lambda: len(done) == 7)
+        assert done == [*range(1, 8)]
+    with closing(engine_of(checked(url), "full").connect()) as connection:
+        numbers = connection.execute(select(MOVES.c.number).where(MOVES.c.workflow_id == "nobody's")).scalars().all()
+    expected = {number for number in range(1, 8) if number % 3}
+    assert set(numbers) - {2**40} == expected  # SQLite holds as large a number
 
 
 def test_what_is_left_is_shared_out_among_those_who_can_run_it(url: str) -> None:
