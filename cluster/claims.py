@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from laban.actors.errors import Conflict, InvalidInput, Unavailable
-from laban.cluster.plain_text import check_plain
+from laban.cluster.texts import check_plain
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import Overrides
 

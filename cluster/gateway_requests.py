@@ -11,9 +11,8 @@ from laban.actors.calls import Constraint, Sampling
 from laban.actors.errors import InvalidInput, NotBuilt, OutOfRange
 from laban.cluster.claims import MAX_KEY
 from laban.cluster.parsed import ParsedWorkflows
-from laban.cluster.plain_text import check_plain
 from laban.cluster.records import Layout, SessionPlacement, WorkflowState
-from laban.cluster.texts import check_text
+from laban.cluster.texts import check_plain, check_text
 from laban.cluster.translate import fidelity_word, workflow_state_word
 from laban.cluster.translate_sessions import duration_s
 from laban.cluster.translate_spec import spec_to_dict

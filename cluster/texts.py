@@ -31,6 +31,13 @@ def check_name(name: str, field: str) -> str:
     return name
 
 
+def check_plain(text: str, field: str) -> None:
+    """Raises InvalidInput for a key or an id with control characters, or halves of others: not every database takes
+    them."""
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
+        raise InvalidInput("expected no control characters", field=field, value=text)
+
+
 async def aside(num_chars: int, work: Callable[[], T]) -> T:
     """What `work` gives, which goes through a text of `num_chars`: in another thread if that is long, so that the event
     loop goes on; else here and now."""

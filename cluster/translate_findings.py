@@ -8,8 +8,8 @@ from dataclasses import asdict, fields
 from laban.actors.errors import InvalidInput
 from laban.cluster.audit.findings import Finding
 from laban.cluster.audit.tally import Tally
-from laban.cluster.plain_text import check_plain
 from laban.cluster.records import FidelityNote
+from laban.cluster.texts import check_plain
 from laban.cluster.workflow.fidelity import Degree
 from laban.proto import laban_pb2 as pb
 

@@ -70,6 +70,7 @@ def test_what_is_behind_a_move_is_done_and_no_move_is_taken_for_another(breaks: 
 @asynchronous
 async def test_a_move_that_cannot_be_applied_fails_its_workflow_and_no_other(caplog) -> None:
     async with server(MemoryStore()) as first:
+        first.worker.paused = True
         broken, whole = [(await first.submit(CHAIN_OF)).workflow_id for _ in range(2)]
         board = first.executor.shelf.find(broken).board
         set_state = board.set_state
@@ -80,6 +81,7 @@ async def test_a_move_that_cannot_be_applied_fails_its_workflow_and_no_other(cap
             set_state(address, state, **changes)
 
         board.set_state = refuse
+        first.worker.resume()
         ended = (await first.events(broken))[-1]
         assert (ended.workflow_state, ended.error.status) == ("failed", "INTERNAL")
         assert "no place for it" in ended.error.message
