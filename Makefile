@@ -39,7 +39,10 @@ $(STAMP): pyproject.toml constraints-cpu.txt
 demo: setup  ## run a parallel debate of three agents on the default model, live (EXAMPLE=, ARGS=)
 	$(BIN)/laban run $(EXAMPLE) $(ARGS)
 	@printf '%s\n' '' \
-	  'read: tokens that a step looks at; reused: those found encoded, by whoever made them; encoded: the rest.' \
+	  'read: tokens of the messages that a step looks at; reused: those of them found encoded, by whoever made them.' \
+	  'encoded: all that was computed for it before its first token and at its end: what it read and was not found, what' \
+	  '  the template puts before that, and the frame and prefill of its own message. generated is apart from all these.' \
+	  'TTFT: time to first token. Steps run side by side: the sum of their times is more than from start to end.' \
 	  'The same without reuse across readers: make demo ARGS="--fidelity exact". What it drew on: docs/examples.md' \
   'What reuse changed in what they say, step by step: .venv/bin/laban audit $(EXAMPLE) (docs/fidelity.md)' \
 	  'Next: . .venv/bin/activate; laban new flow.yaml; laban graph flow.yaml; laban run flow.yaml'

@@ -32,6 +32,7 @@ MARKS = {
 }
 STYLES = {"waiting": "dim", "ready": "yellow", "running": "cyan", "succeeded": "green", "failed": "bold red",
           "cancelled": "dim", "skipped": "dim"}  # fmt: skip
+SHOWN_CUT = 12  # texts that ended at max_tokens
 PLAIN_WIDTH = 170  # of tables that no terminal limits
 
 
@@ -149,7 +150,7 @@ class LiveScreen:
             style = STYLES.get(step.state, "")
             table.add_row(Text(MARKS.get(step.state, "?"), style), Text(step.address, style), Text(live_line(step)))
         counts = ", ".join(f"{number} {state}" for state, number in sorted(self._followed.counts().items()))
-        foot = Text(f"{time.monotonic() - self._began:.0f} s · {len(steps)} steps: {counts}", "dim")
+        foot = Text(f"{time.monotonic() - self._began:.0f} s · {_steps(len(steps))}: {counts}", "dim")
         return Group(table, foot)
 
 
@@ -182,6 +183,10 @@ def live_line(step: FollowedStep) -> str:
         at = f"encoding on {step.worker}" if step.worker else "runs its workflow"
         return f"{step.num_tokens} tokens  {tail}" if step.num_tokens else at
     return step.state
+
+
+def _steps(number: int) -> str:
+    return f"{number} step{'' if number == 1 else 's'}"
 
 
 def _was_begun(result: StepResult) -> bool:
@@ -224,11 +229,18 @@ def print_results(record: WorkflowRecord) -> None:
         table.add_row(
             *(Text(cell) for cell in row), style=STYLES.get(step.state) if step.state != "succeeded" else None
         )
-    *tokens, ttft_ms, _ = sums(record.steps)
+    *tokens, ttft_ms, wall_ms = sums(record.steps)
     table.add_section()
-    wall = shown_ms(record.wall_ms)
-    table.add_row("sum", f"{len(begun)} steps", "", *map(str, tokens), shown_ms(ttft_ms), wall, style="bold")
+    table.add_row(
+        "sum", _steps(len(begun)), "", *map(str, tokens), shown_ms(ttft_ms), shown_ms(wall_ms), style="bold"
+    )
+    # Steps run side by side: what the whole took is no sum.
+    table.add_row("start to end", *[""] * (len(COLUMNS) - 2), shown_ms(record.wall_ms), style="bold")
     console.print(table)
+    cut = [step.address for step in begun if step.finish_reason == "length"]
+    if cut:
+        rest = f" and {len(cut) - SHOWN_CUT} more" if len(cut) > SHOWN_CUT else ""
+        console.print(Text(f"cut at max_tokens: {', '.join(cut[:SHOWN_CUT])}{rest}", "dim"))
     for line in chosen_lines(record.notes):
         console.print(Text(f"fidelity of {line}", "dim"))
     num_left = len(record.steps) - len(begun)

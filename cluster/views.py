@@ -280,9 +280,11 @@ def _token_range(entry: Entry, index: int) -> tuple[int, int]:
     begin = 0 if entry.begin is None else entry.begin
     end = num_tokens if entry.end is None else entry.end
     if not 0 <= begin < num_tokens:
-        raise InvalidInput(f"expected 0 to {num_tokens - 1}", field=f"view[{index}].begin", value=begin)
+        whole = f"the message has {num_tokens} tokens with its frame, expected"
+        raise InvalidInput(f"{whole} 0 to {num_tokens - 1}", field=f"view[{index}].begin", value=begin)
     if not begin < end <= num_tokens:
-        raise InvalidInput(f"expected {begin + 1} to {num_tokens}", field=f"view[{index}].end", value=end)
+        whole = f"the message has {num_tokens} tokens with its frame, expected"
+        raise InvalidInput(f"{whole} {begin + 1} to {num_tokens}", field=f"view[{index}].end", value=end)
     return begin, end
 
 

@@ -98,7 +98,7 @@ def _print(name: str, report: LintReport, measure: Measure) -> None:
     for diagnostic in report.diagnostics:
         print("\n".join(quoted(diagnostic, name)))
     if report.num_instances:
-        print(f"{name}: {report.num_instances} step instances")
+        print(f"{name}: {report.num_instances} step instance{'s' if report.num_instances != 1 else ''}")
     if report.views:
         longest = max(report.views, key=lambda view: view.total)
         print(

@@ -58,9 +58,9 @@ class Facts:
         other.add(address, text)
         return other
 
-    def text(self, key: str) -> str:
-        """Of a fixed message, or of an instance that is there."""
-        return self._messages[key] if key in self._messages else self.texts[key]
+    def message(self, key: str) -> str:
+        """The whole text of a fixed message, or of an instance that is there: as its readers see it, with its prefill."""
+        return self._messages[key] if key in self._messages else self._prefills[key] + self.texts[key]
 
     def evaluate(self, bound: Bound) -> Any:
         """Raises ExpressionProblem."""

@@ -39,10 +39,10 @@ class Reading:
 
     def stand_ins(self, source: Source) -> tuple[Given, ...]:
         """The messages as a run within is given them."""
-        return tuple(Given(OUTSIDE + self._named(key), self._facts.text(key)) for key in self.keys(source))
+        return tuple(Given(OUTSIDE + self._named(key), self._facts.message(key)) for key in self.keys(source))
 
     def text_of(self, output: OutputNode) -> str:
-        return output.separator.join(self._facts.text(key) for key in self.keys(output.source))
+        return output.separator.join(self._facts.message(key) for key in self.keys(output.source))
 
     def keys(self, source: Source) -> list[str]:
         """The messages that are there, in order."""

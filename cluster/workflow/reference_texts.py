@@ -124,7 +124,7 @@ TEXTS: Mapping[type[Model], Mapping[str, str]] = {
         "tolerance": "of `auto`, and of these reads if they are `corrected`; default: the step's",
         "recompute_share": "if they are `blended`: how many of their tokens count; default: the step's",
         "order": "gives members by name or number: only these are read, in this order",
-        "begin": "the first token read of each message",
+        "begin": "the first token read of each message, its frame's tokens counted",
         "end": "the token before which reading ends",
     },
     schema.Join: {
@@ -177,7 +177,7 @@ TEXTS: Mapping[type[Model], Mapping[str, str]] = {
         "otherwise": "run if it does not",
     },
     schema.Output: {
-        "read": "the texts",
+        "read": "the messages, as their readers see them: with their `prefill`",
         "join": "how many must be there",
         "separator": "between them",
     },

@@ -207,7 +207,8 @@ class Run:
             self._stop_unwanted()
 
     def outputs(self) -> dict[str, str]:
-        """The named outputs of a run that succeeded; nothing before, and nothing of one that did not."""
+        """The named outputs of a run that succeeded, each the whole messages that it reads, prefills included; nothing
+        before, and nothing of one that did not."""
         if self.state != "succeeded":
             return {}
         there = (o for o in self.graph.outputs.values() if self._progress.outcomes[o.unit] == "there")

@@ -117,8 +117,18 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "b[x,1]" in out  # brackets are no markup
     assert "h[i]" in out
     [total] = [line for line in out.splitlines() if "sum" in line]
-    assert total.replace("│", " ").split() == ["sum", "2", "steps", "20", "8", "14", "4", "40", "ms", "250", "ms"]
+    assert total.replace("│", " ").split() == ["sum", "2", "steps", "20", "8", "14", "4", "40", "ms", "100", "ms"]
+    [whole] = [line for line in out.splitlines() if "start to end" in line]
+    assert whole.replace("│", " ").split() == ["start", "to", "end", "250", "ms"]
+    assert "cut at" not in out
     assert "loaded" not in out
+
+
+def test_texts_that_were_cut_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    print_results(replace(RECORD, steps=(replace(RESULT, finish_reason="length"),)))
+    out = capsys.readouterr().out
+    assert f"cut at max_tokens: {RESULT.address}" in out
+    assert "1 step " in out
 
 
 def test_what_was_loaded_is_said_where_there_was_any(capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,14 +71,14 @@ def test_the_tree_has_eight_proposals_four_voters_and_one_final() -> None:
     run = play(example("tree_of_thoughts"))
     assert [i.step for i in run.instances] == ["propose"] * 8 + ["vote"] * 4 + ["final"]
     assert run.tallies()["vote"].winner == "propose[3]"
-    assert run.outputs() == {"best": "3, says propose", "final": "3, says final"}
+    assert run.outputs() == {"best": "Idea 3:3, says propose", "final": "3, says final"}
 
 
 def test_the_review_ends_when_the_count_and_the_reviewer_agree() -> None:
     ok = {"count[1]": '{"words": 20}', "count[2]": '{"words": 9}', "review[1]": "ok", "review[2]": "ok"}
     run = play(example("plan_execute_review"), ok)
     assert [i.address for i in run.instances if i.state == "succeeded" and i.step == "act"] == ["act[1]", "act[2]"]
-    assert run.outputs()["verdicts"] == "ok\nok"
+    assert run.outputs()["verdicts"] == "Verdict:ok\nVerdict:ok"
 
 
 def test_the_map_goes_over_forty_notes_in_five_batches() -> None:
@@ -97,7 +97,7 @@ def test_the_panel_reads_what_the_judges_chose_in_their_order() -> None:
             run.finish(step.address, answers.get(step.address, f"says {step.address}"))
     assert reads == ["agent:editor", "propose[2]", "propose[4]", "propose[3]", "write_up"]
     assert run.tallies()["judge"].winner == "propose[2]"
-    assert run.outputs() == {"best": "says propose[2]", "final": "says final"}
+    assert run.outputs() == {"best": "Idea 2:says propose[2]", "final": "says final"}
 
 
 def test_retrieval_reads_the_documents_in_different_orders() -> None:

@@ -110,6 +110,21 @@ def test_several_messages_come_back_as_one_text() -> None:
     assert reads["final"] == ["doc", "research[1]", "research[2]"]
 
 
+def test_what_comes_back_is_whole_messages() -> None:
+    inner = RESEARCH.replace("{step: draft,", '{step: draft, prefill: "I say:",')
+    assert inner != RESEARCH
+    both = inner + "outputs: {both: {read: draft, separator: '+'}}"
+    run = Run(parse_yaml(PARENT, "parent.yaml", {**FILES, "parts/research.yaml": both}), {})
+    ended = []
+    while run.state == "running":
+        for step in run.ready():
+            run.finish(step.address, step.address[-3:])
+        ended += [news for news in run.take_news() if isinstance(news, Ended)]
+    first = next(news for news in ended if news.address == "research[1]")
+    assert first.message is not None
+    assert first.message.text == "I say:[1]+I say:[2]"
+
+
 def test_what_fails_inside_fails_the_step() -> None:
     run = Run(parse_yaml(PARENT, "parent.yaml", FILES), {})
     play(run, lambda address: RuntimeError("boom") if address == "research[2]/merge" else "some text")

@@ -39,6 +39,13 @@ def test_a_chain_runs_in_order_and_each_step_is_handed_out_once() -> None:
     assert (run.state, run.outputs()) == ("succeeded", {"o": "B", "fixed": "hi"})
 
 
+def test_an_output_is_the_whole_message_and_the_result_what_was_generated() -> None:
+    run = start('steps:\n- {step: a, count: 2, prefill: "No. {{ index }}:"}\noutputs: {o: a, one: "a[2]"}\n')
+    for step in run.ready():
+        run.finish(step.address, f" is {step.address}")
+    assert run.outputs() == {"o": "No. 1: is a[1]\n\nNo. 2: is a[2]", "one": "No. 2: is a[2]"}
+
+
 def test_results_that_are_not_expected() -> None:
     run = start("steps:\n- {step: a}\n- {step: b, read: [a]}\n")
     with pytest.raises(FailedPrecondition, match="ready"):
