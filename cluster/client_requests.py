@@ -96,8 +96,11 @@ _NO_SAMPLING = {*PlaceOptions.__annotations__, "prefill", "response_schema", "ch
 
 
 def checked_address(address: str) -> str:
-    if not address.startswith(_SCHEMES) and _PLAIN_ADDRESS.fullmatch(address) is None:
-        raise InvalidInput("expected host:port", field="address", value=address)
+    if not address.startswith(_SCHEMES):
+        if _PLAIN_ADDRESS.fullmatch(address) is None:
+            raise InvalidInput("expected host:port", field="address", value=address)
+        if not 1 <= int(address.rpartition(":")[2]) <= 65_535:
+            raise InvalidInput("expected a port from 1 to 65535", field="address", value=address)
     return address
 
 
@@ -150,7 +153,8 @@ def submit_request(
 
 
 def fidelity_of(word: str, path: str = "fidelity") -> pb.Fidelity:
-    return _enum(pb.Fidelity, word, "FIDELITY_", path)  # type: ignore[return-value]
+    # `mixed` is what a result may be, and nothing to ask for.
+    return _enum(pb.Fidelity, word, "FIDELITY_", path, without=("mixed",))  # type: ignore[return-value]
 
 
 def states_of(states: Iterable[str]) -> list[pb.WorkflowState]:
@@ -292,11 +296,14 @@ def _read(path: Path) -> bytes:
         ) from None
 
 
-def _enum(enum: Any, word: str, prefix: str, path: str) -> int:
+def _enum(enum: Any, word: str, prefix: str, path: str, without: Sequence[str] = ()) -> int:
+    words = [name.removeprefix(prefix).lower() for name in enum.keys()[1:]]
+    words = [each for each in words if each not in without]
     try:
+        if word in without:
+            raise ValueError(word)
         return enum_number(enum, word, prefix)
     except (ValueError, AttributeError):
-        words = [name.removeprefix(prefix).lower() for name in enum.keys()[1:]]
         raise InvalidInput(f"expected one of {', '.join(words)}", field=path, value=word) from None
 
 

@@ -309,7 +309,8 @@ def _find_file(file: str | Path | None, variables: Mapping[str, str], folder: Pa
     if named:
         path = Path(named).expanduser()
         if not path.is_file():
-            raise NotFound("the configuration file does not exist", field="config", value=str(path))
+            what = "the configuration file is a folder" if path.is_dir() else "the configuration file does not exist"
+            raise NotFound(what, field="config", value=str(path))
         return path
     found = folder / FILE_NAME
     return found if found.is_file() else None

@@ -231,9 +231,7 @@ def print_results(record: WorkflowRecord) -> None:
         )
     *tokens, ttft_ms, wall_ms = sums(record.steps)
     table.add_section()
-    table.add_row(
-        "sum", _steps(len(begun)), "", *map(str, tokens), shown_ms(ttft_ms), shown_ms(wall_ms), style="bold"
-    )
+    table.add_row("sum", _steps(len(begun)), "", *map(str, tokens), shown_ms(ttft_ms), shown_ms(wall_ms), style="bold")
     # Steps run side by side: what the whole took is no sum.
     table.add_row("start to end", *[""] * (len(COLUMNS) - 2), shown_ms(record.wall_ms), style="bold")
     console.print(table)

@@ -155,7 +155,7 @@ def hash_token(token: str) -> str:
 def new_entry(
     token: str, name: str, tenant: str, roles: tuple[str, ...], expires: datetime | None, fidelity: str = "exact"
 ) -> TokenEntry:
-    """Raises InvalidInput naming the flag."""
+    """Raises InvalidInput naming the argument."""
     values: dict[str, Any] = {
         "name": name, "sha256": hash_token(token), "tenant": tenant, "roles": roles, "fidelity": fidelity,
     }  # fmt: skip
@@ -170,7 +170,8 @@ def new_entry(
             "roles": f"one or more of {', '.join(ROLES)}, with commas between",
             "fidelity": levels_in_words(),
         }.get(field, str(first["msg"]))
-        raise InvalidInput(f"expected {expected}", field=f"--{field}", value=values.get(field)) from None
+        where = "NAME" if field == "name" else f"--{field}"
+        raise InvalidInput(f"expected {expected}", field=where, value=values.get(field)) from None
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

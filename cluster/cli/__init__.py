@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import traceback
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from types import FrameType
 
-from laban.actors.errors import LabanError
+from laban.actors.errors import LabanError, shorten
 from laban.cluster.cli.arguments import parse
+from laban.cluster.cli.flags import as_flag, flag_of
 
 BAD_INPUT = ("INVALID_ARGUMENT", "OUT_OF_RANGE", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "UNIMPLEMENTED")
 INTERRUPTED = 130
@@ -33,8 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except LabanError as error:
-        for line in _lines_of(error, getattr(arguments, "file", None) or ""):
+        for line in _lines_of(error, arguments):
             print(line, file=sys.stderr)
+        if getattr(arguments, "json", False):
+            print(json.dumps({"error": _object_of(error, arguments)}, ensure_ascii=False, default=str))
         return 2 if error.status in BAD_INPUT else 1
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
@@ -46,17 +52,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _unexpected(error)
 
 
-def _lines_of(error: LabanError, file: str) -> Iterator[str]:
+def _lines_of(error: LabanError, arguments: Namespace) -> Iterator[str]:
     """A bad workflow may have several mistakes: each is quoted."""
     from laban.cluster.cli.quote import quoted
     from laban.cluster.workflow.diagnostics import WorkflowErrors
 
     if isinstance(error, WorkflowErrors):
         for diagnostic in error.diagnostics:
-            first, *rest = quoted(diagnostic, file)
+            first, *rest = quoted(as_flag(diagnostic), getattr(arguments, "file", None) or "")
             yield from (f"laban: {first}", *rest)
     else:
-        yield from (f"laban: {line}" for line in str(error).splitlines())
+        shown = LabanError(error.message, field=_flag(error.field, arguments), value=error.value)
+        yield from (f"laban: {line}" for line in str(shown).splitlines())
+
+
+def _object_of(error: LabanError, arguments: Namespace) -> dict[str, object]:
+    """What `--json` prints in the place of a result."""
+    from laban.cluster.workflow.diagnostics import WorkflowErrors
+
+    diagnostics = error.diagnostics if isinstance(error, WorkflowErrors) else ()
+    value = error.value if error.value is None else shorten(error.value)
+    return {
+        "status": error.status, "field": _flag(error.field, arguments), "message": error.message, "value": value,
+        "diagnostics": [asdict(as_flag(diagnostic)) for diagnostic in diagnostics],
+    }  # fmt: skip
+
+
+def _flag(path: str, arguments: Namespace) -> str:
+    return flag_of(path) if hasattr(arguments, "inputs") else path
 
 
 def _unexpected(error: Exception) -> int:

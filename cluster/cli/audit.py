@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from laban.cluster.audit.writing import Path as YamlPath
 from laban.cluster.audit.writing import set_fidelities
 from laban.cluster.cli.files import read_file
 from laban.cluster.cli.recording import record_run
+from laban.cluster.cli.show import Waiting
 from laban.cluster.workflow.build import build_graph
 from laban.cluster.workflow.fidelity import AUTO, CHEAPEST_FIRST, Degree
 from laban.cluster.workflow.inputs import check_inputs
@@ -56,7 +57,7 @@ class AuditPlan:
         if arguments.data is None:
             self.inputs = [(1, dict(base))]
         else:
-            text = read_file(arguments.data).decode("utf-8", "replace")
+            text = read_file(arguments.data, "--data").decode("utf-8", "replace")
             self.inputs = read_data(text, self.workflow, base, arguments.data)
         changes = {tuple(key.rpartition(".")[::2]): value for key, value in request["overrides"].items()}
         for _, inputs in self.inputs:
@@ -98,8 +99,9 @@ def _states_levels(workflow: Workflow) -> bool:
 class Auditing:
     """Runs and audits one set of inputs after the other, and says how far it has come."""
 
-    def __init__(self, client: Client, plan: AuditPlan, tools: dict[str, ShellTool]) -> None:
-        self._client, self._plan, self._tools = client, plan, tools
+    def __init__(self, client: Client, plan: AuditPlan, tools: dict[str, ShellTool], server: str) -> None:
+        """`server` is the client's address: steps that wait for somebody are told of with it."""
+        self._client, self._plan, self._tools, self._server = client, plan, tools, server
         self._is_terminal = sys.stderr.isatty()
 
     def all(self) -> list[AuditedInput]:
@@ -116,7 +118,8 @@ class Auditing:
         return found
 
     def _record(self, inputs: Mapping[str, object]) -> tuple[list[RecordedStep], str]:
-        return record_run(self._client, inputs, self._plan.options(fidelity=BASELINE), self._tools)
+        options = self._plan.options(fidelity=BASELINE)
+        return record_run(self._client, inputs, options, self._tools, Waiting(self._server, self._note))
 
     def _compare(
         self, place: int, inputs: Mapping[str, object], recorded: Sequence[RecordedStep]
@@ -130,6 +133,9 @@ class Auditing:
             done = sum(isinstance(each, StepAudit) and each.read is None for each in items)
             self._say(place, f"compared {done} of {total} steps" if done < total else "replaying whole runs, for time")
         return items
+
+    def _note(self, line: str) -> None:
+        print(f"\r\x1b[K{line}" if self._is_terminal else line, file=sys.stderr, flush=True)
 
     def _say(self, place: int, doing: str) -> None:
         line = f"input {place} of {len(self._plan.inputs)}: {doing}"
@@ -151,28 +157,46 @@ def record(client: Client, plan: AuditPlan, inputs: Sequence[AuditedInput]) -> N
     print(f"recorded: {AUTO} chooses by it{few}", file=sys.stderr)
 
 
-def finish(plan: AuditPlan, inputs: Sequence[AuditedInput], arguments: Namespace) -> int:
-    """Shows, and writes, what was found; returns the exit code."""
+def finish(
+    plan: AuditPlan, inputs: Sequence[AuditedInput], arguments: Namespace, keep: Callable[[], None] | None
+) -> int:
+    """Shows what was found, then writes and keeps it: what cannot be written takes nothing else away. Returns the exit
+    code."""
     report = summarize(plan.workflow.name, inputs)
     if not report.num_inputs:
         raise FailedPrecondition(f"no run under {BASELINE} succeeded: {inputs[0].error}")
     report = summarize(plan.workflow.name, inputs, _why(plan, report))
     advice = advise(report, plan.tolerance)
-    if arguments.html:
-        _write(arguments.html, page(report, advice, plan.tolerance), "--html")
     if arguments.json:
         document = {**asdict(report), "tolerance": plan.tolerance, "advice": [asdict(one) for one in advice]}
         print(json.dumps(document, ensure_ascii=False))
     else:
         print("\n".join(lines(report, advice, plan.tolerance)))
+    sys.stdout.flush()
+    tasks: list[Callable[[], None]] = []
+    if arguments.html:
+        tasks.append(lambda: _write(arguments.html, page(report, advice, plan.tolerance), "--html"))
+    if keep is not None:
+        tasks.append(keep)
     if arguments.write:
-        changed = write_back(plan, advice)
-        if changed is None:
-            print(f"{arguments.file}: says so already", file=sys.stderr)
-        else:
-            _write(arguments.file, changed, "--write")
-            print(f"{arguments.file}: written", file=sys.stderr)
-    return 0
+        tasks.append(lambda: _change(plan, advice, arguments.file))
+    code = 0
+    for task in tasks:
+        try:
+            task()
+        except LabanError as error:
+            print(f"laban: {error}", file=sys.stderr)
+            code = 1
+    return code
+
+
+def _change(plan: AuditPlan, advice: Sequence[Advice], file: str) -> None:
+    changed = write_back(plan, advice)
+    if changed is None:
+        print(f"{file}: says so already", file=sys.stderr)
+    else:
+        _write(file, changed, "--write")
+        print(f"{file}: written", file=sys.stderr)
 
 
 def write_back(plan: AuditPlan, advice: Sequence[Advice]) -> str | None:

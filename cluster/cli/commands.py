@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from laban.actors.errors import InvalidInput, Unavailable
 from laban.cluster.cli.cluster import explain_step, on_workers, show_status
-from laban.cluster.cli.files import parse_adapters, parse_settings, read_file
+from laban.cluster.cli.files import check_writable, parse_settings, read_file
+from laban.cluster.cli.flags import check_one_cluster, configuration
 from laban.cluster.cli.follow import document, summary
 from laban.cluster.cli.inputs import parse_inputs
 from laban.cluster.cli.shell import ShellTool, parse_tools
@@ -23,38 +24,25 @@ from laban.cluster.cli.show import follow, report, say_step, show
 from laban.cluster.cli.tools import check_names, serve_until_interrupted, serving
 from laban.cluster.cli.tools import complete as complete_step
 from laban.cluster.client_files import files_named_in
+from laban.cluster.workflow.fidelity import AUTO, expected, is_served
 
 if TYPE_CHECKING:
     from laban.cluster.client import Client
-    from laban.cluster.config import LabanConfig, Resolved
+    from laban.cluster.config import LabanConfig
     from laban.cluster.launch import ClusterHandle
     from laban.cluster.records import WorkflowRecord
     from laban.cluster.render import Screen
 
-FLAGS = {
-    "model": "model",
-    "workers": "workers",
-    "server.host": "server_host",
-    "server.port": "server_port",
-    "http.port": "http_port",
-    "routing.policy": "routing",
-    "routing.record": "record",
-    "cache.eviction": "eviction",
-    "cache.transport": "transport",
-    "cache.host_bytes": "host_bytes",
-    "cache.disk_folder": "disk_folder",
-    "cache.disk_bytes": "disk_bytes",
-}
-"""The settings that have a flag, and its name among the arguments."""
 CHECK_EVERY_S = 1.0
 MAX_SILENCES = 3
+MAX_SEED = 2**63 - 1
 
 
 def serve(arguments: Namespace) -> int:
     from laban.cluster.launch import start_cluster
     from laban.cluster.render import screen_for
 
-    config = _journaled(_configuration(arguments).config)
+    config = _journaled(configuration(arguments).config)
     screen = screen_for()
     with screen:
         cluster = start_cluster(config, screen.phase)
@@ -86,6 +74,7 @@ def _journaled(config: LabanConfig) -> LabanConfig:
 def run(arguments: Namespace) -> int:
     from laban.cluster.render import screen_for
 
+    check_one_cluster(arguments)
     request = _request(arguments)
     tools = parse_tools(arguments.tools)
     if tools:
@@ -101,16 +90,20 @@ def audit(arguments: Namespace) -> int:
     from laban.cluster.cli.audit import Auditing, AuditPlan, finish, record
     from laban.cluster.render import screen_for
 
+    check_one_cluster(arguments)
+    if arguments.html:
+        check_writable(arguments.html, "--html")
+    if arguments.write:
+        check_writable(arguments.file, "--write")
     request = _request(arguments)
     tools = parse_tools(arguments.tools)
     if tools:
         check_names(tools, request["workflow"], request["source_name"], request["files"])
     plan = AuditPlan(request, arguments)
     with _given_or_own(arguments, screen_for()) as client:
-        found = Auditing(client, plan, tools).all()
-        if arguments.keep:
-            record(client, plan, found)
-    return finish(plan, found, arguments)
+        found = Auditing(client, plan, tools, arguments.address).all()
+        keep = (lambda: record(client, plan, found)) if arguments.keep else None
+        return finish(plan, found, arguments, keep)
 
 
 def tune(arguments: Namespace) -> int:
@@ -121,6 +114,7 @@ def tune(arguments: Namespace) -> int:
     from laban.cluster.launch import model_folder
     from laban.cluster.render import screen_for
 
+    check_one_cluster(arguments, also_local=("config", "model"))
     request = _request(arguments)
     tools = parse_tools(arguments.tools)
     if tools:
@@ -129,18 +123,21 @@ def tune(arguments: Namespace) -> int:
     check_installed()
     screen = screen_for()
     with screen:
-        found = _configuration(arguments).config
+        found = configuration(arguments).config
         plan = found.model_plans()[0]
         tuning.open(check_model_folder(model_folder(plan.path, screen.phase)), plan.name)
     if not tuning.is_recorded():
         with _given_or_own(arguments, screen_for()) as client, screen_for() as recording:
             tuning.check_served(client.status(), arguments.address)
-            tuning.record(client, tools, recording)
+            tuning.record(client, tools, recording, arguments.address)
     num_lessons, _ = tuning.write_lessons()
     return train(tuning, arguments, screen_for(), num_lessons, found.ray.address)
 
 
 def clear(arguments: Namespace) -> int:
+    if arguments.workflow.endswith((".yaml", ".yml")):
+        wanted = "is a file: expected the workflow's name, which stands in it and in `laban status`"
+        raise InvalidInput(wanted, field="NAME", value=arguments.workflow)
     with _client(arguments) as client:
         client.clear_findings(arguments.workflow)
     print(f"{arguments.workflow}: forgotten; what is submitted of it has the levels that it asks for")
@@ -160,7 +157,7 @@ def _given_or_own(arguments: Namespace, screen: Screen) -> Iterator[Client]:
     from laban.cluster.config import AuthSection, JournalSection
     from laban.cluster.launch import start_cluster
 
-    found = _configuration(arguments).config
+    found = configuration(arguments).config
     silent = {name: getattr(found, name).model_copy(update={"port": None}) for name in ("metrics", "http")}
     config = found.model_copy(update=silent)
     # A cluster of its own listens where nobody else does.
@@ -295,7 +292,7 @@ def new(arguments: Namespace) -> int:
 def config(arguments: Namespace) -> int:
     from laban.cluster.config import describe
 
-    print(describe(_configuration(arguments)), end="")
+    print(describe(configuration(arguments)), end="")
     return 0
 
 
@@ -323,6 +320,7 @@ def token(arguments: Namespace) -> int:
 def trace(arguments: Namespace) -> int:
     from laban.cluster.cli.trace import trace
 
+    check_writable(arguments.out, "--out")
     with _client(arguments) as client:
         return trace(client, arguments)
 
@@ -346,17 +344,13 @@ def version(arguments: Namespace) -> int:
     return 0
 
 
-def _configuration(arguments: Namespace) -> Resolved:
-    from laban.cluster.config import resolve
-
-    flags = {key: getattr(arguments, attribute, None) for key, attribute in FLAGS.items()}
-    flags["adapters"] = parse_adapters(getattr(arguments, "adapters", None) or [])
-    return resolve(arguments.config, flags=flags)
-
-
 def _request(arguments: Namespace) -> dict[str, Any]:
     """The client's arguments for a submission. Raises NotFound or InvalidInput for what cannot be sent."""
     text = read_file(arguments.file)
+    if arguments.seed is not None and not 0 <= arguments.seed <= MAX_SEED:
+        raise InvalidInput(f"expected 0 to {MAX_SEED}", field="--seed", value=arguments.seed)
+    if arguments.fidelity is not None and arguments.fidelity != AUTO and not is_served(arguments.fidelity):
+        raise InvalidInput(f"expected {AUTO}, {expected()}", field="--fidelity", value=arguments.fidelity)
     return {
         "workflow": text,
         "source_name": arguments.file,
@@ -408,6 +402,13 @@ def _hinted(address: str) -> Iterator[None]:
     except Unavailable as error:
         if "cannot reach" not in error.message:
             raise
+        if "Failed parsing HTTP/2" in error.message:
+            from laban.cluster.cli.arguments import DEFAULT_ADDRESS
+
+            raise Unavailable(
+                f"what answers at {address} speaks no gRPC: it may be the port of OpenAI's API or of the metrics; "
+                f"`laban serve` says where it serves gRPC, {DEFAULT_ADDRESS} by default"
+            ) from error
         raise Unavailable(
             f"no Laban answers at {address}; start one with `laban serve`, or give --address or LABAN_ADDRESS, and for "
             "one with TLS LABAN_TLS=1 or LABAN_TLS_CA"

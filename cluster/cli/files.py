@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from laban.actors.errors import InvalidInput, NotFound
 
 
-def read_file(name: str) -> bytes:
+def read_file(name: str, field: str = "FILE") -> bytes:
+    """Raises NotFound or InvalidInput; `field` is the argument that named the file."""
     path = Path(name)
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise NotFound("no such file", field="FILE", value=name) from None
+        raise NotFound("no such file", field=field, value=name) from None
     except OSError as error:
-        raise InvalidInput(f"cannot be read ({error.strerror})", field="FILE", value=name) from None
+        raise InvalidInput(f"cannot be read ({error.strerror})", field=field, value=name) from None
+
+
+def check_writable(name: str, field: str) -> None:
+    """Refuse, before any work is done for it, a file that cannot be written; nothing is written. Raises InvalidInput
+    naming the flag `field`."""
+    path = Path(name)
+    folder = path.parent
+    if path.is_dir():
+        problem = "is a folder, expected a file"
+    elif path.exists():
+        problem = "" if os.access(path, os.W_OK) else "cannot be written (no permission)"
+    elif not folder.is_dir():
+        problem = f"cannot be written: there is no folder {folder}"
+    else:
+        problem = "" if os.access(folder, os.W_OK | os.X_OK) else f"cannot be written (no permission in {folder})"
+    if problem:
+        raise InvalidInput(problem, field=field, value=name)
 
 
 def parse_adapters(given: list[str]) -> dict[str, str] | None:

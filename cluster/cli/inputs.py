@@ -42,7 +42,7 @@ def _texts(name: str, pattern: str) -> str | list[str]:
 
 def _text(name: str, path: str) -> str:
     try:
-        return read_file(path).decode("utf-8")
+        return read_file(path, f"--input {name}").decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidInput(f"is not UTF-8 ({error.reason})", field=f"--input {name}", value=path) from None
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from laban.actors.framing import Framing, derive_framing
 from laban.actors.models import check_model_folder, converted_default_model
 from laban.cluster.cli.files import read_file
+from laban.cluster.cli.flags import as_flag
 from laban.cluster.cli.inputs import parse_inputs
 from laban.cluster.cli.quote import quoted
 from laban.cluster.client_files import files_named_in
@@ -73,6 +74,7 @@ def lint_file(arguments: Namespace) -> int:
         )
     except WorkflowErrors as error:
         report = LintReport(error.diagnostics)
+    report = replace(report, diagnostics=tuple(map(as_flag, report.diagnostics)))
     if arguments.json:
         print(json.dumps(_document(report, measure), ensure_ascii=False, default=str))
     else:

@@ -12,13 +12,19 @@ from laban.cluster.records import Event
 
 if TYPE_CHECKING:
     from laban.cluster.cli.shell import ShellTool
+    from laban.cluster.cli.show import Waiting
     from laban.cluster.client import Client
 
 
 def record_run(
-    client: Client, inputs: Mapping[str, object], options: Mapping[str, Any], tools: dict[str, ShellTool]
+    client: Client,
+    inputs: Mapping[str, object],
+    options: Mapping[str, Any],
+    tools: dict[str, ShellTool],
+    waiting: Waiting,
 ) -> tuple[list[RecordedStep], str]:
-    """The instances in the order in which they ended, or why the run failed. `options` are of the submission."""
+    """The instances in the order in which they ended, or why the run failed. `options` are of the submission; `waiting`
+    says which steps wait for somebody."""
     order: list[RecordedStep] = []
     workflow_id = ""
     with serving(client, tools) as served:
@@ -26,6 +32,7 @@ def record_run(
             if not workflow_id:
                 workflow_id = item.workflow_id
                 served.begin(workflow_id)
+            waiting.see(item, served.names)
             result = item.result if isinstance(item, Event) else None
             if result is not None and result.state == "succeeded":
                 order.append(RecordedStep(result.address, result.text, tuple(result.token_ids)))

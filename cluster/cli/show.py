@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING
 
 from laban.actors.errors import Unavailable
@@ -19,6 +19,26 @@ if TYPE_CHECKING:
 MAX_HINTS = 20  # on steps that wait for a tool
 
 
+class Waiting:
+    """Says of each step that waits for a tool that nobody here serves what to type, once; of too many no more."""
+
+    def __init__(self, server: str, note: Callable[[str], None]) -> None:
+        self._server, self._note = server, note
+        self._told: set[tuple[str, str]] = set()
+
+    def see(self, item: Event | TokenChunk, served: Collection[str]) -> None:
+        """`served` are the tools that are."""
+        if getattr(item, "step_state", None) != "ready":
+            return
+        address, tool = item.address, getattr(item, "tool", "")
+        if not tool or tool in served or (item.workflow_id, address) in self._told:
+            return
+        self._told.add((item.workflow_id, address))
+        if len(self._told) <= MAX_HINTS:
+            args = getattr(item, "args", {})
+            self._note(waiting_line(item.workflow_id, address, tool, args, _flag(self._server)))
+
+
 def follow(
     client: Client,
     items: Iterator[Event | TokenChunk],
@@ -28,7 +48,7 @@ def follow(
 ) -> WorkflowRecord | None:
     """Show a workflow to its end, serving it tools. Returns its record, None if there was nothing to show."""
     followed = Followed()
-    told: set[str] = set()
+    waiting = Waiting(server, screen.note)
     for item in items:
         if not followed.workflow_id:
             followed.begin(client.get(item.workflow_id))
@@ -39,14 +59,7 @@ def follow(
         screen.update(followed, item)
         if followed.held and not was_held:
             screen.note(f"{item.workflow_id} {followed.held}")
-        step = followed.steps.get(getattr(item, "address", ""))
-        if step is None or not step.tool or step.state != "ready" or step.address in told:
-            continue
-        if served is not None and step.tool in served.names:
-            continue
-        told.add(step.address)
-        if len(told) <= MAX_HINTS:
-            screen.note(waiting_line(item.workflow_id, step.address, step.tool, step.args, _flag(server)))
+        waiting.see(item, () if served is None else served.names)
     return client.get(followed.workflow_id) if followed.workflow_id else None
 
 

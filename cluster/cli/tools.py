@@ -119,7 +119,7 @@ def _answer(arguments: Namespace) -> dict[str, Any]:
     source = arguments.source or arguments.file
     if arguments.source not in (None, "-"):
         raise InvalidInput("expected -, for the text on stdin", field="ANSWER", value=arguments.source)
-    data = sys.stdin.buffer.read() if source == "-" else read_file(source)
+    data = sys.stdin.buffer.read() if source == "-" else read_file(source, "--file")
     try:
         return {"text": data.decode("utf-8").removesuffix("\n")}
     except UnicodeDecodeError as error:

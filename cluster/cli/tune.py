@@ -22,6 +22,7 @@ from laban.cluster.audit.levels import problem_with
 from laban.cluster.audit.records import RecordedStep
 from laban.cluster.cli.files import read_file
 from laban.cluster.cli.recording import record_run
+from laban.cluster.cli.show import Waiting
 from laban.cluster.tuning.card import card
 from laban.cluster.tuning.lessons import BASELINE, Trace, lesson_of, split
 from laban.cluster.workflow.fidelity import expected
@@ -59,7 +60,7 @@ class Tuning:
         if named := named_adapters(self.workflow):
             why = "names an adapter: take it out, for what is learned is what the plain model says"
             raise InvalidInput(why, field="FILE", value=named[0])
-        data = read_file(arguments.data)
+        data = read_file(arguments.data, "--data")
         self.inputs = read_data(data.decode("utf-8", "replace"), self.workflow, request["inputs"], arguments.data)
         if len(self.inputs) < 2:
             raise InvalidInput("holds one line, expected one more at least: some are held out", field=arguments.data)
@@ -163,15 +164,18 @@ class Tuning:
                 found[line] = Trace(line, inputs, tuple(steps))
         return found
 
-    def record(self, client: Client, tools: dict[str, ShellTool], screen: Screen) -> None:
-        """Runs under `exact` what has not been. Runs that fail are left out."""
+    def record(self, client: Client, tools: dict[str, ShellTool], screen: Screen, server: str) -> None:
+        """Runs under `exact` what has not been, on the cluster at `server`. Runs that fail are left out."""
         known = self.known()
         num_done = len(known)
         with (self.folder / TRACES).open("a") as file, _pool() as pool:
             file.write("\n" if file.tell() else "")  # whatever was cut off ends here
             options = {key: value for key, value in self.request.items() if key != "inputs"} | {"fidelity": BASELINE}
             waiting = [(line, inputs) for line, inputs in self.inputs if line not in known]
-            runs = {pool.submit(record_run, client, inputs, options, tools): (line, inputs) for line, inputs in waiting}
+            runs = {
+                pool.submit(record_run, client, inputs, options, tools, Waiting(server, screen.note)): (line, inputs)
+                for line, inputs in waiting
+            }
             for run in as_completed(runs):
                 (line, inputs), (recorded, error) = runs[run], run.result()
                 num_done += 1

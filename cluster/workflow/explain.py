@@ -98,7 +98,8 @@ def _problem(detail: Mapping[str, Any]) -> Problem:
     elif kind == "literal_error":
         message, expected = "not one of the values served", str(limits.get("expected", ""))
     elif kind == "name":
-        expected = NAME_RULE if "not a name" in message else "another name"
+        message, is_rule, _ = message.partition(f": {NAME_RULE}")
+        expected = NAME_RULE if is_rule else "another name"
     elif kind not in _OWN:
         message, expected = "out of range", _limits(limits) or message
     return Problem(loc, message, _shown(value), expected, code=code)

@@ -59,7 +59,7 @@ class Facts:
         return other
 
     def message(self, key: str) -> str:
-        """The whole text of a fixed message, or of an instance that is there: as its readers see it, with its prefill."""
+        """The whole text of a fixed message, or of an instance that is there: with its prefill, as readers see it."""
         return self._messages[key] if key in self._messages else self._prefills[key] + self.texts[key]
 
     def evaluate(self, bound: Bound) -> Any:

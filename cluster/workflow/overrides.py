@@ -24,7 +24,7 @@ def check_fidelity(overrides: Overrides) -> tuple[Fidelity | None, list[Problem]
     level = "exact" if overrides.fidelity == AUTO else overrides.fidelity
     if level is None or is_served(level):
         return level, []
-    return None, [Problem(("fidelity",), "not a fidelity", level, f"{AUTO}, {expected()}", in_file=False)]
+    return None, [Problem(("overrides", "fidelity"), "not a fidelity", level, f"{AUTO}, {expected()}", in_file=False)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def plan_sampling(graph: StepGraph, overrides: Overrides) -> tuple[SamplingPlan,
     given: dict[str, dict[str, object]] = {}
     problems: list[Problem] = []
     for (target, name), value in overrides.set.items():
-        loc = ("set", f"{target}.{name}")
+        loc = ("overrides", f"{target}.{name}")
         if target not in steps and target not in graph.nodes:
             known = suggest(target, [*steps, *graph.nodes])
             problems.append(Problem(loc, f"unknown step or address '{target}'", None, known))
@@ -75,10 +75,10 @@ def plan_sampling(graph: StepGraph, overrides: Overrides) -> tuple[SamplingPlan,
         else:
             given.setdefault(target, {})[name] = _number(name, value)
     if overrides.seed is not None:
-        problems += _checked({"seed": overrides.seed}, ())[1]
+        problems += _checked({"seed": overrides.seed})[1]
     changes: dict[str, Sampling] = {}
     for target, values in given.items():
-        sampling, more = _checked(values, ("set", target))
+        sampling, more = _checked(values, target)
         problems += more
         changes[target] = sampling
     return SamplingPlan(graph, overrides.seed, changes), [replace(p, in_file=False) for p in problems]
@@ -88,12 +88,12 @@ def _generates(step: Step) -> bool:
     return step.external is None and step.workflow is None
 
 
-def _checked(values: dict[str, object], loc: tuple[str, ...]) -> tuple[Sampling, list[Problem]]:
+def _checked(values: dict[str, object], target: str = "") -> tuple[Sampling, list[Problem]]:
     try:
         return Sampling.model_validate(values), []
     except ValidationError as error:
         found = explain(error)
-        return Sampling(), [replace(p, loc=(f"set.{loc[1]}" if loc else "overrides", *p.loc)) for p in found]
+        return Sampling(), [replace(p, loc=(f"overrides.{target}" if target else "overrides", *p.loc)) for p in found]
 
 
 def _number(name: str, value: object) -> object:

@@ -119,7 +119,7 @@ def test_the_command_adds_to_a_file_and_prints_the_token_alone(tmp_path: Path, c
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["a b"], "--name"),
+        (["a b"], "NAME"),
         (["ci", "--tenant", "A"], "--tenant"),
         (["ci", "--roles", "write"], "--roles"),
         (["ci", "--fidelity", "auto"], "--fidelity: expected exact, corrected, blended or direct"),

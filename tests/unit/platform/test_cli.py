@@ -152,7 +152,7 @@ def test_lint(default_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("flow.yaml").write_text(QUESTION)
     assert main(["lint", "flow.yaml"]) == 0
     out = capsys.readouterr().out
-    assert "1 step instances" in out
+    assert "1 step instance\n" in out
     assert "longest view: answer" in out
     assert out.endswith("no errors\n")
     Path("flow.yaml").write_text(QUESTION.replace("[question]", "[qestion]"))
