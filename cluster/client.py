@@ -83,7 +83,7 @@ class Client:
         """Start a workflow and watch it to its end. Leaving early lets it go on, unless `cancel_on_disconnect`."""
         submit = requests.submit_request(workflow, inputs, **options)
         request = pb.RunRequest(submit=submit, cancel_on_disconnect=cancel_on_disconnect)
-        return self._watched(self._channel.workflows.Run(request))
+        return self._watched(self._channel.workflows.Run(request), request)
 
     def watch(self, workflow_id: str, after_event: int = 0) -> Generator[Event | TokenChunk, None, None]:
         """Events after number `after_event`, then live ones and token chunks, to the workflow's end."""
@@ -139,8 +139,9 @@ class Client:
     ) -> Generator[AuditItem, None, None]:
         """Replays a run, recorded under `exact`, under other levels: what each changes and saves, as it is found."""
         submit = requests.submit_request(workflow, inputs, **options)
-        call = self._channel.workflows.Audit(audit_request(submit, recorded, levels, num_apart))
-        return (item_from_pb(item) for item in self._channel.items(call))
+        request = audit_request(submit, recorded, levels, num_apart)
+        call = self._channel.workflows.Audit(request)
+        return (item_from_pb(item) for item in self._channel.items(call, request))
 
     def record_findings(
         self, workflow: WorkflowSource, findings: Iterable[Finding], **options: Unpack[SubmitOptions]
@@ -248,8 +249,8 @@ class Client:
             for response in responses:
                 yield drain_from_pb(response)
 
-    def _watched(self, call: Any) -> Generator[Event | TokenChunk, None, None]:
-        with closing(self._channel.items(call)) as responses:
+    def _watched(self, call: Any, request: Any = None) -> Generator[Event | TokenChunk, None, None]:
+        with closing(self._channel.items(call, request)) as responses:
             for response in responses:
                 item = watch_from_pb(response)
                 if item is not None:

@@ -80,7 +80,7 @@ class AsyncClient:
         """Start a workflow and watch it to its end. Leaving early lets it go on, unless `cancel_on_disconnect`."""
         submit = requests.submit_request(workflow, inputs, **options)
         request = pb.RunRequest(submit=submit, cancel_on_disconnect=cancel_on_disconnect)
-        return self._watched(self._channel.workflows.Run(request))
+        return self._watched(self._channel.workflows.Run(request), request)
 
     def watch(self, workflow_id: str, after_event: int = 0) -> AsyncGenerator[Event | TokenChunk, None]:
         """Events after number `after_event`, then live ones and token chunks, to the workflow's end."""
@@ -137,7 +137,8 @@ class AsyncClient:
         """Replays a run, recorded under `exact`, under other levels: what each changes and saves, as it is found.
         Leaving early ends the audit."""
         submit = requests.submit_request(workflow, inputs, **options)
-        return self._audited(self._channel.workflows.Audit(audit_request(submit, recorded, levels, num_apart)))
+        request = audit_request(submit, recorded, levels, num_apart)
+        return self._audited(self._channel.workflows.Audit(request), request)
 
     async def record_findings(
         self, workflow: WorkflowSource, findings: Iterable[Finding], **options: Unpack[SubmitOptions]
@@ -238,13 +239,13 @@ class AsyncClient:
             async for response in responses:
                 yield drain_from_pb(response)
 
-    async def _audited(self, call: Any) -> AsyncGenerator[AuditItem, None]:
-        async with aclosing(self._channel.items(call)) as responses:
+    async def _audited(self, call: Any, request: Any) -> AsyncGenerator[AuditItem, None]:
+        async with aclosing(self._channel.items(call, request)) as responses:
             async for response in responses:
                 yield item_from_pb(response)
 
-    async def _watched(self, call: Any) -> AsyncGenerator[Event | TokenChunk, None]:
-        async with aclosing(self._channel.items(call)) as responses:
+    async def _watched(self, call: Any, request: Any = None) -> AsyncGenerator[Event | TokenChunk, None]:
+        async with aclosing(self._channel.items(call, request)) as responses:
             async for response in responses:
                 item = watch_from_pb(response)
                 if item is not None:

@@ -61,7 +61,7 @@ class AsyncSession:
     ) -> AsyncGenerator[TokenChunk | MessageRecord, None]:
         """Generate a message under a view: chunks, then the message. Leaving early aborts the call."""
         request = requests.decode_request(self.session_id, options)
-        return self._items(self._channel.choreography.Decode(request, timeout=timeout_s))
+        return self._items(self._channel.choreography.Decode(request, timeout=timeout_s), request)
 
     async def generate(self, *, timeout_s: float | None = None, **options: Unpack[DecodeOptions]) -> MessageRecord:
         """`decode`, for callers who want the message alone."""
@@ -86,7 +86,7 @@ class AsyncSession:
     ) -> AsyncGenerator[TokenChunk | MessageRecord, None]:
         """`chat` as it comes: chunks, then the message. Leaving early aborts the call."""
         request = chat_request(self.session_id, messages, options)
-        return self._items(self._channel.choreography.Chat(request, timeout=timeout_s))
+        return self._items(self._channel.choreography.Chat(request, timeout=timeout_s), request)
 
     async def get(self) -> SessionRecord:
         request = pb.GetSessionRequest(session_id=self.session_id)
@@ -124,8 +124,8 @@ class AsyncSession:
         request = pb.CloseSessionRequest(session_id=self.session_id)
         await self._channel.call(self._channel.choreography.CloseSession, request)
 
-    async def _items(self, call: Any) -> AsyncGenerator[TokenChunk | MessageRecord, None]:
-        async with aclosing(self._channel.items(call)) as responses:
+    async def _items(self, call: Any, request: Any) -> AsyncGenerator[TokenChunk | MessageRecord, None]:
+        async with aclosing(self._channel.items(call, request)) as responses:
             async for response in responses:
                 if response.WhichOneof("item") == "message":
                     yield message_from_pb(response.message)

@@ -13,6 +13,7 @@ from grpc import aio
 from laban.actors.errors import LabanError, Unavailable
 from laban.cluster.client_credentials import Credentials, SyncIdentity, aio_identity
 from laban.cluster.client_requests import checked_address
+from laban.cluster.client_sizes import too_large
 from laban.cluster.client_trace import MAY_TRACE
 from laban.cluster.translate_errors import STATUS_KEY, error_from_status
 from laban.proto import laban_pb2_grpc as pb_grpc
@@ -55,7 +56,7 @@ class SyncChannel:
         try:
             return method(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            raise _laban_error(error, self.address) from None
+            raise _laban_error(error, self.address, request) from None
 
     def call_unless(self, stop: threading.Event, method: Any, request: Any, timeout_s: float | None) -> Any:
         """A call that is given up, with None, once `stop` is set."""
@@ -66,16 +67,16 @@ class SyncChannel:
                     return call.result(timeout=STOP_EVERY_S)
             return None
         except grpc.RpcError as error:
-            raise _laban_error(error, self.address) from None
+            raise _laban_error(error, self.address, request) from None
         finally:
             call.cancel()
 
-    def items(self, call: Any) -> Generator[Any, None, None]:
-        """A stream's responses; closing it cancels the call."""
+    def items(self, call: Any, request: Any = None) -> Generator[Any, None, None]:
+        """The responses of a stream that `request` began; closing it cancels the call."""
         try:
             yield from call
         except grpc.RpcError as error:
-            raise _laban_error(error, self.address) from None
+            raise _laban_error(error, self.address, request) from None
         finally:
             call.cancel()
 
@@ -115,15 +116,15 @@ class AsyncChannel:
         try:
             return await method(request, timeout=timeout_s)
         except aio.AioRpcError as error:
-            raise _laban_error(error, self.address) from None
+            raise _laban_error(error, self.address, request) from None
 
-    async def items(self, call: Any) -> AsyncGenerator[Any, None]:
-        """A stream's responses; closing it cancels the call."""
+    async def items(self, call: Any, request: Any = None) -> AsyncGenerator[Any, None]:
+        """The responses of a stream that `request` began; closing it cancels the call."""
         try:
             async for item in call:
                 yield item
         except aio.AioRpcError as error:
-            raise _laban_error(error, self.address) from None
+            raise _laban_error(error, self.address, request) from None
         finally:
             call.cancel()
 
@@ -138,8 +139,10 @@ class AsyncChannel:
         return self._opened
 
 
-def _laban_error(error: Any, address: str) -> LabanError:
+def _laban_error(error: Any, address: str, request: Any) -> LabanError:
     trailing = tuple(error.trailing_metadata() or ())
     if error.code() is grpc.StatusCode.UNAVAILABLE and all(key != STATUS_KEY for key, _ in trailing):
         return Unavailable(f"cannot reach {address} ({error.details()})")
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and (found := too_large(error.details() or "", request)):
+        return found
     return error_from_status(error.code(), error.details() or "", trailing)

@@ -61,7 +61,7 @@ class Session:
     ) -> Generator[TokenChunk | MessageRecord, None, None]:
         """Generate a message under a view: chunks, then the message. Leaving early aborts the call."""
         request = requests.decode_request(self.session_id, options)
-        return self._items(self._channel.choreography.Decode(request, timeout=timeout_s))
+        return self._items(self._channel.choreography.Decode(request, timeout=timeout_s), request)
 
     def generate(self, *, timeout_s: float | None = None, **options: Unpack[DecodeOptions]) -> MessageRecord:
         """`decode`, for callers who want the message alone."""
@@ -86,7 +86,7 @@ class Session:
     ) -> Generator[TokenChunk | MessageRecord, None, None]:
         """`chat` as it comes: chunks, then the message. Leaving early aborts the call."""
         request = chat_request(self.session_id, messages, options)
-        return self._items(self._channel.choreography.Chat(request, timeout=timeout_s))
+        return self._items(self._channel.choreography.Chat(request, timeout=timeout_s), request)
 
     def get(self) -> SessionRecord:
         request = pb.GetSessionRequest(session_id=self.session_id)
@@ -124,8 +124,8 @@ class Session:
         request = pb.CloseSessionRequest(session_id=self.session_id)
         self._channel.call(self._channel.choreography.CloseSession, request)
 
-    def _items(self, call: Any) -> Generator[TokenChunk | MessageRecord, None, None]:
-        with closing(self._channel.items(call)) as responses:
+    def _items(self, call: Any, request: Any) -> Generator[TokenChunk | MessageRecord, None, None]:
+        with closing(self._channel.items(call, request)) as responses:
             for response in responses:
                 if response.WhichOneof("item") == "message":
                     yield message_from_pb(response.message)

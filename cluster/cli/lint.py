@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def lint_file(arguments: Namespace) -> int:
     config = resolve(arguments.config, flags={"model": arguments.model}).config
     plans = config.model_plans()
     measure = _measure(plans[0].path)
-    models = {plan.name: measured(_measure(plan.path)) for plan in plans if plan.name is not None} or None
+    of_models = {plan.name: _measure(plan.path) for plan in plans if plan.name is not None}
+    estimated = any(isinstance(each.framing, EstimatedFraming) for each in (measure, *of_models.values()))
     overrides = Overrides(fidelity=arguments.fidelity)
     try:
         workflow = parse_yaml(text, arguments.file, files_named_in(text, Path(arguments.file)))
@@ -70,7 +72,8 @@ def lint_file(arguments: Namespace) -> int:
             overrides,
             framing=measure.framing,
             max_context=measure.max_context,
-            models=models,
+            models={name: measured(each) for name, each in of_models.items()} or None,
+            estimated=estimated,
         )
     except WorkflowErrors as error:
         report = LintReport(error.diagnostics)
@@ -78,7 +81,7 @@ def lint_file(arguments: Namespace) -> int:
     if arguments.json:
         print(json.dumps(_document(report, measure), ensure_ascii=False, default=str))
     else:
-        _print(arguments.file, report, measure)
+        _print(arguments.file, report, measure, of_models)
     return 0 if report.ok else 2
 
 
@@ -96,7 +99,8 @@ def measured(measure: Measure) -> tuple[Framing | EstimatedFraming, int]:
     return measure.framing, measure.max_context
 
 
-def _print(name: str, report: LintReport, measure: Measure) -> None:
+def _print(name: str, report: LintReport, measure: Measure, of_models: Mapping[str, Measure]) -> None:
+    """`measure` is the default model's, `of_models` those of all where there are several."""
     for diagnostic in report.diagnostics:
         print("\n".join(quoted(diagnostic, name)))
     if report.num_instances:
@@ -105,7 +109,7 @@ def _print(name: str, report: LintReport, measure: Measure) -> None:
         longest = max(report.views, key=lambda view: view.total)
         print(
             f"longest view: {longest.address}, {longest.total} of {longest.max_context} tokens at its worst "
-            f"({measure.model})"
+            f"({of_models.get(longest.model, measure).model})"
         )
     for note in measure.notes:
         print(f"note: {note}")

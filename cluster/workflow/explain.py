@@ -49,6 +49,13 @@ _TYPES = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
 }
+# What else than a mapping may be written in its place.
+_SHORT = "a text or a mapping"
+_FORMS: Mapping[type[schema.Model], str] = {
+    schema.Read: _SHORT, schema.Message: _SHORT, schema.Agent: _SHORT, schema.Value: _SHORT, schema.Vote: _SHORT,
+    schema.BoundMessage: _SHORT, schema.Output: _SHORT, schema.Join: "all, any or a mapping",
+    schema.ForEach: "agents, a number, a list, a text or a mapping", schema.Retries: "a whole number or a mapping",
+}  # fmt: skip
 # Raised by the schema itself, worded there.
 _OWN = {
     "name",
@@ -92,7 +99,7 @@ def _problem(detail: Mapping[str, Any]) -> Problem:
     elif kind == "missing":
         return Problem(loc[:-1], f"`{loc[-1]}` is missing")
     elif kind in _TYPES:
-        message, expected = "wrong type", _TYPES[kind]
+        message, expected = "wrong type", _form(kind, tagged)
         if kind == "finite_number":
             message = "not a finite number"
     elif kind == "literal_error":
@@ -103,6 +110,15 @@ def _problem(detail: Mapping[str, Any]) -> Problem:
     elif kind not in _OWN:
         message, expected = "out of range", _limits(limits) or message
     return Problem(loc, message, _shown(value), expected, code=code)
+
+
+def _form(kind: str, tagged: Loc) -> str:
+    """What may stand at a place where something of another type does."""
+    if kind in ("model_type", "model_attributes_type"):
+        return _FORMS.get(_model_at(tagged), _TYPES[kind])
+    if kind == "list_type" and tagged[-1] == "stop":
+        return "a text or a list"
+    return "a list or a mapping" if kind == "dict_type" and tagged[-1] == "values" else _TYPES[kind]
 
 
 def _limits(limits: Mapping[str, Any]) -> str:

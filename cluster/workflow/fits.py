@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Protocol
 
+from laban.cluster.workflow.diagnostics import Loc, Problem
 from laban.cluster.workflow.facts import role_of
 from laban.cluster.workflow.graph import Node, Source, StepGraph
 from laban.cluster.workflow.overrides import SamplingPlan
@@ -29,6 +30,7 @@ class ViewFit:
     total: int
     made: int  # header, max_tokens and terminator
     max_context: int
+    model: str = ""  # whose context that is, as the workflow names it; "": the default one
 
     @property
     def fits(self) -> bool:
@@ -45,11 +47,9 @@ def view_fits(
 ) -> list[ViewFit]:
     """A ViewFit for every generating instance, in order. A text that is not generated has no bound: it counts as
     empty."""
-    size = {key: len(framing.message(m.role, m.text, m.name)) for key, m in messages.items()}
+    size = _sizes(graph, messages, texts, plan, framing)
     roles = {key: message.role for key, message in messages.items()}
-    for address, node in graph.nodes.items():
-        roles[address] = role_of(node)
-        size[address] = _made(node, texts[address], plan, framing)
+    roles |= {address: role_of(node) for address, node in graph.nodes.items()}
     roots = {role: len(framing.root(role)) for role in set(roles.values())}
     fits = []
     for address, node in graph.nodes.items():
@@ -57,8 +57,58 @@ def view_fits(
             continue
         read = sum(_read(source, size) for source in node.sources)
         first = next((source.keys[0] for source in node.sources if source.keys), address)
-        fits.append(ViewFit(address, roots[roles[first]] + read + size[address], size[address], max_context))
+        fits.append(
+            ViewFit(address, roots[roles[first]] + read + size[address], size[address], max_context, node.model)
+        )
     return fits
+
+
+def range_problems(
+    graph: StepGraph,
+    messages: Mapping[str, MessageText],
+    texts: Mapping[str, tuple[str, str | None]],
+    plan: SamplingPlan,
+    framing: Framing,
+    model: str | None = None,
+) -> Iterator[Problem]:
+    """Reads whose `begin` or `end` lies beyond a message: for certain, as it is never longer than that. Those of steps
+    that call `model`; None: of all."""
+    size = _sizes(graph, messages, texts, plan, framing)
+    said: set[Loc] = set()
+    for address, node in graph.nodes.items():
+        if node.kind != "generate" or (model is not None and node.model != model):
+            continue
+        for source in node.sources:
+            if source.begin is None and source.end is None:
+                continue
+            for key in (key for key in source.keys if key in messages or _is_bounded(graph.nodes[key], node)):
+                name, value, most = "begin", source.begin or 0, size[key] - 1
+                if value <= most:
+                    name, value, most = "end", source.end or 0, size[key]
+                loc = (*node.loc, "read", source.index, name)
+                if value > most and loc not in said:
+                    said.add(loc)
+                    length = size[key] if key in messages else f"at most {size[key]}"
+                    message = f"'{address}' reads beyond the end of '{key}', which has {length} tokens with its frame"
+                    yield Problem(loc, message, value, f"at most {most}")
+
+
+def _is_bounded(node: Node, reader: Node) -> bool:
+    """Whether it is known how long a message can become for its reader. What comes from outside or from other
+    workflows, says what failed, or is in another model's tokens may have any length."""
+    return node.kind == "generate" and node.step.on_error != "message" and node.model == reader.model
+
+
+def _sizes(
+    graph: StepGraph,
+    messages: Mapping[str, MessageText],
+    texts: Mapping[str, tuple[str, str | None]],
+    plan: SamplingPlan,
+    framing: Framing,
+) -> dict[str, int]:
+    """The most tokens of each message, by key."""
+    size = {key: len(framing.message(m.role, m.text, m.name)) for key, m in messages.items()}
+    return size | {address: _made(node, texts[address], plan, framing) for address, node in graph.nodes.items()}
 
 
 def _made(node: Node, texts: tuple[str, str | None], plan: SamplingPlan, framing: Framing) -> int:

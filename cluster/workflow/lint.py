@@ -10,7 +10,7 @@ from laban.cluster.workflow.autos import unchosen
 from laban.cluster.workflow.blocks import lay_out, steps_of
 from laban.cluster.workflow.build import build_graph
 from laban.cluster.workflow.diagnostics import Diagnostic, Loc, Problem
-from laban.cluster.workflow.fits import Framing, ViewFit, view_fits
+from laban.cluster.workflow.fits import Framing, ViewFit, range_problems, view_fits
 from laban.cluster.workflow.graph import Bound, StepGraph, prompt_key
 from laban.cluster.workflow.inputs import check_inputs, placeholder
 from laban.cluster.workflow.models import unknown_models
@@ -51,17 +51,20 @@ def lint(
     framing: Framing | None = None,
     max_context: int | None = None,
     models: Mapping[str, tuple[Framing, int]] | None = None,
+    estimated: bool = False,
 ) -> LintReport:
     """What a parsed workflow would do wrong, leak or block. `parse_yaml` has found what keeps it from running at all.
 
     Inputs that are missing are stood in for, and said so: the lengths of views then leave them out. `models` are those
     that steps may name, each with its framing and its context; None: any, and all are measured as the default one.
+    `estimated`: the framing's lengths are no model's own, so nothing is said of token ranges.
     """
     level, problems = check_fidelity(overrides)
     given = dict(inputs or {})
+    is_whole = not estimated  # whether lengths are known
     for name, declared in workflow.inputs.items():
         if name not in given and declared.default is None:
-            given[name] = placeholder(declared)
+            given[name], is_whole = placeholder(declared), False
             message = f"input '{name}' has no default: its length is not counted"
             problems.append(Problem(("inputs", name), message, severity="info"))
     values, more = check_inputs(workflow, given)
@@ -86,6 +89,11 @@ def lint(
             own = {fit.address: fit for fit in view_fits(graph, messages, texts, plan, *measure)}
             views = [own[fit.address] if graph.nodes[fit.address].model == name else fit for fit in views]
         problems += _too_long(graph, views)
+        if is_whole:
+            parts = (graph, messages, texts, plan)
+            problems += range_problems(*parts, framing, None if models is None else "")
+            for name, (own_framing, _) in (models or {}).items():
+                problems += range_problems(*parts, own_framing, name)
     visibility = Visibility(graph)
     leaks, blockages = tuple(islice(visibility.leaks(), MAX_LEAKS)), tuple(visibility.blockages())
     return LintReport(tuple(workflow.marks.locate(problems)), len(graph.nodes), leaks, blockages, tuple(views))

@@ -125,7 +125,7 @@ TEXTS: Mapping[type[Model], Mapping[str, str]] = {
         "recompute_share": "if they are `blended`: how many of their tokens count; default: the step's",
         "order": "gives members by name or number: only these are read, in this order",
         "begin": "the first token read of each message, its frame's tokens counted",
-        "end": "the token before which reading ends",
+        "end": "the token before which reading ends; `laban lint` finds ranges beyond a message",
     },
     schema.Join: {
         "at_least": "so many; all of them if left out",

@@ -14,10 +14,11 @@ import grpc
 import pytest
 import trustme
 from executor_rig import Rig, rig, until
+from executor_workflows import EXTERNAL
 from grpc import aio
 
-from laban.actors.errors import LabanError
-from laban.cluster.client import AsyncClient
+from laban.actors.errors import InvalidInput, LabanError
+from laban.cluster.client import AsyncClient, Client
 from laban.cluster.gateway import Gateway, GatewayLimits
 from laban.cluster.sessions import Sessions
 from laban.cluster.tls import ServerTls
@@ -101,6 +102,41 @@ def test_a_message_that_is_too_large() -> None:
             await is_well(address)
 
     played(scene())
+
+
+def test_what_is_too_large_in_a_request_is_named() -> None:
+    async def scene() -> None:
+        async with gateway(limits=GatewayLimits(max_message_bytes=100_000)) as (_, address):
+            async with AsyncClient(address) as client:
+                text = "x" * 200_000
+                workflow_id = (await client.submit(EXTERNAL)).workflow_id
+                session = await client.open_session()
+                for field, ask in {
+                    "inputs.q": lambda: client.submit(LONG, {"n": 1, "q": text}),
+                    "files.other.yaml": lambda: client.submit(LONG, files={"other.yaml": text.encode()}),
+                    "text": lambda: client.complete_step(workflow_id, "human", text),
+                    "prefill": lambda: session.generate(prefill=text),
+                }.items():
+                    with pytest.raises(
+                        InvalidInput, match=r"195.* KiB; .* takes 97.7 KiB.*server\.max_message_bytes"
+                    ) as caught:
+                        await ask()
+                    assert caught.value.field == field
+                with pytest.raises(InvalidInput) as caught:
+                    async for _ in client.run(LONG, {"q": text}):
+                        pass
+                assert caught.value.field == "inputs.q"
+            with pytest.raises(InvalidInput) as caught:
+                await asyncio.to_thread(_run, address, text)
+            assert caught.value.field == "inputs.q"
+            await is_well(address)
+
+    played(scene())
+
+
+def _run(address: str, text: str) -> None:
+    with Client(address) as client:
+        list(client.run(LONG, {"q": text}))
 
 
 def test_streams_that_are_left_half_open_or_end_without_a_request() -> None:

@@ -170,6 +170,18 @@ def test_lint_finds_views_that_are_too_long(default_folder: Path, capsys: pytest
     assert report["diagnostics"][0]["line"] == 8
 
 
+def test_lint_names_the_model_that_the_longest_view_is_of(
+    default_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "another"
+    other.symlink_to(default_folder)
+    models = f"models: {{large: {{path: {default_folder}}}, small: {{path: {other}}}}}\n"
+    Path("laban.yaml").write_text(models)
+    Path("flow.yaml").write_text(QUESTION.replace("read: [question]", "model: small\n    read: [question]"))
+    assert main(["lint", "flow.yaml"]) == 0
+    assert "(another)" in capsys.readouterr().out
+
+
 def test_lint_without_a_model_estimates_and_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

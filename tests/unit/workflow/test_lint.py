@@ -142,3 +142,44 @@ def test_a_template_that_does_not_render_is_an_error_with_a_line() -> None:
     text = HEAD.replace("one two", '"{{ 1 % x }}"') + "inputs: {x: {type: integer, default: 0}}\nsteps: [{step: a}]\n"
     errors = [d for d in lint(parse_yaml(text)).diagnostics if d.severity == "error"]
     assert [(d.path, d.line) for d in errors] == [("messages.q.text", 3)]
+
+
+RANGE = "steps:\n- {step: a, read: [{read: q, %s}], sampling: {max_tokens: 5}}\n- {step: b, read: [%s]}\n"
+
+
+@pytest.mark.parametrize(
+    ("of_q", "of_a", "expected"),
+    [
+        ("begin: 4", "{read: a, end: 8}", []),  # q has 3 + 2 tokens, a at most 2 + 5 + 1
+        ("end: 5", "{read: a, begin: 7}", []),
+        ("begin: 5", "a", [("steps[0].read[0].begin", 5, "at most 4")]),
+        ("begin: 2, end: 6", "a", [("steps[0].read[0].end", 6, "at most 5")]),
+        ("begin: 1000, end: 2000", "a", [("steps[0].read[0].begin", 1000, "at most 4")]),
+        ("end: 5", "{read: a, end: 9}", [("steps[1].read[0].end", 9, "at most 8")]),
+    ],
+)
+def test_ranges_beyond_a_message_are_errors(of_q: str, of_a: str, expected: list[tuple[str, int, str]]) -> None:
+    found = report(RANGE % (of_q, of_a))
+    assert [(d.path, d.value, d.expected) for d in found.diagnostics if d.severity == "error"] == expected
+
+
+def test_of_ranges_nothing_is_said_where_lengths_are_not_known() -> None:
+    failing = "steps:\n- {step: a, on_error: message}\n- {step: t, external: {}}\n"
+    assert report(failing + "- {step: b, read: [{read: a, end: 5000}, {read: t, end: 5000}]}\n").ok
+    given = "inputs: {long: {}}\nsteps:\n- {step: a, read: [{read: m, end: 50}]}\n"
+    text = (HEAD + given).replace("r: three", "m: '{{ long }}'")
+    assert lint(parse_yaml(text), framing=Words(), max_context=10_000).ok
+    assert not lint(parse_yaml(text), {"long": "short"}, framing=Words(), max_context=10_000).ok
+    estimate = lint(parse_yaml(HEAD + RANGE % ("begin: 5", "a")), framing=Words(), max_context=10_000, estimated=True)
+    assert estimate.ok
+
+
+def test_each_view_says_whose_context_it_was_measured_with() -> None:
+    body = "steps:\n- {step: a, read: [q]}\n- {step: b, model: small, read: [{read: q, end: 6}]}\n"
+    models = {"large": (Words(), 900), "small": (Words(), 300)}
+    found = lint(parse_yaml(HEAD + body), framing=Words(), max_context=900, models=models)
+    assert [(view.address, view.model, view.max_context) for view in found.views] == [
+        ("a", "", 900),
+        ("b", "small", 300),
+    ]
+    assert said(found, "error") == ["'b' reads beyond the end of 'q', which has 5 tokens with its frame"]

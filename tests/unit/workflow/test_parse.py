@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 from laban.cluster.workflow.diagnostics import Diagnostic, WorkflowErrors
+from laban.cluster.workflow.names import NAME_RULE
 from laban.cluster.workflow.parse import parse_dict, parse_yaml, to_dict
 
 HEAD = "version: 1\nname: t\n"
@@ -185,3 +186,20 @@ def test_yaml_and_dict_form_round_trip() -> None:
     workflow = parse_yaml(text)
     assert parse_dict(to_dict(workflow)) == workflow
     assert to_dict(parse_dict(to_dict(workflow))) == to_dict(workflow)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("sampling: {stop: 3}\nsteps: [{step: a}]", "sampling.stop: wrong type (got 3); expected a text or a list"),
+        ("steps: [{step: a, read: [7]}]", "steps[0].read[0]: wrong type (got 7); expected a text or a mapping"),
+        ("steps: [{step: a, values: 3}]", "steps[0].values: wrong type (got 3); expected a list or a mapping"),
+        ("steps: [{step: a, external: 3}]", "steps[0].external: wrong type (got 3); expected a mapping"),
+        ("steps: [{step: 9 x}]", f"steps[0].step: not a name (got '9 x'); expected {NAME_RULE}"),
+    ],
+)
+def test_all_forms_are_named_that_would_do(body: str, expected: str) -> None:
+    with pytest.raises(WorkflowErrors) as caught:
+        parse_yaml(f"version: 1\nname: t\n{body}")
+    [diagnostic] = caught.value.diagnostics
+    assert str(diagnostic).partition("error: ")[2] == expected
