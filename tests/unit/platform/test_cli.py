@@ -174,7 +174,9 @@ def test_lint_names_the_model_that_the_longest_view_is_of(
     default_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "another"
-    other.symlink_to(default_folder)
+    other.mkdir()
+    for file in default_folder.iterdir():
+        (other / file.name).symlink_to(file)
     models = f"models: {{large: {{path: {default_folder}}}, small: {{path: {other}}}}}\n"
     Path("laban.yaml").write_text(models)
     Path("flow.yaml").write_text(QUESTION.replace("read: [question]", "model: small\n    read: [question]"))

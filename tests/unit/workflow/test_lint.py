@@ -178,8 +178,6 @@ def test_each_view_says_whose_context_it_was_measured_with() -> None:
     body = "steps:\n- {step: a, read: [q]}\n- {step: b, model: small, read: [{read: q, end: 6}]}\n"
     models = {"large": (Words(), 900), "small": (Words(), 300)}
     found = lint(parse_yaml(HEAD + body), framing=Words(), max_context=900, models=models)
-    assert [(view.address, view.model, view.max_context) for view in found.views] == [
-        ("a", "", 900),
-        ("b", "small", 300),
-    ]
+    views = [(view.address, view.model, view.max_context) for view in found.views]
+    assert views == [("a", "", 900), ("b", "small", 300)]
     assert said(found, "error") == ["'b' reads beyond the end of 'q', which has 5 tokens with its frame"]
