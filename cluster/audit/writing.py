@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import yaml
@@ -24,23 +24,33 @@ Edit = tuple[int, int, str]
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 
-def set_fidelities(text: str, degrees: Mapping[Path, Degree]) -> str:
+def set_fidelities(text: str, degrees: Mapping[Path, Degree], inherited: Collection[Path] = ()) -> str:
     """The document with these levels, and of `blended` the shares, by the paths of steps (`("steps", 0)`) and reads
-    (`("steps", 0, "read", 1)`).
+    (`("steps", 0, "read", 1)`). Reads that are `inherited` have their steps' then: they say none of their own any more
+    where they stand in braces on one line, else the same.
 
     Raises FailedPrecondition where it cannot be done without changing something else.
     """
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     values = {path: _values(degree) for path, degree in degrees.items()}
     edits: list[Edit] = []
+    left_out: dict[Path, object] = {}
     for path, wanted in values.items():
-        edits += _edits(text, _node(root, path), path, wanted)
+        node = _node(root, path)
+        if path in inherited and _is_short(text, node):
+            edit, left_out[path] = _without(text, node)
+            edits.append(edit)
+        else:
+            edits += _edits(text, node, path, wanted)
     changed = text
     for begin, end, new in sorted(edits, reverse=True):
         changed = changed[:begin] + new + changed[end:]
     expected = copy.deepcopy(load(text, "")[0])
     for path, wanted in values.items():
-        _set(expected, path, wanted)
+        if path in left_out:
+            _replace(expected, path, left_out[path])
+        else:
+            _set(expected, path, wanted)
     try:
         found = load(changed, "")[0]
     except ValueError:
@@ -84,6 +94,26 @@ def _edits(text: str, node: yaml.Node, path: Path, values: Mapping[str, object])
     raise FailedPrecondition(f"{_shown(path)} is no step or read", field="--write")
 
 
+def _is_short(text: str, node: yaml.Node) -> bool:
+    """Whether it is a mapping in braces, on one line (so without comments), and without anchors and aliases."""
+    inside = text[node.start_mark.index : node.end_mark.index]
+    return isinstance(node, yaml.MappingNode) and bool(node.flow_style) and not set("\n&*") & set(inside)
+
+
+def _without(text: str, node: yaml.Node) -> tuple[Edit, object]:
+    """A read without a level of its own, and what it then is: of one that says nothing else the bare text is left."""
+    assert isinstance(node, yaml.MappingNode)
+    kept = [(name, value) for name, value in node.value if name.value not in ("fidelity", "recompute_share")]
+    begin, end = node.start_mark.index, node.end_mark.index
+    if [name.value for name, _ in kept] == ["read"]:
+        value = kept[0][1]
+        new = text[value.start_mark.index : value.end_mark.index]
+    else:
+        new = f"{{{', '.join(text[name.start_mark.index : value.end_mark.index] for name, value in kept)}}}"
+    found: Any = load(f"it: {new}", "")[0]
+    return (begin, end, new), found["it"]
+
+
 def _insertion(text: str, node: yaml.MappingNode, entries: list[str]) -> Edit:
     name, value = node.value[0]
     first = name.start_mark
@@ -104,6 +134,13 @@ def _set(document: Any, path: Path, values: Mapping[str, object]) -> None:
         parent = parent[key]
     old = parent[path[-1]]
     parent[path[-1]] = {**old, **values} if isinstance(old, dict) else {"read": old, **values}
+
+
+def _replace(document: Any, path: Path, value: object) -> None:
+    parent = document
+    for key in path[:-1]:
+        parent = parent[key]
+    parent[path[-1]] = value
 
 
 def _shown(path: Path) -> str:

@@ -399,7 +399,9 @@ def _step_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _json_flag(parser: argparse.ArgumentParser, default: bool | str = False) -> None:
-    parser.add_argument("--json", action="store_true", default=default, help="print exactly one JSON document")
+    parser.add_argument(
+        "--json", action="store_true", default=default, help="print exactly one JSON document; `error` if it is refused"
+    )
 
 
 def default_address() -> str:

@@ -204,6 +204,7 @@ def write_back(plan: AuditPlan, advice: Sequence[Advice]) -> str | None:
     text = plan.request["workflow"].decode("utf-8")
     places = {node.step.step: (node.loc, node.step) for node in plan.run.graph.nodes.values()}
     degrees: dict[YamlPath, Degree] = {}
+    inherited: list[YamlPath] = []
     for one in advice:
         if one.step not in places:
             continue
@@ -217,7 +218,8 @@ def write_back(plan: AuditPlan, advice: Sequence[Advice]) -> str | None:
             share = read.recompute_share or (whole.share if whole.level == "blended" else usual)
             if _stated(read.fidelity or whole.level, share) != wanted:
                 degrees[(*loc, "read", index)] = wanted
-    return set_fidelities(text, degrees) if degrees else None
+                inherited += [(*loc, "read", index)] if wanted == whole else []
+    return set_fidelities(text, degrees, inherited) if degrees else None
 
 
 def _degree(name: str) -> Degree:

@@ -79,7 +79,7 @@ def range_problems(
         if node.kind != "generate" or (model is not None and node.model != model):
             continue
         for source in node.sources:
-            if source.begin is None and source.end is None:
+            if source.index is None or (source.begin is None and source.end is None):
                 continue
             for key in (key for key in source.keys if key in messages or _is_bounded(graph.nodes[key], node)):
                 name, value, most = "begin", source.begin or 0, size[key] - 1

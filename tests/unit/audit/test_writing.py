@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from laban.actors.errors import FailedPrecondition
+from laban.cluster.audit.advice import Advice
 from laban.cluster.audit.writing import set_fidelities
+from laban.cluster.cli.arguments import parse
+from laban.cluster.cli.audit import AuditPlan, write_back
 from laban.cluster.workflow.fidelity import Degree
 from laban.cluster.workflow.yamltree import load
 
@@ -60,6 +63,54 @@ steps:
         end: 4
 """
     )
+
+
+def test_a_read_says_no_level_that_its_step_says() -> None:
+    text = """\
+steps:
+  - {step: y, read: [{read: b, fidelity: exact}, {read: "a[all]", fidelity: exact}, {fidelity: exact, read: x, end: 3}]}
+  - step: z
+    read:
+      - read: b
+        fidelity: exact  # in lines
+"""
+    reads = [("steps", 0, "read", 0), ("steps", 0, "read", 1), ("steps", 0, "read", 2), ("steps", 1, "read", 0)]
+    degrees = dict.fromkeys([("steps", 0), ("steps", 1), *reads], DIRECT)
+    assert (
+        set_fidelities(text, degrees, reads)
+        == """\
+steps:
+  - {fidelity: direct, step: y, read: [b, "a[all]", {read: x, end: 3}]}
+  - step: z
+    fidelity: direct
+    read:
+      - read: b
+        fidelity: direct  # in lines
+"""
+    )
+
+
+def test_what_an_audit_chose_is_written_once() -> None:
+    text = """\
+version: 1
+name: f
+messages: {a: one, b: two}
+steps:
+- {step: x, read: [a, b]}
+- {step: y, read: [{read: a, fidelity: exact}, {read: b, fidelity: blended, recompute_share: 0.5}, x]}
+- {step: z, read: [a, x]}
+"""
+    request = dict.fromkeys(("fidelity", "seed"), None) | {"files": {}, "inputs": {}, "overrides": {}}
+    plan = AuditPlan(request | {"workflow": text.encode(), "source_name": "f.yaml"}, parse(["audit", "f.yaml"]))
+    changed = write_back(plan, [Advice("y", "direct"), Advice("z", "direct", (1,))])
+    assert changed == (
+        text.replace(
+            "{step: y, read: [{read: a, fidelity: exact}, {read: b, fidelity: blended, recompute_share: 0.5}, x]}",
+            "{fidelity: direct, step: y, read: [a, b, x]}",
+        ).replace("[a, x]", "[a, {read: x, fidelity: direct}]")
+    )
+    again = AuditPlan(request | {"workflow": changed.encode(), "source_name": "f.yaml"}, parse(["audit", "f.yaml"]))
+    assert write_back(again, [Advice("y", "direct"), Advice("z", "direct", (1,))]) is None
 
 
 def test_an_alias_is_left_to_its_author() -> None:
