@@ -8,14 +8,14 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from laban.actors.errors import InvalidInput
+from laban.actors.errors import Exhausted
 
 # In gRPC's words, which come without anything of the server's own: it has not read the request.
 _TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
 _WRAPPERS = ("submit",)  # fields that no caller has heard of
 
 
-def too_large(details: str, request: Message | None) -> InvalidInput | None:
+def too_large(details: str, request: Message | None) -> Exhausted | None:
     """The error for a request that was refused with these details; None if its size was not the reason."""
     found = _TOO_LARGE.search(details)
     if found is None:
@@ -26,9 +26,9 @@ def too_large(details: str, request: Message | None) -> InvalidInput | None:
         "send less, or raise server.max_message_bytes there"
     )
     if request is None:
-        return InvalidInput(problem)
+        return Exhausted(problem)
     path, part = largest_field(request)
-    return InvalidInput(f"has {_mib(part)}; {problem}", field=path)
+    return Exhausted(f"has {_mib(part)}; {problem}", field=path)
 
 
 def largest_field(request: Message) -> tuple[str, int]:

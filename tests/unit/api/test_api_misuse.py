@@ -17,7 +17,7 @@ from executor_rig import Rig, rig, until
 from executor_workflows import EXTERNAL
 from grpc import aio
 
-from laban.actors.errors import InvalidInput, LabanError
+from laban.actors.errors import Exhausted, LabanError
 from laban.cluster.client import AsyncClient, Client
 from laban.cluster.gateway import Gateway, GatewayLimits
 from laban.cluster.sessions import Sessions
@@ -118,15 +118,15 @@ def test_what_is_too_large_in_a_request_is_named() -> None:
                     "prefill": lambda: session.generate(prefill=text),
                 }.items():
                     with pytest.raises(
-                        InvalidInput, match=r"195.* KiB; .* takes 97.7 KiB.*server\.max_message_bytes"
+                        Exhausted, match=r"195.* KiB; .* takes 97.7 KiB.*server\.max_message_bytes"
                     ) as caught:
                         await ask()
                     assert caught.value.field == field
-                with pytest.raises(InvalidInput) as caught:
+                with pytest.raises(Exhausted) as caught:
                     async for _ in client.run(LONG, {"q": text}):
                         pass
                 assert caught.value.field == "inputs.q"
-            with pytest.raises(InvalidInput) as caught:
+            with pytest.raises(Exhausted) as caught:
                 await asyncio.to_thread(_run, address, text)
             assert caught.value.field == "inputs.q"
             await is_well(address)
