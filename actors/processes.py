@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -293,7 +294,8 @@ class DirectoryProcess(DirectoryService):
 
     def __init__(self, log: LogSettings) -> None:
         set_up_logs(log)
-        restarted: bool = ray.get_runtime_context().was_current_actor_reconstructed
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # Ray calls what it deprecates
+            restarted: bool = ray.get_runtime_context().was_current_actor_reconstructed
         super().__init__(restarted=restarted)
 
 

@@ -27,6 +27,7 @@ from laban.cluster.http.section import HttpSection
 from laban.cluster.journal_place import EVERYWHERE
 from laban.cluster.journal_unused import file_to_make, remove_unused
 from laban.cluster.metrics_server import settled
+from laban.cluster.process_logs import ProcessLogs, take_over_rays_output
 from laban.cluster.start_checks import checked, worker_folder
 
 if TYPE_CHECKING:
@@ -101,8 +102,11 @@ class ClusterHandle:
         self.stop()
 
 
-def start_cluster(config: LabanConfig, progress: Progress = lambda doing, share: None) -> ClusterHandle:
-    """Start everything and wait until it serves. Cleans up after itself when it fails or is interrupted.
+def start_cluster(
+    config: LabanConfig, progress: Progress = lambda doing, share: None, logs: ProcessLogs | None = None
+) -> ClusterHandle:
+    """Start everything and wait until it serves. Cleans up after itself when it fails or is interrupted. `logs` is
+    handed what the processes log; without it that is in their files alone.
 
     Raises NotFound, InvalidInput or UnsupportedModel for the model, InvalidInput for a policy that cannot be loaded, a
     folder that cannot be written and caches beyond this machine's memory, FailedPrecondition for a port in use or a Ray
@@ -114,7 +118,7 @@ def start_cluster(config: LabanConfig, progress: Progress = lambda doing, share:
         config = config.model_copy(update={"metrics": settled(config.metrics), "http": settled(config.http)})
     models = [_checked_model(plan, progress) for plan in config.model_plans()]
     _check_memory(config, models, on_gpu=config.engine.device != "cpu")  # or perhaps so, until Ray tells
-    owns_ray = _start_ray(config, progress)
+    owns_ray = _start_ray(config, progress, logs)
     journal = file_to_make(config.journal.url)
     try:
         return _start_services(config, models, progress, owns_ray)
@@ -152,7 +156,7 @@ def model_folder(path: str | None, progress: Progress) -> Path:
     return prepare_default_model(progress) if path is None else Path(path).expanduser()
 
 
-def _start_ray(config: LabanConfig, progress: Progress) -> bool:
+def _start_ray(config: LabanConfig, progress: Progress, logs: ProcessLogs | None) -> bool:
     """Returns whether this process started Ray (and so has to end it)."""
     import ray
 
@@ -161,7 +165,8 @@ def _start_ray(config: LabanConfig, progress: Progress) -> bool:
     for name, value in (QUIET_RAY if config.ray.address is not None else QUIET_RAY | OWN_RAY).items():
         os.environ.setdefault(name, value)
     num_processes = sum(plan.workers * plan.shards for plan in config.model_plans())
-    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    is_ours = take_over_rays_output(logs)
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": is_ours and logs is not None}
     address = config.ray.address
     on_terminate = signal.getsignal(signal.SIGTERM)
     progress("starting Ray" if address is None else f"connecting to Ray at {address}", None)

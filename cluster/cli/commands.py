@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laban.actors.errors import InvalidInput, Unavailable
+from laban.actors.logs import set_up_logs
 from laban.cluster.cli.cluster import explain_step, on_workers, show_status
 from laban.cluster.cli.files import check_writable, parse_settings, read_file
 from laban.cluster.cli.flags import check_one_cluster, configuration
@@ -40,12 +41,18 @@ MAX_SEED = 2**63 - 1
 
 def serve(arguments: Namespace) -> int:
     from laban.cluster.launch import start_cluster
+    from laban.cluster.process_logs import ProcessLogs, logs_folder
     from laban.cluster.render import screen_for
 
     config = _journaled(configuration(arguments).config)
-    screen = screen_for()
-    with screen:
-        cluster = start_cluster(config, screen.phase)
+    set_up_logs(config.log.settings)
+    screen, logs = screen_for(), ProcessLogs()
+    try:
+        with screen:
+            cluster = start_cluster(config, screen.phase, logs)
+    except Unavailable:  # a process of it did not come up: its log says why
+        logs.show()
+        raise
     with cluster:
         print(f"serving {cluster.serves} on {cluster.address}", flush=True)
         if cluster.http_address:
@@ -53,7 +60,9 @@ def serve(arguments: Namespace) -> int:
             print(f"OpenAI's API: {scheme}://{cluster.http_address}/v1", file=sys.stderr, flush=True)
         if cluster.metrics_address:
             print(f"metrics: http://{cluster.metrics_address}/metrics", file=sys.stderr, flush=True)
+        print(f"logs: below, and those of this machine in {logs_folder()}/worker-*.err", file=sys.stderr, flush=True)
         print(f"try: laban run FILE --address {cluster.address}  (Ctrl-C ends the server)", file=sys.stderr, flush=True)
+        logs.show()
         try:
             _stay_while_serving(cluster)
         except KeyboardInterrupt:
