@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from command_line import ENDING_S, Cli
@@ -37,6 +38,8 @@ def address(model_folder: Path, serving: Cli) -> Iterator[str]:
     if " on " not in line:
         _, error = process.communicate(timeout=ENDING_S)
         pytest.fail(f"the cluster did not start: {error}")
+    assert process.stderr is not None
+    Thread(target=process.stderr.read, daemon=True).start()  # what it logs would fill the pipe
     yield line.rpartition(" on ")[2].strip()
     process.send_signal(signal.SIGTERM)
     assert process.wait(ENDING_S) == 0

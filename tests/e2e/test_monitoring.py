@@ -135,6 +135,10 @@ def observed(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
             prometheus.wait(ENDING_S)
         serving.send_signal(signal.SIGTERM)
         assert serving.wait(ENDING_S) == 0
+        assert serving.stderr is not None
+        said = serving.stderr.read()  # also what is said in the processes of the control plane and the workers
+        assert re.search(r"WARNING laban\.cluster\.run_log: .* failed .*workflow=wf-", said), said
+        assert re.search(r"INFO laban\.actors\.engine\.load: .* worker=worker-0", said), said
         assert cli.leftovers() == []
 
 
