@@ -99,9 +99,11 @@ def test_bad_configuration(cli: Cli) -> None:
 
 def test_a_huge_request_is_refused_and_the_next_workflow_runs(cli: Cli, address: str) -> None:
     huge = write(cli, QUESTION + "# " + "x" * 100_000_000 + "\n", "huge.yaml")
-    refused(cli("run", huge, "--address", address), "larger than", code=1)
+    refused(cli("run", huge, "--address", address), "yaml: has ", "server.max_message_bytes", code=1)
     too_long = ["--input", "question=" + "many words " * 9_000]
-    refused(cli("run", write(cli, QUESTION), "--address", address, "--json", *too_long), "8192")
+    refused(cli("run", write(cli, QUESTION), "--address", address, *too_long), "8192")
+    done = cli("run", write(cli, QUESTION), "--address", address, "--json", *too_long)
+    assert (done.returncode, list(json.loads(done.stdout))) == (2, ["error"])
     done = cli("run", write(cli, QUESTION), "--address", address, "--json")
     assert document(done.stdout)["state"] == "succeeded"
 
