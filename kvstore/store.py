@@ -155,14 +155,20 @@ class EncodingStore:
         if self._taken[tenant] > self.most_pages(tenant):
             self._make_room(0, tenant)
 
-    def num_obtainable(self, keep: Iterable[str] = (), tenant: str = "", num_common: int = 0) -> int:
+    def num_obtainable(
+        self, keep: Iterable[str] = (), tenant: str = "", num_common: int = 0, freed: Iterable[Entry] = ()
+    ) -> int:
         """Pages that the tenant can have without evicting anything pinned or in `keep`, if `num_common` of them count
-        for no tenant."""
+        for no tenant. Once those `freed`, which are pinned now, are given back."""
         tenant = owner_of(tenant)
         kept = [e for key in set(keep) if (e := self._entries.get(key)) is not None and e.pins == 0]
-        everyone = self.allocator.num_free + self._unpinned.total() - sum(len(e.pages) for e in kept)
-        own = self.most_pages(tenant) - self._taken[tenant] + self._unpinned[tenant]
-        return min(everyone, num_common + own - sum(len(e.pages) for e in kept if e.tenant == tenant))
+        given: Counter[str] = Counter()  # less what is kept
+        for sign, entries in ((-1, kept), (1, freed)):
+            for entry in entries:
+                given[entry.tenant] += sign * len(entry.pages)
+        everyone = self.allocator.num_free + self._unpinned.total() + given.total()
+        own = self.most_pages(tenant) - self._taken[tenant] + self._unpinned[tenant] + given[tenant]
+        return min(everyone, num_common + own)
 
     def reserve(self, key: str, num_tokens: int, tenant: str = "") -> Entry:
         """Pages for up to `num_tokens` tokens, pinned once for the caller. Evicts as needed.

@@ -303,23 +303,25 @@ class Scheduler:
         if self.prefetches.give_up(plan.kept):
             return self._fits(plan, call)
         younger = [r for r in self.running.values() if r.call.rank > call.rank and r.can_be_preempted]
-        younger.sort(key=lambda running: running.call.rank)
-        theirs = sum(len(running.sequence.entry.pages) for running in younger)
-        if self._num_short(plan, call) <= theirs:
-            while younger and not self._fits(plan, call):
-                self.preempt(younger.pop())
-            return self._fits(plan, call)
-        return False
+        younger = sorted(younger, key=lambda running: running.call.rank)[::-1]
+        if self._num_short(plan, call, [running.sequence.entry for running in younger]) > 0:
+            return False
+        for running in younger:
+            short = self._num_short(plan, call)
+            if short > 0 and self._num_short(plan, call, [running.sequence.entry]) < short:  # it has what is short
+                self.preempt(running)
+        return self._fits(plan, call)
 
     def _fits(self, plan: Plan, call: Call) -> bool:
         return self._num_short(plan, call) <= 0
 
-    def _num_short(self, plan: Plan, call: Call) -> int:
-        """Pages that `plan` takes and that cannot be had now; none, or less, if they can."""
+    def _num_short(self, plan: Plan, call: Call, freed: Iterable[Entry] = ()) -> int:
+        """Pages that `plan` takes and that cannot be had now, or once those `freed` are given back; none, or less, if
+        they can."""
         pages, common = self._pages_of(spec for spec, _ in plan.missing)
         if plan.target is None:
             pages += self._own_pages(call)
-        return pages - self.store.num_obtainable(plan.kept, call.namespace, common)
+        return pages - self.store.num_obtainable(plan.kept, call.namespace, common, freed)
 
     def encoded_instead(self, chunk: Chunk) -> None:
         """These tokens of a message were not loaded after all: the first call that waits for it is told so."""

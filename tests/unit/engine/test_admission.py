@@ -37,6 +37,17 @@ def test_a_preemption_leaves_what_the_older_call_reads_too() -> None:
     assert texts[0] == texts[1]
 
 
+def test_who_is_short_of_its_own_share_takes_nothing_from_others() -> None:
+    driver = Driver(make_engine(pool_tokens=256, tenant_share=0.5))
+    older = driver.submit([1, 2], sampling=LONG, rank=0, namespace="test/a")
+    others = driver.submit([1, 2], sampling=LONG, rank=5, namespace="test/b")
+    driver.step()
+    short = driver.submit([3, 4], sampling=Sampling(max_tokens=40), rank=1, namespace="test/a")
+    driver.run()
+    assert [driver.result(call).tokens_generated for call in (older, others, short)] == [90, 90, 40]
+    assert not driver.engine.tiers.counters.totals().preemptions
+
+
 def fails(*args: object, **kwargs: object) -> None:
     raise RuntimeError("not this time")
 
