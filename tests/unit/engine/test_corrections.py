@@ -206,7 +206,7 @@ def test_copies_into_freed_pages_wait_for_what_is_predicted_from_them() -> None:
 def test_what_does_not_fit_beside_its_anchors_is_encoded(num_running: int) -> None:
     reader = Reader(make_engine(pool_tokens=24 * 16 + 32 * num_running))
     rng, text = random.Random(1), words(random.Random(2), 64)
-    reader.engine._trials.ended = lambda call, generated: None  # type: ignore[method-assign]
+    reader.engine._trials.ended = lambda *args: None  # type: ignore[method-assign]
     for _ in range(4):
         (_, spec) = reader.read((words(rng, 16), 0.0), (text, 0.5), num_tokens=2)
     for _ in range(MIN_ERRORS):
