@@ -13,7 +13,7 @@ from laban.cluster.recent import Recent
 from laban.cluster.records import Layout
 from laban.cluster.texts import aside
 from laban.cluster.views import Composed, Entry, Message, check_fits, compose, home_of
-from laban.cluster.workflow.schema_types import MAX_TEXT
+from laban.cluster.workflow.names import MAX_TEXT
 from laban.cluster.workflow.states import MessageText, ReadRef
 from laban.kvstore.encodings import (
     EncodingId,

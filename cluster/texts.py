@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from laban.actors.errors import InvalidInput
-from laban.cluster.workflow.schema_types import MAX_TEXT
+from laban.cluster.workflow.names import MAX_TEXT
 
 LONG_TEXT = 16_384  # characters; to tokenize so many takes some 10 ms
 MAX_NAME = 256

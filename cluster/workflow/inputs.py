@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 
 from laban.cluster.workflow.diagnostics import Problem, suggest
+from laban.cluster.workflow.names import MAX_TEXT
 from laban.cluster.workflow.schema import Input, Workflow
-from laban.cluster.workflow.schema_types import MAX_TEXT
 
 MAX_ITEMS = 10_000
 EXPECTED = {

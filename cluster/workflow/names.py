@@ -1,4 +1,4 @@
-"""Names a workflow's author may choose, and the words that mean something in a read."""
+"""Names a workflow's author may choose, the words that mean something in a read, and how long a text may be."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ RESERVED_NAMES = frozenset(
     {"agents", "all", "any", "batch", "current", "first", "inputs", "item"}
     | {"last", "next", "none", "others", "previous", "prompt", "self", "winner"}
 )
+
+MAX_TEXT = 4_000_000  # characters of one text
 
 NAME_RULE = "a letter, then letters, digits or _, at most 64 in all"
 

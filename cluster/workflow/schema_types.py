@@ -12,12 +12,11 @@ from laban.actors.grammars import choices_problem
 from laban.cluster.workflow import fidelity, shorthands
 from laban.cluster.workflow.constraints import response_schema_problem
 from laban.cluster.workflow.expressions import ExpressionProblem, parse_expression
-from laban.cluster.workflow.names import NAME, NAME_RULE, name_problem
+from laban.cluster.workflow.names import MAX_TEXT, NAME, NAME_RULE, name_problem
 from laban.cluster.workflow.patterns import pattern_problem
 from laban.cluster.workflow.selectors import MAX_CHARS, SelectorError, parse_selector
 from laban.cluster.workflow.tool_schemas import check_schema
 
-MAX_TEXT = 4_000_000  # characters of one text
 MAX_STEPS = 1_000
 MAX_FAN_OUT = 10_000
 MAX_ROUNDS = 1_000
