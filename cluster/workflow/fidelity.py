@@ -24,15 +24,19 @@ RECOMPUTE_SHARE = 0.15
 class Degree:
     """A level, and where that is `blended` the share, above 0 and up to 1, of the tokens that are encoded again.
 
-    >>> str(Degree("direct")), str(Degree("blended", 0.3))
-    ('direct', 'blended:0.3')
+    Its name has four decimals of that, so names are short and there are not too many of them.
+
+    >>> str(Degree("direct")), str(Degree("blended", 0.3)), str(Degree("blended", 1e-9)), str(Degree("blended", 1))
+    ('direct', 'blended:0.3', 'blended:0.0001', 'blended:1')
     """
 
     level: Fidelity
     share: float = RECOMPUTE_SHARE
 
     def __str__(self) -> str:
-        return f"blended:{self.share:g}" if self.level == "blended" else self.level
+        if self.level != "blended":
+            return self.level
+        return f"blended:{max(self.share, 0.0001):.4f}".rstrip("0").rstrip(".")
 
     @classmethod
     def of(cls, name: str, usual_share: float = RECOMPUTE_SHARE) -> Degree | None:
@@ -47,10 +51,10 @@ class Degree:
         if not colon:
             return cls(level, usual_share) if level == "blended" else cls(level)
         try:
-            number = float(f"{float(share):g}")  # what its name says
+            number = float(share)
         except ValueError:
             return None
-        return cls(level, number) if level == "blended" and 0 < number <= 1 else None
+        return cls(level, max(round(number, 4), 0.0001)) if level == "blended" and 0 < number <= 1 else None
 
 
 CHEAPEST_FIRST = (
