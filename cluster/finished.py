@@ -29,6 +29,9 @@ class Finished:
     def next_uses(self, address: str, uses: Mapping[EncodingId, Use]) -> tuple[NextUse, ...]:
         return ()
 
+    async def look_over(self, address: str, text: str) -> None:
+        """No step of it is answered any more."""
+
     def cancel(self) -> None:
         """It has ended."""
 

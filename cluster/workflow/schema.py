@@ -17,11 +17,11 @@ from laban.cluster.workflow import shorthands
 from laban.cluster.workflow.constraints import property_names
 from laban.cluster.workflow.diagnostics import Marks
 from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE
+from laban.cluster.workflow.names import MAX_TEXT
 from laban.cluster.workflow.schema_types import (
     MAX_FAN_OUT,
     MAX_ROUNDS,
     MAX_STEPS,
-    MAX_TEXT,
     Argument,
     Asked,
     Choices,
