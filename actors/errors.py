@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class LabanError(Exception):
     """Something the caller can act on. `field` is the path of the offending input, where there is one.
@@ -12,6 +14,7 @@ class LabanError(Exception):
 
     status = "INTERNAL"  # the name of a grpc.StatusCode
     retry_after_s: float | None = None  # where more is known than what goes for the status
+    others: tuple[LabanError, ...] = ()  # mistakes of the same request beside this one
 
     def __init__(self, message: str, *, field: str = "", value: object = None) -> None:
         self.message = message
@@ -26,6 +29,13 @@ class LabanError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions cross processes; keyword arguments need saying.
         return (_rebuild, (type(self), self.message, self.field, self.value))
+
+
+def with_others(found: Sequence[LabanError]) -> LabanError:
+    """The first of several mistakes, which tells of the others."""
+    first, *others = found
+    first.others = tuple(others)
+    return first
 
 
 def of_status(status: str) -> type[LabanError]:

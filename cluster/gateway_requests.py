@@ -7,13 +7,15 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
+
 from laban.actors.calls import Constraint, Sampling
-from laban.actors.errors import InvalidInput, NotBuilt, OutOfRange
+from laban.actors.errors import InvalidInput, LabanError, NotBuilt, OutOfRange, with_others
 from laban.cluster.claims import MAX_KEY
 from laban.cluster.parsed import ParsedWorkflows
 from laban.cluster.records import Layout, SessionPlacement, WorkflowState
 from laban.cluster.texts import check_plain, check_text
-from laban.cluster.translate import fidelity_word, workflow_state_word
+from laban.cluster.translate import NANOS, fidelity_word, workflow_state_word
 from laban.cluster.translate_sessions import duration_s
 from laban.cluster.translate_spec import spec_to_dict
 from laban.cluster.translate_values import schema_to_python, value_to_python
@@ -33,6 +35,7 @@ from laban.cluster.workflow.states import Overrides
 from laban.proto import laban_pb2 as pb
 
 MAX_QUICK_BYTES = 16_384
+MAX_SECONDS = 315_576_000_000  # of a protobuf Duration: 10,000 years
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_LOGPROBS = 20
@@ -158,7 +161,10 @@ def read_fidelity(number: int, path: str) -> Fidelity | None:
 
 def read_asked(number: int, path: str) -> Asked | None:
     """A level, or `auto`; otherwise as `read_fidelity`."""
-    return AUTO if fidelity_word(number) == AUTO else read_fidelity(number, path)
+    word = fidelity_word(number)
+    if word == AUTO or number == 0 or is_served(word):
+        return AUTO if word == AUTO else read_fidelity(number, path)
+    raise InvalidInput(f"expected {expected(asked=True)}", field=path, value=word or number)
 
 
 def read_tolerance(overrides: pb.Overrides, path: str) -> float | None:
@@ -219,27 +225,36 @@ def read_view(view: pb.View, path: str = "view") -> ViewRequest:
 
 
 def read_sampling_values(sampling: pb.Sampling, path: str) -> dict[str, Any]:
-    """What is set, each within its bounds."""
+    """What is set, each within its bounds. Raises InvalidInput with all that are not."""
     values: dict[str, Any] = {}
-    for name in _BOUNDS:
-        if sampling.HasField(name):
-            values[name] = _in_bounds(name, getattr(sampling, name), f"{path}.{name}")
-    if len(sampling.stop) > MAX_STOPS:
-        raise InvalidInput(f"{len(sampling.stop)} strings, expected at most {MAX_STOPS}", field=f"{path}.stop")
-    for place, stop in enumerate(sampling.stop):
-        if not 0 < len(stop) <= MAX_STOP_CHARS:
-            raise InvalidInput(
-                f"{len(stop)} characters, expected 1 to {MAX_STOP_CHARS}", field=f"{path}.stop[{place}]", value=stop
-            )
-    if sampling.stop:
-        values["stop"] = list(sampling.stop)
-    if sampling.HasField("drafting"):
-        values["drafting"] = sampling.drafting
-    if sampling.HasField("forced_text"):
-        if not sampling.forced_text:
-            raise InvalidInput("empty, expected some text", field=f"{path}.forced_text")
-        values["forced_text"] = check_text(sampling.forced_text, f"{path}.forced_text")
+    wrong: list[LabanError] = []
+    for name in (*_BOUNDS, "stop", "drafting", "forced_text"):
+        if sampling.stop if name == "stop" else sampling.HasField(name):
+            try:
+                values[name] = _read_sampling_value(name, getattr(sampling, name), f"{path}.{name}")
+            except InvalidInput as error:
+                wrong.append(error)
+    if wrong:
+        raise with_others(wrong)
     return values
+
+
+def _read_sampling_value(name: str, value: Any, path: str) -> Any:
+    if name in _BOUNDS:
+        return _in_bounds(name, value, path)
+    if name == "forced_text":
+        if not value:
+            raise InvalidInput("empty, expected some text", field=path)
+        return check_text(value, path)
+    if name == "stop":
+        if len(value) > MAX_STOPS:
+            raise InvalidInput(f"{len(value)} strings, expected at most {MAX_STOPS}", field=path)
+        for place, stop in enumerate(value):
+            if not 0 < len(stop) <= MAX_STOP_CHARS:
+                why = f"{len(stop)} characters, expected 1 to {MAX_STOP_CHARS}"
+                raise InvalidInput(why, field=f"{path}[{place}]", value=stop)
+        return list(value)
+    return value
 
 
 def read_sampling(sampling: pb.Sampling, encode: Callable[[str], Sequence[int]]) -> Sampling:
@@ -279,10 +294,22 @@ def read_lease_wish(request: pb.LeaseStepRequest) -> LeaseWish:
             )
     if len(request.handler) > MAX_TOOL_CHARS:
         raise InvalidInput(f"{len(request.handler)} characters, expected at most {MAX_TOOL_CHARS}", field="handler")
-    wait_s = duration_s(request.wait) if request.HasField("wait") else DEFAULT_WAIT_S
+    wait_s = read_duration(request.wait, "wait") if request.HasField("wait") else DEFAULT_WAIT_S
     if not 0 <= wait_s <= MAX_WAIT_S:
         raise InvalidInput(f"expected 0 to {MAX_WAIT_S:g} seconds", field="wait", value=wait_s)
     return LeaseWish(tuple(dict.fromkeys(request.tools)), request.workflow_id, request.handler, wait_s)
+
+
+def read_duration(span: Duration, path: str) -> float:
+    """Seconds. Raises InvalidInput for seconds and nanoseconds that do not go together, as protobuf has it."""
+    odd = abs(span.nanos) >= NANOS or abs(span.seconds) > MAX_SECONDS or span.seconds * span.nanos < 0
+    if odd:
+        raise InvalidInput(
+            "expected nanoseconds of less than a second, and of the seconds' sign",
+            field=path,
+            value=f"{span.seconds} s and {span.nanos} ns",
+        )
+    return duration_s(span)
 
 
 def read_answer(request: pb.CompleteStepRequest) -> tuple[str | None, Any]:

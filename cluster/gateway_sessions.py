@@ -17,6 +17,7 @@ from laban.cluster.gateway_hints import read_agents, read_hints
 from laban.cluster.gateway_ports import SessionsPort
 from laban.cluster.gateway_requests import (
     read_constraint,
+    read_duration,
     read_fidelity,
     read_id,
     read_position,
@@ -30,7 +31,7 @@ from laban.cluster.records import MessageRecord, TokenChunk
 from laban.cluster.texts import aside, check_name, check_text
 from laban.cluster.translate import chunk_to_pb
 from laban.cluster.translate_hints import outcome_to_pb
-from laban.cluster.translate_sessions import duration_s, message_to_pb, session_to_pb
+from laban.cluster.translate_sessions import message_to_pb, session_to_pb
 from laban.proto import laban_pb2 as pb
 
 
@@ -42,7 +43,7 @@ class SessionService:
         self._encode = encode
 
     async def OpenSession(self, request: pb.OpenSessionRequest) -> pb.Session:
-        ttl_s = duration_s(request.ttl) if request.HasField("ttl") else None
+        ttl_s = read_duration(request.ttl, "ttl") if request.HasField("ttl") else None
         return session_to_pb(
             self._sessions.open(ttl_s, model=request.model, adapter=request.adapter, tenant=caller().tenant)
         )

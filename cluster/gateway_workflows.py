@@ -9,6 +9,7 @@ from contextlib import aclosing
 from functools import partial
 
 from laban.actors.errors import InvalidInput, LabanError, NotBuilt
+from laban.cluster.audit.choosing import check_steps
 from laban.cluster.callers import caller
 from laban.cluster.gateway_ports import AuditsPort, ExecutorPort, PagesPort, PageWish
 from laban.cluster.gateway_requests import (
@@ -154,6 +155,7 @@ class WorkflowService:
             raise InvalidInput("missing, expected the workflow", field="submit")
         submission = await asyncio.to_thread(read_submission, request.submit, "submit.")
         findings = findings_from_pb(request.findings, "findings", submission.workflow.recompute_share)
+        check_steps(submission.workflow, findings, "findings")
         await self._auditing.record(submission.workflow, findings, tenant=caller().tenant)
         return pb.RecordFindingsResponse()
 

@@ -16,6 +16,8 @@ from laban.cluster.records import WorkflowRecord
 PAGE_TOKEN = re.compile(r"([0-9]{1,18})\.([!-~]{1,64})")  # what a database can be asked for
 DEFAULT_PAGE = 50
 MAX_PAGE = 1000
+MAX_PAGE_CHARS = 1_000_000
+"""With one workflow at least; so that a page is within the 4 MiB that gRPC's clients take unless told otherwise."""
 
 
 class Shelf:
@@ -113,7 +115,8 @@ class Shelf:
     def page(
         self, page_size: int, page_token: str, states: Collection[str], tenant: str | None
     ) -> tuple[list[WorkflowRecord], str]:
-        """Newest first and without their steps, and the token of the next page or ""."""
+        """Newest first and without their steps, and the token of the next page or "". A page ends early where the next
+        workflow would make it too large."""
         size, before = read_page(page_size, page_token)
         found = [
             (place, workflow_id)
@@ -121,9 +124,22 @@ class Shelf:
             if tenant in (None, owner) and (not states or self._kept[workflow_id].board.state in states)
         ]
         found = sorted((each for each in found if before is None or each < before), reverse=True)
-        page = found[:size]
-        more = page_token_of(*page[-1]) if len(found) > size else ""
-        return [self._kept[workflow_id].board.record(with_steps=False) for _, workflow_id in page], more
+        records: list[WorkflowRecord] = []
+        num_chars = 0
+        for _, workflow_id in found[:size]:
+            record = self._kept[workflow_id].board.record(with_steps=False)
+            num_chars += size_of(record)
+            if records and num_chars > MAX_PAGE_CHARS:
+                break
+            records.append(record)
+        more = page_token_of(*found[len(records) - 1]) if len(found) > len(records) else ""
+        return records, more
+
+
+def size_of(record: WorkflowRecord) -> int:
+    """Of a record without its steps, in characters, about."""
+    error = 0 if record.error is None else len(record.error.message)
+    return 300 + error + sum(len(name) + len(text) for name, text in record.outputs)
 
 
 def page_token_of(place: int, workflow_id: str) -> str:

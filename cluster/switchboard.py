@@ -14,7 +14,7 @@ from laban.cluster.journal_records import Stored, Submission, archive_from_json
 from laban.cluster.leases import origin_of
 from laban.cluster.membership import Membership
 from laban.cluster.records import WorkflowRecord
-from laban.cluster.shelf import page_token_of, read_page
+from laban.cluster.shelf import MAX_PAGE_CHARS, page_token_of, read_page, size_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +87,19 @@ class Switchboard:
             entries = await self._reader.page(size + 1, before, states, tenant, kept.keys())
         except Unavailable:
             return shelf.page(page_size, page_token, states, tenant)
-        records = []
+        records: list[WorkflowRecord] = []
+        num_chars = num_seen = 0
         for entry in entries[:size]:
             here = kept.get(entry.workflow_id)
             record = entry.record if here is None else here.board.record(with_steps=False)
             if record is not None and (not states or record.state in states):
+                num_chars += size_of(record)
+                if records and num_chars > MAX_PAGE_CHARS:
+                    break
                 records.append(record)
-        more = page_token_of(entries[size - 1].place, entries[size - 1].workflow_id) if len(entries) > size else ""
-        return records, more
+            num_seen += 1
+        last = entries[num_seen - 1] if len(entries) > num_seen else None
+        return records, "" if last is None else page_token_of(last.place, last.workflow_id)
 
     def _of_running(self, workflow_id: str, found: Found) -> Place:
         executor = self._executor

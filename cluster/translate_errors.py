@@ -65,8 +65,8 @@ def error_to_status(error: LabanError) -> Status:
     if isinstance(error, WorkflowErrors):
         details += _diagnostic_details(error.diagnostics)
     elif error.field:
-        description = LabanError(error.message, value=error.value)
-        details.append(_bad_request([(error.field, str(description))], room))
+        found = ((each.field, str(LabanError(each.message, value=each.value))) for each in (error, *error.others))
+        details.append(_bad_request(found, room if not error.others else MAX_TEXT_CHARS))
     status.details.extend(_packed(details))
     return status
 
@@ -97,7 +97,7 @@ def _code_of(name: str) -> grpc.StatusCode:
 
 def _summary(error: LabanError) -> str:
     if not isinstance(error, WorkflowErrors):
-        return str(error)
+        return str(error) + (f" (and {len(error.others)} more)" if error.others else "")
     found = [diagnostic for diagnostic in error.diagnostics if diagnostic.severity == "error"]
     return str(found[0]) + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from laban.actors.errors import InvalidInput
 from laban.cluster.audit.findings import SOURCES, Finding, Source, merged
 from laban.cluster.audit.identity import changed
 from laban.cluster.audit.tally import MIN_CALLS, Tally
@@ -191,6 +192,29 @@ def _ways(workflow: Workflow, paths: tuple[str, ...]) -> dict[str, tuple[str, ..
         if step.workflow is not None:
             ways[step.workflow] = (*ways.get(step.workflow, ()), *(f"{path}{step.step}/" for path in paths))
     return ways
+
+
+def check_steps(workflow: Workflow, findings: Iterable[Finding], path: str) -> None:
+    """Raises InvalidInput for findings of steps and reads that the workflow does not have."""
+    steps: dict[int, dict[str, Step]] = {}  # of each workflow, by its id
+
+    def find(inner: Workflow, name: str) -> Step | None:
+        if id(inner) not in steps:
+            steps[id(inner)] = {step.step: step for step in steps_of(inner)}
+        return steps[id(inner)].get(name)
+
+    for place, finding in enumerate(findings):
+        inner: Workflow | None = workflow
+        step: Step | None = None
+        for name in finding.step.split("/"):
+            step = None if inner is None else find(inner, name)
+            inner = None if inner is None or step is None or step.workflow is None else inner.workflows[step.workflow]
+        if step is None:
+            raise InvalidInput("the workflow has no such step", field=f"{path}[{place}].step", value=finding.step)
+        if finding.read is not None and finding.read >= len(step.read):
+            raise InvalidInput(
+                f"the step has {len(step.read)} reads", field=f"{path}[{place}].read", value=finding.read
+            )
 
 
 def _leaks(workflow: Workflow) -> bool:

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 from laban.actors.calls import Constraint
 from laban.actors.errors import InvalidInput
 from laban.actors.grammars import choices_problem, schema_problem, schema_text
+from laban.cluster.workflow.endless_schemas import endless_problem
 from laban.cluster.workflow.expressions import BUILT_IN_VALUES
 from laban.cluster.workflow.names import NAME
 from laban.cluster.workflow.pointers import point
@@ -17,7 +18,7 @@ from laban.cluster.workflow.tool_schemas import check_schema
 
 def response_schema_problem(schema: Mapping[str, Any]) -> str:
     """Why it is no JSON schema, or none that can be enforced; "" if it can."""
-    return check_schema(schema) or schema_problem(schema)
+    return check_schema(schema) or schema_problem(schema) or endless_problem(schema)
 
 
 def property_names(schema: Mapping[str, Any]) -> tuple[str, ...]:

@@ -67,13 +67,14 @@ def is_served(level: object) -> TypeGuard[Fidelity]:
     return level in LEVELS
 
 
-def expected() -> str:
-    """The levels in words, for whoever named another.
+def expected(*, asked: bool = False) -> str:
+    """The levels in words, for whoever named another; with `auto` where it may be asked for.
 
     >>> expected()
     'exact, corrected, blended or direct'
     """
-    return f"{', '.join(LEVELS[:-1])} or {LEVELS[-1]}"
+    *words, last = (*LEVELS, AUTO) if asked else LEVELS
+    return f"{', '.join(words)} or {last}"
 
 
 def level_of(asked: Asked) -> Fidelity:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from laban.actors import errors
 from laban.actors.errors import LabanError
+from laban.cluster.gateway_requests import read_asked, read_lease_wish, read_sampling_values
 from laban.cluster.translate_errors import STATUS_KEY, error_from_status, error_to_status, trailing_metadata
 from laban.cluster.workflow.diagnostics import Diagnostic, WorkflowErrors
+from laban.proto import laban_pb2 as pb
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, LabanError)]
 
@@ -53,6 +56,28 @@ def test_details_say_field_value_and_expected() -> None:
         "message": "expected 0 or more", "field": "view.placements[2].position", "value": "-3"
     }  # fmt: skip
     assert not details(status, RetryInfo)
+
+
+def test_what_was_expected_is_all_that_is_taken() -> None:
+    with pytest.raises(errors.InvalidInput, match="fidelity: expected exact, corrected, blended, direct or auto"):
+        read_asked(99, "fidelity")
+    for seconds, nanos in ((1, -5), (-1, 5), (0, 1_000_000_000)):
+        with pytest.raises(errors.InvalidInput, match="wait: expected nanoseconds of less than a second"):
+            read_lease_wish(pb.LeaseStepRequest(tools=["t"], wait=Duration(seconds=seconds, nanos=nanos)))
+    assert read_lease_wish(pb.LeaseStepRequest(tools=["t"], wait=Duration(seconds=1, nanos=5))).wait_s > 1
+
+
+def test_every_mistake_in_sampling_is_named() -> None:
+    sampling = pb.Sampling(top_p=5, temperature=-1, top_k=-3, stop=["", "a"], forced_text="")
+    with pytest.raises(errors.InvalidInput) as caught:
+        read_sampling_values(sampling, "sampling")
+    status = error_to_status(caught.value)
+    [bad] = details(status, BadRequest)
+    fields = ["temperature", "top_p", "top_k", "stop[0]", "forced_text"]
+    assert [violation.field for violation in bad.field_violations] == [f"sampling.{name}" for name in fields]
+    assert bad.field_violations[2].description == "expected a finite number, 0 or more and at most 1000000 (got -3)"
+    assert status.message.endswith("(got -1.0) (and 4 more)")
+    assert there_and_back(caught.value).field == "sampling.temperature"
 
 
 @pytest.mark.parametrize("kind", [errors.Unavailable, errors.Exhausted])

@@ -153,6 +153,9 @@ def test_what_is_cleared_diverges_no_more() -> None:
     ("finding", "field"),
     [
         (replace(FINDING, step=""), "findings[0].step"),
+        (replace(FINDING, step="sing"), "findings[0].step"),
+        (replace(FINDING, step="say/say"), "findings[0].step"),
+        (replace(FINDING, read=1), "findings[0].read"),
         (replace(FINDING, level="exact"), "findings[0].level"),
         (replace(FINDING, level="fast"), "findings[0].level"),
         (replace(FINDING, level="direct:0.3"), "findings[0].level"),

@@ -10,6 +10,7 @@ from executor_workflows import CHAIN, DEBATE, asynchronous, one_step
 from scripted_engine import MAX_CONTEXT
 
 from laban.actors.errors import Conflict, Exhausted, InvalidInput, NotFound, OutOfRange
+from laban.cluster import shelf
 from laban.cluster.workflow.diagnostics import WorkflowErrors
 from laban.cluster.workflow.states import Overrides
 
@@ -97,6 +98,24 @@ async def test_pages_newest_first():
         for bad in ({"page_size": -1}, {"page_size": 1001}, *({"page_token": token} for token in tokens)):
             with pytest.raises(InvalidInput):
                 r.executor.list(**bad)
+
+
+@asynchronous
+async def test_a_page_is_no_larger_than_clients_take(monkeypatch):
+    monkeypatch.setattr(shelf, "MAX_PAGE_CHARS", 1_000)
+    async with rig() as r:
+        ids = [(await r.run(one_step())).workflow_id for _ in range(5)]
+        found, pages, token = [], 0, ""
+        while not pages or token:
+            page, token = r.executor.list(page_token=token)
+            assert sum(shelf.size_of(record) for record in page) <= 1_000
+            found += [record.workflow_id for record in page]
+            pages += 1
+        assert found == [*reversed(ids)]
+        assert pages == 2
+        monkeypatch.setattr(shelf, "MAX_PAGE_CHARS", 1)
+        page, token = r.executor.list()
+        assert (len(page), bool(token)) == (1, True)
 
 
 @asynchronous

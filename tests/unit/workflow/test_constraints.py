@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
+import re
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from laban.actors.calls import Constraint
-from laban.cluster.workflow.constraints import property_names
+from laban.actors.errors import InvalidInput
+from laban.cluster.workflow.constraints import constraint_of, property_names
 from laban.cluster.workflow.diagnostics import WorkflowErrors
+from laban.cluster.workflow.endless_schemas import endless_problem
 from laban.cluster.workflow.lint import lint
 from laban.cluster.workflow.parse import parse_dict
 from laban.cluster.workflow.run import Run
@@ -186,3 +191,44 @@ def test_what_cannot_be_is_refused_by_name(step: dict[str, Any], said: str) -> N
 def test_lint_knows_typed_values() -> None:
     good = document({"step": "a", "response_schema": REVIEW}, {"step": "b", "when": "a.score > 3", "read": ["a"]})
     assert not [each for each in lint(parse_dict(good), {}).diagnostics if each.severity == "error"]
+
+
+ENDLESS = [
+    ({"$ref": "#"}, ""),
+    ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, ""),
+    ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, ""),
+    ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, ""),
+    ({"properties": {"a": {"allOf": [{"$ref": "#/properties/a"}]}}}, "properties.a: "),
+]
+FINITE: list[dict[str, object]] = [
+    {"type": "object", "properties": {"a": {"$ref": "#"}}},
+    {"properties": {"a": {"$ref": "#"}}, "required": ["a"]},  # 5 will do
+    {"type": "array", "items": {"$ref": "#"}},
+    {"$defs": {"n": {"anyOf": [{"$ref": "#/$defs/n"}, {"type": "null"}]}}, "$ref": "#/$defs/n"},
+    {
+        "type": "object",
+        "properties": {"a": {"type": ["null", "object"], "properties": {"b": {"$ref": "#"}}}},
+        "required": ["a"],
+    },
+]
+
+
+@pytest.mark.parametrize(("schema", "place"), ENDLESS)
+def test_a_schema_that_no_text_follows_is_refused(schema: dict[str, object], place: str) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(f"response_schema: {place}it holds itself again without an end")):
+        constraint_of(schema)
+
+
+@pytest.mark.parametrize("schema", FINITE)
+def test_a_schema_that_may_hold_itself_again_is_taken(schema: dict[str, object]) -> None:
+    assert constraint_of(schema) is not None
+
+
+def test_long_ways_through_references_are_soon_followed() -> None:
+    names = [f"d{number}" for number in range(3000)]
+    random.Random(3).shuffle(names)
+    links = {name: {"$ref": f"#/$defs/{after}"} for name, after in pairwise(names)}
+    defs = dict(sorted((links | {names[-1]: {"type": "null"}}).items()))
+    assert endless_problem({"$defs": defs, "$ref": f"#/$defs/{names[0]}"}) == ""
+    defs[names[-1]] = {"$ref": f"#/$defs/{names[0]}"}
+    assert "without an end" in endless_problem({"$defs": defs, "type": "null"})

@@ -1,0 +1,42 @@
+"""Bodies that could be read in two ways, or not at all, are refused with the field."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from laban.actors.errors import InvalidInput
+from laban.cluster.http.fields import read_object
+from laban.cluster.http.requests import read_completion
+
+CASES = [
+    ('{"role": "user", "content": "a\\ud800b"}', "messages[0].content: is not valid Unicode text"),
+    (
+        '{"role": "user", "content": [{"type": "text", "text": "\\udc80"}]}',
+        "messages[0].content[0].text: is not valid Unicode text",
+    ),
+    ('{"role": "user", "content": "a", "name": "b\\nsystem:"}', "messages[0].name: expected no line breaks"),
+    ('{"role": "user", "content": "a", "name": "b\\u2028"}', "messages[0].name: expected no line breaks"),
+    ('{"role": "user", "content": "a", "name": "b\\u0000"}', "messages[0].name: expected no line breaks"),
+    (
+        '{"role": "user", "content": "a", "name": "' + "b" * 257 + '"}',
+        "messages[0].name: 257 characters, expected at most",
+    ),
+    ('{"role": "user", "content": "a", "content": "b"}', "content: is given twice in one object"),
+]
+
+
+@pytest.mark.parametrize(("message", "said"), CASES)
+def test_a_message_that_is_not_clear_is_refused_by_its_field(message: str, said: str) -> None:
+    body = f'{{"model": "m", "messages": [{message}]}}'.encode()
+    with pytest.raises(InvalidInput, match=re.escape(said)):
+        read_completion(read_object(body), forms={"m": None})
+
+
+def test_names_are_taken_as_they_are() -> None:
+    message = {"role": "user", "content": "\u00e9 \U0001f642", "name": "Zo\u00eb Q."}
+    asked = read_completion({"model": "m", "messages": [message]}, forms={"m": None})
+    assert (asked.ask.messages[0].name, asked.ask.messages[0].text) == (message["name"], message["content"])
+    assert json.loads(json.dumps(message)) == read_object(json.dumps(message).encode())
