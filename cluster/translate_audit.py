@@ -7,6 +7,7 @@ from laban.cluster.audit.auditor import AuditRequest
 from laban.cluster.audit.levels import named, problem_with
 from laban.cluster.audit.records import AuditItem, Decision, RecordedStep, Refused, Replayed, StepAudit
 from laban.cluster.gateway_requests import read_submission
+from laban.cluster.texts import check_text
 from laban.proto import laban_pb2 as pb
 
 MAX_LEVELS = 16
@@ -27,17 +28,17 @@ def read_audit(request: pb.AuditRequest) -> AuditRequest:
             raise InvalidInput(problem, field=f"levels[{place}]", value=level)
     if request.num_apart < 0:
         raise InvalidInput("expected 0 or more", field="num_apart", value=request.num_apart)
-    recorded = tuple(map(_recorded_from_pb, request.recorded))
+    recorded = tuple(_recorded_from_pb(step, f"recorded[{place}]") for place, step in enumerate(request.recorded))
     levels = tuple(dict.fromkeys(named(level, submission.workflow) for level in request.levels))
     return AuditRequest(
         submission.workflow, submission.inputs, submission.overrides, recorded, levels, request.num_apart
     )
 
 
-def _recorded_from_pb(step: pb.RecordedStep) -> RecordedStep:
+def _recorded_from_pb(step: pb.RecordedStep, path: str) -> RecordedStep:
     if step.HasField("error"):
-        return RecordedStep(step.address, state="failed", error=step.error)
-    return RecordedStep(step.address, step.text, tuple(step.token_ids))
+        return RecordedStep(step.address, state="failed", error=check_text(step.error, f"{path}.error"))
+    return RecordedStep(step.address, check_text(step.text, f"{path}.text"), tuple(step.token_ids))
 
 
 def item_to_pb(item: AuditItem) -> pb.AuditResponse:

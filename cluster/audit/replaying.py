@@ -103,12 +103,24 @@ class Variant:
         except NotFound:
             return False
 
+    async def look_ahead(self, recorded: RecordedStep) -> None:
+        """Before `end`: a long text is made into tokens beside the event loop. Raises as `end` does."""
+        text = self._given(recorded)
+        if text is not None:
+            step = self.steps[recorded.address]
+            await self.book.look_ahead(step.role, text, step.name)
+
+    def _given(self, recorded: RecordedStep) -> str | None:
+        """The text of an instance without a call; None for one whose message a call made, or nobody."""
+        step = self.steps[recorded.address]
+        if recorded.state == "failed":
+            return step.prefill + recorded.error if step.tries.on_error == "message" else None
+        return step.prefill + recorded.text if step.kind == "external" and recorded.state == "succeeded" else None
+
     def end(self, recorded: RecordedStep) -> None:
         """The instance ended as it was recorded. What a call made of it is in the book."""
-        step = self.steps[recorded.address]
-        failed_as_message = recorded.state == "failed" and step.tries.on_error == "message"
-        if failed_as_message or (step.kind == "external" and recorded.state == "succeeded"):
-            text = step.prefill + (recorded.error if failed_as_message else recorded.text)
+        step, text = self.steps[recorded.address], self._given(recorded)
+        if text is not None:
             self.book.give(recorded.address, step.role, text, step.name, path="text")
         if recorded.state == "failed":
             self.run.fail(recorded.address, recorded.error)
@@ -156,6 +168,7 @@ async def replay(
             if step.address in tasks:
                 await tasks.pop(step.address)
             for variant in variants:
+                await variant.look_ahead(step)
                 variant.end(step)
             hand_out()
     finally:
