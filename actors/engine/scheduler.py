@@ -24,7 +24,7 @@ from laban.actors.engine.sequence import Chunk, Read, RunningCall, Sequence
 from laban.actors.engine.shared_beginnings import SharedBeginnings
 from laban.actors.engine.tiers import Tiers, Way, from_host
 from laban.actors.engine.waiting import Waiting, WaitingQueue
-from laban.actors.errors import Exhausted, InvalidInput
+from laban.actors.errors import Exhausted, FailedPrecondition, InvalidInput
 from laban.kvstore.encodings import EncodingSpec, Placement, dependencies, flatten, is_common, make_spec
 from laban.kvstore.store import EncodingStore, Entry
 
@@ -128,10 +128,10 @@ class Scheduler:
         if pages - common > most:
             raise self._too_large(pages - common, most)
 
-    def _too_large(self, pages: int, most: int) -> Exhausted:
+    def _too_large(self, pages: int, most: int) -> FailedPrecondition:
         size = self.store.page_size
         whose = "the pool holds" if most == self.store.allocator.num_pages else "a tenant may have"
-        return Exhausted(
+        return FailedPrecondition(
             f"the call needs {pages * size} tokens of KV memory at its worst, {whose} "
             f"{most * size}; read less, lower max_tokens or enlarge pool_tokens"
         )
@@ -290,7 +290,7 @@ class Scheduler:
         """Whether the pages that `plan` takes can be had now. Gives up prefetches, and calls of younger workflows,
         where that helps.
 
-        Raises Exhausted if they never can.
+        Raises FailedPrecondition if they never can.
         """
         call = waiting.call
         if self._fits(plan, call):

@@ -16,7 +16,7 @@ _KINDS: dict[str, tuple[int, str, str | None]] = {
     "UNAUTHENTICATED": (401, "authentication_error", "invalid_api_key"),
     "PERMISSION_DENIED": (403, "permission_error", None),
     "NOT_FOUND": (404, "invalid_request_error", "not_found"),
-    "FAILED_PRECONDITION": (409, "invalid_request_error", None),
+    "FAILED_PRECONDITION": (400, "invalid_request_error", None),  # 409 would be tried again
     "RESOURCE_EXHAUSTED": (429, "rate_limit_error", "rate_limit_exceeded"),
     "UNAVAILABLE": (503, "server_error", None),
     "DEADLINE_EXCEEDED": (504, "server_error", "timeout"),

@@ -81,7 +81,7 @@ def test_a_call_larger_than_the_pool_is_refused_with_the_numbers() -> None:
     call = driver.submit([1] * 4, sampling=Sampling(max_tokens=300))
     driver.run()
     failure = driver.failure(call)
-    assert failure.status == "RESOURCE_EXHAUSTED"
+    assert failure.status == "FAILED_PRECONDITION"
     assert "304 tokens" in failure.message
     assert "160" in failure.message
     assert driver.prefill([1] * 10).num_tokens == 10
@@ -95,7 +95,7 @@ def test_a_view_whose_lost_ancestors_no_longer_fit_is_refused_not_waited_for() -
     driver = Driver(make_engine("llama", pool_tokens=160), specs=wide.specs)
     call = driver.submit([4] * 2, driver.place(EMPTY_VIEW, c, 0), 16, force([5]))
     driver.run()
-    assert driver.failure(call).status == "RESOURCE_EXHAUSTED"
+    assert driver.failure(call).status == "FAILED_PRECONDITION"
 
 
 @pytest.mark.parametrize("chunk", [3, 512])

@@ -75,5 +75,5 @@ def test_a_spare_call_that_can_never_fit_is_told_so_once_nothing_else_runs() -> 
     assert report.load.num_blocked == 0
     assert not driver.engine.scheduler.is_short
     driver.run()
-    assert driver.failure("spare").status == "RESOURCE_EXHAUSTED"
+    assert driver.failure("spare").status == "FAILED_PRECONDITION"
     assert driver.result(other).tokens_generated == 3

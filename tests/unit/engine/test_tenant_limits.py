@@ -73,7 +73,7 @@ def test_less_than_it_has_and_no_limit_again(tmp_path: Path) -> None:
     refused = driver.submit([7] * 200)
     driver.run()
     assert (driver.failure(refused).status, "a tenant may have" in driver.failure(refused).message) == (
-        "RESOURCE_EXHAUSTED",
+        "FAILED_PRECONDITION",
         True,
     )
     driver.engine.advise(Advice(kv_bytes=()))

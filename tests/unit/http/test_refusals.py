@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from laban.actors.errors import InvalidInput
+from laban.actors.errors import FailedPrecondition, InvalidInput
+from laban.cluster.http.errors import error_response
 from laban.cluster.http.fields import read_object
 from laban.cluster.http.requests import read_completion
 
@@ -40,3 +41,9 @@ def test_names_are_taken_as_they_are() -> None:
     asked = read_completion({"model": "m", "messages": [message]}, forms={"m": None})
     assert (asked.ask.messages[0].name, asked.ask.messages[0].text) == (message["name"], message["content"])
     assert json.loads(json.dumps(message)) == read_object(json.dumps(message).encode())
+
+
+def test_what_will_never_go_is_not_said_to_go_later() -> None:
+    response = error_response(FailedPrecondition("the call needs 2064 tokens of KV memory at its worst"))
+    assert response.status_code == 400  # 409 and 429 are tried again by OpenAI's clients
+    assert "Retry-After" not in response.headers
