@@ -63,17 +63,18 @@ class Framing:
         return tuple(self.tokenizer.encode(self.message_text(role, text, name, first=first)))
 
     def message_text(self, role: str, text: str, name: str | None = None, *, first: bool = False) -> str:
+        """As `message` encodes it: what is given is guarded, and nothing else."""
         frame = self._frame(role, first)
-        return frame.before + frame.strip(name_line(name) + text) + frame.after
+        return frame.before + frame.strip(self.tokenizer.guarded(name_line(name) + text)) + frame.after
 
     def header(self, role: str, name: str | None = None, *, first: bool = False, prefill: str = "") -> tuple[int, ...]:
         """What opens a generated message; `prefill` is text that it shall begin with. May be ()."""
         if not (name or prefill):
             return _encoded(self.tokenizer, self.header_text(role, first=first))
-        return tuple(self.tokenizer.encode(self.header_text(role, name, first=first) + prefill))
+        return tuple(self.tokenizer.encode(self.header_text(role, name, first=first) + self.tokenizer.guarded(prefill)))
 
     def header_text(self, role: str, name: str | None = None, *, first: bool = False) -> str:
-        return self._frame(role, first).opening + name_line(name)
+        return self._frame(role, first).opening + self.tokenizer.guarded(name_line(name))
 
     def terminator(self, role: str, *, after_stop_token: bool) -> tuple[int, ...]:
         """What closes a generated message, less the stop token if the model has produced it itself."""

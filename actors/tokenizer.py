@@ -10,6 +10,7 @@ from pathlib import Path
 import tokenizers
 
 from laban.actors.errors import InvalidInput, NotFound
+from laban.actors.special_tokens import SpecialTokenGuard
 
 REPLACEMENT = "\ufffd"  # what decoding makes of bytes that are no character, or not yet one
 LONG_TEXT = 4_096  # characters; from here on other threads are let run meanwhile
@@ -17,16 +18,22 @@ MAX_OPEN_BYTES = 3  # a character of UTF-8 has at most four
 
 
 class Tokenizer:
-    """A folder's `tokenizer.json`. Immutable, picklable, safe to share between threads."""
+    """A folder's `tokenizer.json`. Immutable, picklable, safe to share between threads.
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    With `parse_special_tokens`, as transformers' tokenizers do and vLLM's server does, special tokens that any text
+    spells out become those tokens. Without, those in texts that went through `guarded` stay text, as under
+    transformers' `split_special_tokens`, while what stands around them, a template's own, becomes tokens still.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, *, parse_special_tokens: bool = True) -> None:
         # Both would change what a text encodes to, depending on the other texts or on its length.
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self._guard = None if parse_special_tokens else SpecialTokenGuard(backend)
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> Tokenizer:
+    def from_folder(cls, folder: str | Path, *, parse_special_tokens: bool = True) -> Tokenizer:
         """Raises NotFound without a tokenizer.json, InvalidInput for one that cannot be read."""
         path = Path(folder).expanduser() / "tokenizer.json"
         if not path.is_file():
@@ -36,7 +43,7 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception
             raise InvalidInput(f"{path} cannot be read ({error})", field="model") from None
         backend.add_special_tokens(_tokens_of_config(path.parent / "tokenizer_config.json", backend))
-        return cls(backend)
+        return cls(backend, parse_special_tokens=parse_special_tokens)
 
     @cached_property
     def vocab_size(self) -> int:
@@ -49,17 +56,27 @@ class Tokenizer:
         return max(map(len, self._backend.get_vocab(with_added_tokens=True)))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`. Adds no special tokens; those spelled out in `text` are recognised.
+        """The ids of `text`. Adds no special tokens; those spelled out in `text` are recognised, unless guarded.
 
         Raises InvalidInput for text that is not valid Unicode (a lone surrogate).
         """
         try:
+            backend = self._backend
+            if self._guard is not None:
+                text, backend = self._guard.named(text), self._guard.backend
             if len(text) < LONG_TEXT:
-                return list(self._backend.encode(text, add_special_tokens=False).ids)
-            # For a single text the library holds Python's lock all the while, for a batch it does not.
-            return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+                ids = list(backend.encode(text, add_special_tokens=False).ids)
+            else:
+                # For a single text the library holds Python's lock all the while, for a batch it does not.
+                ids = list(backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+            return ids if self._guard is None else self._guard.real(ids)
         except (UnicodeEncodeError, TypeError):
             raise InvalidInput("is not valid Unicode text", field="text", value=text) from None
+
+    def guarded(self, text: str) -> str:
+        """`text` that anybody may have written, for `encode`, alone or within a template: without
+        `parse_special_tokens` the special tokens spelled out in it stay text. Of use in this process alone."""
+        return text if self._guard is None else self._guard.guarded(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens spelled out."""
@@ -82,7 +99,7 @@ class Tokenizer:
         return str(self._backend.to_str())
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_from_json, (self.to_json(),))
+        return (_from_json, (self.to_json(), self._guard is None))
 
 
 class Detokenizer:
@@ -136,8 +153,8 @@ class Detokenizer:
         return new
 
 
-def _from_json(text: str) -> Tokenizer:
-    return Tokenizer(tokenizers.Tokenizer.from_str(text))
+def _from_json(text: str, parse_special_tokens: bool) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(text), parse_special_tokens=parse_special_tokens)
 
 
 def _tokens_of_config(path: Path, backend: tokenizers.Tokenizer) -> list[tokenizers.AddedToken]:

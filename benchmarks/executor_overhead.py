@@ -101,6 +101,9 @@ class Letters:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
+    def guarded(self, text: str) -> str:
+        return text
+
     def root(self, first_role: str) -> tuple[int, ...]:
         return (2,)
 

@@ -78,7 +78,8 @@ class ChatPrompts:
             raise InvalidInput("expected at least one message", field="messages")
         if tools and not self.takes_tools:
             raise InvalidInput("the model's chat template has no place for tools, expected none", field="tools")
-        turns = for_template(messages)
+        turns = [_guarded(turn, self.tokenizer) for turn in for_template(messages)]
+        tools = [_guarded(tool, self.tokenizer) for tool in tools]
         whole = self._render(turns, tools)
         pieces = self._framed(messages, tools, whole) or self._cut(turns, tools, whole, memory)
         root: tuple[int, ...] = ()
@@ -158,6 +159,15 @@ class ChatPrompts:
             return self._template.render_messages(PROBE, PROBE_TOOL) != self._template.render_messages(PROBE)
         except Refused:
             return False
+
+
+def _guarded(value: Any, tokenizer: TokenizerPort) -> Any:
+    """With all texts in it guarded."""
+    if isinstance(value, str):
+        return tokenizer.guarded(value)
+    if isinstance(value, Mapping):
+        return {_guarded(key, tokenizer): _guarded(item, tokenizer) for key, item in value.items()}
+    return [_guarded(item, tokenizer) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _dumped(value: object) -> bytes:

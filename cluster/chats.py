@@ -206,7 +206,7 @@ class Chats:
                 book.specs.update({spec.encoding_id: spec for spec in reply.specs})
             entries.append(Entry(message, ask.fidelity, recompute_share=ask.recompute_share))
         composed = book.compose(prompt.root, entries)
-        header = (*prompt.header, *memory.encode(ask.opening))
+        header = (*prompt.header, *memory.encode(self.prompts(book.language.model).tokenizer.guarded(ask.opening)))
         sampling = ask.sampling
         if not sampling.max_tokens:
             sampling = replace(sampling, max_tokens=self._most_tokens(book, composed.start + len(header)))

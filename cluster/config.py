@@ -212,7 +212,11 @@ class LabanConfig(Section):
         return self._engine_config(self.workers, self.workers * self.engine.shards)
 
     def _engine_config(self, num_workers: int, num_processes: int) -> EngineConfig:
-        values = self.engine.model_dump(exclude={"shards"}) | self.cache.model_dump() | {"num_workers": num_workers}
+        values = (
+            self.engine.model_dump(exclude={"shards", "parse_special_tokens"})
+            | self.cache.model_dump()
+            | {"num_workers": num_workers}
+        )
         if values["num_threads"] is None:
             values["num_threads"] = max(1, _num_cores() // num_processes)
         return EngineConfig(**values)

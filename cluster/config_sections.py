@@ -51,6 +51,10 @@ class EngineSection(Section):
     )
     draft_tokens: int = Field(default=15, gt=0, le=64, description="guessed for a call in one iteration, at most")
     cuda_graphs: bool = Field(default=True, description="capture a GPU's forwards of up to 1280 new tokens at start")
+    parse_special_tokens: bool = Field(
+        default=True,
+        description="special tokens spelled out in texts are those tokens, as in transformers; false: they stay text",
+    )
 
 
 class CacheSection(Section):

@@ -129,7 +129,8 @@ class ControlPlane:
         )
         self._journal = journal = None if store is None else Journal(store)
         supervisor = RemoteSupervisor(self._plan.workers, self._plan.worker_handles, self._plan.another)
-        spoken = {place.name: await asyncio.to_thread(_prompts_of, place.folder) for place in places}
+        parses = config.engine.parse_special_tokens
+        spoken = {place.name: await asyncio.to_thread(_prompts_of, place.folder, parses) for place in places}
         adapters = {place.name: await asyncio.to_thread(place.fingerprints) for place in places}
         prompts = spoken[places[0].name]
         framing, tokenizer = prompts.framing, prompts.tokenizer
@@ -329,9 +330,9 @@ class ControlPlane:
                     self._http.refresh()
 
 
-def _prompts_of(folder: str) -> ChatPrompts:
+def _prompts_of(folder: str, parse_special_tokens: bool) -> ChatPrompts:
     """How a model writes and is spoken to."""
-    tokenizer = Tokenizer.from_folder(folder)
+    tokenizer = Tokenizer.from_folder(folder, parse_special_tokens=parse_special_tokens)
     return ChatPrompts(derive_framing(folder, tokenizer), tokenizer, ChatTemplate.from_folder(folder))
 
 

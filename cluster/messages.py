@@ -50,6 +50,7 @@ class TokenizerPort(Protocol):
     @property
     def longest_token(self) -> int: ...
     def encode(self, text: str) -> list[int]: ...
+    def guarded(self, text: str) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class Language:
         """The tokens of a text as it stands. Raises OutOfRange as `check_room` does, InvalidInput for what is not
         Unicode."""
         self.check_room(text, field)
-        return self.tokenizer.encode(text)
+        return self.tokenizer.encode(self.tokenizer.guarded(text))
 
     def under(self, adapter: str) -> Language:
         """Of calls with one of the model's adapters; "" is none. Raises InvalidInput for an unknown one."""

@@ -139,7 +139,7 @@ def tune(arguments: Namespace) -> int:
         with _given_or_own(arguments, screen_for()) as client, screen_for() as recording:
             tuning.check_served(client.status(), arguments.address)
             tuning.record(client, tools, recording, arguments.address)
-    num_lessons, _ = tuning.write_lessons()
+    num_lessons, _ = tuning.write_lessons(found.engine.parse_special_tokens)
     return train(tuning, arguments, screen_for(), num_lessons, found.ray.address)
 
 

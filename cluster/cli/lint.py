@@ -10,6 +10,7 @@ from pathlib import Path
 
 from laban.actors.framing import Framing, derive_framing
 from laban.actors.models import check_model_folder, converted_default_model
+from laban.actors.tokenizer import Tokenizer
 from laban.cluster.cli.files import read_file
 from laban.cluster.cli.flags import as_flag
 from laban.cluster.cli.inputs import parse_inputs
@@ -60,8 +61,9 @@ def lint_file(arguments: Namespace) -> int:
     text = read_file(arguments.file)
     config = resolve(arguments.config, flags={"model": arguments.model}).config
     plans = config.model_plans()
-    measure = _measure(plans[0].path)
-    of_models = {plan.name: _measure(plan.path) for plan in plans if plan.name is not None}
+    parses = config.engine.parse_special_tokens
+    measure = _measure(plans[0].path, parses)
+    of_models = {plan.name: _measure(plan.path, parses) for plan in plans if plan.name is not None}
     estimated = any(isinstance(each.framing, EstimatedFraming) for each in (measure, *of_models.values()))
     overrides = Overrides(fidelity=arguments.fidelity)
     try:
@@ -85,13 +87,13 @@ def lint_file(arguments: Namespace) -> int:
     return 0 if report.ok else 2
 
 
-def _measure(model: str | None) -> Measure:
+def _measure(model: str | None, parse_special_tokens: bool) -> Measure:
     folder = converted_default_model() if model is None else model
     if folder is None:
         note = f"lengths are estimates, {BYTES_PER_TOKEN} bytes a token: the default model is set up by the first run"
         return Measure(EstimatedFraming(), DEFAULT_CONTEXT, "no model", (note,))
     facts = check_model_folder(folder)
-    framing = derive_framing(folder)
+    framing = derive_framing(folder, Tokenizer.from_folder(folder, parse_special_tokens=parse_special_tokens))
     return Measure(framing, facts.max_context, facts.name, framing.notes)
 
 

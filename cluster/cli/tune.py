@@ -197,7 +197,7 @@ class Tuning:
 
     # Lessons
 
-    def write_lessons(self) -> tuple[int, int]:
+    def write_lessons(self, parse_special_tokens: bool = True) -> tuple[int, int]:
         """How many there are to learn from, and how many are held out."""
         from laban.actors.framing import derive_framing
         from laban.actors.tokenizer import Tokenizer
@@ -211,7 +211,7 @@ class Tuning:
         known = self.known()
         if len(known) < 2:
             raise FailedPrecondition(f"{len(known)} runs under {BASELINE} succeeded, expected two at least")
-        tokenizer = Tokenizer.from_folder(facts.folder)
+        tokenizer = Tokenizer.from_folder(facts.folder, parse_special_tokens=parse_special_tokens)
         language = Language(derive_framing(facts.folder, tokenizer), tokenizer, "tune", facts.max_context)
 
         async def made(lines: Iterable[int]) -> list[Lesson]:

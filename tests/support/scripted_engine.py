@@ -61,6 +61,9 @@ class CharTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(encode(text))
 
+    def guarded(self, text: str) -> str:
+        return text
+
 
 class CharFraming:
     """`^` is the root, `[role:name]text|` a message. `first_mark` is put before a conversation's first one."""
