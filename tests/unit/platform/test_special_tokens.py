@@ -60,8 +60,8 @@ def test_guarded_text_is_what_transformers_makes_of_it(default_folder: Path, pla
         ids = plain.encode(plain.guarded(text))
         assert ids == reference.encode(text, add_special_tokens=False), text
         assert plain.decode(ids) == plain.decode(reference.encode(text, add_special_tokens=False))
-        again = pickle.loads(pickle.dumps(plain))
-        assert again.encode(again.guarded(text)) == ids
+    again = pickle.loads(pickle.dumps(plain))
+    assert again.encode(again.guarded(INJECTION)) == plain.encode(plain.guarded(INJECTION))
 
 
 def test_what_is_not_guarded_is_as_ever(default_folder: Path, plain: Tokenizer) -> None:
