@@ -118,13 +118,13 @@ def _load_shard(plan: WorkerPlan, rank: int, rendezvous: str, progress: Progress
 
 @contextmanager
 def _told_plainly(plan: WorkerPlan) -> Iterator[None]:
-    """Whatever a model fails to load by ends as an error that any process can read; the log has all of it."""
+    """Whatever a model fails to load by ends as an error that any process can read; at `debug` the log has all."""
     try:
         yield
     except LabanError:
         raise
     except Exception as error:
-        logger.exception("%s: %s could not be loaded", plan.worker_id, plan.model_folder)
+        logger.debug("%s: %s could not be loaded", plan.worker_id, plan.model_folder, exc_info=True)
         raise Unavailable(f"worker {plan.worker_id} could not load its model: {cause_of(error)}") from None
 
 

@@ -102,7 +102,7 @@ def _load_model(folder: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        log.exception("%s cannot be loaded", folder)
+        log.debug("%s cannot be loaded", folder, exc_info=True)
         why = f"{folder} cannot be loaded, is its config.json right? transformers says {cause_of(error)}"
         raise InvalidInput(why, field="model") from None
     return model
