@@ -206,7 +206,8 @@ def failing(error: Exception) -> Callable[[], None]:
 
 
 @needs_cma
-def test_what_was_read_before_a_worker_was_lost_is_kept() -> None:
+def test_what_was_read_before_a_worker_was_lost_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laban.actors.engine.fetching.LOST_S", 0.0)
     sender, receiver = driver_of(), driver_of()
     exporting = connect(receiver, sender, transport="cma")
     made = meddle(receiver, failing(PeerLost("it was killed")))
