@@ -132,8 +132,9 @@ class Leftovers:
     def _put(
         self, encoding_id: EncodingId, key: str, is_home: bool, own: frozenset[str], before: Spot | None, worker_id: str
     ) -> None:
-        if not own or encoding_id in self._over:
+        if not own:
             return
+        self._over.discard(encoding_id)  # said again, word for word
         left = self._left.get(encoding_id)
         if left is None:
             if self._is_full:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import pytest
@@ -242,6 +243,7 @@ def test_what_is_over_is_never_read_again(data: dict[str, Any], root: str, most:
     run = Played(parse_dict(data), root=root)
     running: list[str] = []
     over: set[str] = set()
+    said = count()
 
     def look() -> None:
         told = set(run.look().over)
@@ -265,10 +267,11 @@ def test_what_is_over_is_never_read_again(data: dict[str, Any], root: str, most:
                 continue
             run.now_s += 1.0
             address = running.pop(random.randrange(len(running)))
-            if random.random() < 0.15 or run.run.unfit(address, "word: ok\nscore: 3"):
+            text = "word: ok\nscore: 3" + "." * next(said)  # what is said again brings its encoding back
+            if random.random() < 0.15 or run.run.unfit(address, text):
                 run.fail(address)
             else:
-                run.finish(address, "word: ok\nscore: 3")
+                run.finish(address, text)
     if over:
         event("told before the end")
     last = set(run.outlook.end())
@@ -276,6 +279,24 @@ def test_what_is_over_is_never_read_again(data: dict[str, Any], root: str, most:
     made = {run.home(address) for address, step in run.steps.items() if address in run.book.messages
             and step.kind == "generate" and run.run.status(address).state == "succeeded"}  # fmt: skip
     assert made <= last | over
+
+
+def test_what_was_over_and_is_said_again_is_told_again() -> None:
+    text = "steps: [{step: try, rounds: 4, on_error: skip, read: ['try[previous]']}]"
+    run = played(text)
+    run.finish("try[1]", "tea")
+    run.begin()
+    run.fail("try[2]")
+    run.begin()  # what the round before it said nobody can read any more
+    said = run.home("try[1]")
+    assert run.look().over.keys() == {said}
+    run.finish("try[3]", "tea")
+    assert run.home("try[3]") == said
+    run.begin()
+    assert run.read("try[4]")[-1] == said
+    assert not run.look().over
+    run.finish("try[4]", "milk")
+    assert said in run.outlook.end()
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
