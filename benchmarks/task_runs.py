@@ -97,12 +97,14 @@ class Desk:
 
     # Under `exact`
 
-    def write(self, task: Task, cases: Sequence[Case], say: Callable[[int], None]) -> list[Recording]:
+    def write(
+        self, task: Task, cases: Sequence[Case], say: Callable[[int], None], at_once: int = GROUP
+    ) -> list[Recording]:
         """What each case's steps say. Greedy, many cases at a time."""
         written: list[Recording] = []
-        for first in range(0, len(cases), GROUP):
+        for first in range(0, len(cases), at_once):
             say(first)
-            written += self._written(task, cases[first : first + GROUP])
+            written += self._written(task, cases[first : first + at_once])
         return written
 
     def _written(self, task: Task, cases: Sequence[Case]) -> list[Recording]:

@@ -13,10 +13,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import task_data
-from task_data import Find, installed
+from task_data import Choice, Find, Function, Problem, Talk, installed
 
 from laban.cluster.workflow.parse import parse_yaml
 from laban.cluster.workflow.schema import Workflow
@@ -73,59 +73,64 @@ class _Draw:
         return self.rng.sample(found, len(found))
 
 
-def _sentences(text: str) -> list[str]:
+Found = tuple[list[str], list[T]]
+"""The bank, and the problems that are left."""
+
+
+def sentences(text: str) -> list[str]:
     return re.split(r"(?<=[.?!])\s+", text)
 
 
-def _gsm8k(draw: _Draw) -> list[Case]:
-    found = [each for each in draw.shuffled(task_data.problems(draw.find)) if len(_sentences(each.text)) > 1]
-    bank, left = draw.bank(found, lambda each: f"A solved problem: {each.text} Solution: {each.solution}", 150)
-    cases = []
-    for each in left:
-        sentences = _sentences(each.text)
-        middle = len(sentences) // 2
-        begin, end = (draw.cut(" ".join(half), 80) for half in (sentences[:middle], sentences[middle:]))
-        shown_1, shown_2 = draw.rng.sample(bank, 2)
-        cases.append(Case({"shown_1": shown_1, "shown_2": shown_2, "begin": begin, "end": end}))
-    return cases
+def _gsm8k(draw: _Draw) -> Found[Problem]:
+    found = [each for each in draw.shuffled(task_data.problems(draw.find)) if len(sentences(each.text)) > 1]
+    return draw.bank(found, lambda each: f"A solved problem: {each.text} Solution: {each.solution}", 150)
 
 
-def _hellaswag(draw: _Draw) -> list[Case]:
+def _gsm8k_case(draw: _Draw, bank: Sequence[str], each: Problem) -> Case:
+    parts = sentences(each.text)
+    middle = len(parts) // 2
+    begin, end = (draw.cut(" ".join(half), 80) for half in (parts[:middle], parts[middle:]))
+    shown_1, shown_2 = draw.rng.sample(bank, 2)
+    return Case({"shown_1": shown_1, "shown_2": shown_2, "begin": begin, "end": end})
+
+
+def _hellaswag(draw: _Draw) -> Found[Choice]:
     found = draw.shuffled(task_data.endings(draw.find))
-    bank, left = draw.bank(found, lambda each: f"{each.topic}: {each.text} {each.options[each.right]}", SHOWN_TOKENS)
-    cases = []
-    for each in left:
-        texts = [draw.cut(text, 30).strip() for text in each.options]
-        if len(set(texts)) < len(texts):
-            continue
-        right = texts[each.right]
-        shown = dict(zip(("shown_1", "shown_2", "shown_3"), draw.rng.sample(bank, 3), strict=True))
-        begin = draw.cut(f"{each.topic}: {each.text}", 90)
-        order = draw.rng.sample(texts, len(texts))
-        cases.append(Case({**shown, "begin": begin, "endings": order}, {"right": ("chosen", right)}))
-    return cases
+    return draw.bank(found, lambda each: f"{each.topic}: {each.text} {each.options[each.right]}", SHOWN_TOKENS)
 
 
-def _human_eval(draw: _Draw) -> list[Case]:
+def _hellaswag_case(draw: _Draw, bank: Sequence[str], each: Choice) -> Case | None:
+    texts = [draw.cut(text, 30).strip() for text in each.options]
+    if len(set(texts)) < len(texts):
+        return None
+    right = texts[each.right]
+    shown = dict(zip(("shown_1", "shown_2", "shown_3"), draw.rng.sample(bank, 3), strict=True))
+    begin = draw.cut(f"{each.topic}: {each.text}", 90)
+    order = draw.rng.sample(texts, len(texts))
+    return Case({**shown, "begin": begin, "endings": order}, {"right": ("chosen", right)})
+
+
+def _human_eval(draw: _Draw) -> Found[Function]:
     found = draw.shuffled(task_data.functions(draw.find))
-    bank, left = draw.bank(found, lambda each: f"An example:\n{each.head}\n{each.body}", 170)
-    cases = []
-    for each in left:
-        shown_1, shown_2 = draw.rng.sample(bank, 2)
-        asked = f"To be written:\n{draw.cut(each.head, TEXT_TOKENS)}"
-        cases.append(Case({"shown_1": shown_1, "shown_2": shown_2, "asked": asked}))
-    return cases
+    return draw.bank(found, lambda each: f"An example:\n{each.head}\n{each.body}", 170)
 
 
-def _mt_bench(draw: _Draw) -> list[Case]:
+def _human_eval_case(draw: _Draw, bank: Sequence[str], each: Function) -> Case:
+    shown_1, shown_2 = draw.rng.sample(bank, 2)
+    asked = f"To be written:\n{draw.cut(each.head, TEXT_TOKENS)}"
+    return Case({"shown_1": shown_1, "shown_2": shown_2, "asked": asked})
+
+
+def _mt_bench(draw: _Draw) -> Found[Talk]:
     found = sorted(draw.shuffled(task_data.talks(draw.find)), key=lambda each: not each.answer)
     bank = [draw.cut(f"A question: {e.first} A good answer: {e.answer}", SHOWN_TOKENS) for e in found[:BANK]]
-    cases = []
-    for each in draw.shuffled(found[BANK:]):
-        shown_1, shown_2 = draw.rng.sample(bank, 2)
-        turns = {"turn_1": draw.cut(each.first, TEXT_TOKENS), "turn_2": draw.cut(each.second, TEXT_TOKENS)}
-        cases.append(Case({"shown_1": shown_1, "shown_2": shown_2, **turns}))
-    return cases
+    return bank, draw.shuffled(found[BANK:])
+
+
+def _mt_bench_case(draw: _Draw, bank: Sequence[str], each: Talk) -> Case:
+    shown_1, shown_2 = draw.rng.sample(bank, 2)
+    turns = {"turn_1": draw.cut(each.first, TEXT_TOKENS), "turn_2": draw.cut(each.second, TEXT_TOKENS)}
+    return Case({"shown_1": shown_1, "shown_2": shown_2, **turns})
 
 
 def _sessions(draw: _Draw, count: int) -> list[Case]:
@@ -146,21 +151,22 @@ def _sessions(draw: _Draw, count: int) -> list[Case]:
     return cases
 
 
-def _judge(draw: _Draw) -> list[Case]:
+def _judge(draw: _Draw) -> Found[Choice]:
+    return [], draw.shuffled(task_data.questions(draw.find))
+
+
+def _judge_case(draw: _Draw, bank: Sequence[str], each: Choice) -> Case | None:
     names = ("one", "two", "three")
     orders = {"forwards": (0, 1, 2), "backwards": (2, 1, 0), "turned": (1, 2, 0)}  # as the workflow reads them
-    cases = []
-    for each in draw.shuffled(task_data.questions(draw.find)):
-        if len(each.options) < len(names):
-            continue
-        right = each.options[each.right]
-        wrong = draw.rng.sample([text for text in each.options if text != right], len(names) - 1)
-        texts = draw.rng.sample([right, *wrong], len(names))
-        at = texts.index(right)
-        places = {step: (step, ("first", "second", "third")[order.index(at)]) for step, order in orders.items()}
-        cut = {name: draw.cut(text, 40) for name, text in zip(names, texts, strict=True)}
-        cases.append(Case({"question": draw.cut(each.text, 60), **cut}, places))
-    return cases
+    if len(each.options) < len(names):
+        return None
+    right = each.options[each.right]
+    wrong = draw.rng.sample([text for text in each.options if text != right], len(names) - 1)
+    texts = draw.rng.sample([right, *wrong], len(names))
+    at = texts.index(right)
+    places = {step: (step, ("first", "second", "third")[order.index(at)]) for step, order in orders.items()}
+    cut = {name: draw.cut(text, 40) for name, text in zip(names, texts, strict=True)}
+    return Case({"question": draw.cut(each.text, 60), **cut}, places)
 
 
 def _blockage(draw: _Draw, count: int) -> list[Case]:
@@ -188,13 +194,29 @@ def _leakage(draw: _Draw, count: int) -> list[Case]:
     return cases
 
 
-_LIMITED: dict[str, Callable[[_Draw], list[Case]]] = {
-    "gsm8k": _gsm8k, "hellaswag": _hellaswag, "human_eval": _human_eval, "mt_bench": _mt_bench, "judge": _judge,
-}  # fmt: skip
+_LIMITED: dict[str, tuple[Callable[[_Draw], Found[Any]], Callable[[_Draw, Sequence[str], Any], Case | None]]] = {
+    "gsm8k": (_gsm8k, _gsm8k_case),
+    "hellaswag": (_hellaswag, _hellaswag_case),
+    "human_eval": (_human_eval, _human_eval_case),
+    "mt_bench": (_mt_bench, _mt_bench_case),
+    "judge": (_judge, _judge_case),
+}
+"""Problems that are found, and the case that is made of one."""
 _DRAWN: dict[str, Callable[[_Draw, int], list[Case]]] = {
     "sessions": _sessions, "blockage": _blockage, "leakage": _leakage,
 }  # fmt: skip
 TASKS = ("gsm8k", "hellaswag", "human_eval", "mt_bench", "sessions", "judge", "blockage", "leakage")
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """A task, and what more of its inputs to learn from are made of: `problems` are those of `task.train`."""
+
+    task: Task
+    draw: _Draw
+    bank: Sequence[str]
+    problems: Sequence[Any]
+    spare: Sequence[Case]  # of a task that is drawn without end
 
 
 def make_task(name: str, cut: Cut, *, num_train: int, num_held_out: int, seed: int = 1, find: Find = installed) -> Task:
@@ -202,14 +224,37 @@ def make_task(name: str, cut: Cut, *, num_train: int, num_held_out: int, seed: i
 
     Raises SystemExit for a package that is not installed.
     """
+    return make_material(name, cut, num_train=num_train, num_held_out=num_held_out, seed=seed, find=find).task
+
+
+def make_material(
+    name: str, cut: Cut, *, num_train: int, num_held_out: int, num_spare: int = 0, seed: int = 1, find: Find = installed
+) -> Material:
+    """As `make_task`. The task's inputs are the same whatever `num_spare` is."""
     draw, count = _Draw(cut, random.Random(f"{seed}/{name}"), find), num_train + num_held_out
-    cases = _LIMITED[name](draw) if name in _LIMITED else _DRAWN[name](draw, count)
+    bank: list[str] = []
+    problems: list[Any] = []
+    spare: list[Case] = []
+    if name in _LIMITED:
+        found, made_of = _LIMITED[name]
+        bank, left = found(draw)
+        made = [(each, case) for each in left if (case := made_of(draw, bank, each)) is not None]
+        problems, cases = [each for each, _ in made], [case for _, case in made]
+    else:
+        cases = _DRAWN[name](draw, count + num_spare)
+        cases, spare = cases[:count], cases[count:]
     if len(cases) < count:
         num_train = len(cases) * num_train // count
         num_held_out = len(cases) - num_train
     flow = FLOWS / f"{name}.yaml"
     workflow = parse_yaml(flow.read_text(encoding="utf-8"), flow.name)
-    return Task(name, workflow, tuple(cases[:num_train]), tuple(cases[num_train : num_train + num_held_out]))
+    task = Task(name, workflow, tuple(cases[:num_train]), tuple(cases[num_train : num_train + num_held_out]))
+    return Material(task, draw, bank, problems[:num_train], spare)
+
+
+def case_of(material: Material, problem: Any) -> Case | None:
+    """Of a problem such as `material.problems` are; None for one of which none can be made."""
+    return _LIMITED[material.task.name][1](material.draw, material.bank, problem)
 
 
 def cutter(encode: Callable[[str], Sequence[int]]) -> Cut:

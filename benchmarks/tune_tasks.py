@@ -1,11 +1,15 @@
-"""Trains an adapter for each task of fidelity.py, in this process, on the card if there is one; needs PEFT, but no Ray.
+"""Trains an adapter for each task of fidelity.py, without Ray, on the card if there is one; needs PEFT.
 
-    python benchmarks/tune_tasks.py FOLDER [--tasks gsm8k,judge] [--train 48] [--epochs 8]
+    python benchmarks/tune_tasks.py FOLDER [--tasks gsm8k,judge] [--redrawn 300 --written 300] [--epochs 4] [--jobs 8]
     python benchmarks/fidelity.py --adapters FOLDER
 
 What the plain model says under `exact` on the inputs to learn from is recorded; then `direct` is trained to say it,
 as `laban tune` does. With the same `--train`, `--held-out` and `--seed` as fidelity.py's, that one's held-out inputs
-are not among them. FOLDER/TASK has what `laban tune` makes: lessons, checkpoint, scores and the adapter.
+are not among them. To these `--redrawn` adds so many that are drawn again from the same problems, and `--written` so
+many of problems that the plain model writes itself (more_cases.py).
+
+FOLDER/TASK has what `laban tune` makes: lessons, scores and the adapter; lessons that are there are not recorded again.
+A JSON document a task is printed.
 """
 
 from __future__ import annotations
@@ -13,26 +17,39 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import Sequence
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from fidelity import NUM_HELD_OUT, NUM_TRAIN, open_desk
+from more_cases import redrawn, written
 from report import Clock
 from task_runs import Desk, Recording
-from tasks import TASKS, Case, Task, cutter, make_task
+from tasks import TASKS, Case, Task, cutter, make_material
 
+from laban.actors.adapter_folder import TARGETS
 from laban.actors.models import prepare_default_model
-from laban.actors.tuning.lessons import Lesson, write_lessons
-from laban.actors.tuning.plan import Said, TunePlan
-from laban.actors.tuning.training import Learner, load_model, train
+from laban.actors.tuning.lessons import Lesson, read_lessons, write_lessons
+from laban.actors.tuning.plan import ATTENTION, Said, TunePlan
+from laban.actors.tuning.training import Learner, load_model, score, train
 from laban.cluster.tuning.lessons import Trace, lesson_of
 from laban.cluster.workflow.states import Overrides
 
 LEVEL = "direct"
+AT_ONCE = 64  # cases that are recorded
+NUM_LEARNT = 32  # lessons learnt from that are told of beside those held out
+NUM_TIMED = 5  # steps after which it is known how long one takes
+
+T = TypeVar("T")
 
 
-def lessons(desk: Desk, task: Task, cases: Sequence[Case], recordings: Sequence[Recording]) -> list[Lesson]:
+def lessons_of(desk: Desk, task: Task, cases: Sequence[Case], recordings: Sequence[Recording]) -> list[Lesson]:
     language = desk.book(task.name).language
 
     async def made() -> list[Lesson]:
@@ -42,46 +59,110 @@ def lessons(desk: Desk, task: Task, cases: Sequence[Case], recordings: Sequence[
     return asyncio.run(made())
 
 
-def recorded(
-    names: Sequence[str], folder: Path, args: argparse.Namespace, clock: Clock
-) -> dict[str, tuple[list[Lesson], list[Lesson]]]:
-    """Of each task those to learn from, and held-out ones."""
-    desk = open_desk(folder, {}, "auto")
-    cut = cutter(desk.engine.tokenizer.encode)
-    found = {}
-    for name in names:
-        task = make_task(name, cut, num_train=args.num_train, num_held_out=args.num_held_out, seed=args.seed)
-        clock.say(f"{name}: writing")
-        both = [
-            lessons(desk, task, cases, desk.write(task, cases, lambda _: None)) for cases in (task.train, task.held_out)
-        ]
-        found[name] = both[0], both[1]
-    return found
+_desks: list[Desk] = []
+"""This process's own, made once."""
+
+
+def recorded(name: str, folder: Path, args: argparse.Namespace, clock: Clock) -> dict[str, Any]:
+    """Writes a task's lessons, those of the packages' own inputs first, and held-out ones; says how many."""
+    began, out = time.perf_counter(), args.folder / name
+    if not _desks:
+        _desks.append(open_desk(folder, {}, "auto", jobs=args.jobs))
+    (desk,) = _desks
+    sizes = {"num_train": args.num_train, "num_held_out": args.num_held_out, "num_spare": 2 * args.num_redrawn}
+    material = make_material(name, cutter(desk.engine.tokenizer.encode), seed=args.seed, **sizes)
+    rng, task = random.Random(f"{args.seed}/{name}/more"), material.task
+    clock.say(f"{name}: inputs")
+    own = written(desk, material, args.num_written, rng)
+    more = redrawn(material, args.num_redrawn + args.num_written - len(own), rng)
+    more = rng.sample([*own, *more], len(own) + len(more))
+    out.mkdir(parents=True, exist_ok=True)
+    made_s = time.perf_counter() - began
+    for file, cases in ((out / "held_out.jsonl", task.held_out), (out / "lessons.jsonl", (*task.train, *more))):
+        write = desk.write(task, cases, lambda at: clock.say(f"{name}: writing {at} of {len(cases)}"), AT_ONCE)  # noqa: B023
+        write_lessons(file, lessons_of(desk, task, cases, write))
+    seconds = round(time.perf_counter() - began, 1)
+    return {"task": name, "written": len(own), "redrawn": len(more) - len(own), "inputs_s": round(made_s, 1),
+            "recording_s": seconds}  # fmt: skip
+
+
+def trained(name: str, folder: Path, args: argparse.Namespace, clock: Clock) -> dict[str, Any]:
+    """Its adapter; what is told of it."""
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    out = args.folder / name
+    lessons, held_out = (read_lessons(out / f"{file}.jsonl") for file in ("lessons", "held_out"))
+    plan = TunePlan(
+        rank=args.rank, alpha=args.rank / 2, dropout=args.dropout,
+        targets=tuple(TARGETS) if args.all_linear else ATTENTION, learning_rate=args.learning_rate,
+        epochs=args.epochs, batch=args.batch, seed=args.seed, checkpoint_every=1_000_000,
+    )  # fmt: skip
+    plan.check()
+    learner = Learner(load_model(folder, args.dtype, device), plan, len(lessons))
+    (out / "checkpoint.pt").unlink(missing_ok=True)
+    began = time.perf_counter()
+    scores = train(learner, lessons, held_out, out, _teller(learner, name, args.seconds, clock))
+    took = time.perf_counter() - began
+    (out / "checkpoint.pt").unlink()
+    assert scores is not None  # there are held-out ones
+    on_learnt = score(learner, lessons[:NUM_LEARNT], lambda doing: None)
+    steps = {s.step: [s.num_tokens, round(s.kl_before, 4), round(s.kl_after, 4)] for s in scores.steps}
+    return {
+        "task": name, "ratio": round(scores.ratio, 4), "interval": [round(x, 4) for x in scores.ratio_interval or ()],
+        "learnt_ratio": round(on_learnt.ratio, 4), "tokens_kl_before_after": steps, "lessons": len(lessons),
+        "optimizer_steps": learner.step, "training_s": round(took, 1), "options": plan.as_dict(),
+    }  # fmt: skip
+
+
+def _teller(learner: Learner, title: str, seconds: float | None, clock: Clock) -> Callable[[Said], None]:
+    """Says how far it is. With `seconds` there are as many steps as fit, of the pace at which they are made."""
+    planned, began = learner.num_steps, time.perf_counter()
+    timed = began
+
+    def tell(said: Said) -> None:
+        nonlocal timed
+        if said.doing != "training":
+            return
+        now = time.perf_counter()
+        if said.step == NUM_TIMED:
+            timed = now
+        if seconds and said.step > NUM_TIMED:
+            each = (now - timed) / (said.step - NUM_TIMED)
+            fit = int(max(0.0, began + seconds - now) / each)
+            learner.num_steps = min(planned, said.step + fit)
+            learner.num_warm = min(learner.num_warm, round(learner.plan.warmup * learner.num_steps))
+        if said.step % 20 == 0:
+            clock.say(f"{title}: step {said.step} of {learner.num_steps}, loss {said.loss:.4f}")
+
+    return tell
+
+
+def spread(
+    work: Callable[..., T], each: Iterable[Any], folder: Path, args: argparse.Namespace, clock: Clock
+) -> Iterator[T]:
+    """In their order, in processes of their own if several are to share the card."""
+    if args.jobs == 1:
+        yield from (work(one, folder, args, clock) for one in each)
+        return
+    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
+        yield from pool.map(work, each, repeat(folder), repeat(args), repeat(clock))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     clock = Clock()
     folder = Path(args.model) if args.model else prepare_default_model(lambda doing, _: clock.say(doing))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    known = recorded(args.tasks, folder, args, clock)
-    if device.type == "cuda":
+    missing = [name for name in args.tasks if not (args.folder / name / "lessons.jsonl").exists()]
+    for said in spread(recorded, missing, folder, args, clock):
+        print(json.dumps(said), flush=True)
+    _desks.clear()
+    if args.record_only:
+        return
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    plan = TunePlan(learning_rate=args.learning_rate, epochs=args.epochs, batch=args.batch, seed=args.seed)
-    for name, (learnt, held) in known.items():
-        out = args.folder / name
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "checkpoint.pt").unlink(missing_ok=True)
-        write_lessons(out / "lessons.jsonl", learnt)
-        write_lessons(out / "held_out.jsonl", held)
-
-        def tell(said: Said, name: str = name) -> None:
-            if said.doing == "training" and said.step % 20 == 0:
-                clock.say(f"{name}: step {said.step} of {said.num_steps}, loss {said.loss:.4f}")
-
-        scores = train(Learner(load_model(folder, args.dtype, device), plan, len(learnt)), learnt, held, out, tell)
-        assert scores is not None
-        print(json.dumps({"task": name, "ratio": scores.ratio, "interval": scores.ratio_interval}), flush=True)
+    for told in spread(trained, args.tasks, folder, args, clock):
+        print(json.dumps(told), flush=True)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -90,9 +171,20 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", default=",".join(TASKS), help="by comma (default: all)")
     parser.add_argument("--train", dest="num_train", type=int, default=NUM_TRAIN, help="inputs to learn from")
     parser.add_argument("--held-out", dest="num_held_out", type=int, default=NUM_HELD_OUT)
+    parser.add_argument("--redrawn", dest="num_redrawn", type=int, default=0, help="more, of the same problems")
+    parser.add_argument(
+        "--written", dest="num_written", type=int, default=0,
+        help="more, of problems that the model writes (redrawn ones, where it cannot)",
+    )  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=1, help="tasks at once, each in a process (default 1)")
+    parser.add_argument("--record-only", action="store_true", help="train nothing")
+    parser.add_argument("--seconds", type=float, help="train no longer: as many steps as fit")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of a model this small (default 0.001)")
+    parser.add_argument("--rank", type=int, default=64, help="alpha is half of it (default 64)")
+    parser.add_argument("--dropout", type=float, default=0.05)
+    parser.add_argument("--all-linear", action="store_true", help="of all projections, not attention's alone")
     parser.add_argument("--model", help="a model folder (default: the default model)")
     parser.add_argument("--dtype", default="auto", help="of the plain model (default: bfloat16 on a card)")
     parser.add_argument("--seed", type=int, default=1)

@@ -11,7 +11,7 @@ Memory: activations of one layer, and with checkpoints [num_rows, hidden_size] a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Protocol
@@ -131,75 +131,151 @@ class BlockLayout:
 
 
 class DenseLayout:
-    """All messages at once. The keys are those of all rows, and once more, turned, those of each message that is read
-    elsewhere than where it was encoded; a mask says who sees which."""
+    """All messages at once; those that have nothing to do with each other side by side, those about as long together.
+    The keys are those of all rows, and once more, turned, those of each message that is read elsewhere than where it
+    was encoded; a mask says who sees which."""
 
     def __init__(self, packed: Packed, nodes: Sequence[Node], device: torch.device) -> None:
-        self._packed, self._nodes, self._device = packed, nodes, device
-        self._first = [0, *accumulate(len(node.tokens) for node in nodes)]
-        self._num_rows = end = self._first[-1]
+        self._packed, self._device = packed, device
+        first = [0, *accumulate(len(node.tokens) for node in nodes)]
+        end = first[-1]
         self._copies: dict[tuple[int, int], int] = {}  # (message, offset): the first of its keys
-        for part, offset in (each for node in nodes for each in self._reads(node)):
+        for part, offset in (each for node in nodes for each in _offsets(node, nodes)):
             if offset and (part.message, offset) not in self._copies:
                 self._copies[part.message, offset] = end
                 end += len(nodes[part.message].tokens)
-        self.mask_size = self._num_rows * end
-        self._num_keys = end
-        self._masks: dict[int, Tensor] = {}
+        alike: dict[int, list[list[int]]] = {}
+        for numbers in _apart(nodes):
+            alike.setdefault(sum(len(nodes[n].tokens) for n in numbers).bit_length(), []).append(numbers)
+        self._stacks = [_Stack(nodes, first, self._copies, each, device) for each in alike.values()]
+        self.mask_size = sum(stack.mask_size for stack in self._stacks)
+        copied = [torch.arange(first[m], first[m + 1]) for m, _ in self._copies]
+        source = torch.cat([torch.arange(first[-1]), *copied])  # the row of each key
+        self._rows = source[first[-1] :].to(device)  # of each turned one
+        self._sources = [source[stack.keys].to(device) for stack in self._stacks]
+        self._lengths = torch.tensor([len(nodes[m].tokens) for m, _ in self._copies], dtype=torch.long)
+        place, at = torch.zeros(first[-1], dtype=torch.long), 0  # of each row among those of all stacks
+        for stack in self._stacks:
+            real = stack.real
+            place[stack.rows[real]] = at + real.nonzero().flatten()
+            at += real.numel()
+        self._place = place.to(device)
         self._tables: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
-        self._rows: Tensor | None = None
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         index = self._packed.kind_of_layer[layer]
         if self._copies:
-            rows = self._copied()
-            k, v = torch.cat([k, turn(k[rows], *self._turns(index, k.dtype))]), torch.cat([v, v[rows]])
-        if index not in self._masks:
-            self._masks[index] = self._mask(self._packed.kinds[index]).to(self._device)
-        group = q.shape[1] // k.shape[1]  # repeated by hand: kernels that take a mask take no groups
-        keys, values = (x.repeat_interleave(group, 1)[None].transpose(1, 2) for x in (k, v))
-        queries, mask = q[None].transpose(1, 2), self._masks[index]
-        out = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
-        return out[0].transpose(0, 1)
-
-    def _reads(self, node: Node) -> Iterator[tuple[Part, int]]:
-        """Each with how much further on its tokens are than they were encoded."""
-        for part in node.view:
-            yield part, part.position - self._nodes[part.message].start - part.begin
-
-    def _copied(self) -> Tensor:
-        """The row of each turned key."""
-        if self._rows is None:
-            copied = [torch.arange(self._first[m], self._first[m + 1]) for m, _ in self._copies]
-            self._rows = torch.cat(copied).to(self._device)
-        return self._rows
+            k = torch.cat([k, turn(k.index_select(0, self._rows), *self._turns(index, k.dtype))])
+        group, out = q.shape[1] // k.shape[1], []
+        for stack, sources in zip(self._stacks, self._sources, strict=True):
+            keys, values = (
+                # Repeated by hand: kernels that take a mask take no groups.
+                x.index_select(0, rows).view(stack.size, -1, *x.shape[1:]).repeat_interleave(group, 2).transpose(1, 2)
+                for x, rows in ((k, stack.keys_on), (v, sources))
+            )
+            queries = q.index_select(0, stack.rows_on).view(stack.size, -1, *q.shape[1:]).transpose(1, 2)
+            mask = stack.mask(self._packed.kinds[index].window)
+            found = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+            out.append(found.transpose(1, 2).reshape(-1, *q.shape[1:]))
+        return torch.cat(out).index_select(0, self._place)
 
     def _turns(self, index: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         if (index, dtype) not in self._tables:
-            lengths = torch.tensor([len(self._nodes[m].tokens) for m, _ in self._copies], device=self._device)
-            back = torch.tensor([-offset for _, offset in self._copies], device=self._device)
+            back = torch.tensor([-offset for _, offset in self._copies]).repeat_interleave(self._lengths)
             inv_freq = self._packed.kinds[index].inv_freq
-            self._tables[index, dtype] = turn_tables(back.repeat_interleave(lengths), inv_freq, dtype)
+            self._tables[index, dtype] = turn_tables(back.to(self._device), inv_freq, dtype)
         return self._tables[index, dtype]
 
-    def _mask(self, kind: LayerKind) -> Tensor:
-        """[num_rows, num_keys], in a layer with a window without what is further behind."""
-        seen = torch.zeros(self._num_rows, self._num_keys, dtype=torch.bool)
-        for number, node in enumerate(self._nodes):
-            begin, end = self._first[number : number + 2]
-            own = torch.arange(node.start, node.start + end - begin)
-            seen[begin:end, begin:end] = _within(own, own, kind).tril()
-            for part, offset in self._reads(node):
-                first = self._copies[part.message, offset] if offset else self._first[part.message]
-                places = torch.arange(part.position, part.position + part.end - part.begin)
-                seen[begin:end, first + part.begin : first + part.end] |= _within(own, places, kind)
-        return seen
+
+class _Stack:
+    """Groups of messages, each a batch row of attention, as long as the longest: `rows` [size * num_rows] of the
+    queries, `keys` [size * num_keys] among all keys, and `real` which rows are not just there to fill up."""
+
+    def __init__(
+        self, nodes: Sequence[Node], first: Sequence[int], copies: Mapping[tuple[int, int], int],
+        groups: Sequence[Sequence[int]], device: torch.device,
+    ) -> None:  # fmt: skip
+        of_group: list[dict[tuple[int, int], int]] = []  # where the keys of each (message, offset) begin in the group
+        sizes = []
+        for group in groups:
+            begins, at = {}, 0
+            for number in group:
+                begins[number, 0] = at
+                at += len(nodes[number].tokens)
+            num_rows = at
+            for part, offset in (each for n in group for each in _offsets(nodes[n], nodes)):
+                if (part.message, offset) not in begins:
+                    begins[part.message, offset] = at
+                    at += len(nodes[part.message].tokens)
+            of_group.append(begins)
+            sizes.append((num_rows, at))
+        self.size, self._device = len(groups), device
+        num_rows, num_keys = max(rows for rows, _ in sizes), -(-max(keys for _, keys in sizes) // 8) * 8
+        num_nodes = max(map(len, groups))
+        self.mask_size = self.size * num_rows * num_keys
+        fill = torch.tensor([[first[group[0]]] for group in groups])
+        rows, keys = fill.repeat(1, num_rows), fill.repeat(1, num_keys)
+        row_of, key_of = torch.zeros(self.size, num_rows, dtype=torch.long), torch.full((self.size, num_keys), -1)
+        self._row_at, self._key_at = torch.zeros_like(row_of), torch.zeros_like(key_of)  # positions
+        seen = torch.zeros(self.size, num_nodes, num_keys, dtype=torch.bool)
+        for b, (group, begins) in enumerate(zip(groups, of_group, strict=True)):
+            local = {number: n for n, number in enumerate(group)}
+            for (number, offset), at in begins.items():
+                node = nodes[number]
+                end = at + len(node.tokens)
+                begin = first[number] if not offset else copies[number, offset]
+                keys[b, at:end] = torch.arange(begin, begin + end - at)
+                self._key_at[b, at:end] = torch.arange(node.start + offset, node.start + offset + end - at)
+                if not offset:
+                    rows[b, at:end] = keys[b, at:end]
+                    row_of[b, at:end] = key_of[b, at:end] = local[number]
+                    self._row_at[b, at:end] = self._key_at[b, at:end]
+                for part, by in _offsets(node, nodes) if not offset else ():
+                    there = begins[part.message, by]
+                    seen[b, local[number], there + part.begin : there + part.end] = True
+        self.rows, self.keys = rows.flatten(), keys.flatten()
+        self.real = (torch.arange(num_rows) < torch.tensor([[rows] for rows, _ in sizes])).flatten()
+        self.rows_on, self.keys_on = self.rows.to(device), self.keys.to(device)
+        self._row_of, self._key_of, self._seen = row_of, key_of, seen
+        self._masks: dict[int | None, Tensor] = {}
+
+    def mask(self, window: int | None) -> Tensor:
+        """[size, 1, num_rows, num_keys], in a layer with a window without what is further behind."""
+        if window not in self._masks:
+            row_of, key_of, seen = (x.to(self._device) for x in (self._row_of, self._key_of, self._seen))
+            num_rows, num_keys = row_of.shape[1], key_of.shape[1]
+            before = torch.ones(num_rows, num_keys, dtype=torch.bool, device=self._device).tril()
+            own = (row_of[:, :, None] == key_of[:, None, :]) & before
+            mask = seen.gather(1, row_of[:, :, None].expand(-1, -1, num_keys)) | own
+            if window is not None:
+                row_at, key_at = self._row_at.to(self._device), self._key_at.to(self._device)
+                mask &= row_at[:, :, None] - key_at[:, None, :] < window
+            self._masks[window] = mask[:, None]
+        return self._masks[window]
 
 
-def _within(own: Tensor, places: Tensor, kind: LayerKind) -> Tensor:
-    """[num_own, num_places] of what a window lets through."""
-    behind = own[:, None] - places[None, :]
-    return torch.ones_like(behind, dtype=torch.bool) if kind.window is None else behind < kind.window
+def _offsets(node: Node, nodes: Sequence[Node]) -> Iterator[tuple[Part, int]]:
+    """What a message reads, each with how much further on its tokens are than they were encoded."""
+    for part in node.view:
+        yield part, part.position - nodes[part.message].start - part.begin
+
+
+def _apart(nodes: Sequence[Node]) -> list[list[int]]:
+    """The messages' numbers, in groups of which none reads another's."""
+    group = list(range(len(nodes)))
+
+    def root(number: int) -> int:
+        while group[number] != number:
+            group[number] = number = group[group[number]]
+        return number
+
+    for number, node in enumerate(nodes):
+        for part in node.view:
+            group[root(part.message)] = root(number)
+    found: dict[int, list[int]] = {}
+    for number in range(len(nodes)):
+        found.setdefault(root(number), []).append(number)
+    return list(found.values())
 
 
 def _part(parts: Sequence[Tensor], read: _Read) -> Tensor:

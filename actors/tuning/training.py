@@ -31,8 +31,8 @@ CHECKPOINT = "checkpoint.pt"
 NUM_RESAMPLES = 1000
 TEACHER_BYTES = 2 << 30
 ACTIVATION_BYTES = 2 << 30  # on a CPU
-PACK_TOKENS = 4096
-"""Lessons that are as small together are one forward."""
+PACK_TOKENS = {"cpu": 4096, "cuda": 16384}
+"""Lessons that are as small together are one forward. A card waits for its launches in small ones."""
 
 Tell = Callable[[Said], None]
 
@@ -73,12 +73,12 @@ class Learner:
         device = self.packed.model.device
         new = [lesson for lesson in lessons if id(lesson) not in self._taught]
         found: dict[int, Tensor] = {}
-        if new:
-            taught = self.taught(joined(lesson.exact for lesson in new))
-            parts = torch.split(taught, [lesson.exact.num_said for lesson in new])
-            found = {id(lesson): part for lesson, part in zip(new, parts, strict=True)}
+        for pack in packs(new, [lesson.exact.num_tokens for lesson in new], PACK_TOKENS[device.type]):
+            taught = self.taught(joined(lesson.exact for lesson in pack))
+            parts = torch.split(taught, [lesson.exact.num_said for lesson in pack])
+            found |= {id(lesson): part for lesson, part in zip(pack, parts, strict=True)}
             if self._num_kept_bytes < TEACHER_BYTES:
-                self._taught |= {key: part.to("cpu", copy=True) for key, part in found.items()}
+                self._taught |= {id(lesson): found[id(lesson)].to("cpu", copy=True) for lesson in pack}
                 self._num_kept_bytes += taught.numel() * taught.itemsize
         keys = [id(lesson) for lesson in lessons]
         return torch.cat([found[key] if key in found else self._taught[key].to(device) for key in keys])
@@ -117,7 +117,9 @@ class Learner:
         num_tokens = sum(lesson.level.num_said for lesson in lessons)
         total = torch.zeros((), device=self.packed.model.device)
         self.optimizer.zero_grad(set_to_none=False)
-        for pack in packs(lessons[self.rank :: self.size]):
+        own = lessons[self.rank :: self.size]
+        limit = PACK_TOKENS[self.packed.model.device.type]
+        for pack in packs(own, [lesson.level.num_tokens for lesson in own], limit):
             loss = self.loss(pack) / num_tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -205,13 +207,12 @@ class Learner:
         partial.rename(folder)
 
 
-def packs(lessons: Sequence[Lesson]) -> Iterator[list[Lesson]]:
-    """All of them in order, those together that are small enough together."""
+def packs(lessons: Sequence[Lesson], sizes: Sequence[int], limit: int) -> Iterator[list[Lesson]]:
+    """All of them in order, those together that have at most `limit` tokens together."""
     pack: list[Lesson] = []
     num_tokens = 0
-    for lesson in lessons:
-        own = max(lesson.exact.num_tokens, lesson.level.num_tokens)
-        if pack and num_tokens + own > PACK_TOKENS:
+    for lesson, own in zip(lessons, sizes, strict=True):
+        if pack and num_tokens + own > limit:
             yield pack
             pack, num_tokens = [], 0
         pack.append(lesson)

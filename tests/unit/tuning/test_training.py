@@ -77,15 +77,15 @@ def test_lessons_in_one_forward_are_as_each_by_itself(max_mask: int) -> None:
         torch.testing.assert_close(weight.grad, apart.weights[name].grad, atol=1e-3, rtol=1e-3)
 
 
-def test_packs_are_small_and_leave_none_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packs_are_small_and_leave_none_out() -> None:
     lessons = [random_lesson(random.Random(seed)) for seed in range(7)]
-    one = max(lessons[0].exact.num_tokens, lessons[0].level.num_tokens)
+    tokens = [lesson.exact.num_tokens for lesson in lessons]
+    one = tokens[0]
     for room, sizes in ((1, [1] * 7), (3 * one, [3, 3, 1]), (7 * one, [7])):
-        monkeypatch.setattr("laban.actors.tuning.training.PACK_TOKENS", room)
-        found = list(packs(lessons))
+        found = list(packs(lessons, tokens, room))
         assert [len(pack) for pack in found] == sizes
         assert [lesson for pack in found for lesson in pack] == lessons
-    assert list(packs([])) == []
+    assert list(packs([], [], 1)) == []
 
 
 def test_gradients_reach_those_who_made_what_is_read() -> None:
