@@ -50,10 +50,11 @@ from laban.actors.engine.launched import BatchTooLarge, Launched
 from laban.actors.engine.loads import Loads
 from laban.actors.engine.of_all_shards import counters_of_all, rates_of_all, tallies_of_all
 from laban.actors.engine.runner import AnyRunner, bytes_per_token
+from laban.actors.engine.running_call import RunningCall
 from laban.actors.engine.sampler import Masks
 from laban.actors.engine.scheduler import Scheduler
 from laban.actors.engine.scoring import KeptScores
-from laban.actors.engine.sequence import UNKNOWN, Chunk, RunningCall, Sequence
+from laban.actors.engine.sequence import UNKNOWN, Chunk, Sequence
 from laban.actors.engine.sharding import local_num_kv_heads
 from laban.actors.engine.shared_beginnings import SharedBeginnings
 from laban.actors.engine.tenant_limits import TenantLimits
@@ -360,7 +361,7 @@ class Engine:
         scheduler.prefetches.run()
         tiers.save(self.store)
         self._pump()
-        chunks = self._drafting.widen(scheduler.schedule(), scheduler.max_tokens)
+        chunks = self._drafting.widen(scheduler.schedule(), scheduler.chunking.max_tokens)
         launched = self._try_launch(chunks) if chunks else None
         if self.runner.overlaps:  # the host takes in the iteration before while the device runs this one
             launched, self._under_way = self._under_way, launched
@@ -386,7 +387,7 @@ class Engine:
             if num_tokens == 1 or (self.runner.group is not None and isinstance(error, OutOfMemoryError)):
                 raise
             log.warning("an iteration of %d tokens does not fit: %s", num_tokens, error)
-        self.scheduler.shrink(num_tokens)
+        self.scheduler.chunking.shrink(num_tokens)
         empty_cache()
         return None
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from laban.actors.calls import Call
-from laban.actors.engine.sequence import RunningCall
+from laban.actors.engine.running_call import RunningCall
 from laban.kvstore.encodings import EncodingId
 
 

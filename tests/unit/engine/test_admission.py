@@ -57,7 +57,7 @@ def copies_beginnings(engine: Engine) -> tuple[object, str]:
 
 
 def reads(engine: Engine) -> tuple[object, str]:
-    return engine.scheduler, "_read"
+    return engine.scheduler.unfinished, "read"
 
 
 def makes_decodes(engine: Engine) -> tuple[object, str]:
@@ -65,7 +65,7 @@ def makes_decodes(engine: Engine) -> tuple[object, str]:
 
 
 def runs(engine: Engine) -> tuple[object, str]:
-    return engine.scheduler, "_run"
+    return engine.scheduler.admission._starting, "_running"
 
 
 @pytest.mark.parametrize("part", [copies_beginnings, reads, makes_decodes, runs])

@@ -69,7 +69,7 @@ def test_a_prefetch_of_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_prefetch_that_always_fails_takes_the_calls_beside_it_along_once(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = driver_of(pool_tokens=1024)
-    driver.engine.scheduler.free_tokens = 16  # as on a card: prefetches go along with decodes
+    driver.engine.scheduler.chunking.free_tokens = 16  # as on a card: prefetches go along with decodes
     counted = fail_when(driver, lambda chunks: any(chunk.sequence.prefetched for chunk in chunks), monkeypatch)
     first = driver.submit([1, 2], sampling=Sampling(max_tokens=20))
     for _ in range(2):

@@ -36,7 +36,7 @@ def test_so_it_does_where_a_call_could_not_begin_for_it(monkeypatch: pytest.Monk
     def broken(*args: object) -> None:
         raise CARD_LOST
 
-    monkeypatch.setattr(driver.engine.scheduler, "_run", broken)
+    monkeypatch.setattr(driver.engine.scheduler.admission._starting, "_running", broken)
     call = driver.submit([1, 2, 3], sampling=Sampling(max_tokens=5))
     with pytest.raises(AcceleratorError, match="illegal memory access"):
         driver.run()

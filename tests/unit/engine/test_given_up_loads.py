@@ -116,7 +116,7 @@ def test_by_a_spare_call_after_the_prefetch_was_cancelled() -> None:
 
 def test_what_nobody_brings_any_more_is_not_read() -> None:
     driver, spec, first = loading()
-    driver.engine.scheduler._producers.clear()
+    driver.engine.scheduler.unfinished._producers.clear()
     ask(driver, spec)
     driver.step()
     assert "is not on the device" in driver.failure("reader").message
