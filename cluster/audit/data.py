@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 
 from laban.actors.errors import InvalidInput
+from laban.cluster.workflow.diagnostics import hint
 from laban.cluster.workflow.inputs import check_inputs
 from laban.cluster.workflow.schema import Workflow
 
@@ -35,8 +36,9 @@ def read_data(
         if problems:
             problem = problems[0]
             name = ".".join(map(str, problem.loc[1:]))
-            expected = f", expected {problem.expected}" if problem.expected else ""
-            raise InvalidInput(f"{problem.message}{expected}", field=f"{where}: {name}", value=problem.value)
+            raise InvalidInput(
+                f"{problem.message}{hint(problem.expected)}", field=f"{where}: {name}", value=problem.value
+            )
         found.append((number, values))
         if len(found) > MAX_LINES:
             raise InvalidInput(f"more than {MAX_LINES} lines", field=source)

@@ -18,6 +18,7 @@ from laban.cluster.cli.flags import as_flag, flag_of
 
 BAD_INPUT = ("INVALID_ARGUMENT", "OUT_OF_RANGE", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "UNIMPLEMENTED")
 INTERRUPTED = 130
+MAX_VALUE = 120  # characters of one that an error names
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,11 +72,17 @@ def _object_of(error: LabanError, arguments: Namespace) -> dict[str, object]:
     from laban.cluster.workflow.diagnostics import WorkflowErrors
 
     diagnostics = error.diagnostics if isinstance(error, WorkflowErrors) else ()
-    value = error.value if error.value is None else shorten(error.value)
     return {
-        "status": error.status, "field": _flag(error.field, arguments), "message": error.message, "value": value,
+        "status": error.status, "field": _flag(error.field, arguments), "message": error.message,
+        "value": _plain(error.value),
         "diagnostics": [asdict(as_flag(diagnostic)) for diagnostic in diagnostics],
     }  # fmt: skip
+
+
+def _plain(value: object) -> object:
+    """A short text, number or truth value as it is, all else as it is shown."""
+    short = isinstance(value, str) and len(value) <= MAX_VALUE
+    return value if short or value is None or isinstance(value, bool | int | float) else shorten(value)
 
 
 def _flag(path: str, arguments: Namespace) -> str:

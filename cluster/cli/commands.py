@@ -25,7 +25,7 @@ from laban.cluster.cli.show import follow, report, say_step, show
 from laban.cluster.cli.tools import check_names, serve_until_interrupted, serving
 from laban.cluster.cli.tools import complete as complete_step
 from laban.cluster.client_files import files_named_in
-from laban.cluster.workflow.fidelity import AUTO, expected, is_served
+from laban.cluster.workflow.fidelity import AUTO, MAX_TOLERANCE, expected, is_served
 
 if TYPE_CHECKING:
     from laban.cluster.client import Client
@@ -360,13 +360,16 @@ def _request(arguments: Namespace) -> dict[str, Any]:
         raise InvalidInput(f"expected 0 to {MAX_SEED}", field="--seed", value=arguments.seed)
     if arguments.fidelity is not None and arguments.fidelity != AUTO and not is_served(arguments.fidelity):
         raise InvalidInput(f"expected {AUTO}, {expected()}", field="--fidelity", value=arguments.fidelity)
+    tolerance = getattr(arguments, "auto_tolerance", None)
+    if tolerance is not None and not 0 <= tolerance <= MAX_TOLERANCE:
+        raise InvalidInput(f"expected 0 to {MAX_TOLERANCE:g}, nats a token", field="--tolerance", value=tolerance)
     return {
         "workflow": text,
         "source_name": arguments.file,
         "files": files_named_in(text, Path(arguments.file)),
         "inputs": parse_inputs(arguments.inputs),
         "fidelity": arguments.fidelity,
-        "tolerance": getattr(arguments, "auto_tolerance", None),
+        "tolerance": tolerance,
         "seed": arguments.seed,
         "overrides": parse_settings(arguments.settings),
     }

@@ -115,9 +115,9 @@ class Followed:
         return self.steps.setdefault(address, FollowedStep(address))
 
 
-STEP_KEYS = ("address", "state", "attempt", "fidelity", "text", "values", "token_ids", "tokens_read", "tokens_reused",
-             "tokens_loaded", "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms", "worker",
-             "model", "adapter", "tokens_drafted", "tokens_accepted")  # fmt: skip
+STEP_KEYS = ("address", "agent", "state", "attempt", "finish_reason", "fidelity", "text", "values", "token_ids",
+             "tokens_read", "tokens_reused", "tokens_loaded", "tokens_encoded", "tokens_generated", "ttft_ms",
+             "wall_ms", "worker", "model", "adapter", "tokens_drafted", "tokens_accepted", "tool")  # fmt: skip
 
 
 def document(record: WorkflowRecord) -> str:
@@ -125,7 +125,10 @@ def document(record: WorkflowRecord) -> str:
     return json.dumps(
         {
             "workflow_id": record.workflow_id,
+            "name": record.name,
             "state": record.state,
+            "held": record.held,
+            "error": _error_object(record.error),
             "outputs": dict(record.outputs),
             "wall_ms": round(record.wall_ms, 3),
             "ttft_ms_sum": round(record.ttft_ms_sum, 3),
@@ -212,4 +215,11 @@ def _step_object(step: StepResult) -> dict[str, object]:
     values = {key: getattr(step, key) for key in STEP_KEYS}
     values["token_ids"], values["values"] = list(step.token_ids), dict(step.values)
     values["ttft_ms"], values["wall_ms"] = round(step.ttft_ms, 3), round(step.wall_ms, 3)
+    values["args"], values["error"] = dict(step.args), _error_object(step.error)
+    values["logprobs"] = [{**asdict(each), "top": [list(pair) for pair in each.top]} for each in step.logprobs]
     return values
+
+
+def _error_object(error: ErrorInfo | None) -> dict[str, object] | None:
+    """As `--json` has what is refused, without a value."""
+    return None if error is None else {"status": error.status, "field": error.field, "message": error.message}

@@ -70,11 +70,11 @@ def parse_tools(given: list[str]) -> dict[str, ShellTool]:
 
 
 def variables(lease: Lease) -> dict[str, str]:
-    """The environment beside our own: LABAN_WORKFLOW_ID, LABAN_ADDRESS (the step's), LABAN_ATTEMPT, and the args that
-    are no lists or mappings."""
+    """The environment beside our own: LABAN_WORKFLOW_ID, LABAN_STEP (its address), LABAN_ATTEMPT, and the args that are
+    no lists or mappings. LABAN_ADDRESS stays what it is: the server that `laban` asks, also in a command."""
     found = {
         "LABAN_WORKFLOW_ID": lease.workflow_id,
-        "LABAN_ADDRESS": lease.address,
+        "LABAN_STEP": lease.address,
         "LABAN_ATTEMPT": str(lease.attempt),
     }
     for name, value in lease.args.items():

@@ -24,15 +24,53 @@ def path_from(including: str, path: str) -> str:
 
 
 def files_named(document: object) -> Iterator[tuple[Loc, str]]:
-    """Where a document, not validated yet, names a file, and which, each once."""
-    if not isinstance(document, Mapping):
-        return
-    inside = document.get("workflows")
-    known = set(inside) if isinstance(inside, Mapping) else set()
-    for loc, name in _workflows_named(document.get("steps"), ("steps",)):
-        if name not in known and name.endswith(ENDINGS):
-            known.add(name)
-            yield loc, name
+    """Where a document, not validated yet, names a file, and which, each once in each of its workflows.
+
+    >>> within = {"workflows": {"part": {"steps": [{"step": "a", "workflow": "b.yaml"}]}}}
+    >>> list(files_named(within))
+    [(('workflows', 'part', 'steps', 0, 'workflow'), 'b.yaml')]
+    """
+    waiting: list[tuple[object, Loc]] = [(document, ())]
+    while waiting:
+        workflow, at = waiting.pop()
+        if not isinstance(workflow, Mapping):
+            continue
+        given = workflow.get("workflows")
+        inside = given if isinstance(given, Mapping) else {}
+        known = set(inside)
+        for loc, name in _workflows_named(workflow.get("steps"), (*at, "steps")):
+            if name not in known and name.endswith(ENDINGS):
+                known.add(name)
+                yield loc, name
+        if len(at) < 2 * MAX_DEPTH:
+            waiting += [(inner, (*at, "workflows", name)) for name, inner in inside.items()]
+
+
+def holder(loc: Loc) -> Loc:
+    """Where the workflow is whose step stands at `loc`: () is the document.
+
+    >>> holder(("workflows", "part", "steps", 0, "workflow")), holder(("steps", 2, "steps", 0, "workflow"))
+    (('workflows', 'part'), ())
+    """
+    end = 0
+    while loc[end] == "workflows":
+        end += 2
+    return loc[:end]
+
+
+def put_in(document: Any, included: Mapping[Loc, Mapping[str, object]]) -> Any:
+    """The document with what was `included` among the `workflows` of each holder; what was given is left as it is."""
+    for at, found in included.items():
+        document = _with(document, at, found)
+    return document
+
+
+def _with(workflow: Any, at: Loc, found: Mapping[str, object]) -> Any:
+    given = workflow.get("workflows")
+    inside = given if isinstance(given, Mapping) else {}
+    if at:
+        return {**workflow, "workflows": {**inside, at[1]: _with(inside[at[1]], at[2:], found)}}
+    return {**workflow, "workflows": {**inside, **found}}
 
 
 def _workflows_named(entries: Any, loc: Loc) -> Iterator[tuple[Loc, str]]:

@@ -9,21 +9,21 @@ from laban.cluster.workflow.blocks import Placed, lay_out
 from laban.cluster.workflow.build import MAX_INSTANCES, build_graph
 from laban.cluster.workflow.diagnostics import Problem, suggest
 from laban.cluster.workflow.graph import StepGraph
-from laban.cluster.workflow.includes import MAX_DEPTH
+from laban.cluster.workflow.includes import ENDINGS, MAX_DEPTH
 from laban.cluster.workflow.inputs import check_inputs
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.static import static_problems
 
 
-def check_whole(workflow: Workflow, checked: Collection[str] = (), depth: int = 0) -> list[Problem]:
-    """What is wrong with a workflow and with those in it, but for those `checked` already."""
+def check_whole(workflow: Workflow, checked: Collection[int] = (), depth: int = 0) -> list[Problem]:
+    """What is wrong with a workflow and with those in it, but for those `checked` already, by identity."""
     if depth > MAX_DEPTH:
         return [Problem(("workflows",), "workflows nested too deep", expected=f"at most {MAX_DEPTH} levels")]
     problems = static_problems(workflow)
     graph, more = build_graph(workflow)
     problems += more
     for name, inner in workflow.workflows.items():
-        found = [] if name in checked else check_whole(inner, (), depth + 1)
+        found = [] if id(inner) in checked else check_whole(inner, checked, depth + 1)
         problems += [replace(problem, loc=("workflows", name, *problem.loc)) for problem in found]
     problems += [problem for placed in lay_out(workflow).steps for problem in _step_problems(workflow, placed)]
     if not problems and graph is not None and num_instances(graph) > MAX_INSTANCES:
@@ -38,7 +38,10 @@ def _step_problems(workflow: Workflow, placed: Placed) -> Iterator[Problem]:
         return
     inner = workflow.workflows.get(step.workflow)
     if inner is None:
-        hint = suggest(step.workflow, workflow.workflows) or "a name among `workflows`, or a file that ends in .yaml"
+        is_file = step.workflow.endswith(ENDINGS)
+        other = "it among this workflow's own `workflows`" if is_file else "a file that ends in .yaml"
+        hint = other if is_file else f"a name among this workflow's own `workflows`, or {other}"
+        hint = suggest(step.workflow, workflow.workflows) or hint
         yield Problem((*loc, "workflow"), f"unknown workflow '{step.workflow}'", None, hint)
         return
     for name in step.inputs:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from laban.cluster.workflow.diagnostics import Diagnostic, Loc, Marks, Problem, WorkflowErrors
 from laban.cluster.workflow.explain import explain, plain_loc
 from laban.cluster.workflow.includes import MAX_DEPTH as MAX_INCLUDES
-from laban.cluster.workflow.includes import files_named, path_from
+from laban.cluster.workflow.includes import files_named, holder, path_from, put_in
 from laban.cluster.workflow.nested import check_whole
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.yamltree import MAX_DEPTH, MAX_VALUES, YamlProblem, load
@@ -42,11 +42,13 @@ def _parse(
     except YamlProblem as error:
         found = Diagnostic("error", "", error.line, error.column, error.message, source=source)
         raise WorkflowErrors([found]) from None
-    included: dict[str, Workflow] = {}
+    included: dict[Loc, dict[str, Workflow]] = {}  # by the workflow that names them
     faults: list[Diagnostic] = []
     for loc, name in files_named(value):
-        path = path_from(within[-1], name)
-        if path in within or len(within) > MAX_INCLUDES:
+        at, path = holder(loc), path_from(within[-1], name)
+        # What stands among a file's `workflows` is a level below it, as a file that it names is.
+        outer = (*within, *within[-1:] * (len(at) // 2))
+        if path in within or len(outer) > MAX_INCLUDES:
             problems.append(Problem(loc, "a workflow that comes to run itself", name, "other workflows only"))
         elif path not in files:
             problems.append(Problem(loc, "the file was not given with the workflow", name, "its path from here"))
@@ -54,18 +56,16 @@ def _parse(
             if path not in parsed:
                 parsed[path] = None
                 try:
-                    parsed[path] = _parse(files[path], path, files, (*within, path), parsed)
+                    parsed[path] = _parse(files[path], path, files, (*outer, path), parsed)
                 except WorkflowErrors as error:
                     faults += error.diagnostics
             found_there = parsed[path]
             if found_there is not None:
-                included[name] = found_there
+                included.setdefault(at, {})[name] = found_there
     if faults:
         raise WorkflowErrors([*faults, *marks.locate(problems)])
-    if included and isinstance(value, dict):
-        given = value.get("workflows")
-        value = {**value, "workflows": {**(given if isinstance(given, dict) else {}), **included}}
-    return _validate(value, marks, problems, frozenset(included))
+    checked = frozenset(id(inner) for found in included.values() for inner in found.values())
+    return _validate(put_in(value, included), marks, problems, checked)
 
 
 def parse_dict(data: Mapping[str, object], source: str = "") -> Workflow:
@@ -81,8 +81,8 @@ def to_dict(workflow: Workflow) -> dict[str, object]:
     return workflow.model_dump(exclude_unset=True)
 
 
-def _validate(value: object, marks: Marks, problems: list[Problem], checked: frozenset[str] = frozenset()) -> Workflow:
-    """`checked` are those of its workflows that have been validated already."""
+def _validate(value: object, marks: Marks, problems: list[Problem], checked: frozenset[int] = frozenset()) -> Workflow:
+    """`checked` are those in it that have been validated already, by identity."""
     try:
         workflow = Workflow.model_validate(value)
     except ValidationError as error:

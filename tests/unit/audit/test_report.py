@@ -146,8 +146,9 @@ def test_data_lines_are_checked_one_by_one() -> None:
     for text, said in (
         ('{"count": 1}\n{"count"', "d.jsonl:2: is not JSON"),
         ("[1]", "d.jsonl:1: expected an object"),
-        ('{"count": "many"}', "d.jsonl:1: count: wrong type or size, expected a whole number"),
+        ('{"count": "many"}', "d.jsonl:1: count: wrong type or size; expected a whole number"),
         ('{"count": 1, "other": 2}', "d.jsonl:1: other: unknown input"),
+        ('{"count": 1, "countt": 2}', "unknown input 'countt'; did you mean 'count'?"),
         ("{}", "d.jsonl:1: count: input 'count' is not given"),
         ("\n", "d.jsonl: holds no line"),
     ):

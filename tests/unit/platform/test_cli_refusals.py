@@ -66,6 +66,7 @@ def test_flags_of_a_cluster_do_not_go_with_an_address(
         (["tune", "flow.yaml", "--data", "nope.jsonl", "--out", "o"], "--data: no such file"),
         (["run", "flow.yaml", "--seed", "9" * 23], "--seed: expected 0 to 9223372036854775807"),
         (["run", "flow.yaml", "--seed", "-1"], "--seed: expected 0 to 9223372036854775807"),
+        (["run", "flow.yaml", "--tolerance", "-1"], "--tolerance: expected 0 to 100, nats a token (got -1.0)"),
         (["run", "flow.yaml", "--fidelity", "fast"], "--fidelity: expected auto, exact, corrected, blended or direct"),
         (["submit", "flow.yaml", "--fidelity", "mixed"], "--fidelity: expected auto, exact"),
         (["run", "flow.yaml", "--set", "g.max_tokens=3"], "--set g.max_tokens: unknown step"),
@@ -101,7 +102,7 @@ def test_nothing_is_written_to_find_out(tmp_path: Path) -> None:
 def test_json_has_a_document_for_a_refusal_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "flow.yaml", "--json", "--fidelity", "fast"]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
-    assert (error["status"], error["field"], error["value"]) == ("INVALID_ARGUMENT", "--fidelity", "'fast'")
+    assert (error["status"], error["field"], error["value"]) == ("INVALID_ARGUMENT", "--fidelity", "fast")
     Path("flow.yaml").write_text(QUESTION.replace("answer", "bad name").replace("max_tokens: 16", "max_tokens: 0"))
     assert main(["run", "flow.yaml", "--json"]) == 2
     found = json.loads(capsys.readouterr().out)["error"]["diagnostics"]

@@ -38,12 +38,13 @@ def call(command: str, lost: threading.Event | None = None, **args: Any) -> str:
 
 def test_a_command_gets_its_args_and_gives_its_text() -> None:
     assert call("cat", path="a b", deep={"n": [1]}) == '{"path":"a b","deep":{"n":[1]}}'
-    shown = 'echo "$LABAN_WORKFLOW_ID $LABAN_ADDRESS $LABAN_ARG_PATH $LABAN_ARG_N_2 $LABAN_ARG_OK"; echo'
+    shown = 'echo "$LABAN_WORKFLOW_ID $LABAN_STEP $LABAN_ARG_PATH $LABAN_ARG_N_2 $LABAN_ARG_OK"; echo'
     assert call(shown, path="é $(x)", ok=True, **{"n-2": 0.5}) == "wf-1 tests[2] é $(x) 0.5 true\n"
     assert call("true") == ""
     assert call("head -c 100000 /dev/zero | tr '\\0' x", text="y" * 200_000) == "x" * 100_000
     found = variables(lease(none=None, deep=[], nul="a\0b", long="x" * 40_000))
     assert {key for key in found if "ARG" in key} == {"LABAN_ARG_NONE"}
+    assert "LABAN_ADDRESS" not in found  # the server's: a command may call `laban`
 
 
 @pytest.mark.parametrize(

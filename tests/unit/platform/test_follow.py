@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from laban.actors.calls import TokenLogprob
 from laban.cluster.cli.follow import Followed, document, shown_fidelity, sums
 from laban.cluster.records import ErrorInfo, Event, FidelityNote, StepResult, TokenChunk, WorkflowRecord
 from laban.cluster.render import PlainScreen, ended_line, live_line, print_results, visible
@@ -92,14 +93,29 @@ def test_begin_keeps_the_graphs_order() -> None:
 
 def test_document_has_exactly_the_keys() -> None:
     parsed = json.loads(document(RECORD))
-    assert list(parsed) == ["workflow_id", "state", "outputs", "wall_ms", "ttft_ms_sum", "steps", "notes"]
+    assert list(parsed) == [
+        "workflow_id", "name", "state", "held", "error", "outputs", "wall_ms", "ttft_ms_sum", "steps", "notes",
+    ]  # fmt: skip
     assert list(parsed["steps"][0]) == [
-        "address", "state", "attempt", "fidelity", "text", "values", "token_ids", "tokens_read", "tokens_reused",
-        "tokens_loaded", "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms", "worker", "model",
-        "adapter", "tokens_drafted", "tokens_accepted",
+        "address", "agent", "state", "attempt", "finish_reason", "fidelity", "text", "values", "token_ids",
+        "tokens_read", "tokens_reused", "tokens_loaded", "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms",
+        "worker", "model", "adapter", "tokens_drafted", "tokens_accepted", "tool", "args", "error", "logprobs",
     ]  # fmt: skip
     assert (parsed["wall_ms"], parsed["ttft_ms_sum"], parsed["outputs"]) == (250.0, 40.0, {"out": "h[i]"})
     assert "\n" not in document(RECORD)
+
+
+def test_document_says_why_it_failed_and_how_likely_tokens_were() -> None:
+    why = ErrorInfo("INVALID_ARGUMENT", "the text has no value 'score'", "values.score")
+    logprobs = (TokenLogprob(5, -0.5, ((5, -0.5), (9, -1.25))),)
+    failed = replace(RESULT, state="failed", finish_reason="error", error=why, logprobs=logprobs)
+    waits = StepResult("ask", "ask", state="ready", tool="human", args={"n": 1})
+    parsed = json.loads(document(replace(RECORD, state="failed", error=why, steps=(failed, waits))))
+    said = {"status": "INVALID_ARGUMENT", "field": "values.score", "message": "the text has no value 'score'"}
+    assert parsed["error"] == parsed["steps"][0]["error"] == said
+    assert (parsed["name"], parsed["steps"][0]["finish_reason"]) == ("flow", "error")
+    assert parsed["steps"][0]["logprobs"] == [{"token_id": 5, "logprob": -0.5, "top": [[5, -0.5], [9, -1.25]]}]
+    assert (parsed["steps"][1]["tool"], parsed["steps"][1]["args"]) == ("human", {"n": 1})
 
 
 def test_sums_and_words() -> None:

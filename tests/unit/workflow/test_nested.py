@@ -244,6 +244,52 @@ def test_what_runs_within_counts_too() -> None:
     assert any("too many instances" in line for line in errors(PARENT, {**FILES, "parts/research.yaml": many}))
 
 
+WITHIN = """
+version: 1
+name: outer
+steps: [{step: s, workflow: mid}]
+workflows:
+  mid:
+    version: 1
+    name: mid
+    steps:
+      - when: "true"
+        steps: [{step: t, workflow: parts/deep.yaml}]
+"""
+
+
+def test_a_workflow_in_the_file_names_files_as_the_file_does() -> None:
+    workflow = parse_yaml(WITHIN, "parent.yaml", {"parts/deep.yaml": DEEP})
+    assert list(play(Run(workflow, {}))) == ["s/t/think", "s/t/say"]
+    assert parse_dict(to_dict(workflow)) == workflow
+
+
+def test_what_is_wrong_with_a_file_named_within_is_said() -> None:
+    [found] = errors(WITHIN, {})
+    assert found.startswith(
+        "parent.yaml:11:37: error: workflows.mid.steps[0].steps[0].workflow: the file was not given"
+    )
+    [found] = errors(WITHIN, {"parts/deep.yaml": DEEP.replace("think.text", "thnk.text")})
+    assert found.startswith("parts/deep.yaml:7:")
+    itself = WITHIN.replace("parts/", "")
+    assert any("comes to run itself" in line for line in errors(itself, {"deep.yaml": itself}))
+
+
+def test_levels_are_counted_through_files_and_what_stands_in_them() -> None:
+    files = {f"{n}.yaml": WITHIN.replace("parts/deep", str(n + 1)) for n in range(3)} | {"3.yaml": DEEP}
+    parse_yaml(WITHIN.replace("parts/deep", "0"), "parent.yaml", files)
+    files = {f"{n}.yaml": WITHIN.replace("parts/deep", str(n + 1)) for n in range(4)} | {"4.yaml": DEEP}
+    assert errors(WITHIN.replace("parts/deep", "0"), files)
+
+
+def test_a_workflow_that_nobody_gave_is_asked_for_where_it_can_be() -> None:
+    beside = WITHIN.replace("parts/deep.yaml", "low") + "  low: {version: 1, name: low, steps: [{step: u}]}\n"
+    assert any("expected a name among this workflow's own `workflows`" in line for line in errors(beside))
+    document = {"version": 1, "name": "flow", "steps": [{"step": "s", "workflow": "deep.yaml"}]}
+    with pytest.raises(WorkflowErrors, match="expected it among this workflow's own `workflows`"):
+        parse_dict(document)
+
+
 SECRET = """
 version: 1
 name: outer
