@@ -333,5 +333,6 @@ def _in_bounds(name: str, value: Any, path: str) -> Any:
     low, high, inclusive = _BOUNDS[name]
     if not math.isfinite(value) or not low <= value <= high or (value == low and not inclusive):
         least = f"{low} or more" if inclusive else f"more than {low}"
-        raise InvalidInput(f"expected a finite number, {least} and at most {high}", field=path, value=value)
+        kind = "whole" if isinstance(value, int) else "finite"
+        raise InvalidInput(f"expected a {kind} number, {least} and at most {high}", field=path, value=value)
     return value

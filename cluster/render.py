@@ -194,6 +194,11 @@ def _was_begun(result: StepResult) -> bool:
     return result.attempt > 0 or result.state not in ("skipped", "cancelled")
 
 
+def _calls_nothing(result: StepResult) -> bool:
+    """Whether its text comes from outside, or from a workflow: nothing is read or generated for it."""
+    return bool(result.tool) or result.finish_reason in ("external", "workflow")
+
+
 def ended_line(result: StepResult) -> str:
     if result.state != "succeeded":
         return f"{result.state}: {result.error.message}" if result.error else result.state
@@ -223,9 +228,11 @@ def print_results(record: WorkflowRecord) -> None:
         loaded = f" ({step.tokens_loaded} loaded)" if step.tokens_loaded else ""
         reused = f"{step.tokens_reused}{loaded}"
         numbers = (step.tokens_read, reused, step.tokens_encoded, step.tokens_generated)
-        times = (shown_ms(step.ttft_ms), shown_ms(step.wall_ms)) if step.attempt else ("", "")
         fidelity = shown_fidelity(step.fidelity, step.address, record.notes)
-        row = (step.address, step.state, fidelity, *map(str, numbers), *times)
+        called = (fidelity, *map(str, numbers), shown_ms(step.ttft_ms) if step.attempt else "")
+        if _calls_nothing(step):
+            called = ("",) * len(called)
+        row = (step.address, step.state, *called, shown_ms(step.wall_ms) if step.attempt else "")
         table.add_row(
             *(Text(cell) for cell in row), style=STYLES.get(step.state) if step.state != "succeeded" else None
         )

@@ -32,8 +32,8 @@ def print_status(status: ClusterStatus) -> None:
         print_table(MODEL_COLUMNS, map(_model, status.models))
     held = f" ({status.workflows_held} of them held back until there is memory)" if status.workflows_held else ""
     print(
-        f"up {shown_ms(status.uptime_s * 1000)}, {status.workflows_running} workflows running{held}, "
-        f"{status.sessions_open} sessions open"
+        f"up {shown_ms(status.uptime_s * 1000)}, {_number(status.workflows_running, 'workflow')} running{held}, "
+        f"{_number(status.sessions_open, 'session')} open"
     )
     directory = status.directory
     predicted = ""
@@ -41,7 +41,7 @@ def print_status(status: ClusterStatus) -> None:
         there = directory.tokens_predicted - directory.tokens_missed
         share = there / directory.tokens_predicted
         predicted = f", {there} of {directory.tokens_predicted} tokens were where they were expected ({share:.0%})"
-    shards = f"{directory.num_shards} shard{'' if directory.num_shards == 1 else 's'}"
+    shards = _number(directory.num_shards, "shard")
     print(
         f"routing {status.routing_policy}, eviction {status.eviction_policy}, "
         f"directory of {shards}: {directory.num_encodings} encodings watched{predicted}"
@@ -64,6 +64,10 @@ def print_status(status: ClusterStatus) -> None:
     print_table(TIER_COLUMNS, map(_tiers, status.workers), title="cache: tiers, and tokens that calls read")
     print_table(USE_COLUMNS, map(_uses, status.workers), title="cache: prefetches and evictions")
     print_table(RATE_COLUMNS, map(_rates, status.workers), title="rates")
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _model(model: ModelStatus) -> tuple[str, ...]:

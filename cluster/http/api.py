@@ -169,4 +169,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = {404: "no such path", 405: "the path is there, but not for this method"}.get(error.status_code, error.detail)
     where = f"{request.method} {request.url.path[:200]}"
-    return error_response(Refused(what, field="", value=where, http_status=error.status_code, code="unknown_url"))
+    refused = Refused(what, field="", value=where, http_status=error.status_code, code="unknown_url")
+    response = error_response(refused)
+    response.headers.update(error.headers or {})  # Allow, of a method that is not served (RFC 9110, 15.5.6)
+    return response

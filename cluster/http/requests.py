@@ -144,8 +144,8 @@ def _response_format(body: Fields) -> Constraint | None:
     if not body.has("response_format"):
         return None
     fields = body.inner("response_format")
-    fields.only(("type", "json_schema"))
     kind = fields.one_of("type", ("text", "json_object", "json_schema"))
+    fields.only(("type", "json_schema"))
     if kind == "text":
         return None
     if kind == "json_object":

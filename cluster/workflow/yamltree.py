@@ -59,7 +59,7 @@ def load(text: str, source: str) -> tuple[object, Marks, list[Problem]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = (mark.line + 1, mark.column + 1) if mark is not None else (None, None)
-        raise YamlProblem(error.problem or error.context or "not YAML", *place) from None
+        raise YamlProblem(_said(error, text, mark), *place) from None
     except yaml.reader.ReaderError as error:
         raise YamlProblem(f"a character that YAML does not allow: {error.reason}", *_place_of(text, error)) from None
     except UnicodeError:
@@ -69,6 +69,14 @@ def load(text: str, source: str) -> tuple[object, Marks, list[Problem]]:
     if root is None:
         raise YamlProblem("an empty file", 1, 1)
     return _write_out(root, source)
+
+
+def _said(error: Any, text: str, mark: Any) -> str:
+    """What the parser says, and of a tab in front of a line what the parser leaves out."""
+    message = error.problem or error.context or "not YAML"
+    line = text.split("\n")[mark.line : mark.line + 1] if mark is not None else []
+    indent = line[0][: len(line[0]) - len(line[0].lstrip())] if line else ""
+    return f"{message}: a tab; YAML is indented by spaces" if "\t" in indent else message
 
 
 def _place_of(text: str, error: Any) -> tuple[int | None, int | None]:

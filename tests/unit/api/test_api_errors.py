@@ -75,7 +75,7 @@ def test_every_mistake_in_sampling_is_named() -> None:
     [bad] = details(status, BadRequest)
     fields = ["temperature", "top_p", "top_k", "stop[0]", "forced_text"]
     assert [violation.field for violation in bad.field_violations] == [f"sampling.{name}" for name in fields]
-    assert bad.field_violations[2].description == "expected a finite number, 0 or more and at most 1000000 (got -3)"
+    assert bad.field_violations[2].description == "expected a whole number, 0 or more and at most 1000000 (got -3)"
     assert status.message.endswith("(got -1.0) (and 4 more)")
     assert there_and_back(caught.value).field == "sampling.temperature"
 

@@ -149,6 +149,7 @@ def test_errors_are_the_clients_own_classes() -> None:
                 ({"extra_body": {"best_of": 3}}, "best_of"),
                 ({"extra_body": {"laban": {"fidelity": "perfect"}}}, "laban.fidelity"),
                 ({"response_format": {"type": "yaml"}}, "response_format.type"),
+                ({"response_format": {"type": "regex", "pattern": "a+"}}, "response_format.type"),
                 ({"tools": [{"type": "web"}]}, "tools[0].type"),
                 ({"tool_choice": "required"}, "tool_choice"),
             ):  # fmt: skip
@@ -182,7 +183,9 @@ def test_models_and_health() -> None:
             status, body = await rig.ask("GET /v2/x HTTP/1.1")
             assert status == 404
             assert b'"code":"unknown_url"' in body
-            assert (await rig.ask("GET /v1/chat/completions HTTP/1.1"))[0] == 405
+            with pytest.raises(openai.APIStatusError) as caught:
+                await client.get("/chat/completions", cast_to=object)
+            assert (caught.value.status_code, caught.value.response.headers["allow"]) == (405, "POST")
 
     asyncio.run(main())
 

@@ -140,6 +140,18 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "loaded" not in out
 
 
+def test_what_comes_from_outside_has_no_tokens_to_show(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = StepResult("ask", "ask", attempt=1, state="succeeded", wall_ms=40.0, finish_reason="external", tool="human")
+    waits = StepResult("wait", "wait", attempt=1, state="cancelled", tool="human")
+    within = StepResult("part", "part", attempt=1, state="succeeded", wall_ms=30.0, finish_reason="workflow")
+    print_results(replace(RECORD, steps=(asked, waits, within)))
+    rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    for row in (
+        ["ask", "succeeded", "40", "ms"], ["wait", "cancelled", "0", "ms"], ["part", "succeeded", "30", "ms"],
+    ):  # fmt: skip
+        assert row in rows
+
+
 def test_texts_that_were_cut_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     print_results(replace(RECORD, steps=(replace(RESULT, finish_reason="length"),)))
     out = capsys.readouterr().out

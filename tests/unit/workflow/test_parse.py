@@ -203,3 +203,10 @@ def test_all_forms_are_named_that_would_do(body: str, expected: str) -> None:
         parse_yaml(f"version: 1\nname: t\n{body}")
     [diagnostic] = caught.value.diagnostics
     assert str(diagnostic).partition("error: ")[2] == expected
+
+
+def test_a_tab_in_front_of_a_line_is_named() -> None:
+    [found] = errors("version: 1\nname: x\nmessages:\n\tt: hello\n")
+    assert (found.line, found.message.endswith("a tab; YAML is indented by spaces")) == (4, True)
+    [found] = errors("version: 1\nname: [x\ty,\n")
+    assert "a tab" not in found.message
