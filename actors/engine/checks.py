@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 from laban.actors.calls import Call
-from laban.actors.errors import InvalidInput, OutOfRange
-from laban.kvstore.encodings import EncodingSpec, dependencies
+from laban.actors.errors import FailedPrecondition, InvalidInput, OutOfRange
+from laban.kvstore.encodings import EncodingSpec, adapter_of, dependencies
 
 
 def check_call(call: Call, max_context: int, vocab_size: int, known: Container[str] = ()) -> None:
@@ -68,3 +68,14 @@ def check_ids(field: str, token_ids: Sequence[int], vocab_size: int) -> None:
     if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
         bad = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
         raise InvalidInput(f"must be token ids below {vocab_size}", field=field, value=bad)
+
+
+def check_adapter(namespace: str, specs: Iterable[EncodingSpec], knows: Callable[[str], bool]) -> None:
+    """What one adapter encodes is never read by another. Raises InvalidInput for several, FailedPrecondition for one
+    that the worker does not know."""
+    found = {adapter_of(each) for each in {namespace, *(spec.namespace for spec in specs)}}
+    if len(found) > 1:
+        raise InvalidInput("its encodings are of several adapters, expected those of one", field="namespace")
+    (adapter,) = found
+    if not knows(adapter):
+        raise FailedPrecondition("the worker has no such adapter", field="namespace", value=adapter)

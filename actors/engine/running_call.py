@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from laban.actors.calls import Call, CallPhases
+from laban.actors.calls import Call, CallFinished, CallPhases, CallStarted
 from laban.actors.engine.sequence import Sequence
 
 
@@ -37,6 +37,35 @@ class RunningCall:
             load_began_ms=0.0 if ended is None else 1000 * (began - self.submitted_at),
             load_ended_ms=0.0 if ended is None else 1000 * (ended - self.submitted_at),
             num_iterations=self.num_iterations + self.sequence.num_iterations,
+        )
+
+    def started(self) -> CallStarted:
+        """What is told when it begins."""
+        return CallStarted(self.call.call_id, self.tokens_read, self.tokens_reused, tokens_loaded=self.tokens_loaded)
+
+    def finished(self, now_s: float) -> CallFinished:
+        """What is told at the end, once its sequence is published. If it was scored that is over."""
+        call, sequence = self.call, self.sequence
+        assert sequence.spec is not None
+        own = sequence.decode if call.sampling is not None else None  # a prefill may be answered by another's message
+        return CallFinished(
+            call.call_id,
+            own.finish_reason if own and own.finish_reason else "prefill",
+            sequence.spec,
+            tuple(own.generated) if own else (),
+            own.text if own else "",
+            self.tokens_read,
+            self.tokens_reused,
+            self.tokens_encoded,
+            ttft_ms=1000 * ((self.first_token_at or now_s) - self.submitted_at),
+            wall_ms=1000 * (now_s - self.submitted_at),
+            logprobs=tuple(own.logprobs) if own else (),
+            tokens_generated=own.num_sampled if own else 0,
+            tokens_loaded=self.tokens_loaded,
+            phases=self.phases(),
+            comparison=own.scorer.end() if own and own.scorer else None,
+            tokens_drafted=own.tokens_drafted if own else 0,
+            tokens_accepted=own.tokens_accepted if own else 0,
         )
 
     @property

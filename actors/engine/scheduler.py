@@ -15,6 +15,7 @@ from laban.actors.engine.checks import check_call
 from laban.actors.engine.chunking import Chunking
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.corrections import Corrections
+from laban.actors.engine.decoding import Decode
 from laban.actors.engine.loads import Load, Loads
 from laban.actors.engine.making import Making
 from laban.actors.engine.prefetching import Prefetches
@@ -83,6 +84,11 @@ class Scheduler:
     def is_decoding(self) -> bool:
         """Whether a call is past its first token."""
         return any(s.decode is not None and s.decode.num_sampled for s in self.sequences)
+
+    def awaits(self, sequence: Sequence, decode: Decode) -> bool:
+        """Whether the call still runs and wants more tokens: one launched after its end is nobody's."""
+        running = self.running.get(decode.call.call_id)
+        return running is not None and running.sequence is sequence and decode.finish_reason is None
 
     def queued_tokens(self) -> int:
         """Known tokens still to encode, of running and waiting calls."""

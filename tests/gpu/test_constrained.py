@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("llguidance", reason="constrained calls need llguidance, which is not installed here")
 pytest.importorskip("jsonschema", reason="schemas are checked with jsonschema, which is not installed here")
 
-from constrained_cases import STOP, byte_level_tokenizer, with_tokenizer
+from constrained_cases import STOP, byte_level_tokenizer
 from constrained_checks import CHOICES, check_masked_draws, mixed_calls, told
 from engine_harness import Driver, make_engine
 from sampling_cases import random_rows
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 def play(*, fused: bool) -> list[tuple[object, ...]]:
-    engine = with_tokenizer(make_engine(device="cuda", fused=fused), byte_level_tokenizer(128))
+    engine = make_engine(device="cuda", fused=fused, tokenizer=byte_level_tokenizer(128))
     driver = Driver(engine)
     asked = [([1, 40 + number, 50], each) for number, each in enumerate(mixed_calls())]
     calls = [driver.submit(tokens, sampling=each, terminator=(STOP,)) for tokens, each in asked]

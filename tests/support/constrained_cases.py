@@ -15,7 +15,6 @@ from tokenizers import Tokenizer as Backend
 
 from laban.actors.calls import Call, Constraint, Sampling
 from laban.actors.engine.constraining import Constraining, Matcher
-from laban.actors.engine.engine import Engine
 from laban.actors.errors import InvalidInput
 from laban.actors.tokenizer import Tokenizer
 from laban.cluster.workflow.constraints import constraint_of
@@ -148,14 +147,6 @@ def check_schema(seed: int, players: Sequence[Player]) -> str:
     for text in texts:
         assert text is None or problem_with_text(schema, text) == "", (seed, schema)
     return "cut" if None in texts else "followed"
-
-
-def with_tokenizer(engine: Engine, tokenizer: Tokenizer) -> Engine:
-    """The engine, its tokens those of another tokenizer than the one of the harness."""
-    engine.tokenizer = tokenizer
-    engine._constraining.close()
-    engine._constraining = Constraining(tokenizer, engine.runner.vocab_size)
-    return engine
 
 
 def constrained(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from constrained_cases import STOP, byte_level_tokenizer, constrained, with_tokenizer
+from constrained_cases import STOP, byte_level_tokenizer, constrained
 from engine_harness import Driver, make_engine
 from sampling_cases import chi_square
 from shard_processes import DrivenLockstep, sharded_engine
@@ -33,7 +33,7 @@ CHOICES = ["no", "no way", "yes", "(maybe.*)", "[a]\n|b"]
 
 
 def engine(*, fused: bool = False, **config: object) -> Engine:
-    return with_tokenizer(make_engine(fused=fused, **config), byte_level_tokenizer(128))  # type: ignore[arg-type]
+    return make_engine(fused=fused, tokenizer=byte_level_tokenizer(128), **config)  # type: ignore[arg-type]
 
 
 def mixed_calls(num_seeds: int = 4) -> list[Sampling]:
@@ -57,7 +57,7 @@ def told(driver: Driver, call_id: str) -> tuple[object, ...]:
 
 def play_constrained(group: ShardGroup) -> list[tuple[object, ...]]:
     row_attention.compiled = None  # type: ignore[assignment]
-    shard = with_tokenizer(sharded_engine("llama", group), byte_level_tokenizer(128))
+    shard = sharded_engine("llama", group, byte_level_tokenizer(128))
     answer: list[tuple[object, ...]] = []
     if group.rank == 0:
         lockstep = DrivenLockstep(shard, group)

@@ -50,9 +50,11 @@ def make_engine(
     host_tokens: int = 0,
     disk_folder: Path | None = None,
     adapters: Adapters | None = None,
+    tokenizer: Tokenizer | None = None,
     **config: Any,
 ) -> Engine:
-    """An engine over `random_model(kind, seed)`, with room for `host_tokens` in host memory.
+    """An engine over `random_model(kind, seed)`, with room for `host_tokens` in host memory and the byte
+    tokenizer unless told another.
 
     It drafts nothing unless asked to: what is drafted depends on how long things take.
     """
@@ -71,7 +73,8 @@ def make_engine(
         )
     host_bytes = host_tokens * 2 * runner.k_pool[:, 0].numel() * runner.k_pool.itemsize
     tiers = make_tiers(runner, settings, host_bytes, namespace="test", disk_folder=disk_folder)
-    return Engine(runner, byte_tokenizer(), settings, namespace="test", max_context=MAX_CONTEXT, tiers=tiers)
+    tokenizer = tokenizer or byte_tokenizer()
+    return Engine(runner, tokenizer, settings, namespace="test", max_context=MAX_CONTEXT, tiers=tiers)
 
 
 def interpreter(kind: str = "llama", seed: int = 0) -> Interpreter:

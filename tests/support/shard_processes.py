@@ -21,6 +21,7 @@ from laban.actors.engine.runner import Runner
 from laban.actors.engine.shard_group import ShardGroup, open_rendezvous
 from laban.actors.engine.sharding import shard_model
 from laban.actors.shards import ShardPlace
+from laban.actors.tokenizer import Tokenizer
 from laban.kernels import row_attention
 from laban.kvstore.encodings import EMPTY_VIEW
 
@@ -85,21 +86,21 @@ def _run(
         sending.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
-def sharded_engine(kind: str, group: ShardGroup | None) -> Engine:
+def sharded_engine(kind: str, group: ShardGroup | None, tokenizer: Tokenizer | None = None) -> Engine:
     """An engine over a random model of 8 query and 2 KV heads, or over this shard's slice of it."""
     # Capturing takes a minute with nothing compiled yet: graphs of one kind tell as much as those of three.
     captured = kind == "llama"
     settings = EngineConfig(
         pool_tokens=POOL_TOKENS, max_batch_tokens=96, dtype="float32", cuda_graphs=captured, host_bytes=HOST_BYTES
     )
-    model = random_model(kind, **HEADS)
+    model, tokenizer = random_model(kind, **HEADS), tokenizer or byte_tokenizer()
     if group is not None and group.device.type == "cuda":
         identity = {"namespace": "test", "max_context": MAX_CONTEXT}
-        return make_engine(model, byte_tokenizer(), settings, group.device, group, **identity)
+        return make_engine(model, tokenizer, settings, group.device, group, **identity)
     if group is not None:
         shard_model(model, group)
     runner = Runner(model, POOL_TOKENS, group)
-    return Engine(runner, byte_tokenizer(), settings, namespace="test", max_context=MAX_CONTEXT)
+    return Engine(runner, tokenizer, settings, namespace="test", max_context=MAX_CONTEXT)
 
 
 class DrivenLockstep(Lockstep):

@@ -16,7 +16,6 @@ from constrained_cases import (
     constrained,
     players,
     problem_with_text,
-    with_tokenizer,
 )
 from constrained_checks import (
     CHOICES,
@@ -235,5 +234,5 @@ def test_a_library_that_fails_fails_its_call_alone(monkeypatch: pytest.MonkeyPat
 @pytest.mark.slow
 def test_shards_make_the_same_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_attention, "compiled", None)
-    whole = play(Driver(with_tokenizer(sharded_engine("llama", None), byte_level_tokenizer(128))))
+    whole = play(Driver(sharded_engine("llama", None, byte_level_tokenizer(128))))
     assert run_shards(2, play_constrained)[0] == whole

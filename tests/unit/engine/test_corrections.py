@@ -192,14 +192,14 @@ def test_copies_into_freed_pages_wait_for_what_is_predicted_from_them() -> None:
     engine.store.discard(before)
     engine.corrections.copying = copying  # type: ignore[assignment]
     engine.store.discard(after)
-    assert engine._after(before.pages) is None
-    assert engine._after([*before.pages, *after.pages]) is copying
-    assert engine._after(other.pages) is None
+    assert engine._fences.after(before.pages) is None
+    assert engine._fences.after([*before.pages, *after.pages]) is copying
+    assert engine._fences.after(other.pages) is None
     call_id = reader.submit(HEADER, EMPTY_VIEW, sampling=Sampling(max_tokens=2))
     reader.run()
     reader.result(call_id)
     assert engine.corrections.copying is None
-    assert engine._after(after.pages) is None  # an iteration later has ended
+    assert engine._fences.after(after.pages) is None  # an iteration later has ended
 
 
 @pytest.mark.parametrize("num_running", [0, 1])

@@ -13,7 +13,7 @@ from engine_harness import Driver, interpreter, make_engine
 from wild_drafts import SameCosts, draft_wildly
 
 from laban.actors.calls import CallTokens, Constraint, Sampling, Scoring
-from laban.actors.engine import engine as engine_module
+from laban.actors.engine import settling
 from laban.actors.engine.draft_policy import WIDTHS, Chances, WidthCosts, choose
 from laban.actors.engine.drafting import Drafting, num_accepted
 from laban.actors.engine.sequence import Chunk
@@ -293,5 +293,5 @@ def test_sampled_texts_are_distributed_as_without_drafts(monkeypatch: pytest.Mon
     with_drafts = sampled_texts(1500, likeliest)
     assert fits(with_drafts, shares) > 0.01
     assert with_drafts == sampled_texts(1500, None)  # token for token, in fact
-    monkeypatch.setattr(engine_module, "num_accepted", lambda drafted, sampled: len(drafted))
+    monkeypatch.setattr(settling, "num_accepted", lambda drafted, sampled: len(drafted))
     assert fits(sampled_texts(1500, likeliest), shares) < 1e-6

@@ -48,11 +48,11 @@ def test_a_save_waits_for_the_iteration_that_may_still_write() -> None:
 
     flights.start = started
     driver.prefill(text(1, 100))
-    driver.engine._under_way = SimpleNamespace(launched=SimpleNamespace(ready=event))
+    driver.engine._launching.under_way = SimpleNamespace(launched=SimpleNamespace(ready=event))
     for entry in driver.engine.store.entries():
         driver.engine.tiers.save_one(driver.engine.store, entry)
     driver.engine.tiers.pump_saves(beside=False, idle=False)
-    driver.engine._under_way = None
+    driver.engine._launching.under_way = None
     driver.run()
     assert afters == [("save", event)]
 
