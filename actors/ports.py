@@ -31,6 +31,7 @@ class WorkerPort(Protocol):
 
     def reports(self) -> AsyncGenerator[WorkerReport, None]:
         """Every report of the worker, in order, for all its calls. One reader at a time: a new one displaces the old.
+        A worker without news says so every few seconds (`worker.BEAT_S`).
 
         Raises WorkerLost when the worker is gone; ends only after `close`.
         """

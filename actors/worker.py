@@ -33,6 +33,9 @@ from laban.kvstore.placements import PlacementChange
 
 logger = logging.getLogger(__name__)
 
+BEAT_S = 2.0
+"""After which a worker that has nothing to report says so: one that says nothing for much longer is lost."""
+
 
 class EnginePort(Protocol):
     """What the shell needs of an engine; all of it is called by one thread."""
@@ -66,15 +69,18 @@ class Outbox:
 
     Memory is bounded by the calls outstanding, however slow the reader: tokens of one call become one event, only the
     newest load, rates, counters and tallies are kept. No event is dropped. Reports are numbered as they are taken, so
-    merging leaves no gap. What became of encodings is not in them: that goes to the directory.
+    merging leaves no gap. What became of encodings is not in them: that goes to the directory. Where there is nothing
+    new for `beat_s` a report says just that, whatever the engine is at: the process lives.
     """
 
-    def __init__(self, info: WorkerInfo) -> None:
+    def __init__(self, info: WorkerInfo, beat_s: float = BEAT_S) -> None:
         self._info = info
+        self._beat_s = beat_s
         self._changed = threading.Condition()
         self._events: list[CallEvent] = []
         self._tokens_at: dict[str, int] = {}  # call id -> index in _events of its last event, if that is tokens
-        self._last = WorkerReport(info.worker_id, info.epoch, 0)
+        empty = WorkerLoad(num_free_pages=info.num_pages, num_pages=info.num_pages)
+        self._last = WorkerReport(info.worker_id, info.epoch, 0, load=empty)
         self._state: tuple[WorkerLoad, WorkerRates, CacheCounters] | None = None
         self._pending = False
         self._sequence = 0
@@ -122,13 +128,16 @@ class Outbox:
             self._reader += 1
             reader = self._reader
             self._changed.notify_all()
+
+        def is_due() -> bool:
+            return self._pending or self._closed or self._failure is not None or self._reader != reader
+
         while True:
             with self._changed:
-                while not (self._pending or self._closed or self._failure or self._reader != reader):
-                    self._changed.wait()
+                is_beat = not self._changed.wait_for(is_due, self._beat_s)
                 if self._reader != reader:
                     return
-                if not self._pending:
+                if not (self._pending or is_beat):
                     if self._failure is not None:
                         raise self._failure
                     return

@@ -11,13 +11,16 @@ from typing import Protocol
 
 from laban.actors.calls import WorkerReport
 from laban.actors.errors import Conflict, Exhausted, FailedPrecondition, Unavailable
-from laban.actors.lasting import going_on
+from laban.actors.lasting import going_on, lasting
 from laban.actors.logs import about
 from laban.actors.ports import WorkerLost, WorkerPort, WorkerSupervisor
 from laban.cluster.pools import Pool, Pools
 from laban.cluster.slots import Slot
 
 logger = logging.getLogger(__name__)
+
+LOOKS = 10
+"""At each worker, in the time after which one that says nothing is lost."""
 
 
 class LifeOwner(Protocol):
@@ -57,12 +60,14 @@ class Lives:
         restart_delays_s: Sequence[float],
         slow_restart_s: tuple[float, float],
         start_timeout_s: float,
+        silence_s: float,
     ) -> None:
         """A lost worker is tried to be brought back after each of `restart_delays_s`, and then for as long as it is
-        lost, after waits that double from the first of `slow_restart_s` to the second."""
+        lost, after waits that double from the first of `slow_restart_s` to the second. One that reports nothing for
+        `silence_s` is lost."""
         self._owner, self._pools, self._supervisor = owner, pools, supervisor
         self._restart_delays_s, self._slow_restart_s = restart_delays_s, slow_restart_s
-        self._start_timeout_s = start_timeout_s
+        self._start_timeout_s, self._silence_s = start_timeout_s, silence_s
         self.up: dict[str, Slot] = {}
         self.lost: dict[str, Slot] = {}  # the last life of those that are not up
         self.returning: set[str] = set()
@@ -104,6 +109,7 @@ class Lives:
     def start(self, ports: Sequence[WorkerPort]) -> None:
         for port in ports:
             self._begin(port)
+        self.spawn(lasting("listening for workers", self._listen), "listening for workers")
 
     async def stop(self) -> None:
         """Close all workers. What was being started is ended."""
@@ -183,6 +189,17 @@ class Lives:
             if self._supervisor is not None:
                 self.returning.add(worker_id)
         self._owner.detached(slot, reason)
+
+    async def _listen(self) -> None:
+        """End workers that have gone silent: stopped, or so that no thread of theirs runs. Counted in looks, not by a
+        clock: while this loop was held up, or the machine slept, nobody could be heard."""
+        while True:
+            await asyncio.sleep(self._silence_s / LOOKS)
+            for slot in list(self.up.values()):
+                slot.looks_unheard += 1
+                if slot.looks_unheard > LOOKS:
+                    self._end(slot, f"it said nothing for {self._silence_s:g} s")
+                    await self._close(slot)
 
     async def _serve(self, slot: Slot) -> None:
         """One life, and the way to the next one."""

@@ -99,6 +99,7 @@ class Slot:
         self.tallies = WorkerTallies()
         self.tickets: dict[str, Ticket] = {}
         self.draining = False
+        self.looks_unheard = 0  # how often it was looked at since its last report
         self.kv_bytes = NO_LIMITS  # of tenants, as it was told last
         self.spare: SpareCall | None = None  # what it does while nothing else is to be done
 
@@ -110,6 +111,7 @@ class Slot:
     def take(self, report: WorkerReport) -> None:
         """It is the last one."""
         self.last = report
+        self.looks_unheard = 0
         if report.tallies is not None:
             self.tallies = report.tallies
 

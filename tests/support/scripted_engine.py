@@ -39,6 +39,7 @@ from laban.actors.errors import InvalidInput
 from laban.actors.ports import WorkerLost, WorkerPort
 from laban.actors.tallies import WorkerTallies
 from laban.actors.transfers import ExportRequest, FindPeer, Refused
+from laban.actors.worker import BEAT_S
 from laban.cluster.routing.policy import missing_encodings
 from laban.kvstore.encodings import flatten, make_spec
 from laban.kvstore.placements import PlacementChange, PlacementState, Tier
@@ -268,15 +269,19 @@ class LoopWorker:
     """WorkerPort without a thread: the engine runs in the event loop while someone reads its reports.
 
     What it reports of encodings goes to `directory`, if there is one, and to nobody else. While `paused` nothing
-    runs. `kill` ends this life.
+    runs, but that it lives is reported, unless it is `silent` as well. `kill` ends this life.
     """
+
+    beat_s = BEAT_S
 
     def __init__(self, engine: ScriptedEngine, directory: LoopDirectory | None = None) -> None:
         if directory is not None:
             engine.info = replace(engine.info, epoch=directory.begin(engine.worker_id))
         self.engine = engine
         self.directory = directory
-        self.paused = False
+        self.paused = self.silent = False
+        load = WorkerLoad(num_free_pages=1000, num_pages=1000)
+        self._last = WorkerReport(engine.info.worker_id, engine.info.epoch, 0, load=load)
         self.aborted: list[str] = []
         self.batches: list[list[str]] = []
         self.closed = False
@@ -323,10 +328,15 @@ class LoopWorker:
                     raise WorkerLost(str(error)) from error
                 if self.directory is not None:
                     self.directory.put(self.info.worker_id, report.changes)
+                self._last = replace(report, changes=(), events=())
                 yield replace(report, changes=())
                 await asyncio.sleep(0)
             else:
-                await self._wake.wait()
+                try:
+                    async with asyncio.timeout(None if self.silent else self.beat_s):
+                        await self._wake.wait()
+                except TimeoutError:
+                    yield self._last
 
     async def close(self) -> None:
         self.closed = True

@@ -54,6 +54,27 @@ def test_calls_ready_together_spread_but_stay_with_what_is_on_its_way():
     asyncio.run(with_dispatcher(scenario))
 
 
+def test_a_worker_that_says_nothing_is_lost_and_its_calls_run_elsewhere(monkeypatch):
+    async def scenario(dispatcher, workers, sink):
+        for worker in workers:
+            worker.paused = True
+        dispatcher.submit([order(sink, "a"), order(sink, "b")])
+        await until(lambda: all(worker.batches for worker in workers))
+        workers[0].silent = True
+        async with asyncio.timeout(10):
+            while workers[0].info.worker_id in dispatcher._slots:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.4)  # the other one has no news, and says so
+        assert [worker.alive for worker in dispatcher.workers()] == [False, True]
+        workers[1].resume()
+        await until(lambda: len(sink.ended) == 2)
+        assert set(sink.workers.values()) == {"w1"}
+        assert workers[0].closed, "whatever its process would still do is void"
+
+    monkeypatch.setattr(LoopWorker, "beat_s", 0.02)
+    asyncio.run(with_dispatcher(scenario, limits=replace(FAST, silence_s=0.3)))
+
+
 def test_a_queue_makes_the_holder_slower_than_encoding_again():
     async def scenario(dispatcher, workers, sink):
         dispatcher.submit([order(sink, "a", "x" * 50)])

@@ -90,6 +90,19 @@ def test_a_report_without_news_is_not_sent(outbox):
     assert next(reader).events
 
 
+def test_a_worker_without_news_says_that_it_lives():
+    outbox = Outbox(ScriptedEngine(epoch="e").info, beat_s=0.01)
+    reader = outbox.reports()
+    first = next(reader)
+    assert (first.sequence, first.events, first.load.num_free_pages) == (1, (), 1000), "nothing is used yet"
+    outbox.put(report(free=3))
+    assert next(reader).load.num_free_pages == 3
+    beat = next(reader)
+    assert (beat.sequence, beat.events, beat.load.num_free_pages, beat.tallies) == (3, (), 3, None)
+    outbox.close()
+    assert next(reader, None) is None
+
+
 def test_a_slow_reader_gets_tokens_merged_and_every_event(outbox):
     outbox.put(report(CallStarted("a", 1, 1), CallStarted("b", 1, 1)))
     for index in range(1000):
