@@ -136,6 +136,7 @@ class CallStarted:
     tokens_read: int
     tokens_reused: int
     tokens_loaded: int = 0  # of those reused, what had to be brought: from host memory, disk or another worker
+    tokens_encoded: int = 0  # before it can generate: missing encodings and its header
 
 
 @dataclass(frozen=True, slots=True)

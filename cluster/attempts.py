@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from laban.actors.calls import Sampling
 from laban.cluster.messages import Language
+from laban.cluster.usage import CallUsage
 from laban.cluster.workflow.sampling import instance_seed
 from laban.cluster.workflow.states import ReadyStep
 from laban.kvstore.encodings import View
@@ -53,6 +54,7 @@ class Attempt:
     begun_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())  # seconds, monotonic
     earlier_ms: float = 0.0  # before this turn
     view: View | None = None  # of its call
+    usage: CallUsage = field(default_factory=CallUsage)  # of the call under way
     _timer: asyncio.TimerHandle | None = None
 
     @property

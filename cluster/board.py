@@ -8,6 +8,7 @@ from dataclasses import replace
 from laban.actors.calls import CallFinished
 from laban.cluster.feed import Feed
 from laban.cluster.records import ErrorInfo, Event, FidelityNote, StepResult, StepState, WorkflowRecord, WorkflowState
+from laban.cluster.usage import NO_USAGE, Counts
 
 
 def generated(result: StepResult, worker_id: str, event: CallFinished, waited_ms: float) -> StepResult:
@@ -28,6 +29,17 @@ def generated(result: StepResult, worker_id: str, event: CallFinished, waited_ms
         worker=worker_id,
         finish_reason=event.finish_reason,
         logprobs=event.logprobs,
+    )
+
+
+def _with_tokens(result: StepResult, counts: Counts) -> StepResult:
+    return replace(
+        result,
+        tokens_read=counts.tokens_read,
+        tokens_reused=counts.tokens_reused,
+        tokens_loaded=counts.tokens_loaded,
+        tokens_encoded=counts.tokens_encoded,
+        tokens_generated=counts.tokens_generated,
     )
 
 
@@ -59,6 +71,7 @@ class Board:
         self._error: ErrorInfo | None = None
         self.notes = notes
         self.held = ""  # why the workflow is held back whole
+        self._ready_at: dict[str, float] = {}  # when steps that have not ended were ready first, a time of day
 
     @classmethod
     def ended(cls, record: WorkflowRecord, feed: Feed) -> Board:
@@ -108,7 +121,14 @@ class Board:
         )
 
     def set_state(self, address: str, state: StepState, *, attempt: int, worker: str = "") -> None:
-        step = self.steps[address] = replace(self.steps[address], state=state, attempt=attempt, worker=worker)
+        before = self.steps[address]
+        self._ready_at.setdefault(address, self._clock())
+        if 0 < before.attempt < attempt:
+            before = replace(
+                _with_tokens(before, NO_USAGE),
+                earlier_attempts=replace(before.total, wall_ms=self._passed_ms(address)),
+            )
+        step = self.steps[address] = replace(before, state=state, attempt=attempt, worker=worker)
         self.feed.append(
             Event(
                 0,
@@ -125,8 +145,19 @@ class Board:
         )
         self._on_change(None)
 
+    def lose(self, address: str, counts: Counts) -> None:
+        """The step's attempt has ended without a message: what it came to, as far as is known."""
+        self.steps[address] = _with_tokens(self.steps[address], counts)
+
+    def _passed_ms(self, address: str) -> float:
+        """Since the step was ready first."""
+        return max(0.0, self._clock() - self._ready_at[address]) * 1000.0
+
     def end_step(self, result: StepResult) -> None:
-        """`result.state` is terminal."""
+        """`result.state` is terminal. One that has no message takes its time all the same."""
+        if result.state != "succeeded" and result.address in self._ready_at:
+            result = replace(result, wall_ms=self._passed_ms(result.address))
+        self._ready_at.pop(result.address, None)
         self.steps[result.address] = result
         self.feed.append(Event(0, self.workflow_id, self._clock(), "step_result", result=result))
         self._on_change(result)

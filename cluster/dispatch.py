@@ -362,7 +362,8 @@ class Dispatcher:
             return
         if not ticket.started:
             ticket.started = True
-            sink.call_started(key, ticket.attempt, worker_id)
+            began = event if isinstance(event, CallStarted) else CallStarted(event.call_id, 0, 0)
+            sink.call_started(key, ticket.attempt, worker_id, began)
         if isinstance(event, CallStarted):
             self._meter.call_admitted(self._clock() - ticket.ordered_at, slot.info.model_name)
             self.directory.count(ticket.tokens_predicted, event.tokens_reused)

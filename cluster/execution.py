@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
-from laban.actors.calls import CallFinished, CallTokens
+from laban.actors.calls import CallFinished, CallStarted, CallTokens
 from laban.actors.errors import LabanError
 from laban.actors.lasting import going_on
 from laban.actors.logs import about
@@ -44,6 +44,7 @@ from laban.cluster.records import (
 from laban.cluster.replay import Nobody
 from laban.cluster.slots import Order
 from laban.cluster.texts import LONG_TEXT
+from laban.cluster.usage import NO_USAGE, Usage
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import ReadyStep
@@ -222,19 +223,33 @@ class Execution:
     # What the dispatcher tells
 
     def call_requeued(self, key: str, attempt: int) -> None:
-        self.inbox.put(to.CallRequeued(self._address(key), attempt))
+        address = self._address(key)
+        self.inbox.put(to.CallRequeued(address, attempt, self._taken(address)))
 
-    def call_started(self, key: str, attempt: int, worker_id: str) -> None:
-        self.inbox.put(to.CallBegan(self._address(key), attempt, worker_id))
+    def call_started(self, key: str, attempt: int, worker_id: str, event: CallStarted) -> None:
+        address = self._address(key)
+        if address in self._open:
+            self._open[address].usage.start(event)
+        self.inbox.put(to.CallBegan(address, attempt, worker_id))
 
     def call_tokens(self, key: str, attempt: int, event: CallTokens) -> None:
-        self.inbox.behind(partial(self._add_text, self._address(key), attempt, event))
+        address = self._address(key)
+        if address in self._open:
+            self._open[address].usage.add(len(event.token_ids))
+        self.inbox.behind(partial(self._add_text, address, attempt, event))
 
     def call_finished(self, key: str, attempt: int, worker_id: str, event: CallFinished, waited_ms: float) -> None:
-        self.inbox.put(to.CallEnded(self._address(key), attempt, worker_id, event, waited_ms))
+        address = self._address(key)
+        self._taken(address)  # the event says all
+        self.inbox.put(to.CallEnded(address, attempt, worker_id, event, waited_ms))
 
     def call_failed(self, key: str, attempt: int, error: ErrorInfo) -> None:
-        self.inbox.put(to.CallLost(self._address(key), attempt, error))
+        address = self._address(key)
+        self.inbox.put(to.CallLost(address, attempt, error, self._taken(address)))
+
+    def _taken(self, address: str) -> Usage:
+        """What a step's call that has just ended had come to, as far as it was told."""
+        return self._open[address].usage.take() if address in self._open else NO_USAGE
 
     # What the external steps tell
 
@@ -278,11 +293,16 @@ class Execution:
             case to.TimedOut() | to.RetryDue():
                 attempt = self._open.get(move.address)
                 if attempt is not None and attempt.turn == move.turn:
-                    self._guarded(partial(self._time_out if move.kind == "timed_out" else self._try_again, attempt))
+                    if isinstance(move, to.TimedOut):
+                        self.board.lose(move.address, move.usage)
+                        self._guarded(partial(self._time_out, attempt))
+                    else:
+                        self._guarded(partial(self._try_again, attempt))
             case to.CallRequeued():
                 attempt = self._open.get(move.address)
                 if attempt is not None and attempt.number < move.attempt:
                     attempt.number = move.attempt
+                    self.board.lose(move.address, move.usage)
                     self.board.set_state(move.address, "ready", attempt=move.attempt)
             case _:
                 attempt = self._open.get(move.address)
@@ -301,6 +321,7 @@ class Execution:
             case to.CallEnded():
                 self._guarded(lambda: self._finish(address, move.worker, move.event, move.waited_ms))
             case to.CallLost():
+                self.board.lose(address, move.usage)
                 self.try_failed(address, move.error)
             case to.LeaseLost():
                 self._guarded(lambda: self._lose(attempt, move.max_losses))
@@ -387,7 +408,7 @@ class Execution:
     def _try(self, attempt: Attempt, orders: list[Order]) -> None:
         """Offer the step to handlers, or add its call to `orders`. What cannot be ordered has failed for good."""
         address, turn = attempt.step.address, attempt.turn + 1
-        attempt.begin_turn(self._at, lambda: self.inbox.put(to.TimedOut(address, turn)))
+        attempt.begin_turn(self._at, lambda: self.inbox.put(to.TimedOut(address, turn, attempt.usage.take())))
         if attempt.step.kind == "external":
             self.external.offer(attempt)
             return
@@ -416,14 +437,16 @@ class Execution:
             return
         problem = run.unfit(address, event.text)
         if problem:
+            self.board.lose(address, event)
             self._try_failed(address, ErrorInfo("FAILED_PRECONDITION", problem))
             return
         step = self._steps[address]
         attempt = self._open[address]
         book.of(step.model).add_encoded(address, step.role, step.name, event.encoding, attempt.view)
         book.tell(address, step.role, step.prefill + event.text, step.name)
-        waited_ms += attempt.earlier_ms
-        self._succeed(generated(self.board.steps[address], worker_id, event, waited_ms))
+        result = self.board.steps[address]
+        waited_ms = max(waited_ms + attempt.earlier_ms, result.earlier_attempts.wall_ms)
+        self._succeed(generated(result, worker_id, event, waited_ms))
 
     def _succeed(self, result: StepResult) -> None:
         """Its message is in the book."""

@@ -22,6 +22,7 @@ from laban.cluster.metrics import MAX_VALUES, METRICS, OTHER, REFUSALS
 from laban.cluster.metrics_collector import SurveyCollector
 from laban.cluster.records import MessageRecord, StepResult, WorkflowRecord
 from laban.cluster.survey import Survey
+from laban.cluster.usage import Counts
 
 Kind = TypeVar("Kind", Counter, Gauge, Histogram)
 OUTCOMES = ("succeeded", "failed", "cancelled")
@@ -104,6 +105,8 @@ class Instruments(Meter):
         self._count("laban_steps_ended_total", workflow, result.state)
         if result.error is not None and result.state == "failed":
             self._count("laban_errors_total", "step", result.error.status)
+        if result.model:  # it generates
+            self._used(result.total, result.fidelity, result.model)
         if result.state != "succeeded":
             return
         self._observe("laban_step_seconds", result.wall_ms / 1000.0, workflow, kind)
@@ -119,16 +122,19 @@ class Instruments(Meter):
 
     def message_made(self, record: MessageRecord, model: str) -> None:
         self._made(record, model)
+        self._used(record, record.fidelity, model)
 
     def _made(self, call: StepResult | MessageRecord, model: str) -> None:
         fidelity = call.fidelity
         self._observe("laban_time_to_first_token_seconds", call.ttft_ms / 1000.0, fidelity, model=model)
         self._observe("laban_call_seconds", call.wall_ms / 1000.0, fidelity, model=model)
-        self._count("laban_read_tokens_total", fidelity, amount=call.tokens_read, model=model)
-        self._count("laban_reused_tokens_total", fidelity, amount=call.tokens_reused, model=model)
-        self._count("laban_loaded_tokens_total", fidelity, amount=call.tokens_loaded, model=model)
-        self._count("laban_encoded_tokens_total", fidelity, amount=call.tokens_encoded, model=model)
-        self._count("laban_generated_tokens_total", fidelity, amount=call.tokens_generated, model=model)
+
+    def _used(self, counts: Counts, fidelity: str, model: str) -> None:
+        self._count("laban_read_tokens_total", fidelity, amount=counts.tokens_read, model=model)
+        self._count("laban_reused_tokens_total", fidelity, amount=counts.tokens_reused, model=model)
+        self._count("laban_loaded_tokens_total", fidelity, amount=counts.tokens_loaded, model=model)
+        self._count("laban_encoded_tokens_total", fidelity, amount=counts.tokens_encoded, model=model)
+        self._count("laban_generated_tokens_total", fidelity, amount=counts.tokens_generated, model=model)
 
     # Calls
 

@@ -155,7 +155,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
             "laban_calls_ended_total", "Calls that a worker ended, by the status they ended with.", "worker", "code"
         ),
         _counted("laban_calls_requeued_total", "Calls that ran again because their worker was lost."),
-        _counted("laban_read_tokens_total", "Tokens that calls attended to: their views.", "fidelity"),
+        _counted("laban_read_tokens_total", "Tokens that calls attended to, in all attempts: their views.", "fidelity"),
         _counted(
             "laban_reused_tokens_total", "Of the tokens read, those found encoded, by whoever made them.", "fidelity"
         ),
@@ -166,10 +166,10 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         ),
         _counted(
             "laban_encoded_tokens_total",
-            "Tokens computed by prefill for calls: what was missing, and their own.",
+            "Tokens computed by prefill for calls, in all attempts: what was missing, and their own.",
             "fidelity",
         ),
-        _counted("laban_generated_tokens_total", "Tokens sampled.", "fidelity"),
+        _counted("laban_generated_tokens_total", "Tokens sampled, in all attempts.", "fidelity"),
         _counted("laban_errors_total", "Errors, by where they were and their status.", "kind", "code"),
         _now("laban_queue_calls", "Calls that wait now.", "place"),
         _now("laban_queue_oldest_seconds", "For how long the oldest of them has waited; 0 if none does.", "place"),

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 
 from laban.actors.calls import CallFinished
 from laban.cluster.records import ErrorInfo
+from laban.cluster.usage import NO_USAGE, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Stopped:
 class CallRequeued:
     address: str
     attempt: int  # the new one
+    usage: Usage = NO_USAGE  # of the one before, as far as it was known
     kind: Literal["call_requeued"] = "call_requeued"
 
 
@@ -76,6 +78,7 @@ class CallLost:
     address: str
     attempt: int
     error: ErrorInfo
+    usage: Usage = NO_USAGE  # as far as it was known
     kind: Literal["call_lost"] = "call_lost"
 
 
@@ -125,6 +128,7 @@ class Refused:
 class TimedOut:
     address: str
     turn: int
+    usage: Usage = NO_USAGE  # as far as it was known
     kind: Literal["timed_out"] = "timed_out"
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from heapq import nsmallest
 from typing import Protocol
 
-from laban.actors.calls import Call, CallFinished, CallTokens, Prefetch, Source, WorkerRates
+from laban.actors.calls import Call, CallFinished, CallStarted, CallTokens, Prefetch, Source, WorkerRates
 from laban.actors.reach import transport_between
 from laban.cluster.advising import Holders
 from laban.cluster.records import ErrorInfo, WorkerStatus
@@ -70,7 +70,7 @@ class _Nobody:
 
     def call_requeued(self, key: str, attempt: int) -> None: ...
 
-    def call_started(self, key: str, attempt: int, worker_id: str) -> None: ...
+    def call_started(self, key: str, attempt: int, worker_id: str, event: CallStarted) -> None: ...
 
     def call_tokens(self, key: str, attempt: int, event: CallTokens) -> None: ...
 

@@ -7,11 +7,12 @@ translates, nothing else does. Times of day are seconds since the epoch, duratio
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from laban.actors.calls import CacheCounters, TokenLogprob, WorkerRates
 from laban.actors.reach import Reach
+from laban.cluster.usage import NO_USAGE, Usage
 from laban.cluster.workflow.fidelity import Fidelity
 
 WorkflowState = Literal["running", "succeeded", "failed", "cancelled"]
@@ -40,6 +41,7 @@ class ErrorInfo:
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """One step instance, as far as it has come. Tokens are those of the last attempt; times begin with the first.
+    `earlier_attempts` have what is known of those before it, `total` is all together.
 
     Of `tokens_read`, `tokens_reused` were found encoded; of these, `tokens_loaded` had to be brought from host memory,
     disk or another worker. `tokens_drafted` were guessed from what was read; `tokens_accepted` of them are in the text.
@@ -75,6 +77,12 @@ class StepResult:
     adapter: str = ""
     tokens_drafted: int = 0
     tokens_accepted: int = 0
+    earlier_attempts: Usage = NO_USAGE
+
+    @property
+    def total(self) -> Usage:
+        """Of all attempts."""
+        return replace(Usage.sum(self.earlier_attempts, self), wall_ms=self.wall_ms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from laban.cluster.cli.follow import Followed, FollowedStep, chosen_lines, shown_fidelity, sums
+from laban.cluster.usage import Usage
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from laban.cluster.records import Event, StepResult, TokenChunk, WorkflowRecord
 
-COLUMNS = ("step", "state", "fidelity", "read", "reused", "encoded", "generated", "TTFT", "time")
+COLUMNS = ("step", "state", "fidelity", "attempts", "read", "reused", "encoded", "generated", "TTFT", "time")
 MARKS = {
     "waiting": "·",
     "ready": "○",
@@ -207,40 +208,53 @@ def ended_line(result: StepResult) -> str:
     if result.finish_reason == "workflow":
         return f"its workflow ended after {shown_ms(result.wall_ms)}"
     share = f" ({result.tokens_reused / result.tokens_read:.0%})" if result.tokens_read else ""
+    again = f", attempt {result.attempt}" if result.attempt > 1 else ""
     loaded = f", {result.tokens_loaded} of them loaded" if result.tokens_loaded else ""
     return (
         f"{result.tokens_generated} tokens in {shown_ms(result.wall_ms)}, "
-        f"reused {result.tokens_reused} of {result.tokens_read} read{share}{loaded}"
+        f"reused {result.tokens_reused} of {result.tokens_read} read{share}{loaded}{again}"
     )
 
 
 def print_results(record: WorkflowRecord) -> None:
-    """The table of the steps with its sums, then the outputs, on stdout."""
+    """The table of the steps with its sums, then the outputs, on stdout. Tokens are those of all attempts; how many
+    there were, and what those before the last came to, is shown where there were several."""
     from rich.table import Table
     from rich.text import Text
 
     console = _stdout()
     table = Table(title=Text(f"{record.name}: {record.state}"), title_justify="left")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column in COLUMNS[:3] else "right", no_wrap=column == "step")
     begun = [step for step in record.steps if _was_begun(step)]
+    again = [step for step in begun if step.attempt > 1]
+    columns = [column for column in COLUMNS if again or column != "attempts"]
+    for column in columns:
+        table.add_column(column, justify="left" if column in COLUMNS[:3] else "right", no_wrap=column == "step")
+
+    def add(*cells: object, style: str | None = None) -> None:
+        shown = (str(cell) for column, cell in zip(COLUMNS, cells, strict=True) if column in columns)
+        table.add_row(*map(Text, shown), style=style)
+
     for step in begun:
-        loaded = f" ({step.tokens_loaded} loaded)" if step.tokens_loaded else ""
-        reused = f"{step.tokens_reused}{loaded}"
-        numbers = (step.tokens_read, reused, step.tokens_encoded, step.tokens_generated)
+        total = step.total
+        loaded = f" ({total.tokens_loaded} loaded)" if total.tokens_loaded else ""
+        reused = f"{total.tokens_reused}{loaded}"
+        numbers: tuple[object, ...] = (total.tokens_read, reused, total.tokens_encoded, total.tokens_generated)
         fidelity = shown_fidelity(step.fidelity, step.address, record.notes)
-        called = (fidelity, *map(str, numbers), shown_ms(step.ttft_ms) if step.attempt else "")
+        ttft, wall = (shown_ms(step.ttft_ms), shown_ms(step.wall_ms)) if step.attempt else ("", "")
         if _calls_nothing(step):
-            called = ("",) * len(called)
-        row = (step.address, step.state, *called, shown_ms(step.wall_ms) if step.attempt else "")
-        table.add_row(
-            *(Text(cell) for cell in row), style=STYLES.get(step.state) if step.state != "succeeded" else None
-        )
+            fidelity, numbers, ttft = "", ("",) * len(numbers), ""
+        style = STYLES.get(step.state) if step.state != "succeeded" else None
+        add(step.address, step.state, fidelity, step.attempt, *numbers, ttft, wall, style=style)
     *tokens, ttft_ms, wall_ms = sums(record.steps)
     table.add_section()
-    table.add_row("sum", _steps(len(begun)), "", *map(str, tokens), shown_ms(ttft_ms), shown_ms(wall_ms), style="bold")
+    attempts = sum(step.attempt for step in begun)
+    add("sum", _steps(len(begun)), "", attempts, *tokens, shown_ms(ttft_ms), shown_ms(wall_ms), style="bold")
+    if again:
+        lost, attempts = Usage.sum(*(step.earlier_attempts for step in again)), sum(step.attempt - 1 for step in again)
+        counts = (lost.tokens_read, lost.tokens_reused, lost.tokens_encoded, lost.tokens_generated)
+        add("earlier attempts", _steps(len(again)), "", attempts, *counts, "", shown_ms(lost.wall_ms))
     # Steps run side by side: what the whole took is no sum.
-    table.add_row("start to end", *[""] * (len(COLUMNS) - 2), shown_ms(record.wall_ms), style="bold")
+    add("start to end", *[""] * (len(COLUMNS) - 2), shown_ms(record.wall_ms), style="bold")
     console.print(table)
     cut = [step.address for step in begun if step.finish_reason == "length"]
     if cut:

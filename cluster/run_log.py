@@ -26,19 +26,19 @@ class RunLog(Meter):
         self._other.workflow_restored(workflow_id, name)
 
     def step_ended(self, workflow_id: str, workflow: str, kind: str, result: StepResult) -> None:
-        failed = result.state == "failed"
+        failed, total = result.state == "failed", result.total
         logger.log(
             logging.WARNING if failed else logging.DEBUG,
-            "%s %s%s after %.0f ms, attempt %d: %d tokens read, %d reused, %d encoded, %d generated",
+            "%s %s%s after %.0f ms, attempt %d: in all %d tokens read, %d reused, %d encoded, %d generated",
             result.address,
             result.state,
             f" ({result.error.status})" if failed and result.error is not None else "",
             result.wall_ms,
             result.attempt,
-            result.tokens_read,
-            result.tokens_reused,
-            result.tokens_encoded,
-            result.tokens_generated,
+            total.tokens_read,
+            total.tokens_reused,
+            total.tokens_encoded,
+            total.tokens_generated,
             extra=about(workflow=workflow_id, step=result.address, worker=result.worker if kind == "generate" else ""),
         )
         self._other.step_ended(workflow_id, workflow, kind, result)

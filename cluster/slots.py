@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from laban.actors.calls import Advice, Call, CallEvent, CallFinished, CallTokens, WorkerInfo, WorkerReport
+from laban.actors.calls import Advice, Call, CallEvent, CallFinished, CallStarted, CallTokens, WorkerInfo, WorkerReport
 from laban.actors.ports import WorkerPort
 from laban.actors.tallies import WorkerTallies
 from laban.cluster.records import ErrorInfo, WorkerStatus
@@ -25,7 +25,7 @@ class CallSink(Protocol):
     def call_requeued(self, key: str, attempt: int) -> None:
         """The worker died; `attempt` is the next one, and what earlier ones brought is void."""
 
-    def call_started(self, key: str, attempt: int, worker_id: str) -> None: ...
+    def call_started(self, key: str, attempt: int, worker_id: str, event: CallStarted) -> None: ...
 
     def call_tokens(self, key: str, attempt: int, event: CallTokens) -> None: ...
 

@@ -85,8 +85,8 @@ def _of_step(span: _Span, pid: int, lane: int) -> Iterator[dict[str, Any]]:
     result = span.result
     about: dict[str, Any] = {"state": "running" if result is None else result.state, "attempts": 1 + len(span.attempts)}
     if result is not None:
-        names = ("fidelity", "tokens_read", "tokens_reused", "tokens_loaded", "tokens_encoded", "tokens_generated")
-        about |= {name: getattr(result, name) for name in names}
+        names = ("tokens_read", "tokens_reused", "tokens_loaded", "tokens_encoded", "tokens_generated")
+        about |= {"fidelity": result.fidelity, **{name: getattr(result.total, name) for name in names}}
         about |= {"model": result.model} if result.model else {}
     yield _complete(span.address, pid, lane, span.ready_s, span.end_s, about)
     running_s = span.end_s if span.running_s is None else min(span.running_s, span.end_s)

@@ -6,6 +6,7 @@ Imports neither pydantic nor anything of the server: the client uses it too.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any, cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -14,6 +15,7 @@ from laban.actors.calls import TokenLogprob
 from laban.cluster import records
 from laban.cluster.translate_findings import note_from_pb, note_to_pb
 from laban.cluster.translate_values import struct_from_python, struct_to_python
+from laban.cluster.usage import Usage
 from laban.proto import laban_pb2 as pb
 
 NANOS = 1_000_000_000
@@ -131,6 +133,7 @@ def step_to_pb(step: records.StepResult) -> pb.StepResult:
         args=struct_from_python(step.args),
         model=step.model,
         adapter=step.adapter,
+        earlier_attempts=pb.Usage(**asdict(step.earlier_attempts)) if step.attempt > 1 else None,
         **figures_to_pb(step),
     )
 
@@ -149,7 +152,19 @@ def step_from_pb(step: pb.StepResult) -> records.StepResult:
         args=struct_to_python(step.args),
         model=step.model,
         adapter=step.adapter,
+        earlier_attempts=usage_from_pb(step.earlier_attempts),
         **figures_from_pb(step),
+    )
+
+
+def usage_from_pb(usage: pb.Usage) -> Usage:
+    return Usage(
+        tokens_read=usage.tokens_read,
+        tokens_reused=usage.tokens_reused,
+        tokens_loaded=usage.tokens_loaded,
+        tokens_encoded=usage.tokens_encoded,
+        tokens_generated=usage.tokens_generated,
+        wall_ms=usage.wall_ms,
     )
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from laban.actors.calls import CallFinished, CallTokens
+from laban.actors.calls import CallFinished, CallStarted, CallTokens
 from laban.actors.errors import of_status
 from laban.cluster.records import ErrorInfo, TokenChunk
 
@@ -33,7 +33,7 @@ class Waiter:
     def call_requeued(self, key: str, attempt: int) -> None:
         self._attempt, self._token_ids, self._text = attempt, [], ""
 
-    def call_started(self, key: str, attempt: int, worker_id: str) -> None:
+    def call_started(self, key: str, attempt: int, worker_id: str, event: CallStarted) -> None:
         self._attempt = attempt
 
     def call_tokens(self, key: str, attempt: int, event: CallTokens) -> None:

@@ -41,7 +41,13 @@ class RunningCall:
 
     def started(self) -> CallStarted:
         """What is told when it begins."""
-        return CallStarted(self.call.call_id, self.tokens_read, self.tokens_reused, tokens_loaded=self.tokens_loaded)
+        return CallStarted(
+            self.call.call_id,
+            self.tokens_read,
+            self.tokens_reused,
+            tokens_loaded=self.tokens_loaded,
+            tokens_encoded=self.tokens_encoded,
+        )
 
     def finished(self, now_s: float) -> CallFinished:
         """What is told at the end, once its sequence is published. If it was scored that is over."""

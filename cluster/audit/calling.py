@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from laban.actors.calls import Call, CallFinished, CallTokens, Scoring
+from laban.actors.calls import Call, CallFinished, CallStarted, CallTokens, Scoring
 from laban.actors.errors import LabanError, of_status
 from laban.cluster.records import ErrorInfo
 from laban.cluster.slots import Order
@@ -87,7 +87,7 @@ class Caller:
     def call_requeued(self, key: str, attempt: int) -> None:
         """It runs again."""
 
-    def call_started(self, key: str, attempt: int, worker_id: str) -> None:
+    def call_started(self, key: str, attempt: int, worker_id: str, event: CallStarted) -> None:
         """Its end is what counts."""
 
     def call_tokens(self, key: str, attempt: int, event: CallTokens) -> None:

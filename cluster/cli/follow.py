@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from laban.cluster.records import (
     TERMINAL_STEP,
@@ -198,14 +198,15 @@ def chosen_lines(notes: Iterable[FidelityNote]) -> list[str]:
 
 
 def sums(steps: Iterable[StepResult]) -> tuple[int, int, int, int, float, float]:
-    """Tokens read, reused, encoded and generated; milliseconds to the first token and in all."""
+    """Tokens read, reused, encoded and generated in all attempts; milliseconds to the first token and in all."""
     read = reused = encoded = generated = 0
     ttft_ms = wall_ms = 0.0
     for step in steps:
-        read += step.tokens_read
-        reused += step.tokens_reused
-        encoded += step.tokens_encoded
-        generated += step.tokens_generated
+        total = step.total
+        read += total.tokens_read
+        reused += total.tokens_reused
+        encoded += total.tokens_encoded
+        generated += total.tokens_generated
         ttft_ms += step.ttft_ms
         wall_ms += step.wall_ms
     return read, reused, encoded, generated, ttft_ms, wall_ms
@@ -217,6 +218,8 @@ def _step_object(step: StepResult) -> dict[str, object]:
     values["ttft_ms"], values["wall_ms"] = round(step.ttft_ms, 3), round(step.wall_ms, 3)
     values["args"], values["error"] = dict(step.args), _error_object(step.error)
     values["logprobs"] = [{**asdict(each), "top": [list(pair) for pair in each.top]} for each in step.logprobs]
+    earlier = step.earlier_attempts
+    values["earlier_attempts"] = asdict(replace(earlier, wall_ms=round(earlier.wall_ms, 3)))
     return values
 
 

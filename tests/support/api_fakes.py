@@ -40,6 +40,7 @@ from laban.cluster.records import (
     WorkerStatus,
     WorkflowRecord,
 )
+from laban.cluster.usage import Usage
 
 YAML = """\
 version: 1
@@ -82,6 +83,7 @@ STEP = StepResult(
     "tuned",
     tokens_drafted=8,
     tokens_accepted=5,
+    earlier_attempts=Usage(60, 40, 6, 30, 9, 20.5),
 )
 FAILED = StepResult("final", "final", state="failed", attempt=3, error=ErrorInfo("UNAVAILABLE", "died", "steps[1]"))
 NOTES = (FidelityNote("draft", 1, "direct", 0.25, 40, "within 0.5"), FidelityNote("draft", level="blended", kl=0.5))

@@ -17,7 +17,7 @@ class Sink:
     def call_requeued(self, key, attempt):
         pass
 
-    def call_started(self, key, attempt, worker_id):
+    def call_started(self, key, attempt, worker_id, event):
         self.workers[key] = worker_id
 
     def call_tokens(self, key, attempt, event):

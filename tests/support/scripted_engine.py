@@ -98,6 +98,7 @@ class _Running:
     call: Call
     output: tuple[int, ...]
     reason: FinishReason
+    read: int
     reused: int
     encoded: int
     done: int = 0
@@ -155,7 +156,8 @@ class ScriptedEngine:
         missing = missing_encodings(call.view, specs, self.held)
         read = sum(placement.num_tokens for placement in flatten(call.view, specs))
         encoded = sum(missing.values()) + len(call.tokens)
-        self.running[call.call_id] = _Running(call, *self._output(call, specs), read - sum(missing.values()), encoded)
+        reused = read - sum(missing.values())
+        self.running[call.call_id] = _Running(call, *self._output(call, specs), read, reused, encoded)
 
     def abort(self, call_id: str) -> None:
         self.running.pop(call_id, None)
@@ -216,7 +218,7 @@ class ScriptedEngine:
         events: list[CallEvent] = []
         if not running.started:
             running.started = True
-            events.append(CallStarted(call.call_id, running.reused, running.reused))
+            events.append(CallStarted(call.call_id, running.read, running.reused, tokens_encoded=running.encoded))
             added.update((spec.encoding_id, spec.num_tokens) for spec in call.specs)
         new = running.output[running.done : running.done + self.chunk]
         if new:

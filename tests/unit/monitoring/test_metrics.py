@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 
 import pytest
 from executor_workflows import DEBATE, asynchronous
+from flaky_calls import FLAT, Flaky, assert_accounted
 from journal_rig import MemoryStore, server
 from metered_rig import metered_rig
 from prometheus_client.parser import text_string_to_metric_families
@@ -89,6 +91,20 @@ async def test_a_run_is_counted() -> None:
         assert rig.value("laban_grpc_request_seconds_count", method="Workflows/Run") == 0
         assert rig.value("laban_grpc_request_seconds_count", method="Workflows/Get") == 1
         assert rig.value("laban_grpc_open_requests") == 0
+
+
+@asynchronous
+async def test_tokens_of_attempts_in_vain_are_counted() -> None:
+    with Flaky(random.randrange(2**32), unfit=0.5).in_force() as flaky:
+        async with metered_rig(2) as rig:
+            items = [item async for item in rig.client.run(FLAT)]
+            record = await rig.client.get(items[0].workflow_id)
+            assert_accounted(record, flaky)
+            for name in ("read", "reused", "loaded", "encoded", "generated"):
+                told = sum(getattr(step.total, f"tokens_{name}") for step in record.steps)
+                assert rig.value(f"laban_{name}_tokens_total") == told
+            ended = [step for step in record.steps if step.state == "succeeded"]
+            assert rig.value("laban_time_to_first_token_seconds_count") == len(ended)
 
 
 @asynchronous

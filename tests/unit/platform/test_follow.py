@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import random
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from laban.actors.calls import TokenLogprob
 from laban.cluster.cli.follow import Followed, document, shown_fidelity, sums
 from laban.cluster.records import ErrorInfo, Event, FidelityNote, StepResult, TokenChunk, WorkflowRecord
 from laban.cluster.render import PlainScreen, ended_line, live_line, print_results, visible
+from laban.cluster.usage import Usage
 
 
 def state(number: int, address: str, word: str, attempt: int = 1) -> Event:
@@ -100,6 +102,7 @@ def test_document_has_exactly_the_keys() -> None:
         "address", "agent", "state", "attempt", "finish_reason", "fidelity", "text", "values", "token_ids",
         "tokens_read", "tokens_reused", "tokens_loaded", "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms",
         "worker", "model", "adapter", "tokens_drafted", "tokens_accepted", "tool", "args", "error", "logprobs",
+        "earlier_attempts",
     ]  # fmt: skip
     assert (parsed["wall_ms"], parsed["ttft_ms_sum"], parsed["outputs"]) == (250.0, 40.0, {"out": "h[i]"})
     assert "\n" not in document(RECORD)
@@ -150,6 +153,27 @@ def test_what_comes_from_outside_has_no_tokens_to_show(capsys: pytest.CaptureFix
         ["ask", "succeeded", "40", "ms"], ["wait", "cancelled", "0", "ms"], ["part", "succeeded", "30", "ms"],
     ):  # fmt: skip
         assert row in rows
+
+
+def test_attempts_in_vain_are_shown_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = [random.randrange(1, 1000) for _ in range(6)]
+    again = replace(RESULT, attempt=3, earlier_attempts=Usage(*numbers[:5], numbers[5] / 16), wall_ms=70.0)
+    record = replace(RECORD, steps=(RESULT, again))
+    read, reused, loaded, encoded, generated = (
+        own + lost for own, lost in zip((10, 4, 0, 7, 2), numbers[:5], strict=True)
+    )
+    print_results(record)
+    lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    shown = [str(read), str(reused), f"({loaded}", "loaded)", str(encoded), str(generated), "20", "ms", "70", "ms"]
+    assert ["a", "succeeded", "exact", "3", *shown] in lines
+    sums_of = [str(each) for each in (read + 10, reused + 4, encoded + 7, generated + 2)]
+    assert ["sum", "2", "steps", "4", *sums_of, "40", "ms", "120", "ms"] in lines
+    lost = [str(numbers[at]) for at in (0, 1, 3, 4)]
+    assert ["earlier", "attempts", "1", "step", "2", *lost, f"{numbers[5] / 16:.0f}", "ms"] in lines
+    [first, second] = json.loads(document(record))["steps"]
+    assert first["earlier_attempts"] == asdict(Usage())
+    assert second["tokens_encoded"] + second["earlier_attempts"]["tokens_encoded"] == encoded
+    assert ended_line(again).endswith(", attempt 3")
 
 
 def test_texts_that_were_cut_are_named(capsys: pytest.CaptureFixture[str]) -> None:
