@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from engine_harness import TOLERANCE, Driver, assert_same_encoding, force, interpreter, logprobs, make_engine
@@ -63,6 +65,24 @@ def test_many_calls_through_a_small_pool_all_end_and_stay_right() -> None:
         results.append([logprobs(driver.result(call)) for call in calls])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, atol=TOLERANCE, rtol=0)
+
+
+def test_a_call_says_when_it_begins_what_it_will_have_encoded() -> None:
+    """All but its terminator: whoever loses it later knows what it cost."""
+    driver = Driver(make_engine("llama"))
+    for _ in range(4):
+        parents = [driver.prefill([random.randrange(20)] * random.randrange(1, 40)) for _ in range(2)]
+        if random.random() < 0.5:
+            driver.engine.store.evict_all()
+        tokens, generated = [1] * random.randrange(1, 9), [2] * random.randrange(1, 5)
+        call = driver.submit(tokens, driver.chain(*parents[:1]), 60, force(generated), terminator=(3, 4))
+        other = driver.submit(tokens, driver.place(EMPTY_VIEW, parents[1], 9), 70, force(generated), terminator=(3, 4))
+        driver.run()
+        for each in (call, other):
+            began, ended = driver.events[each][0], driver.result(each)
+            assert isinstance(began, CallStarted)
+            assert (began.tokens_read, began.tokens_reused) == (ended.tokens_read, ended.tokens_reused)
+            assert began.tokens_encoded == ended.tokens_encoded - 2 >= len(tokens)
 
 
 def test_a_call_waits_until_its_worst_case_fits() -> None:
