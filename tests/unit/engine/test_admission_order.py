@@ -26,8 +26,8 @@ PAGE, NUM_PAGES = 16, 10
 
 
 class Hall:
-    def __init__(self, *, max_running: int = 8) -> None:
-        self.store = EncodingStore(NUM_PAGES, PAGE)
+    def __init__(self, *, max_running: int = 8, tenant_pages: int = NUM_PAGES) -> None:
+        self.store = EncodingStore(NUM_PAGES, PAGE, tenant_pages=tenant_pages)
         needs = Needs(load_policy("cost"), 8)
         self.tiers = Tiers(None, None, needs, MeasuredRates(False, None), Counters())
         self.unfinished = Unfinished(self.store)
@@ -51,9 +51,9 @@ class Hall:
 
     def undo(self, call_id: str) -> None: ...
 
-    def ask(self, name: str, num_pages: int, *, rank: int = 0, spare: bool = False) -> None:
+    def ask(self, name: str, num_pages: int, *, rank: int = 0, spare: bool = False, tenant: str = "") -> None:
         sampling = Sampling(max_tokens=PAGE * num_pages - 1)
-        self.admission.waiting.add(Call(name, "", EMPTY_VIEW, 0, (1,), (), sampling, rank=rank, spare=spare), 0.0)
+        self.admission.waiting.add(Call(name, tenant, EMPTY_VIEW, 0, (1,), (), sampling, rank=rank, spare=spare), 0.0)
 
     def admit(self) -> list[str]:
         """Who begins; those that fail in brackets."""
@@ -108,6 +108,16 @@ def test_nobody_is_put_back_where_that_is_not_enough() -> None:
     hall.ask("large", 6, rank=3)
     assert hall.admit() == []
     assert not hall.tiers.counters.totals().preemptions
+
+
+def test_of_a_tenant_short_of_its_own_share_only_its_own_make_room() -> None:
+    hall = Hall(tenant_pages=5)
+    hall.ask("others", 3, rank=9, tenant="test/b")
+    hall.ask("own", 3, rank=5, tenant="test/a")
+    hall.admit()
+    hall.ask("older", 4, rank=0, tenant="test/a")
+    assert hall.admit() == ["older"]
+    assert set(hall.admission.running) == {"others", "older"}
 
 
 def test_spare_calls_put_nobody_back_and_hold_up_no_prefetch() -> None:
