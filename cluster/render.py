@@ -240,7 +240,8 @@ def print_results(record: WorkflowRecord) -> None:
         reused = f"{total.tokens_reused}{loaded}"
         numbers: tuple[object, ...] = (total.tokens_read, reused, total.tokens_encoded, total.tokens_generated)
         fidelity = shown_fidelity(step.fidelity, step.address, record.notes)
-        ttft, wall = (shown_ms(step.ttft_ms), shown_ms(step.wall_ms)) if step.attempt else ("", "")
+        ttft = shown_ms(step.ttft_ms) if step.ttft_ms else ""  # it is known of what succeeded
+        wall = shown_ms(step.wall_ms) if step.attempt else ""
         if _calls_nothing(step):
             fidelity, numbers, ttft = "", ("",) * len(numbers), ""
         style = STYLES.get(step.state) if step.state != "succeeded" else None

@@ -170,6 +170,9 @@ def test_attempts_in_vain_are_shown_and_counted(capsys: pytest.CaptureFixture[st
     assert ["sum", "2", "steps", "4", *sums_of, "40", "ms", "120", "ms"] in lines
     lost = [str(numbers[at]) for at in (0, 1, 3, 4)]
     assert ["earlier", "attempts", "1", "step", "2", *lost, f"{numbers[5] / 16:.0f}", "ms"] in lines
+    print_results(replace(record, steps=(replace(again, state="failed", ttft_ms=0.0),)))
+    rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["a", "failed", "exact", "3", *shown[:-4], "70", "ms"] in rows
     [first, second] = json.loads(document(record))["steps"]
     assert first["earlier_attempts"] == asdict(Usage())
     assert second["tokens_encoded"] + second["earlier_attempts"]["tokens_encoded"] == encoded
