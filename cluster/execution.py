@@ -543,7 +543,8 @@ class Execution:
             outputs = tuple(run.outputs().items())
             error = None
             if run.state == "failed":
-                cause = self._error or ErrorInfo("INTERNAL", "")
+                # No step failed: an expression could not be evaluated, or a loop did not end in time.
+                cause = self._error or ErrorInfo("FAILED_PRECONDITION", "")
                 error = ErrorInfo(cause.status, run.error, cause.field)
             self._end(run.state, outputs, error)
         elif not self._open:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from laban.cluster.cli.follow import Followed, FollowedStep, chosen_lines, shown_fidelity, sums
+from laban.cluster.cli.follow import Followed, FollowedStep, chosen_lines, in_their_places, shown_fidelity, sums
 from laban.cluster.usage import Usage
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def print_results(record: WorkflowRecord) -> None:
 
     console = _stdout()
     table = Table(title=Text(f"{record.name}: {record.state}"), title_justify="left")
-    begun = [step for step in record.steps if _was_begun(step)]
+    begun = [step for step in in_their_places(record.steps) if _was_begun(step)]
     again = [step for step in begun if step.attempt > 1]
     columns = [column for column in COLUMNS if again or column != "attempts"]
     for column in columns:

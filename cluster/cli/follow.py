@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from laban.cluster.records import (
@@ -198,7 +198,10 @@ def chosen_lines(notes: Iterable[FidelityNote]) -> list[str]:
 
 
 def sums(steps: Iterable[StepResult]) -> tuple[int, int, int, int, float, float]:
-    """Tokens read, reused, encoded and generated in all attempts; milliseconds to the first token and in all."""
+    """Tokens read, reused, encoded and generated in all attempts; milliseconds to the first token and in all.
+
+    The time of a step that runs a workflow is that of the steps within, which count for themselves.
+    """
     read = reused = encoded = generated = 0
     ttft_ms = wall_ms = 0.0
     for step in steps:
@@ -208,8 +211,19 @@ def sums(steps: Iterable[StepResult]) -> tuple[int, int, int, int, float, float]
         encoded += total.tokens_encoded
         generated += total.tokens_generated
         ttft_ms += step.ttft_ms
-        wall_ms += step.wall_ms
+        wall_ms += step.wall_ms if step.finish_reason != "workflow" else 0.0
     return read, reused, encoded, generated, ttft_ms, wall_ms
+
+
+def in_their_places(steps: Sequence[StepResult]) -> list[StepResult]:
+    """Each step of a workflow within behind the step that runs it; else in the order given."""
+    places = {step.address: number for number, step in enumerate(steps)}
+
+    def place(step: StepResult) -> list[int]:
+        parts = step.address.split("/")
+        return [places.get("/".join(parts[: end + 1]), len(places)) for end in range(len(parts))]
+
+    return sorted(steps, key=place)
 
 
 def _step_object(step: StepResult) -> dict[str, object]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import re2
 
+from laban.actors.errors import shorten
 from laban.cluster.workflow.expressions import ExpressionProblem, parse_expression
 from laban.cluster.workflow.patterns import compile_pattern
 from laban.cluster.workflow.pointers import point
@@ -19,6 +20,7 @@ from laban.cluster.workflow.schema import Value
 
 _FENCE = "```"
 _EDGES = " \t\r\n*_`\"'"
+SHOWN_TEXT = 200  # characters of one that will not do
 MAX_MATCHES = 10_000  # of one value in one text
 MAX_SCANNED = 250_000_000  # characters, if each match looked at all of the text
 MAX_DIGITS = 300
@@ -45,7 +47,7 @@ def find_values(
             return found, f"the value '{name}': {problem}"
         found[name] = value.default if result is None else result
         if result is None and value.required:
-            return found, f"the text has no value '{name}'"
+            return found, f"the text has no value '{name}' (got {shorten(whole, SHOWN_TEXT)})"
     return found, ""
 
 

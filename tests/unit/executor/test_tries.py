@@ -165,6 +165,16 @@ async def test_a_timer_does_not_outlive_its_step():
 
 
 @asynchronous
+async def test_a_condition_that_cannot_be_evaluated_is_the_workflows_mistake_and_no_bug_of_ours():
+    async with rig() as r:
+        final = await r.run(
+            generating("values: [score]").replace("{step: final,", '{step: final, when: "draft.score > 5",')
+        )
+        assert (final.state, final.error.status) == ("failed", "FAILED_PRECONDITION")
+        assert "`draft.score > 5` cannot be evaluated" in final.error.message
+
+
+@asynchronous
 async def test_a_crash_takes_timers_and_errands_along(monkeypatch):
     async with rig() as r:
         yaml = tool_step(more="timeout_s: 60").replace(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laban.actors.calls import TokenLogprob
-from laban.cluster.cli.follow import Followed, document, shown_fidelity, sums
+from laban.cluster.cli.follow import Followed, document, in_their_places, shown_fidelity, sums
 from laban.cluster.records import ErrorInfo, Event, FidelityNote, StepResult, TokenChunk, WorkflowRecord
 from laban.cluster.render import PlainScreen, ended_line, live_line, print_results, visible
 from laban.cluster.usage import Usage
@@ -191,6 +191,15 @@ def test_what_was_loaded_is_said_where_there_was_any(capsys: pytest.CaptureFixtu
     print_results(replace(RECORD, steps=(loaded,)))
     assert " 4 (3 loaded) " in capsys.readouterr().out
     assert ended_line(loaded) == "2 tokens in 50 ms, reused 4 of 10 read (40%), 3 of them loaded"
+
+
+def test_steps_within_stand_behind_the_step_that_runs_them_and_count_once() -> None:
+    within = replace(RESULT, finish_reason="workflow", tokens_read=0, tokens_reused=0, wall_ms=100.0)
+    addresses = ["b[2]", "a", "b[1]", "b[1]/x", "b[2]/y", "b[2]/x", "b[1]/x/z"]
+    steps = [replace(RESULT if "/" in each else within, address=each) for each in addresses]
+    shown = [step.address for step in in_their_places(steps)]
+    assert shown == ["b[2]", "b[2]/y", "b[2]/x", "a", "b[1]", "b[1]/x", "b[1]/x/z"]
+    assert sums(steps)[-1] == 4 * RESULT.wall_ms
 
 
 def test_plain_lines() -> None:

@@ -169,7 +169,7 @@ def test_what_becomes_of_a_failure(on_error: str, state: str, reads: str, was: s
 def test_a_value_that_is_required_fails_the_step() -> None:
     body = "steps:\n- {step: a, values: {v: {required: true}}}\n"
     assert play(body, {"a": "v: 1"}).run.state == "succeeded"
-    assert play(body).run.error == "step 'a' failed: the text has no value 'v'"
+    assert play(body).run.error.startswith("step 'a' failed: the text has no value 'v' (got ")
 
 
 def test_typed_votes() -> None:

@@ -122,9 +122,11 @@ def test_values_are_found_in_order_and_may_use_those_before() -> None:
 
 def test_what_makes_a_text_unfit() -> None:
     _, problem = find_values({"v": Value(required=True)}, "w: 3")
-    assert problem == "the text has no value 'v'"
-    _, problem = find_values({"v": Value(required=True, type="integer")}, "v: three")
-    assert problem == "the text has no value 'v'"
+    assert problem == "the text has no value 'v' (got 'w: 3')"
+    _, problem = find_values({"v": Value(required=True, type="integer")}, " three", "v:")
+    assert problem == "the text has no value 'v' (got 'v: three')"
+    _, problem = find_values({"v": Value(required=True)}, "w " * 5000)
+    assert len(problem) < 250
     _, problem = find_values({"v": Value(expression="text > 3")}, "x")
     assert problem.startswith("the value 'v': ")
 
