@@ -292,12 +292,13 @@ class Execution:
                 self.external.fail(move)
             case to.TimedOut() | to.RetryDue():
                 attempt = self._open.get(move.address)
+                # A time limit that ran out while the end of its try was being written down is not another failure.
                 if attempt is not None and attempt.turn == move.turn:
-                    if isinstance(move, to.TimedOut):
+                    if isinstance(move, to.RetryDue):
+                        self._guarded(partial(self._try_again, attempt))
+                    elif not attempt.is_resting:
                         self.board.lose(move.address, move.usage)
                         self._guarded(partial(self._time_out, attempt))
-                    else:
-                        self._guarded(partial(self._try_again, attempt))
             case to.CallRequeued():
                 attempt = self._open.get(move.address)
                 if attempt is not None and attempt.number < move.attempt:

@@ -9,6 +9,7 @@ from executor_rig import results, rig, until
 from executor_workflows import asynchronous, tool_step
 from scripted_engine import decode
 
+from laban.cluster import moves as to
 from laban.cluster.records import Event
 from laban.cluster.workflow.run import Run
 from laban.cluster.workflow.sampling import instance_seed
@@ -130,6 +131,19 @@ async def test_a_timeout_without_retries_fails_with_deadline_exceeded():
         assert (final.state, final.error.status) == ("failed", "DEADLINE_EXCEEDED")
         assert "longer than 0.15 s" in final.error.message
         assert r.dispatcher.num_outstanding == 0
+
+
+@asynchronous
+async def test_a_time_limit_that_runs_out_as_the_end_of_its_try_is_written_down_is_no_second_failure():
+    async with rig() as r:
+        record = await r.submit(generating("timeout_s: 60, retries: {max: 1, delay_s: 0.1}", "FAIL"))
+        execution = r.executor.shelf.find(record.workflow_id, None)
+        await until(lambda: results(r.executor.get(record.workflow_id))["draft"].attempt == 2)
+        execution.inbox.put(to.TimedOut("draft", 1))
+        assert results(r.executor.get(record.workflow_id))["draft"].state == "ready"
+        final = await r.end(record.workflow_id)
+        assert final.error.status == "RESOURCE_EXHAUSTED"  # of the second try, which was made
+        assert len(draft_seeds(r)) == 2
 
 
 @pytest.mark.parametrize("leased", [False, True])
