@@ -27,6 +27,7 @@ from laban.cluster.config_models import (
     ModelSection,
 )
 from laban.cluster.config_sections import (
+    EVERYWHERE,
     AuditSection,
     AuthSection,
     CacheSection,
@@ -42,6 +43,7 @@ from laban.cluster.config_sections import (
     TracingSection,
 )
 from laban.cluster.http.section import HttpSection
+from laban.cluster.strict_yaml import KeyTwice, load_yaml
 
 __all__ = [
     "AuditSection",
@@ -130,7 +132,7 @@ class LabanConfig(Section):
         """A variable of the environment, or a flag, has it as YAML."""
         if isinstance(value, str):
             try:
-                value = yaml.safe_load(value)
+                value = load_yaml(value)
             except yaml.YAMLError as error:
                 raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
         if isinstance(value, dict):
@@ -147,6 +149,7 @@ class LabanConfig(Section):
         if self.default_model is not None and self.default_model not in self.models:
             known = f"one of {', '.join(self.models)}" if self.models else "`models` first"
             raise ValueError(f"default_model is {self.default_model!r}, expected {known}")
+        self._check_ports()
         if self.models and self.engine.pool_tokens is not None and any(m.device_memory for m in self.models.values()):
             raise ValueError("engine.pool_tokens and a model's device_memory are both set, expected one of them")
         for name, adapter in self.adapters.items():
@@ -165,6 +168,19 @@ class LabanConfig(Section):
             if grant.tenants != ALL and self.auth.tokens_file is None:
                 raise ValueError(f"grants.{name}.tenants names tenants, which there are only with auth.tokens_file")
         return self
+
+    def _check_ports(self) -> None:
+        """Ports that were asked for; others give way."""
+        listeners: list[tuple[str, ServerSection | HttpSection | MetricsSection]] = [("server", self.server)]
+        for name, section in (("http", self.http), ("metrics", self.metrics)):
+            if not section.port or "port" not in section.model_fields_set:
+                continue
+            for other_name, other in listeners:
+                hosts = {section.host, other.host}
+                if section.port == other.port and (len(hosts) == 1 or hosts & EVERYWHERE):
+                    why = f"{other_name}.port and {name}.port are both {section.port}"
+                    raise ValueError(f"{why}, expected a port of its own for each")
+            listeners.append((name, section))
 
     def _default_model(self) -> str:
         """Of `models`."""
@@ -324,7 +340,11 @@ def _from_file(path: Path | None) -> Iterator[tuple[str, object]]:
     if path is None:
         return
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = load_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInput(f"cannot be read ({error.strerror})", field="config", value=str(path)) from None
+    except KeyTwice as error:
+        raise InvalidInput(f"{path}, {error.problem}", field="config") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path} is not valid YAML: {' '.join(str(error).split())}", field="config") from None
     if data is None:

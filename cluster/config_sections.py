@@ -10,6 +10,9 @@ from laban.actors.logs import Level, LogSettings
 from laban.cluster.sizes import MAX_BYTES, Bytes, BytesPerSecond
 from laban.cluster.tls import PeerTls, ServerTls
 
+EVERYWHERE = frozenset(("0.0.0.0", "::", ""))
+"""Hosts that mean all addresses of the machine."""
+
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

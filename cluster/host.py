@@ -26,6 +26,7 @@ from laban.cluster.audit.watching import Watch
 from laban.cluster.chat_prompts import ChatPrompts
 from laban.cluster.chats import Chats
 from laban.cluster.config import LabanConfig
+from laban.cluster.config_sections import EVERYWHERE
 from laban.cluster.dispatch import Dispatcher, DispatchLimits
 from laban.cluster.door import Door
 from laban.cluster.executor import Executor, ExecutorLimits
@@ -37,7 +38,7 @@ from laban.cluster.instruments import Instruments
 from laban.cluster.journal import Journal
 from laban.cluster.journal_findings import JournalKnowledge
 from laban.cluster.journal_members import Presence
-from laban.cluster.journal_place import EVERYWHERE, open_store, peer_address
+from laban.cluster.journal_place import open_store, peer_address
 from laban.cluster.lookout import Lookout
 from laban.cluster.membership import Membership
 from laban.cluster.messages import Voice

@@ -7,12 +7,12 @@ import re
 import socket
 from pathlib import Path
 
+from laban.cluster.config_sections import EVERYWHERE
 from laban.cluster.journal_engine import Sync
 from laban.cluster.journal_members import Presence
 from laban.cluster.journal_store import LEASE_S, SqlStore
 
 NONE = "none"
-EVERYWHERE = ("0.0.0.0", "::", "")
 
 
 def default_url(port: int) -> str:

@@ -21,10 +21,10 @@ from laban.actors.models import ModelFacts, check_model_folder, prepare_default_
 from laban.actors.shards import heads_per_shard
 from laban.cluster.config import LabanConfig, MetricsSection
 from laban.cluster.config_models import ModelPlan, Settled, check_set_sizes, lacking_node, settle
+from laban.cluster.config_sections import EVERYWHERE
 from laban.cluster.gateway import check_address
 from laban.cluster.host import FACTORY, HostPlan, ModelPlace
 from laban.cluster.http.section import HttpSection
-from laban.cluster.journal_place import EVERYWHERE
 from laban.cluster.journal_unused import file_to_make, remove_unused
 from laban.cluster.metrics_server import settled
 from laban.cluster.process_logs import ProcessLogs, take_over_rays_output
@@ -115,7 +115,9 @@ def start_cluster(
     config = checked(config)
     if config.ray.address is None:
         check_address(config.server.host, config.server.port)
-        config = config.model_copy(update={"metrics": settled(config.metrics), "http": settled(config.http)})
+        http = settled(config.http, (config.server.port, config.metrics.port))
+        metrics = settled(config.metrics, (config.server.port, http.port))
+        config = config.model_copy(update={"metrics": metrics, "http": http})
     models = [_checked_model(plan, progress) for plan in config.model_plans()]
     _check_memory(config, models, on_gpu=config.engine.device != "cpu")  # or perhaps so, until Ray tells
     owns_ray = _start_ray(config, progress, logs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import TypeVar
 
@@ -31,18 +31,20 @@ Answer = tuple[int, str, bytes]
 """Status, content type, body."""
 
 
-def settled(metrics: S) -> S:
-    """With the port that it will be on this machine: the default gives way to a free one where it is taken.
+def settled(metrics: S, others: Collection[int | None] = ()) -> S:
+    """With the port that it will be on this machine: the default gives way to a free one where it is taken, or will be
+    by what listens on `others`.
 
     Raises InvalidInput for the host, FailedPrecondition for a port that was asked for and is taken.
     """
     if metrics.port is None:
         return metrics
+    is_chosen = "port" in metrics.model_fields_set
     try:
         check_address(metrics.host, metrics.port)
-        wanted = metrics.port
+        wanted = metrics.port if is_chosen or metrics.port not in others else 0
     except FailedPrecondition:
-        if "port" in metrics.model_fields_set:
+        if is_chosen:
             raise
         wanted = 0
     return metrics.model_copy(update={"port": wanted or _free_port(metrics.host)})

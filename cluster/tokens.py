@@ -25,6 +25,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from laban.actors.errors import InvalidInput, NotFound
 from laban.cluster.callers import ROLES, Caller, Role
 from laban.cluster.sizes import MAX_BYTES, Bytes
+from laban.cluster.strict_yaml import KeyTwice, load_yaml
 from laban.cluster.workflow.fidelity import Fidelity
 from laban.cluster.workflow.fidelity import expected as levels_in_words
 
@@ -83,11 +84,14 @@ class TokensFile(BaseModel):
 def read_tokens(path: str | Path) -> TokensFile:
     """Raises NotFound, or InvalidInput naming the place in the file. Never quotes what stands there."""
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = load_yaml(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NotFound("the tokens file does not exist", field="auth.tokens_file", value=str(path)) from None
     except OSError as error:
         raise InvalidInput(f"cannot be read ({error.strerror})", field="auth.tokens_file", value=str(path)) from None
+    except KeyTwice as error:
+        why = f"line {error.line}: a key that is there already"
+        raise InvalidInput(why, field="auth.tokens_file", value=str(path)) from None
     except (yaml.YAMLError, UnicodeDecodeError):
         raise InvalidInput("is not valid YAML", field="auth.tokens_file", value=str(path)) from None
     try:

@@ -25,6 +25,8 @@ from laban.kvstore.uses import Use
 logger = logging.getLogger(__name__)
 
 VERSION = 1
+BEGINNING = b'{"version":'  # of each line
+CHUNK_BYTES = 64 << 10
 MAX_QUEUED = 10_000
 """Calls that wait to be written; more are left out, and counted."""
 
@@ -137,6 +139,8 @@ class Recorder:
     def __init__(self, path: str, *, open_file: Callable[[str], TextIO] | None = None) -> None:
         """Raises InvalidInput for a file that cannot be written."""
         try:
+            if open_file is None and Path(path).is_file():
+                _drop_cut_line(path)
             self._file = open(path, "a", encoding="utf-8") if open_file is None else open_file(path)  # noqa: SIM115
         except OSError as error:
             raise InvalidInput(f"cannot be written: {error.strerror}", field="routing.record", value=path) from None
@@ -180,6 +184,21 @@ class Recorder:
             logger.error("calls are recorded no more in %s: %s", self._path, error)
             while not self._queue.empty():
                 self._queue.get_nowait()
+
+
+def _drop_cut_line(path: str) -> None:
+    """Whoever recorded here before may have died within a line, or had no room for it: what comes behind it would be a
+    part of that line. What is none of ours stays."""
+    with open(path, "r+b") as file:
+        at = file.seek(0, 2)
+        tail = b""
+        while at and b"\n" not in tail:
+            begin = max(0, at - CHUNK_BYTES)
+            file.seek(begin)
+            tail, at = file.read(at - begin) + tail, begin
+        cut = tail.rpartition(b"\n")[2]
+        if cut and cut[: len(BEGINNING)] == BEGINNING[: len(cut)]:
+            file.truncate(at + len(tail) - len(cut))
 
 
 def line_of(call: RecordedCall) -> str:

@@ -84,6 +84,8 @@ def test_changes_are_taken_up_and_mistakes_are_not(tmp_path: Path) -> None:
         ("token: []", "token"),
         ("tenants:\n  acme: {requests_per_s: 0}", "tenants.acme.requests_per_s"),
         ("- 1", "the file"),
+        ("tenants:\n  acme: {max_workflows: 1}\ntenants: {}", "line 3: a key that is there already"),
+        ("tenants:\n  laban_secret: {}\n  laban_secret: {}", "line 3: a key"),
         ("\x00", "YAML"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 
 from laban.actors.calls import Call, CallFinished, Sampling
 from laban.actors.errors import InvalidInput, NotFound
+from laban.cluster.routing import recorder as recorder_module
 from laban.cluster.routing.recorder import EndedCall, Recorder, line_of, read_calls
 from laban.kvstore.encodings import EMPTY_VIEW, Placement, View, make_spec
 from laban.kvstore.uses import Use
@@ -56,6 +57,21 @@ def test_a_line_cut_off_at_the_end_is_left_out(tmp_path):
     line = line_of(ended().record())
     path.write_text(f"{line}\n{line[:50]}")
     assert len(list(read_calls(path))) == 1
+
+
+@pytest.mark.parametrize("length", [1, 12, 50, -1])
+def test_recording_goes_on_behind_a_line_that_was_cut_off(tmp_path, length, monkeypatch):
+    monkeypatch.setattr(recorder_module, "CHUNK_BYTES", 7)
+    path = tmp_path / "calls.jsonl"
+    line = line_of(ended().record())
+    path.write_text(f"{line}\n{line[:length]}")
+    recorder = Recorder(str(path))
+    recorder.put(ended(1))
+    recorder.close()
+    assert list(read_calls(path)) == [ended().record(), ended(1).record()]
+    path.write_text("notes, and no newline")  # somebody else's
+    Recorder(str(path)).close()
+    assert path.read_text() == "notes, and no newline"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ import yaml
 from laban.actors.engine.config import EngineConfig
 from laban.actors.errors import InvalidInput, NotFound
 from laban.cluster.config import EngineSection, LabanConfig, describe, resolve, variable_of
+from laban.cluster.http.section import HttpSection
 from laban.cluster.launch import gpus_each
+from laban.cluster.metrics_server import settled
 from laban.kernels import flash_backends
 from laban.kernels.plan_layout import COUNT_BITS
 
@@ -82,11 +84,35 @@ def test_description_reads_back_as_the_same_configuration(tmp_path: Path) -> Non
         ("cahce: {host_bytes: 1}", r"cahce: no such setting, in .*did you mean cache\?"),
         ("- a", "holds a list"),
         ("a: [", "not valid YAML"),
+        ("auth: {tokens_file: a}\nworkers: 2\nauth: {}", r"laban\.yaml, line 3: auth is there twice"),
+        ("engine:\n  page_size: 16\n  page_size: 32", "line 3: page_size is there twice"),
+        ("models: {a: {path: x}, b: {path: y}, a: {path: z}}", "line 1: a is there twice"),
+        ("server: {port: 9464}\nmetrics: {port: 9464}", r"server\.port and metrics\.port are both 9464"),
+        ("server: {host: ''}\nhttp: {port: 8470}", r"server\.port and http\.port are both 8470"),
+        ("http: {port: 9}\nmetrics: {port: 9, host: '::'}", r"http\.port and metrics\.port are both 9"),
     ],
 )
 def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         settle(tmp_path, text)
+
+
+def test_equal_ports_are_one_where_something_listens_on_both(tmp_path: Path) -> None:
+    for text in (
+        "server: {port: 8471}",  # a port that nobody asked for gives way
+        "server: {port: 0}\nhttp: {port: 0}\nmetrics: {port: 0}",
+        "http: {port: null}\nmetrics: {port: null}",
+        "server: {host: 10.0.0.1, port: 9}\nhttp: {host: 10.0.0.2, port: 9}",
+    ):
+        settle(tmp_path, text)
+    merged = settle(tmp_path, "server: &a {port: 9, host: x}\nhttp: {<<: *a, port: 10}").config  # no key is there twice
+    assert (merged.http.host, merged.http.port) == ("x", 10)
+
+
+def test_a_port_that_nobody_asked_for_gives_way_to_those_of_the_others() -> None:
+    http = HttpSection()
+    assert settled(http, (8471,)).port not in (8471, 0)
+    assert settled(HttpSection(port=None), (8471,)).port is None
 
 
 def test_bad_environment(tmp_path: Path) -> None:
