@@ -380,7 +380,8 @@ class RemoteSupervisor:
         # Ray would let it wait until there is room, without a word.
         lacking = await asyncio.to_thread(lacking_for, plan)
         if lacking:
-            raise Exhausted(f"Ray has no room for another worker: {lacking}")
+            more = "" if "CPU" not in lacking else "; ray.num_cpus says how many a Ray has that `laban serve` starts"
+            raise Exhausted(f"Ray has no room for another worker: {lacking}{more}")
         self._plans[worker_id] = plan
         return plan
 

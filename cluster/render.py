@@ -278,7 +278,7 @@ def print_workflows(records: Iterable[WorkflowRecord]) -> None:
             record.name,
             f"{record.state}, held" if record.held else record.state,
             shown_clock(record.created_at),
-            shown_ms(record.wall_ms),
+            "" if record.finished_at is None else shown_ms(record.wall_ms),
         )
         for record in records
     ]

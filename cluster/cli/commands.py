@@ -20,6 +20,7 @@ from laban.cluster.cli.files import check_writable, parse_settings, read_file
 from laban.cluster.cli.flags import check_one_cluster, configuration
 from laban.cluster.cli.follow import document, summary
 from laban.cluster.cli.inputs import parse_inputs
+from laban.cluster.cli.reaching import why_unreachable
 from laban.cluster.cli.shell import ShellTool, parse_tools
 from laban.cluster.cli.show import follow, report, say_step, show
 from laban.cluster.cli.tools import check_names, serve_until_interrupted, serving
@@ -414,14 +415,4 @@ def _hinted(address: str) -> Iterator[None]:
     except Unavailable as error:
         if "cannot reach" not in error.message:
             raise
-        if "Failed parsing HTTP/2" in error.message:
-            from laban.cluster.cli.arguments import DEFAULT_ADDRESS
-
-            raise Unavailable(
-                f"what answers at {address} speaks no gRPC: it may be the port of OpenAI's API or of the metrics; "
-                f"`laban serve` says where it serves gRPC, {DEFAULT_ADDRESS} by default"
-            ) from error
-        raise Unavailable(
-            f"no Laban answers at {address}; start one with `laban serve`, or give --address or LABAN_ADDRESS, and for "
-            "one with TLS LABAN_TLS=1 or LABAN_TLS_CA"
-        ) from error
+        raise Unavailable(why_unreachable(address, error.message)) from error

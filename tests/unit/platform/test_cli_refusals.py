@@ -6,11 +6,14 @@ import argparse
 import http.server
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pytest
+import trustme
 from command_line import QUESTION
 
 from laban.actors.errors import LabanError
@@ -20,7 +23,8 @@ from laban.cluster.cli.arguments import _parser, parse
 from laban.cluster.cli.files import check_writable
 from laban.cluster.cli.flags import OF_A_CLUSTER
 from laban.cluster.cli.show import Waiting
-from laban.cluster.records import Event
+from laban.cluster.records import Event, WorkflowRecord
+from laban.cluster.render import print_workflows
 
 NOWHERE = "127.0.0.1:1"
 
@@ -124,6 +128,42 @@ def test_a_port_that_speaks_http_is_told_apart(capsys: pytest.CaptureFixture[str
         server.server_close()
         thread.join(20)
     assert "speaks no gRPC: it may be the port of OpenAI's API" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("has_tls", "for_name", "trusted", "told"),
+    [
+        (True, "127.0.0.1", False, "is not trusted: "),
+        (True, "laban.example.org", True, "is for another name"),
+        (False, "127.0.0.1", True, "speaks no TLS"),
+    ],
+)
+def test_a_handshake_that_fails_is_told_from_a_server_that_is_gone(
+    has_tls: bool, for_name: str, trusted: bool, told: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    authority = trustme.CA()
+    cert = authority.issue_cert(for_name)
+    (authority if trusted else trustme.CA()).cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("LABAN_TLS_CA", str(tmp_path / "ca.pem"))
+    server = grpc.server(ThreadPoolExecutor(1))
+    pair = (cert.private_key_pem.bytes(), cert.cert_chain_pems[0].bytes())
+    secret = grpc.ssl_server_credentials([pair])
+    port = server.add_secure_port("127.0.0.1:0", secret) if has_tls else server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        assert main(["status", "--address", f"127.0.0.1:{port}"]) == 1
+    finally:
+        server.stop(0).wait()
+    assert told in capsys.readouterr().err
+
+
+def test_a_workflow_that_runs_has_taken_no_time_yet(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = WorkflowRecord("wf-1", "a", "succeeded", 100.0, 102.5)
+    print_workflows([ended, WorkflowRecord("wf-2", "b", "running", 100.0)])
+    shown = capsys.readouterr().out
+    assert "2.5 s" in shown
+    assert "0 ms" not in shown
 
 
 def test_what_waits_is_said_once_and_what_is_served_is_not() -> None:
