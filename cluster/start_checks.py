@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,11 +48,14 @@ def checked(config: LabanConfig) -> LabanConfig:
         record = _absolute(record)
         if config.ray.address is None:
             _check_file("routing.record", record)
+    journal = checked_url(config.journal.url)
+    if journal is not None and config.ray.address is None:
+        _check_journal(journal)
     return config.model_copy(
         update={
             "cache": config.cache.model_copy(update={"disk_folder": folder}),
             "routing": config.routing.model_copy(update={"record": record}),
-            "journal": config.journal.model_copy(update={"url": checked_url(config.journal.url)}),
+            "journal": config.journal.model_copy(update={"url": journal}),
             "server": server,
             "grants": with_texts(config.grants),
             "auth": config.auth.model_copy(update={"tokens_file": tokens}),
@@ -88,6 +92,18 @@ def _check_file(field: str, name: str) -> None:
         raise InvalidInput(
             f"cannot be written ({error.strerror}), expected a file in a folder that is there", field=field, value=name
         ) from None
+
+
+def _check_journal(url: str) -> None:
+    """Of a SQLite file: folders that are missing are made later, in the first one that is there."""
+    found = re.fullmatch(r"sqlite(\+\w+)?:///(/[^?]+)", url)
+    if found is None:
+        return
+    file = Path(found[2])
+    there = next(path for path in (file, *file.parents) if os.path.exists(path))
+    if (there != file and not there.is_dir()) or not os.access(there, os.W_OK):
+        why = f"the journal cannot be written there: {there} is no folder that this user may write to"
+        raise InvalidInput(why, field="journal.url", value=url)
 
 
 def _absolute(name: str) -> str:

@@ -92,3 +92,13 @@ def test_a_start_is_refused_at_once(tmp_path: Path) -> None:
 def test_each_worker_has_a_folder_of_its_own() -> None:
     assert worker_folder("/d", "worker-1") == "/d/worker-1"
     assert worker_folder(None, "worker-1") is None
+
+
+def test_a_journal_that_cannot_be_written_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    made = tmp_path / "a" / "b" / "journal.db"
+    assert checked(config(journal={"url": f"sqlite:///{made}"})).journal.url == f"sqlite:///{made}"
+    assert not made.parent.exists(), "it is made when it is opened"
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInput, match="cannot be written there") as raised:
+        checked(config(journal={"url": f"sqlite:///{tmp_path / 'file' / 'journal.db'}"}))
+    assert raised.value.field == "journal.url"
