@@ -95,10 +95,14 @@ steps:
     sampling: {max_tokens: 16}
 """
 LONG = QUESTION.replace("max_tokens: 16", "max_tokens: 2000, forced_text: '" + "word " * 1500 + "'")
-KEYS = {"workflow_id", "state", "outputs", "wall_ms", "ttft_ms_sum", "steps", "notes"}
-STEP_KEYS = {"address", "state", "attempt", "fidelity", "text", "values", "token_ids", "tokens_read", "tokens_reused",
-             "tokens_loaded", "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms", "worker", "model", "adapter",
-             "tokens_drafted", "tokens_accepted"}  # fmt: skip
+KEYS = {
+    "workflow_id", "name", "state", "held", "error", "outputs", "wall_ms", "ttft_ms_sum", "steps", "notes",
+}  # fmt: skip
+STEP_KEYS = {
+    "address", "agent", "state", "attempt", "finish_reason", "fidelity", "text", "values", "token_ids", "tokens_read",
+    "tokens_reused", "tokens_loaded", "tokens_encoded", "tokens_generated", "ttft_ms", "wall_ms", "worker", "model",
+    "adapter", "tokens_drafted", "tokens_accepted", "tool", "args", "error", "logprobs", "earlier_attempts",
+}  # fmt: skip
 
 
 def document(out: str) -> dict[str, Any]:
