@@ -91,7 +91,7 @@ def run(arguments: Namespace) -> int:
         check_names(tools, request["workflow"], request["source_name"], request["files"])
     screen = screen_for()
     if not arguments.address:
-        _check_locally(request)
+        _check_locally(request, configuration(arguments).config)
     with _given_or_own(arguments, screen) as client:
         return _run(client, request, tools, screen, arguments)
 
@@ -376,8 +376,11 @@ def _request(arguments: Namespace) -> dict[str, Any]:
     }
 
 
-def _check_locally(request: dict[str, Any]) -> None:
-    """Refuse a bad workflow, input or override before a cluster is started for it. Raises WorkflowErrors."""
+def _check_locally(request: dict[str, Any], config: LabanConfig) -> None:
+    """Refuse a bad workflow, input or override, and a model or adapter that `config` has not, before a cluster is
+    started for it. Raises WorkflowErrors."""
+    from laban.cluster.workflow.diagnostics import WorkflowErrors
+    from laban.cluster.workflow.models import unknown_adapters, unknown_models
     from laban.cluster.workflow.parse import parse_yaml
     from laban.cluster.workflow.run import Run
     from laban.cluster.workflow.states import Overrides
@@ -388,6 +391,14 @@ def _check_locally(request: dict[str, Any]) -> None:
         address, _, name = key.rpartition(".")
         changes[address, name] = value
     Run(workflow, request["inputs"], Overrides(request["fidelity"], request["seed"], changes))
+    plans = config.model_plans()
+    adapters = {plan.name or "": [name for name, _ in plan.adapters] for plan in plans}
+    # A model alone is called by its folder's name, which is known once it has been looked at.
+    problems = unknown_models(workflow, list(adapters)) if config.models else []
+    default = adapters[plans[0].name or ""]
+    problems = problems or unknown_adapters(workflow, lambda model: adapters.get(model, default))
+    if problems:
+        raise WorkflowErrors(workflow.marks.locate(problems))
 
 
 def _stay_while_serving(cluster: ClusterHandle) -> None:
