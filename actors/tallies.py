@@ -26,6 +26,7 @@ class Copies(NamedTuple):
     num_failed: int = 0  # of these, those that broke off; what was cancelled is neither
     num_bytes: int = 0
     seconds: float = 0.0  # that it took, summed over copies that may have gone side by side
+    wait_s: float = 0.0  # before that, for another worker to lend it, or to refuse
 
 
 class WorkerTallies(NamedTuple):

@@ -256,6 +256,12 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
             "worker",
             "link",
         ),
+        _sum(
+            "laban_transfer_wait_seconds_total",
+            "Seconds before that, until the other worker lent them, between two of its iterations, or refused.",
+            "worker",
+            "link",
+        ),
         _sum("laban_transfers_failed_total", "Of these, those that broke off.", "worker", "link"),
     ),
     "Routing": (

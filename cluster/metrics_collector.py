@@ -168,6 +168,7 @@ def _of_cache(worker: str, each: WorkerSurvey) -> Iterator[Sample]:
         yield "laban_transfers_failed_total", (worker, link), copies.num_failed
         yield "laban_transfer_bytes_total", (worker, link), copies.num_bytes
         yield "laban_transfer_seconds_total", (worker, link), copies.seconds
+        yield "laban_transfer_wait_seconds_total", (worker, link), copies.wait_s
 
 
 def _spreads(worker: str, each: WorkerSurvey) -> Iterator[SpreadSample]:

@@ -48,6 +48,7 @@ class Arrival:
         self._num_tokens_done = 0
         self._num_bytes = 0
         self._began_s: float | None = None
+        self._waited_s = 0.0
         self._ended_s: float | None = None
         self._problem: str | None = None
         self._cancelled = False
@@ -67,10 +68,15 @@ class Arrival:
 
     @property
     def seconds(self) -> float:
-        """That it has taken so far, without its time in a queue."""
+        """That it has taken so far, without its time in a queue and `waited_s`."""
         if self._began_s is None:
             return 0.0
         return (self._clock() if self._ended_s is None else self._ended_s) - self._began_s
+
+    @property
+    def waited_s(self) -> float:
+        """For whom it was asked of to answer, before that."""
+        return self._waited_s
 
     @property
     def ended(self) -> bool:
@@ -104,6 +110,13 @@ class Arrival:
     def begin(self) -> None:
         """Its turn has come."""
         self._began_s = self._clock()
+
+    def answered(self) -> None:
+        """It was lent, or refused: until now it waited."""
+        now_s = self._clock()
+        if self._began_s is not None:
+            self._waited_s += now_s - self._began_s
+        self._began_s = now_s
 
     def advance(self, num_tokens_done: int, num_bytes: int) -> None:
         """`num_bytes` more have come, and with them the first `num_tokens_done` tokens are there."""

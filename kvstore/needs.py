@@ -91,9 +91,15 @@ class Needs:
         return until_s is not None
 
     def order_of(
-        self, encoding_id: EncodingId, num_tokens: int, last_use_s: float, bring_back_s: float
+        self,
+        encoding_id: EncodingId,
+        num_tokens: int,
+        last_use_s: float,
+        bring_back_s: float,
+        there_s: float = NEVER_S,
     ) -> tuple[float, ...]:
-        """The sort key by which it leaves its tier: what is pinned after all else, then as the policy has it."""
+        """The sort key by which it leaves its tier: what is pinned after all else, then as the policy has it. A read
+        before `there_s`, when it will be there, gains nothing by it."""
         use = self.use(encoding_id)
         num_returns, since_s = self._returns.get(encoding_id, (0, 0.0))
         item = Evictable(
@@ -101,7 +107,7 @@ class Needs:
             num_tokens=num_tokens,
             num_bytes=max(1, num_tokens * self.bytes_per_token),
             last_use_s=last_use_s,
-            next_use_s=None if use is None else use.in_s,
+            next_use_s=None if use is None else max(use.in_s, there_s),
             steps=None if use is None else use.steps,
             likelihood=0.0 if use is None else use.likelihood,
             fixed=use is not None and use.fixed,
@@ -117,6 +123,26 @@ class Needs:
         return lambda entry: self.order_of(
             entry.key, entry.num_tokens or entry.capacity, entry.last_use_s, bring_back_s(entry)
         )
+
+    def worth_bringing(
+        self, encoding_id: EncodingId, num_tokens: int, bring_back_s: float, bring_s: float
+    ) -> tuple[float, ...]:
+        """The key of what nobody has asked for and would be here in `bring_s`, next to those of `order_beside`."""
+        return self.order_of(encoding_id, num_tokens, NEVER_S, bring_back_s, self.now_s + bring_s)
+
+    def order_beside(self, bring_back_s: Callable[[Entry], float]) -> Callable[[Entry], tuple[float, ...]]:
+        """The order of a tier's entries as what is to be brought ahead is held against them.
+
+        How long ago something was used says how far off its announced use may be. Of what is not here yet that is not
+        known, which would make it seem the surer: of two that are needed at once each would drive out the other. So
+        the last use counts for neither, unless nobody announced a next one (do no harm: Cao et al., SIGMETRICS 1995).
+        """
+
+        def key(entry: Entry) -> tuple[float, ...]:
+            last_use_s = entry.last_use_s if self.use(entry.key) is None else NEVER_S
+            return self.order_of(entry.key, entry.num_tokens or entry.capacity, last_use_s, bring_back_s(entry))
+
+        return key
 
 
 def encode_tokens(spec: EncodingSpec, is_there: Callable[[EncodingId], bool]) -> int:

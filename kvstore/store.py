@@ -188,13 +188,16 @@ class EncodingStore:
         self._entries[key] = entry
         return entry
 
-    def reserve_for(self, key: str, num_tokens: int, tenant: str, worth: Any) -> Entry | None:
-        """As `reserve`, but evicts only what its order puts before `worth`; None if that is not enough."""
+    def reserve_for(
+        self, key: str, num_tokens: int, tenant: str, worth: Any, beside: Order | None = None
+    ) -> Entry | None:
+        """As `reserve`, but evicts only what its order, or `beside`, puts before `worth`; None if too little."""
+        order = beside or self._order
         count = self.pages_for(num_tokens)
         if count > self.num_obtainable(tenant=tenant):
             return None
         for entry in self._victims(count, owner_of(tenant)):
-            if self._order(entry) >= worth:
+            if order(entry) >= worth:
                 return None
         return self.reserve(key, num_tokens, tenant)
 

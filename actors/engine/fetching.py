@@ -98,6 +98,7 @@ class Fetching:
             arrival.via = transport = "object_store"
         asked_s = self._clock()
         granted = peer.open(source.encoding_id, transport)
+        arrival.answered()
         if isinstance(granted, Refused):
             return f"worker {source.worker_id} refused: {granted.why}"
         try:

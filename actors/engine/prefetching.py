@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from laban.actors.calls import Prefetch
 from laban.actors.engine.copier import GENTLE_BYTES_PER_S
 from laban.actors.engine.planning import NEEDS_ITS_VIEW, ways_to_have
+from laban.actors.engine.prefetch_budget import PrefetchBudget
 from laban.actors.engine.sequence import Sequence
 from laban.actors.engine.tiers import Way
 from laban.kvstore.encodings import EncodingId, EncodingSpec, flatten
-from laban.kvstore.needs import NEVER_S
 from laban.kvstore.store import Entry
 
 if TYPE_CHECKING:
@@ -27,13 +27,19 @@ MAX_ORDERS = 10_000
 
 
 class Prefetches:
-    """The control plane's orders, the nearest use first. They never evict what is worth more, and yield to calls."""
+    """The control plane's orders, the nearest use first.
+
+    They never evict what is worth more, and yield to calls: what has to be encoded takes no pages before there is time
+    for it. The more of it is in vain the fewer are begun (`PrefetchBudget`).
+    """
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._orders: dict[EncodingId, Prefetch] = {}
         self._refused: dict[EncodingId, set[object]] = {}
-        self._unread: set[EncodingId] = set()  # brought, and not read yet
+        self._unread: dict[EncodingId, int] = {}  # brought, and not read yet: tokens
+        self._coming: dict[EncodingId, int] = {}  # asked of other workers and disk, for orders
+        self._budget = PrefetchBudget(scheduler.store.allocator.num_pages * scheduler.store.page_size)
         self.may_begin = False  # something has changed since nothing could
         self._again_s = 0.0
 
@@ -60,6 +66,7 @@ class Prefetches:
             self.may_begin = False
             return
         self.may_begin, self._again_s = False, now_s + AGAIN_S
+        self._budget.date(now_s)
         idle = not scheduler.running and not scheduler.num_waiting
         needs = scheduler.tiers.needs
         due = []
@@ -96,6 +103,8 @@ class Prefetches:
         loads = scheduler.loads
         if loads is not None and len(loads.active) >= MAX_LOADS:
             return False
+        if self._num_ahead(order.encoding_id) + order.specs[-1].num_tokens > self._budget.num_tokens:
+            return False
         specs = {spec.encoding_id: spec for spec in order.specs}
         missing, awaits = ways_to_have(
             {order.encoding_id},
@@ -108,10 +117,16 @@ class Prefetches:
             wanted=False,
         )
         if awaits:
+            self._coming |= {spec.encoding_id: spec.num_tokens for spec, way in missing if way is Way.WAIT}
             return True
-        if any(way in (Way.ENCODE, Way.RESUME) for _, way in missing) and not order.compute:
-            self._forget(order.encoding_id)
-            return True
+        if any(way in (Way.ENCODE, Way.RESUME) for _, way in missing):
+            if not order.compute:
+                self._forget(order.encoding_id)
+                return True
+            if not scheduler.chunking.has_spare_time(
+                scheduler.sequences
+            ):  # it would lie there, with others' pages, until it is given up
+                return True
         for spec, way in missing:
             if way is Way.MIX:  # nothing waits for it: the card is left to others
                 way = Way.LOAD
@@ -129,17 +144,27 @@ class Prefetches:
         again_s = tiers.encode_s(spec.num_tokens)
         if way is Way.LOAD:
             again_s = min(again_s, tiers.load_s(spec.num_tokens))
-        worth = tiers.needs.order_of(spec.encoding_id, spec.num_tokens, NEVER_S, again_s)
+        worth = tiers.needs.worth_bringing(spec.encoding_id, spec.num_tokens, again_s, again_s)
+        beside = tiers.needs.order_beside(tiers.bring_back_s)
         for entry in kept:
             store.pin(entry)
         try:
-            entry = store.reserve_for(spec.encoding_id, spec.num_tokens, spec.namespace, worth)
+            entry = store.reserve_for(spec.encoding_id, spec.num_tokens, spec.namespace, worth, beside)
             if entry is not None:
                 scheduler.fill(entry, spec, way, specs, prefetched=True)
         finally:
             for other in kept:
                 store.unpin(other)
         return entry is not None
+
+    def _num_ahead(self, but: EncodingId) -> int:
+        """Tokens on their way, or here, that nobody has asked for."""
+        is_coming, store = self._scheduler.tiers.is_coming, self._scheduler.store
+        self._coming = {key: tokens for key, tokens in self._coming.items() if is_coming(key)}
+        self._unread = {key: tokens for key, tokens in self._unread.items() if key in store}
+        making = {s.entry.key: len(s.tokens) for s in self._scheduler.sequences if s.prefetched}
+        ahead = self._unread | self._coming | making
+        return sum(ahead.values()) - ahead.get(but, 0)
 
     def give_up(self, keep: Container[EncodingId]) -> bool:
         """Gives back the pages of what is on its way and nobody asked for, but `keep`. False if there is nothing."""
@@ -165,22 +190,22 @@ class Prefetches:
 
     def done(self, entry: Entry) -> None:
         """It is on the device; nobody has asked for it."""
-        self._unread.add(entry.key)
+        self._unread[entry.key] = entry.num_tokens
         self._forget(entry.key)
 
     def read(self, entry: Entry) -> None:
-        if entry.key in self._unread:
-            self._unread.discard(entry.key)
+        if self._unread.pop(entry.key, None) is not None:
             self._scheduler.tiers.counters.add("prefetches_useful", 1)
+            self._budget.useful()
 
     def evicted(self, entry: Entry) -> None:
-        if entry.key in self._unread:
-            self._unread.discard(entry.key)
+        if self._unread.pop(entry.key, None) is not None:
             self._waste()
 
     def failed(self, encoding_id: EncodingId, source: object) -> None:
         """A source that did not bring it: not to be tried again for this order."""
         if encoding_id in self._orders:
+            self._budget.wasted()
             self._refused.setdefault(encoding_id, set()).add(source)
 
     def _forget(self, encoding_id: EncodingId) -> None:
@@ -189,6 +214,7 @@ class Prefetches:
 
     def _waste(self) -> None:
         self._scheduler.tiers.counters.add("prefetches_wasted", 1)
+        self._budget.wasted()
 
     def _sequence_of(self, encoding_id: EncodingId) -> Sequence | None:
         return next((s for s in self._scheduler.sequences if s.prefetched and s.entry.key == encoding_id), None)

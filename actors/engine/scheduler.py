@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from laban.actors.calls import Call
 from laban.actors.engine.admission import Admission
 from laban.actors.engine.checks import check_call
-from laban.actors.engine.chunking import Chunking
+from laban.actors.engine.chunking import Chunking, most_ahead
 from laban.actors.engine.config import EngineConfig
 from laban.actors.engine.corrections import Corrections
 from laban.actors.engine.decoding import Decode
@@ -151,7 +151,7 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """The next iteration."""
-        return self.chunking.choose(self.sequences)
+        return self.chunking.choose(self.sequences, most_ahead(self.tiers.rates.expected.encode_tokens_per_s))
 
     def publish(self, sequence: Sequence) -> None:
         """The sequence is whole: its entry becomes an encoding that others may find."""

@@ -27,11 +27,15 @@ class Tallying:
         """`name` is that of a number."""
         self._values[name] += amount
 
-    def copied(self, link: str, num_bytes: int, seconds: float, *, failed: bool = False) -> None:
+    def copied(self, link: str, num_bytes: int, seconds: float, *, failed: bool = False, waited_s: float = 0.0) -> None:
         """`link` is one of Link."""
         before = self._copies[f"copies_{link}"]
         self._copies[f"copies_{link}"] = Copies(
-            before.num + 1, before.num_failed + failed, before.num_bytes + num_bytes, before.seconds + seconds
+            before.num + 1,
+            before.num_failed + failed,
+            before.num_bytes + num_bytes,
+            before.seconds + seconds,
+            before.wait_s + waited_s,
         )
 
     def totals(self) -> WorkerTallies:

@@ -31,9 +31,9 @@ from laban.kvstore.arrivals import Arrival, Standing
 from laban.kvstore.disk import DiskTier
 from laban.kvstore.disk_files import Chunk
 from laban.kvstore.encodings import EncodingId, EncodingSpec
-from laban.kvstore.needs import NEVER_S, Needs, encode_tokens
+from laban.kvstore.needs import Needs, encode_tokens
 from laban.kvstore.placements import PlacementChange, Tier
-from laban.kvstore.store import EncodingStore, Entry
+from laban.kvstore.store import EncodingStore, Entry, Order
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,9 @@ SAVE_BELOW = 0.5
 MIX_ABOVE = 0.15
 """Loading and encoding go on at once if loading alone takes more than this share of encoding alone."""
 MIN_MIX_TOKENS = 256
+AHEAD_SHARE = 0.5
+"""Of the host's pages, for what comes from elsewhere and nobody has asked for: what is lent to others needs some, too.
+Where all of them wait for each other to have room, all are refused."""
 MAX_EVICTED = 100_000
 """Remembered, to tell what is encoded again from what is encoded for the first time."""
 
@@ -264,17 +267,27 @@ class Tiers:
 
     def _arrive(self, spec: EncodingSpec, source: Source | None, wanted: bool, kept: Iterable[EncodingId]) -> bool:
         assert self.host is not None
-        worth: tuple[float, ...] = (inf,)
+        worth, beside = (inf,), None
         if not wanted:
+            if not self._may_come_ahead(spec.num_tokens):
+                return False
             again_s = self.encode_s(spec.num_tokens)
-            worth = self.needs.order_of(spec.encoding_id, spec.num_tokens, NEVER_S, again_s)
+            bring_s = self._disk_s(spec.num_tokens) if source is None else source.transfer_s
+            worth = self.needs.worth_bringing(spec.encoding_id, spec.num_tokens, again_s, bring_s)
+            beside = self.needs.order_beside(self._bring_back_to_host_s)
         pinned = [entry for each in kept if (entry := self.host.get_ready(each)) is not None]
         for entry in pinned:
             self.host.pin(entry)
-        began = self._begin(spec.encoding_id, spec.num_tokens, tenant_of(spec), spec, source, worth)
+        began = self._begin(spec.encoding_id, spec.num_tokens, tenant_of(spec), spec, source, worth, beside)
         for entry in pinned:
             self.host.unpin(entry)
         return began
+
+    def _may_come_ahead(self, num_tokens: int) -> bool:
+        """Beside what is on its way; something larger than their share alone."""
+        assert self.host is not None
+        taken = sum(len(coming.entry.pages) for coming in self._coming.values())
+        return not taken or taken + self.host.pages_for(num_tokens) <= AHEAD_SHARE * self.host.allocator.num_pages
 
     def bring_for_others(self, encoding_id: EncodingId) -> bool:
         """Begins to bring what is on disk to the host, where other workers can read it; False if it has no room."""
@@ -292,11 +305,12 @@ class Tiers:
         spec: EncodingSpec | None,
         source: Source | None,
         worth: tuple[float, ...],
+        beside: Order | None = None,
     ) -> bool:
         assert self.host is not None
         assert self.pool is not None
         pool = self.pool
-        entry = self.host.reserve_for(encoding_id, num_tokens, tenant, worth)
+        entry = self.host.reserve_for(encoding_id, num_tokens, tenant, worth, beside)
         if entry is None:
             return False
         entry.spec = spec
@@ -366,11 +380,13 @@ class Tiers:
         assert self.host is not None
         done = standing.num_tokens_done
         failed = standing.failed and not coming.dropped
-        self.rates.copied(coming.kind, standing.num_bytes, standing.seconds)
+        waited_s = coming.arrival.waited_s
+        took_s = standing.seconds + waited_s  # whoever chooses between this and encoding waits for both
+        self.rates.copied(coming.kind, standing.num_bytes, took_s)
         if coming.kind == "peer":  # a transport that does not serve is as slow as what served in its place
-            self.rates.copied(coming.arrival.link, standing.num_bytes, standing.seconds)
+            self.rates.copied(coming.arrival.link, standing.num_bytes, took_s)
         link = "disk" if coming.kind == "disk" else coming.arrival.via
-        self.tallying.copied(link, standing.num_bytes, standing.seconds, failed=failed)
+        self.tallying.copied(link, standing.num_bytes, standing.seconds, failed=failed, waited_s=waited_s)
         self.counters.add(f"tokens_loaded_{coming.kind}", done)
         if done:
             self.host.publish(coming.entry, encoding_id, done, coming.spec)

@@ -11,6 +11,7 @@ from laban.actors.calls import WorkerRates
 from laban.actors.engine.copier import HostCopy
 
 FAST_LINK = WorkerRates(100.0, 0.01, 1e12, 1e12, 1e12)
+QUICK = WorkerRates(1e6, 0.01, 1e12, 1e12, 1e12)
 SLOW_LINK = WorkerRates(1e6, 0.01, 1e6, 1e12, 1e12)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from engine_harness import Driver, assert_same_encoding, force, interpreter, logprobs, make_engine, place_recorded
-from tier_rig import SLOW_LINK, driver_of, save_all, text
+from tier_rig import QUICK, SLOW_LINK, driver_of, save_all, text
 
 from laban.actors.calls import Advice, Prefetch, Sampling
 from laban.actors.engine.spills import _Write
@@ -109,16 +109,71 @@ def test_a_message_nobody_encoded_yet_is_encoded_ahead() -> None:
         torch.testing.assert_close(part, expected, atol=2e-4, rtol=0)
 
 
+def needed_in(driver: Driver, spec: EncodingSpec, in_s: float) -> None:
+    driver.engine.advise(Advice(uses=((spec.encoding_id, Use(1, in_s)),)))
+
+
 def test_a_prefetch_evicts_nothing_that_is_needed_sooner() -> None:
     driver = driver_of(pool_tokens=256, host_tokens=0)
     soon = driver.prefill(text(1, 200))
-    driver.engine.advise(Advice(uses=((soon.encoding_id, Use(1, 1.0)),)))
+    needed_in(driver, soon, 5.0)
     big = Driver(make_engine()).prefill(text(3, 120))
     prefetch(driver, big, in_s=100.0)
     assert big.encoding_id not in driver.engine.store
     prefetch(driver, big, in_s=0.01)
     assert big.encoding_id in driver.engine.store
     assert soon.encoding_id not in driver.engine.store
+
+
+def test_nor_what_is_needed_as_soon_though_that_was_used_long_ago() -> None:
+    driver = driver_of(pool_tokens=256, host_tokens=0, rates=QUICK)
+    now_s = driver.engine.scheduler.store.now_s
+    driver.engine._clock = lambda: now_s
+    here = driver.prefill(text(1, 200))
+    now_s += 1000.0  # an announced use after so long may be far off: what was never used seems the surer
+    needed_in(driver, here, 2.0)
+    prefetch(driver, Driver(make_engine()).prefill(text(3, 120)), in_s=2.0)
+    assert here.encoding_id in driver.engine.store
+    later = Driver(make_engine()).prefill(text(4, 120))
+    needed_in(driver, here, 3.0)
+    prefetch(driver, later, in_s=2.0)
+    assert later.encoding_id in driver.engine.store
+
+
+def test_nor_what_will_be_read_before_it_could_be_there() -> None:
+    driver = driver_of(pool_tokens=256, host_tokens=0)  # 120 tokens take 1.2 s
+    soon = driver.prefill(text(1, 200))
+    needed_in(driver, soon, 1.0)
+    prefetch(driver, Driver(make_engine()).prefill(text(3, 120)), in_s=0.01)
+    assert soon.encoding_id in driver.engine.store
+
+
+def test_what_has_to_be_encoded_takes_no_room_before_there_is_time_for_it() -> None:
+    driver = driver_of(pool_tokens=256, host_tokens=0, rates=QUICK)
+    old = driver.prefill(text(1, 120))
+    ahead = Driver(make_engine()).prefill(text(3, 120))
+    call = driver.submit([1, 2], sampling=Sampling(max_tokens=20))
+    driver.step()
+    order = Prefetch(ahead.encoding_id, (ahead,))
+    driver.engine.advise(Advice(uses=((ahead.encoding_id, Use(1, 0.0)),), prefetches=(order,)))
+    while call in driver.engine.scheduler.running:
+        driver.step()
+        assert old.encoding_id in driver.engine.store
+        assert not any(sequence.prefetched for sequence in driver.engine.scheduler.sequences)
+    driver.run()
+    assert ahead.encoding_id in driver.engine.store, "now there was"
+
+
+def test_a_call_waits_for_a_short_stretch_of_what_is_encoded_ahead() -> None:
+    driver = driver_of(pool_tokens=1024, host_tokens=0)  # 100 tokens a second
+    ahead = Driver(make_engine()).prefill(text(3, 400))
+    order = Prefetch(ahead.encoding_id, (ahead,))
+    driver.engine.advise(Advice(uses=((ahead.encoding_id, Use(1, 0.0)),), prefetches=(order,)))
+    driver.step()
+    entry = driver.engine.store.get(ahead.encoding_id)
+    assert entry is not None
+    assert entry.num_tokens == 48
+    driver.run()
 
 
 def test_what_is_pinned_goes_last_and_still_goes() -> None:

@@ -30,8 +30,10 @@ from transfer_rig import (
 
 from laban.actors.calls import Advice, Prefetch
 from laban.actors.engine.fetching import LOST_S, MAX_TRANSFERS
+from laban.actors.engine.tiers import Way
 from laban.actors.reach import Transport
 from laban.actors.transfers import Chunk, ExportRequest, Granted, PeerLost, Refused, checksum_of
+from laban.kvstore.arrivals import Arrival
 from laban.kvstore.encodings import closure
 from laban.kvstore.uses import Use
 
@@ -180,6 +182,40 @@ def test_a_prefetch_comes_from_another_worker_too() -> None:
     receiver.run()
     assert receiver.engine.store.get_ready(spec.encoding_id) is not None
     assert receiver.engine.tiers.counters.totals().tokens_loaded_peer == 100
+
+
+class Slow(LocalPeer):
+    """Takes its time before it lends."""
+
+    def open(self, encoding_id: str, transport: Transport) -> Granted | Refused:
+        time.sleep(0.2)
+        return super().open(encoding_id, transport)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_time_until_it_is_lent_or_refused_is_none_of_the_transfer(there: bool) -> None:
+    sender, receiver = driver_of(), driver_of()
+    connect(receiver, sender, lambda peer: Slow(peer.exporting, peer.epoch))
+    spec = sender.prefill(text(6, 100))
+    if not there:
+        sender.engine.store.evict_all()
+    answer(receiver, spec, source(spec))
+    copies = receiver.engine.tiers.tallying.totals().copies_object_store
+    assert (copies.num, copies.num_failed) == (1, not there)
+    assert copies.seconds < 0.2 <= copies.wait_s
+
+
+def test_what_is_brought_ahead_leaves_room_in_the_host_for_what_is_lent() -> None:
+    sender, receiver = driver_of(), driver_of(host_tokens=256)
+    connect(receiver, sender)
+    tiers = receiver.engine.tiers
+    fetched: list[str] = []
+    tiers.fetcher.fetch = lambda source, num_tokens, *rest: fetched.append(source.encoding_id) or Arrival(num_tokens)
+    specs = [sender.prefill(text(number, 90)) for number in range(3)]
+    ways = [tiers.way(spec, (source(spec),), (), wanted=False) for spec in specs[:2]]
+    assert ways == [Way.WAIT, Way.ENCODE]
+    assert fetched == [specs[0].encoding_id]
+    assert tiers.way(specs[2], (source(specs[2]),), ()) is Way.WAIT, "a call takes what there is"
 
 
 def test_what_is_lent_is_not_evicted_until_it_is_given_back() -> None:
