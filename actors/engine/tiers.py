@@ -267,7 +267,8 @@ class Tiers:
 
     def _arrive(self, spec: EncodingSpec, source: Source | None, wanted: bool, kept: Iterable[EncodingId]) -> bool:
         assert self.host is not None
-        worth, beside = (inf,), None
+        worth: tuple[float, ...] = (inf,)
+        beside: Order | None = None
         if not wanted:
             if not self._may_come_ahead(spec.num_tokens):
                 return False
