@@ -283,6 +283,20 @@ KV_CACHE = Dashboard(
                     "Bps",
                 ),
                 Panel(
+                    "Wait for transfers",
+                    (
+                        Query(
+                            share(
+                                rate("laban_transfer_wait_seconds_total", "link", _HERE),
+                                rate("laban_transfers_total", "link", _HERE),
+                            ),
+                            "{{link}}",
+                        ),
+                    ),
+                    "Seconds a transfer until another worker lent it, or refused.",
+                    "s",
+                ),
+                Panel(
                     "Transfer count",
                     (Query(rate("laban_transfers_total", "link", _HERE), "{{link}}"),),
                     "Encodings, or pieces of them, a second.",
