@@ -123,10 +123,8 @@ class Prefetches:
             if not order.compute:
                 self._forget(order.encoding_id)
                 return True
-            if not scheduler.chunking.has_spare_time(
-                scheduler.sequences
-            ):  # it would lie there, with others' pages, until it is given up
-                return True
+            if not scheduler.chunking.has_spare_time(scheduler.sequences):
+                return True  # it would lie there, with others' pages, until it is given up
         for spec, way in missing:
             if way is Way.MIX:  # nothing waits for it: the card is left to others
                 way = Way.LOAD
