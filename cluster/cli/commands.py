@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from laban.cluster.launch import ClusterHandle
     from laban.cluster.records import WorkflowRecord
     from laban.cluster.render import Screen
+    from laban.cluster.workflow.schema import Workflow
 
 CHECK_EVERY_S = 1.0
 MAX_SILENCES = 3
@@ -110,6 +111,8 @@ def audit(arguments: Namespace) -> int:
     if tools:
         check_names(tools, request["workflow"], request["source_name"], request["files"])
     plan = AuditPlan(request, arguments)
+    if not arguments.address:
+        _check_served(plan.workflow, configuration(arguments).config)
     with _given_or_own(arguments, screen_for()) as client:
         found = Auditing(client, plan, tools, arguments.address).all()
         keep = (lambda: record(client, plan, found)) if arguments.keep else None
@@ -377,10 +380,8 @@ def _request(arguments: Namespace) -> dict[str, Any]:
 
 
 def _check_locally(request: dict[str, Any], config: LabanConfig) -> None:
-    """Refuse a bad workflow, input or override, and a model or adapter that `config` has not, before a cluster is
-    started for it. Raises WorkflowErrors."""
-    from laban.cluster.workflow.diagnostics import WorkflowErrors
-    from laban.cluster.workflow.models import unknown_adapters, unknown_models
+    """Refuse a bad workflow, input or override, and what `_check_served` refuses, before a cluster is started for it.
+    Raises WorkflowErrors."""
     from laban.cluster.workflow.parse import parse_yaml
     from laban.cluster.workflow.run import Run
     from laban.cluster.workflow.states import Overrides
@@ -391,6 +392,14 @@ def _check_locally(request: dict[str, Any], config: LabanConfig) -> None:
         address, _, name = key.rpartition(".")
         changes[address, name] = value
     Run(workflow, request["inputs"], Overrides(request["fidelity"], request["seed"], changes))
+    _check_served(workflow, config)
+
+
+def _check_served(workflow: Workflow, config: LabanConfig) -> None:
+    """Refuse a model or adapter that `config` has not. Raises WorkflowErrors."""
+    from laban.cluster.workflow.diagnostics import WorkflowErrors
+    from laban.cluster.workflow.models import unknown_adapters, unknown_models
+
     plans = config.model_plans()
     adapters = {plan.name or "": [name for name, _ in plan.adapters] for plan in plans}
     # A model alone is called by its folder's name, which is known once it has been looked at.

@@ -209,11 +209,12 @@ def test_an_audits_report_is_shown_whatever_cannot_be_written(
         ("model: large\n    adapter: sql", "no such adapter of the model large is served (got 'sql')"),
     ],
 )
+@pytest.mark.parametrize("command", ["run", "audit"])
 def test_models_and_adapters_that_are_not_there_are_refused_before_a_cluster_starts(
-    named: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: str, named: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("laban.cluster.launch.start_cluster", lambda *_: pytest.fail("a cluster was started"))
     Path("laban.yaml").write_text("models: {small: {}, large: {dtype: bfloat16}}\n")
     Path("flow.yaml").write_text(QUESTION.replace("read: [", f"{named}\n    read: [", 1))
-    assert main(["run", "flow.yaml"]) == 2
+    assert main([command, "flow.yaml"]) == 2
     assert said in capsys.readouterr().err
