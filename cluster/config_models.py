@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from laban.actors.engine.config import CPU_HOST_BYTES, CPU_POOL_BYTES, EngineConfig
 from laban.actors.errors import InvalidInput
+from laban.cluster.config_sections import Section
 from laban.cluster.sizes import MAX_BYTES, parse_size, shown_bytes
 from laban.cluster.workflow.models import NONE
 
@@ -57,10 +58,8 @@ AdapterName = Annotated[
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
 
 
-class ModelSection(BaseModel):
+class ModelSection(Section):
     """One of several models. What it leaves out is as the configuration says for all."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str | None = Field(default=None, min_length=1, description="folder; null: SmolLM2-135M-Instruct")
     workers: int | None = Field(default=None, gt=0, le=1024, description="model replicas")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from laban.actors.logs import Level, LogSettings
 from laban.cluster.sizes import MAX_BYTES, Bytes, BytesPerSecond
@@ -12,10 +12,20 @@ from laban.cluster.tls import PeerTls, ServerTls
 
 EVERYWHERE = frozenset(("0.0.0.0", "::", ""))
 """Hosts that mean all addresses of the machine."""
+NUMBERS = (int, float, int | None, float | None)
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_truth_value(cls, value: object, info: ValidationInfo) -> object:
+        """`workers: true` would be one worker."""
+        is_number = cls.model_fields[info.field_name or ""].annotation in NUMBERS
+        if is_number and isinstance(value, bool):
+            raise ValueError("expected a number")
+        return value
 
 
 class EngineSection(Section):
