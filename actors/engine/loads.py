@@ -80,15 +80,18 @@ class Loads:
     def pump(
         self, rates: WorkerRates, *, beside: bool = False, idle: bool = False, gates: LayerGates | None = None
     ) -> None:
-        """Issues what keeps the link busy for a while; `beside` decodes gently, `idle` with little at once.
+        """Issues what keeps the link busy for a while: `beside` decodes gently, `idle` with little at once.
+
+        What nobody waits for goes gently beside a prefill, too: its inputs would wait for all that was issued before.
 
         `gates` only with a single load, which is then issued whole. What brings a prefix has no gates: who reads it
         all waits for more than that.
         """
-        rate = min(rates.host_bytes_per_s, GENTLE_BYTES_PER_S) if beside else rates.host_bytes_per_s
         for sequence in sorted(self.active, key=lambda s: not (s.load is not None and s.load.wanted)):
             load = sequence.load
             assert load is not None
+            gentle = beside or not (load.wanted or idle)
+            rate = min(rates.host_bytes_per_s, GENTLE_BYTES_PER_S) if gentle else rates.host_bytes_per_s
             ahead_s = IDLE_IN_FLIGHT_S if idle and not load.wanted else max(IN_FLIGHT_S, 2 * rates.iteration_s)
             most = int(rate * ahead_s)
             whole = load.issued == load.stop == len(sequence.tokens)
@@ -101,7 +104,7 @@ class Loads:
                 begin = load.issued - self._chunk_tokens(min(most - self._bytes_in_flight, rate * CHUNK_S))
                 if begin < self._page_size:
                     begin = 0
-                self._issue(sequence, load, max(front, begin), None, gentle=beside)
+                self._issue(sequence, load, max(front, begin), None, gentle=gentle)
 
     def _chunk_tokens(self, num_bytes: float) -> int:
         tokens = int(min(CHUNK_BYTES, num_bytes)) // self._bytes_per_token

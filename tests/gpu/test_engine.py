@@ -58,7 +58,7 @@ def test_a_model_folder_is_served_on_the_card(tmp_path: Path) -> None:
     model = random_model("llama").to(torch.bfloat16)
     model.save_pretrained(tmp_path)
     byte_backend().save(str(tmp_path / "tokenizer.json"))
-    engine = load_engine(tmp_path, EngineConfig(device="cuda", memory_share=0.3))
+    engine = load_engine(tmp_path, EngineConfig(device="cuda", memory_share=0.3, host_bytes=1 << 30))
     assert engine.info.attention_backend.startswith("fused-triton+")
     assert engine.info.dtype == "bfloat16"
     held_bytes = engine.info.num_pages * engine.info.page_size * engine.info.bytes_per_token

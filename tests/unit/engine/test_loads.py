@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from laban.actors.calls import WorkerRates
+from laban.actors.engine.copier import GENTLE_BYTES_PER_S
 from laban.actors.engine.layer_gates import LayerGates
-from laban.actors.engine.loads import CHUNK_BYTES, IDLE_IN_FLIGHT_S, Load, Loads
+from laban.actors.engine.loads import CHUNK_BYTES, IDLE_IN_FLIGHT_S, IN_FLIGHT_S, Load, Loads
 from laban.actors.engine.sequence import Sequence
 from laban.kvstore.encodings import EMPTY_VIEW, make_spec
 from laban.kvstore.store import EncodingStore
@@ -26,6 +27,7 @@ class Link:
 
     bytes_in_flight: int = 0
     under_way: list[tuple[int, Callable[[], None]]] = field(default_factory=list)
+    gently: list[bool] = field(default_factory=list)
 
     def start(
         self,
@@ -43,6 +45,7 @@ class Link:
         assert num_bytes <= CHUNK_BYTES or gates is not None
         self.bytes_in_flight += num_bytes
         self.under_way.append((num_bytes, arrived))
+        self.gently.append(gentle)
         return self
 
     def enqueued(self) -> bool:
@@ -85,6 +88,17 @@ def test_what_nobody_waits_for_is_brought_a_little_at_a_time_while_nothing_runs(
     assert not link.under_way
     assert sequence.load is not None
     assert sequence.load.there == 0
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_nobody_waits_for_lets_by_what_a_prefill_needs(beside: bool, wanted: bool) -> None:
+    link = Link()
+    loads, _ = loading(link, wanted=wanted)
+    loads.pump(RATES, beside=beside)
+    assert set(link.gently) == {beside or not wanted}
+    gently = IN_FLIGHT_S * GENTLE_BYTES_PER_S + BYTES_PER_TOKEN * PAGE_SIZE
+    assert (link.bytes_in_flight <= gently) == (beside or not wanted)
 
 
 @pytest.mark.parametrize("stop", [NUM_TOKENS, NUM_TOKENS - 100])
