@@ -1,7 +1,7 @@
 """What each level of fidelity changes, on tasks made from real texts, and which decisions it flips.
 
     python benchmarks/fidelity.py [--tasks gsm8k,judge] [--train 48] [--held-out 48] [--json]
-    python benchmarks/fidelity.py --model FOLDER --adapters FOLDER --jobs 8 --out FOLDER     on a card, without Ray
+    python benchmarks/fidelity.py --model FOLDER --adapters TUNED --recordings TUNED --jobs 8 --out FOLDER     on a card
 
 Eight tasks (tasks.py, task_flows/): workflows on GSM8K, HellaSwag, HumanEval, MT-bench and recorded sessions of agents,
 a judge of shuffled candidates, and two probes, of blockage and of leakage. Their texts are in three packages:
@@ -31,8 +31,9 @@ import task_rows
 import torch
 from report import ROOT, SCRATCH, Clock, add_arguments, finish, new_report, num_cores
 from task_chart import draw
+from task_recordings import write_or_read
 from task_runs import Arm, Desk, Recording, Told
-from tasks import TASKS, Task, cutter, make_task
+from tasks import TASKS, Case, Task, cutter, make_task
 
 from laban.actors.adapter_folder import check_adapter_folder
 from laban.actors.engine.config import EngineConfig
@@ -59,13 +60,18 @@ class Bench:
     adapters: Mapping[str, str]  # by task
     clock: Clock
     seed: int
+    recordings: Path | None
 
     def run(self, task: Task) -> task_rows.Measured:
         def say(what: str) -> None:
             self.clock.say(f"{task.name}: {what}")
 
-        train = self.desk.write(task, task.train, lambda at: say(f"writing {at} of {len(task.train)} to learn from"))
-        held = self.desk.write(task, task.held_out, lambda at: say(f"writing {at} of {len(task.held_out)} held out"))
+        def write(cases: Sequence[Case], which: str) -> list[Recording]:
+            return write_or_read(
+                self.desk, task, cases, lambda at: say(f"writing {at} of {len(cases)} {which}"), self.recordings
+            )
+
+        train, held = write(task.train, "to learn from"), write(task.held_out, "held out")
         rng = random.Random(f"{self.seed}/{task.name}")
         corrected = [Arm(f"corrected_{each:g}", "corrected", each) for each in self.tolerances]
         served = {}
@@ -174,7 +180,9 @@ def measured_here(
         logging.basicConfig(level=logging.WARNING)
         pool_tokens = QUICK_POOL_TOKENS if args.quick else POOL_TOKENS
         desk = open_desk(folder, adapters, args.dtype, pool_tokens, args.jobs)
-        _bench.append(Bench(desk, args.tolerances, {each: each for each in adapters}, clock, args.seed))
+        _bench.append(
+            Bench(desk, args.tolerances, {each: each for each in adapters}, clock, args.seed, args.recordings)
+        )
     (bench,) = _bench
     info = bench.desk.engine.info
     device = torch.cuda.get_device_name() if info.device.startswith("cuda") else info.device
@@ -230,6 +238,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--dtype", default="auto", help="of the engine (default: float32 on a CPU, the model's on a card)"
     )
     parser.add_argument("--adapters", type=Path, metavar="FOLDER", help="with TASK/adapter for tasks that have one")
+    parser.add_argument(
+        "--recordings", type=Path, metavar="FOLDER",
+        help="keep what is written under exact there, and write nothing again; tune_tasks.py's FOLDER has some",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, help="tasks at once, each with an engine (default 1)")
     parser.add_argument("--commit", help="that is measured, where git cannot tell")
     args = parser.parse_args(argv)

@@ -120,7 +120,7 @@ WAYS: dict[str, Way] = {
 
 def redrawn(material: Material, count: int, rng: random.Random) -> list[Case]:
     """At most so many, none of them held out, nor twice there."""
-    if material.spare:
+    if material.spare or not count:
         return _new(material, list(material.spare))[:count]
     way, found = WAYS[material.task.name], []
     for _ in range(2 * count):

@@ -1,14 +1,15 @@
 """Trains an adapter for each task of fidelity.py, without Ray, on the card if there is one; needs PEFT.
 
     python benchmarks/tune_tasks.py FOLDER [--tasks gsm8k,judge] [--redrawn 300 --written 300] [--epochs 4] [--jobs 8]
-    python benchmarks/fidelity.py --adapters FOLDER
+    python benchmarks/fidelity.py --adapters FOLDER --recordings FOLDER
 
 What the plain model says under `exact` on the inputs to learn from is recorded; then `direct` is trained to say it,
 as `laban tune` does. With the same `--train`, `--held-out` and `--seed` as fidelity.py's, that one's held-out inputs
 are not among them. To these `--redrawn` adds so many that are drawn again from the same problems, and `--written` so
 many of problems that the plain model writes itself (more_cases.py).
 
-FOLDER/TASK has what `laban tune` makes: lessons, scores and the adapter; lessons that are there are not recorded again.
+FOLDER/TASK has what `laban tune` makes: lessons, scores and the adapter, and the recordings; what is there is not
+recorded again.
 A JSON document a task is printed.
 """
 
@@ -21,6 +22,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,6 +32,7 @@ import torch
 from fidelity import NUM_HELD_OUT, NUM_TRAIN, open_desk
 from more_cases import redrawn, written
 from report import Clock
+from task_recordings import write_or_read
 from task_runs import Desk, Recording
 from tasks import TASKS, Case, Task, cutter, make_material
 
@@ -69,7 +72,11 @@ def recorded(name: str, folder: Path, args: argparse.Namespace, clock: Clock) ->
     if not _desks:
         _desks.append(open_desk(folder, {}, "auto", jobs=args.jobs))
     (desk,) = _desks
-    sizes = {"num_train": args.num_train, "num_held_out": args.num_held_out, "num_spare": 2 * args.num_redrawn}
+    sizes = {
+        "num_train": args.num_train,
+        "num_held_out": args.num_held_out,
+        "num_spare": 2 * (args.num_redrawn + args.num_written),
+    }
     material = make_material(name, cutter(desk.engine.tokenizer.encode), seed=args.seed, **sizes)
     rng, task = random.Random(f"{args.seed}/{name}/more"), material.task
     clock.say(f"{name}: inputs")
@@ -79,11 +86,16 @@ def recorded(name: str, folder: Path, args: argparse.Namespace, clock: Clock) ->
     out.mkdir(parents=True, exist_ok=True)
     made_s = time.perf_counter() - began
     for file, cases in ((out / "held_out.jsonl", task.held_out), (out / "lessons.jsonl", (*task.train, *more))):
-        write = desk.write(task, cases, lambda at: clock.say(f"{name}: writing {at} of {len(cases)}"), AT_ONCE)  # noqa: B023
-        write_lessons(file, lessons_of(desk, task, cases, write))
+        say = partial(_say_written, clock, name, len(cases))
+        recordings = write_or_read(desk, task, cases, say, args.folder, AT_ONCE)
+        write_lessons(file, lessons_of(desk, task, cases, recordings))
     seconds = round(time.perf_counter() - began, 1)
     return {"task": name, "written": len(own), "redrawn": len(more) - len(own), "inputs_s": round(made_s, 1),
             "recording_s": seconds}  # fmt: skip
+
+
+def _say_written(clock: Clock, name: str, num_cases: int, at: int) -> None:
+    clock.say(f"{name}: writing {at} of {num_cases}")
 
 
 def trained(name: str, folder: Path, args: argparse.Namespace, clock: Clock) -> dict[str, Any]:

@@ -26,7 +26,7 @@ DRAWN = ("sessions", "blockage", "leakage")
 
 @pytest.fixture(scope="module")
 def modules() -> Iterator[SimpleNamespace]:
-    names = ("tasks", "task_data", "task_runs", "task_rows", "report")
+    names = ("tasks", "task_data", "task_runs", "task_recordings", "task_rows", "report")
     with benchmark_modules(*names) as found:
         yield SimpleNamespace(**dict(zip(names, found, strict=True)))
 
@@ -197,6 +197,17 @@ def test_levels_are_told_on_the_text_that_exact_wrote(modules: SimpleNamespace, 
         assert values["tiny.direct.decisions"] == 2
         assert values["tiny.all.kl_to_direct"] == pytest.approx(told["all"].kl_sum / told["direct"].kl_sum)
         assert values["tiny.exact.right"] == (recording[2].text == "bb")
+
+
+def test_what_was_written_is_read_again(modules: SimpleNamespace, desk: Any, tiny: Any, tmp_path: Path) -> None:
+    write = modules.task_recordings.write_or_read
+    first = tiny.held_out[:1]
+    expected = desk.write(tiny, tiny.held_out, lambda at: None)
+    assert write(desk, tiny, first, lambda at: None, tmp_path) == expected[:1]
+    said: list[int] = []
+    assert write(desk, tiny, [*tiny.held_out, *first], said.append, tmp_path) == [*expected, expected[0]]
+    assert said == [0]
+    assert write(None, replace(tiny, train=()), tiny.held_out, said.append, tmp_path) == expected
 
 
 def test_the_likeliest_choice_is_the_one_that_is_said(modules: SimpleNamespace, desk: Any, tiny: Any) -> None:
