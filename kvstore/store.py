@@ -160,6 +160,13 @@ class EncodingStore:
     ) -> int:
         """Pages that the tenant can have without evicting anything pinned or in `keep`, if `num_common` of them count
         for no tenant. Once those `freed`, which are pinned now, are given back."""
+        everyone, own = self.obtainable(keep, tenant, freed)
+        return min(everyone, num_common + own)
+
+    def obtainable(
+        self, keep: Iterable[str] = (), tenant: str = "", freed: Iterable[Entry] = ()
+    ) -> tuple[int, int]:
+        """Of `num_obtainable` its two bounds: the pages that anyone can have, and those that its share leaves it."""
         tenant = owner_of(tenant)
         kept = [e for key in set(keep) if (e := self._entries.get(key)) is not None and e.pins == 0]
         given: Counter[str] = Counter()  # less what is kept
@@ -168,7 +175,7 @@ class EncodingStore:
                 given[entry.tenant] += sign * len(entry.pages)
         everyone = self.allocator.num_free + self._unpinned.total() + given.total()
         own = self.most_pages(tenant) - self._taken[tenant] + self._unpinned[tenant] + given[tenant]
-        return min(everyone, num_common + own)
+        return everyone, own
 
     def reserve(self, key: str, num_tokens: int, tenant: str = "") -> Entry:
         """Pages for up to `num_tokens` tokens, pinned once for the caller. Evicts as needed.

@@ -20,6 +20,7 @@ from laban.actors.engine.starting import MakeDecode, Starting
 from laban.actors.engine.tiers import Tiers
 from laban.actors.engine.unfinished import Unfinished
 from laban.actors.engine.waiting import Waiting, WaitingQueue
+from laban.kvstore.encodings import owner_of
 from laban.kvstore.store import EncodingStore, Entry
 
 
@@ -47,14 +48,19 @@ class Admission:
     def admit(self, make_decode: MakeDecode) -> Iterator[RunningCall | tuple[Call, Exception]]:
         """Admits waiting calls in order until one does not fit yet, which later ones do not overtake.
 
-        They overtake one whose encodings are on their way to the host. Yields a call with its error, a LabanError if it
-        cannot fit even with nothing else running (what it reads was evicted, and encoding that again, ancestors and
-        all, takes more than the pool) or if what it reads could not be predicted. Nothing that was done for it stays.
+        They overtake one whose encodings are on their way to the host, and others' calls one that its tenant's own
+        share alone has no room for. Yields a call with its error, a LabanError if it cannot fit even with nothing else
+        running (what it reads was evicted, and encoding that again, ancestors and all, takes more than the pool) or if
+        what it reads could not be predicted. Nothing that was done for it stays.
         """
         self.is_short = False
+        held: set[str] = set()  # tenants
         for waiting in self.waiting:
             if len(self.running) >= self._max_running:
                 return
+            tenant = owner_of(waiting.call.namespace)
+            if tenant in held:
+                continue
             waiting.awaits = {i for i in waiting.awaits if self._tiers.is_coming(i)}
             if waiting.awaits:
                 continue
@@ -69,8 +75,10 @@ class Admission:
                 self.waiting.take(waiting.call.call_id)
                 yield admitted
             elif not waiting.awaits:
-                self.is_short = not waiting.call.spare
-                return
+                self.is_short = self.is_short or not waiting.call.spare
+                if not waiting.short_of_share:
+                    return
+                held.add(tenant)
 
     def put_back(self, running: RunningCall) -> None:
         """To where it waited. Its sequence is still to be discarded, if it is its own."""
@@ -92,6 +100,7 @@ class Admission:
             return None
         with self._keeping(plan) as kept:
             if not self._make_way(waiting.call, plan):
+                waiting.short_of_share = self.room.has_for_others(plan, waiting.call)
                 return None
             running = self._starting.start(waiting, plan, kept, make_decode)
         self.running[waiting.call.call_id] = running

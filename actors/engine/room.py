@@ -35,10 +35,13 @@ class Room:
     def num_short(self, plan: Plan, call: Call, freed: Iterable[Entry] = ()) -> int:
         """Pages that `plan` takes and that cannot be had now, or once those `freed` are given back; none, or less, if
         they can."""
-        pages, common = self._pages_of(spec for spec, _ in plan.missing)
-        if plan.target is None:
-            pages += self._store.pages_for(worst_case_tokens(call))
+        pages, common = self._pages_for(plan, call)
         return pages - self._store.num_obtainable(plan.kept, call.namespace, common, freed)
+
+    def has_for_others(self, plan: Plan, call: Call) -> bool:
+        """Whether what `plan` takes could be had now, were it another's: only the share of its tenant is short."""
+        everyone, _ = self._store.obtainable(plan.kept, call.namespace)
+        return self._pages_for(plan, call)[0] <= everyone
 
     def fits(self, plan: Plan, call: Call) -> bool:
         return self.num_short(plan, call) <= 0
@@ -47,6 +50,13 @@ class Room:
         """What to tell a call whose plan does not fit though nothing else runs."""
         most = self._store.most_pages(call.namespace)
         return self._too_large(most + self.num_short(plan, call), most)
+
+    def _pages_for(self, plan: Plan, call: Call) -> tuple[int, int]:
+        """As `_pages_of`, of all that `plan` takes."""
+        pages, common = self._pages_of(spec for spec, _ in plan.missing)
+        if plan.target is None:
+            pages += self._store.pages_for(worst_case_tokens(call))
+        return pages, common
 
     def _pages_of(self, specs: Iterable[EncodingSpec]) -> tuple[int, int]:
         """All of them, and those that count for no tenant."""

@@ -14,7 +14,8 @@ from laban.kvstore.encodings import EncodingId
 @dataclass(slots=True, eq=False)
 class Waiting:
     """`awaits` are encodings on their way to the host, without which it cannot be planned, the first of them since
-    `awaited_since`. `refused` are sources not to be asked again. `preempted` is what it was before it waited again."""
+    `awaited_since`. `refused` are sources not to be asked again. `preempted` is what it was before it waited again. Of what
+    did not fit when it was tried last, `short_of_share` says that it was for its tenant's share alone."""
 
     call: Call
     submitted_at: float
@@ -23,6 +24,7 @@ class Waiting:
     awaited_since: float | None = None
     refused: set[object] = field(default_factory=set)
     preempted: RunningCall | None = None
+    short_of_share: bool = False
 
     @property
     def place(self) -> tuple[int, int]:

@@ -120,6 +120,19 @@ def test_of_a_tenant_short_of_its_own_share_only_its_own_make_room() -> None:
     assert set(hall.admission.running) == {"others", "older"}
 
 
+def test_who_waits_for_its_own_share_holds_up_nobody_else() -> None:
+    hall = Hall(tenant_pages=5)
+    for name, pages, tenant in (("first", 4, "a"), ("second", 3, "a#part"), ("third", 1, "a"), ("other", 4, "b")):
+        hall.ask(name, pages, tenant=f"test/{tenant}")
+    assert hall.admit() == ["first", "other"]
+    hall.ask("own", 3, tenant="test/c")
+    hall.end("first")
+    assert hall.admit() == ["second", "third"]  # they go first once there is room for them, and then nobody passes by
+    assert [each.call.call_id for each in hall.admission.waiting] == ["own"]
+    hall.end("other")
+    assert hall.admit() == ["own"]
+
+
 def test_spare_calls_put_nobody_back_and_hold_up_no_prefetch() -> None:
     hall = Hall()
     hall.ask("young", 9, rank=5)
