@@ -163,9 +163,7 @@ class EncodingStore:
         everyone, own = self.obtainable(keep, tenant, freed)
         return min(everyone, num_common + own)
 
-    def obtainable(
-        self, keep: Iterable[str] = (), tenant: str = "", freed: Iterable[Entry] = ()
-    ) -> tuple[int, int]:
+    def obtainable(self, keep: Iterable[str] = (), tenant: str = "", freed: Iterable[Entry] = ()) -> tuple[int, int]:
         """Of `num_obtainable` its two bounds: the pages that anyone can have, and those that its share leaves it."""
         tenant = owner_of(tenant)
         kept = [e for key in set(keep) if (e := self._entries.get(key)) is not None and e.pins == 0]

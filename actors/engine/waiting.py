@@ -14,8 +14,8 @@ from laban.kvstore.encodings import EncodingId
 @dataclass(slots=True, eq=False)
 class Waiting:
     """`awaits` are encodings on their way to the host, without which it cannot be planned, the first of them since
-    `awaited_since`. `refused` are sources not to be asked again. `preempted` is what it was before it waited again. Of what
-    did not fit when it was tried last, `short_of_share` says that it was for its tenant's share alone."""
+    `awaited_since`. `refused` are sources not to be asked again. `preempted` is what it was before it waited again.
+    `short_of_share`: when it was tried last its tenant's share alone had no room."""
 
     call: Call
     submitted_at: float
