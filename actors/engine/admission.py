@@ -126,8 +126,8 @@ class Admission:
                 self._store.unpin(entry)
 
     def _make_way(self, call: Call, plan: Plan) -> bool:
-        """Whether the pages that `plan` takes can be had now. Gives up prefetches, and calls of younger workflows,
-        where that helps.
+        """Whether the pages that `plan` takes can be had now. Gives up prefetches, spare calls, and calls of younger
+        workflows, where that helps.
 
         Raises FailedPrecondition if they never can.
         """
@@ -139,6 +139,12 @@ class Admission:
         if call.spare:
             return False
         if self._prefetches.give_up(plan.kept):
+            return room.fits(plan, call)
+        owner = owner_of(call.namespace) if room.has_for_others(plan, call) else None
+        spare = [r for r in self.running.values() if r.call.spare and owner in (None, owner_of(r.call.namespace))]
+        if spare:  # whatever they are at: they would hold their pages until there is time for them
+            for running in spare:
+                self._give_back(running)
             return room.fits(plan, call)
         younger = [r for r in self.running.values() if r.call.rank > call.rank and r.can_be_preempted]
         younger = sorted(younger, key=lambda running: running.call.rank)[::-1]
@@ -152,7 +158,12 @@ class Admission:
 
     def _preempt(self, running: RunningCall) -> None:
         """Takes a running decode out. It waits in its old place, and then goes on, its text so far encoded again."""
-        self.put_back(running)
-        self._unfinished.discard(running.sequence)
-        self._unfinished.give_up_orphans()
+        self._give_back(running)
         self._tiers.counters.add("preemptions", 1)
+
+    def _give_back(self, running: RunningCall) -> None:
+        """What it alone holds, and its place."""
+        self.put_back(running)
+        if running.sequence.decode is not None:
+            self._unfinished.discard(running.sequence)
+        self._unfinished.give_up_orphans()

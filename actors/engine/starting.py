@@ -68,8 +68,9 @@ class Starting:
     def _message(self, waiting: Waiting, plan: Plan, make_decode: MakeDecode) -> Sequence:
         """The call's own, which is generated: what it reads is there or in the making."""
         call, before = waiting.call, waiting.preempted
-        decode = make_decode(call) if before is None else before.sequence.decode
-        assert decode is not None
+        decode = None if before is None else before.sequence.decode
+        if decode is None or decode.scorer is not None:  # all of a forced text is scored again
+            decode = make_decode(call)
         entry = self._store.reserve(f"call/{call.call_id}", worst_case_tokens(call), call.namespace)
         tokens = [*call.tokens, *decode.generated]
         sequence = self._unfinished.add(entry, call.start, tokens, plan.view, plan.specs, None, decode)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from engine_harness import Driver, force, make_engine
 
-from laban.actors.calls import Call, Sampling
+from laban.actors.calls import Call, Sampling, Scoring
 from laban.kvstore.encodings import EMPTY_VIEW, Placement, View, make_spec
 
 LONG = tuple(range(1, 101))
+KEEP = Scoring(keep="kept")
 
 
 def spare(call: Call) -> Call:
@@ -77,3 +79,47 @@ def test_a_spare_call_that_can_never_fit_is_told_so_once_nothing_else_runs() -> 
     driver.run()
     assert driver.failure("spare").status == "FAILED_PRECONDITION"
     assert driver.result(other).tokens_generated == 3
+
+
+def test_a_spare_call_gives_its_pages_back_to_one_that_is_short_of_them() -> None:
+    """It would not end before there is time for it, which is once nobody else runs."""
+    driver, whole = (Driver(make_engine(pool_tokens=tokens, max_batch_tokens=16)) for tokens in (176, 4096))
+    scored = replace(Call("scored", "test", EMPTY_VIEW, 0, LONG[:30], (), force(list(range(40, 60)))), scoring=KEEP)
+    first = Call("first", "test", EMPTY_VIEW, 0, (9, 8), (), Sampling(max_tokens=60))
+    calls = [spare(scored), spare(Call("prefill", "test", EMPTY_VIEW, 0, LONG[:40], ())), first]
+    for each in calls[:2]:
+        enter(driver, each)
+    for _ in range(3):
+        driver.step()
+    assert 30 < computed(driver, "scored") < 50  # some of it was scored
+    enter(driver, first)
+    driver.step()
+    assert len(driver.engine.scheduler.running) == 3
+    enter(driver, Call("second", "test", EMPTY_VIEW, 0, LONG[:32], (), Sampling(max_tokens=32)))
+    driver.step()
+    assert set(driver.engine.scheduler.running) == {"first", "second"}
+    while driver.engine.scheduler.num_waiting < 2 or len(driver.engine.scheduler.running) == 2:
+        driver.step()
+        driver.engine.store.check_integrity()
+    driver.run()
+    for each in calls:
+        enter(whole, each)
+        whole.run()
+        found, expected = driver.result(each.call_id), whole.result(each.call_id)
+        assert (found.generated, found.encoding) == (expected.generated, expected.encoding)
+    for each in (driver, whole):
+        enter(each, spare(replace(scored, call_id="again", scoring=Scoring(against="kept"))))
+        each.run()
+        assert each.result("again").comparison.kl == pytest.approx([0.0] * 20, abs=1e-6)
+
+
+def test_a_spare_call_keeps_what_would_help_nobody() -> None:
+    driver = Driver(make_engine(pool_tokens=640, tenant_share=0.25))
+    enter(driver, Call("first", "test/a", EMPTY_VIEW, 0, (9, 8), (), Sampling(max_tokens=100)))
+    enter(driver, spare(Call("spare", "test/b", EMPTY_VIEW, 0, LONG, ())))
+    driver.step()
+    enter(driver, Call("second", "test/a", EMPTY_VIEW, 0, (7,), (), Sampling(max_tokens=100)))
+    driver.step()
+    assert set(driver.engine.scheduler.running) == {"first", "spare"}
+    driver.run()
+    assert driver.result("spare").encoding.num_tokens == len(LONG)
