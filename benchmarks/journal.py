@@ -103,11 +103,11 @@ class Served:
         self.executor.start()
         begin = time.perf_counter()
         if self.store is not None:
-            await self.executor.restore(self.store.load())
+            await self.executor.intake.restore(self.store.load())
         return time.perf_counter() - begin
 
     async def run(self, made: Workflow) -> None:
-        record = await self.executor.submit(made, {})
+        record = await self.executor.intake.submit(made, {})
         async for _ in self.executor.watch(record.workflow_id):
             continue  # to the end
         assert self.executor.get(record.workflow_id).state == "succeeded"
@@ -200,7 +200,7 @@ async def restore_s(url: str, num_unfinished: int, num_finished: int, num_steps:
             ],
         }
     )
-    records = [await first.executor.submit(waits, {}) for _ in range(num_unfinished)]
+    records = [await first.executor.intake.submit(waits, {}) for _ in range(num_unfinished)]
     for record in records:
         while first.executor.get(record.workflow_id).steps[-1].state != "ready":
             await asyncio.sleep(0.01)

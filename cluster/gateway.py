@@ -67,7 +67,7 @@ class Gateway:
         self._servicers = {
             "Workflows": WorkflowService(executor, audits, None if sharing is None else sharing.page),
             "Choreography": SessionService(
-                sessions, lambda text, model: executor.language("", model).encode(text, "sampling.forced_text")
+                sessions, lambda text, model: executor.languages.of("", model).encode(text, "sampling.forced_text")
             ),
             "Cluster": ClusterService(status, fleet),
         }

@@ -37,10 +37,14 @@ class LanguagePort(Protocol):
     def encode(self, text: str, field: str) -> list[int]: ...
 
 
-class ExecutorPort(Protocol):
-    """`cluster.executor.Executor`, which says what each method does and raises."""
+class LanguagesPort(Protocol):
+    """`cluster.languages.Languages`."""
 
-    def language(self, tenant: str, model: str = "") -> LanguagePort: ...
+    def of(self, tenant: str, model: str = "") -> LanguagePort: ...
+
+
+class IntakePort(Protocol):
+    """`cluster.intake.Intake`."""
 
     async def submit(
         self,
@@ -52,6 +56,16 @@ class ExecutorPort(Protocol):
         tenant: str = "",
         max_of_tenant: int | None = None,
     ) -> WorkflowRecord: ...
+
+
+class ExecutorPort(Protocol):
+    """`cluster.executor.Executor`, which says what each method does and raises."""
+
+    @property
+    def languages(self) -> LanguagesPort: ...
+
+    @property
+    def intake(self) -> IntakePort: ...
 
     def watch(
         self, workflow_id: str, after_event: int = 0, *, tenant: str | None = None

@@ -174,7 +174,7 @@ class WorkflowService:
         return read() if is_quick(request, caller().tenant, self._parsed) else await asyncio.to_thread(read)
 
     async def _start(self, submission: Submission) -> WorkflowRecord:
-        return await self._executor.submit(
+        return await self._executor.intake.submit(
             submission.workflow,
             submission.inputs,
             submission.overrides,

@@ -190,28 +190,28 @@ class ControlPlane:
             voices={name: Voice(each.framing, each.tokenizer, adapters[name]) for name, each in spoken.items()},
             grants=config.grants,
         )
-        keeper = GrantKeeper(executor.grants, dispatcher, lookout.foresight)
+        keeper = GrantKeeper(executor.languages.grants, dispatcher, lookout.foresight)
         membership = None
         if store is not None and journal is not None:
             membership = Membership(store, journal, executor, max_finished=config.limits.max_finished_workflows)
         chats = Chats(
             dispatcher,
-            executor.language,
+            executor.languages.of,
             prompts,
             others=spoken,
             adapters=adapters,
-            next_rank=executor.next_rank,
+            next_rank=executor.intake.next_rank,
             meter=meter,
             audits=auditing,
         )
         sessions = Sessions(
             dispatcher,
-            executor.language,
+            executor.languages.of,
             chats=chats,
             limits=SessionLimits(default_ttl_s=config.limits.session_ttl_s, max_sessions=config.limits.max_sessions),
             hint_taker=lookout.foresight,
             onlooker=lookout.foresight,
-            next_rank=executor.next_rank,
+            next_rank=executor.intake.next_rank,
             meter=meter,
             audits=auditing,
         )
@@ -226,7 +226,7 @@ class ControlPlane:
             status,
             limits,
             fleet=dispatcher.fleet,
-            audits=Audits(dispatcher, executor.new_book, executor.next_rank, levels, watch),
+            audits=Audits(dispatcher, executor.languages.new_book, executor.intake.next_rank, levels, watch),
             meter=meter,
             traces=traces,
             door=door,

@@ -52,7 +52,7 @@ class Membership:
         """Take over what nobody has, once before `run`. `address` is "" while it is not known. Raises Unavailable."""
         self.show(address=address, model=model)
         self._store.presence = self._presence
-        await self._executor.restore(await self._journal.do(self._store.load))
+        await self._executor.intake.restore(await self._journal.do(self._store.load))
 
     def show(self, *, address: str | None = None, model: str | None = None, state: MemberState | None = None) -> None:
         """How others see this one, from the next round on."""
@@ -77,7 +77,7 @@ class Membership:
     async def round(self) -> None:
         """Nothing happens while the database is away."""
         self._wanted.clear()
-        executor, life = self._executor, self._executor.life
+        executor, life = self._executor, self._executor.intake.life
         attend = partial(
             self._store.attend, self._presence, self._max_finished, executor.forgets_before, tuple(executor.shelf.ended)
         )
@@ -88,13 +88,13 @@ class Membership:
         except Fenced:
             await self._rejoin()
             return
-        if life != executor.life:  # what was taken over then is others' by now
+        if life != executor.intake.life:  # what was taken over then is others' by now
             return
         self.members = found.members
         executor.forget(found.gone)
         if found.taken:
             logger.info("%d workflows are taken over", len(found.taken))
-            await executor.restore(found.taken)
+            await executor.intake.restore(found.taken)
 
     async def _rejoin(self) -> None:
         try:

@@ -104,8 +104,8 @@ class Switchboard:
     def _of_running(self, workflow_id: str, found: Found) -> Place:
         executor = self._executor
         if found.owner == self._membership.member_id:
-            if workflow_id in executor.unreadable:
-                why = executor.unreadable[workflow_id]
+            if workflow_id in executor.intake.unreadable:
+                why = executor.intake.unreadable[workflow_id]
                 raise FailedPrecondition(
                     f"this version of Laban cannot go on with it ({why})", field="workflow_id", value=workflow_id
                 )
@@ -114,7 +114,7 @@ class Switchboard:
             if not found.address:
                 raise Unavailable("the Laban that runs the workflow is not up yet: try again")
             return There(found.address)
-        if found.namespace != executor.namespace(found.tenant):
+        if found.namespace != executor.languages.namespace(found.tenant):
             raise FailedPrecondition(
                 "no Laban that is up serves the workflow's model", field="workflow_id", value=workflow_id
             )

@@ -38,7 +38,7 @@ def test_a_worker_joins_and_takes_the_place_of_one_that_leaves() -> None:
         try:
             with pytest.raises(FailedPrecondition, match="last worker"):
                 dispatcher.fleet.drain("worker-0")
-            record = await executor.submit(parse_yaml(MANY), {})
+            record = await executor.intake.submit(parse_yaml(MANY), {})
             added = await dispatcher.fleet.add_worker()
             assert (added.worker_id, added.alive) == ("worker-1", True)
             async with asyncio.timeout(30):
@@ -49,7 +49,7 @@ def test_a_worker_joins_and_takes_the_place_of_one_that_leaves() -> None:
                     continue
             assert executor.get(record.workflow_id).state == "succeeded"
             assert executor.get(record.workflow_id).steps[-1].attempt == 1  # nothing was lost on the way
-            again = await executor.submit(parse_yaml(MANY), {})
+            again = await executor.intake.submit(parse_yaml(MANY), {})
             async for _ in executor.watch(again.workflow_id):
                 continue
             assert {step.worker for step in executor.get(again.workflow_id).steps} == {"worker-1"}

@@ -77,7 +77,7 @@ def test_a_worker_killed_mid_call_and_a_killed_directory_lose_nothing(tmp_path):
         executor.start()
         try:
             marker = tmp_path / "died"
-            record = await executor.submit(workflow(f"DIE-ONCE:{marker}", count=4), {})
+            record = await executor.intake.submit(workflow(f"DIE-ONCE:{marker}", count=4), {})
             items = await ended(executor, record.workflow_id)
             final = executor.get(record.workflow_id)
             assert final.state == "succeeded", final.error
@@ -109,7 +109,7 @@ def test_a_worker_killed_mid_call_and_a_killed_directory_lose_nothing(tmp_path):
             await both_known()  # the dead worker came back under a new epoch
             for shard in directory_handle.shards:
                 ray.kill(shard, no_restart=False)
-            record = await executor.submit(workflow(count=4), {})
+            record = await executor.intake.submit(workflow(count=4), {})
             await ended(executor, record.workflow_id)
             assert executor.get(record.workflow_id).state == "succeeded"
             await both_known()

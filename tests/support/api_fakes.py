@@ -168,8 +168,14 @@ class FakeExecutor:
     endless: bool = False
     submit_gate: asyncio.Event | None = None
 
-    def language(self, tenant: str, model: str = "") -> Any:
-        return SimpleNamespace(encode=lambda text, field: [ord(char) for char in text])
+    @property
+    def languages(self) -> Any:
+        language = SimpleNamespace(encode=lambda text, field: [ord(char) for char in text])
+        return SimpleNamespace(of=lambda tenant, model="": language)
+
+    @property
+    def intake(self) -> FakeExecutor:
+        return self
 
     async def submit(self, workflow: Any, inputs: Any, overrides: Any = None, **options: Any) -> WorkflowRecord:
         self.tenants.append(options.pop("tenant"))

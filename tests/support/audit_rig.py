@@ -43,7 +43,7 @@ class AuditRig:
         self, yaml: str, inputs: dict[str, Any] | None = None, meanwhile: Callable[[str], Awaitable[None]] | None = None
     ) -> tuple[WorkflowRecord, tuple[RecordedStep, ...]]:
         """A run under `exact`; `meanwhile` is given its id."""
-        submitted = await self.executor.submit(parse_yaml(yaml), inputs or {}, Overrides("exact"))
+        submitted = await self.executor.intake.submit(parse_yaml(yaml), inputs or {}, Overrides("exact"))
         beside = None if meanwhile is None else asyncio.ensure_future(meanwhile(submitted.workflow_id))
         order = []
         async for item in self.executor.watch(submitted.workflow_id):
@@ -60,7 +60,9 @@ class AuditRig:
         levels: tuple[str, ...] = ("direct",), num_apart: int = 0,
     ) -> list[AuditItem]:  # fmt: skip
         request = AuditRequest(parse_yaml(yaml), inputs or {}, Overrides(), recorded, levels, num_apart)
-        audit = Audit(request, partial(self.executor.new_book, ""), self.dispatcher, self.dispatcher.directory, 1000)
+        audit = Audit(
+            request, partial(self.executor.languages.new_book, ""), self.dispatcher, self.dispatcher.directory, 1000
+        )
         async with asyncio.timeout(60):
             return [item async for item in audit.items()]
 

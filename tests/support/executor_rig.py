@@ -34,7 +34,7 @@ class Rig:
         return self.workers[0]
 
     async def submit(self, yaml: str, inputs: dict[str, object] | None = None, **options) -> WorkflowRecord:
-        return await self.executor.submit(parse_yaml(yaml), inputs or {}, **options)
+        return await self.executor.intake.submit(parse_yaml(yaml), inputs or {}, **options)
 
     async def run(self, yaml: str, inputs: dict[str, object] | None = None, **options) -> WorkflowRecord:
         record = await self.submit(yaml, inputs, **options)

@@ -111,7 +111,7 @@ async def serving() -> AsyncIterator[Served]:
     async with rig(2, max_active=64) as made:
         lookout = Lookout(made.dispatcher)
         foresight = lookout.foresight
-        sessions = Sessions(made.dispatcher, made.executor.language, hint_taker=foresight, onlooker=foresight)
+        sessions = Sessions(made.dispatcher, made.executor.languages.of, hint_taker=foresight, onlooker=foresight)
         lookout.start()
         gateway = Gateway(made.executor, sessions, made.executor.status, fleet=made.dispatcher.fleet)
         port = await gateway.start()

@@ -116,7 +116,7 @@ class Server:
 
     async def start(self) -> None:
         self.executor.start()
-        await self.executor.restore(self.store.load())
+        await self.executor.intake.restore(self.store.load())
 
     async def stop(self) -> None:
         if self._handling is not None:
@@ -144,7 +144,7 @@ class Server:
 
     async def submit(self, workflow: str | dict[str, Any], **options: Any) -> WorkflowRecord:
         made = parse_yaml(workflow) if isinstance(workflow, str) else parse_dict(workflow)
-        return await self.executor.submit(made, {}, **options)
+        return await self.executor.intake.submit(made, {}, **options)
 
     async def items(self, workflow_id: str, after: int = 0) -> list[Event | TokenChunk]:
         async with asyncio.timeout(20):

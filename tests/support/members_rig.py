@@ -198,7 +198,7 @@ class Cells:
         async with asyncio.timeout(60):
             while not (self.seen and self.seen[max(self.seen)].workflow_state in TERMINAL_WORKFLOW):
                 for cell in self.with_it(workflow_id):
-                    which = (cell.name, cell.executor.life)
+                    which = (cell.name, cell.executor.intake.life)
                     if which not in watched:
                         watched.add(which)
                         watches.append(asyncio.create_task(self.follow(cell, workflow_id)))

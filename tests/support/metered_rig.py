@@ -75,7 +75,7 @@ async def metered_rig(num_workers: int = 1, traces: Traces = NO_TRACES) -> Async
     dispatcher = Dispatcher(workers, supervisor=LoopSupervisor(), limits=FAST, meter=meter, traces=traces)
     lookout = Lookout(dispatcher, meter=RunLog(meter))
     executor = Executor(dispatcher, CharFraming(), CharTokenizer(), lookout=lookout, traces=traces)
-    sessions = Sessions(dispatcher, executor.language, meter=meter)
+    sessions = Sessions(dispatcher, executor.languages.of, meter=meter)
     gateway = Gateway(executor, sessions, lambda: executor.status(), fleet=dispatcher.fleet, meter=meter, traces=traces)
     server = MetricsServer(lambda: made.not_ready)
     executor.start()

@@ -69,7 +69,7 @@ class Nodes:
 
     async def submit(self, tenant: str) -> list[str]:
         flows = [{"doc": DOCS[number % len(DOCS)], "task": TASKS[number]} for number in range(NUM_FLOWS)]
-        return [(await self.executor.submit(FLOW, flow, tenant=tenant)).workflow_id for flow in flows]
+        return [(await self.executor.intake.submit(FLOW, flow, tenant=tenant)).workflow_id for flow in flows]
 
     async def texts(self, workflow_ids: list[str]) -> list[dict[str, str]]:
         """Of every step, by its address."""

@@ -48,7 +48,7 @@ class Two:
     lookout: Lookout
 
     async def run(self, yaml: str, **options: object) -> WorkflowRecord:
-        record = await self.executor.submit(parse_yaml(yaml), {}, **options)  # type: ignore[arg-type]
+        record = await self.executor.intake.submit(parse_yaml(yaml), {}, **options)  # type: ignore[arg-type]
         async for _ in self.executor.watch(record.workflow_id):
             pass
         return self.executor.get(record.workflow_id)

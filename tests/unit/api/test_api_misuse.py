@@ -38,7 +38,7 @@ steps: [{step: answer, read: [q], sampling: {max_tokens: 1500, forced_text: "%s"
 @asynccontextmanager
 async def gateway(**options: Any) -> AsyncIterator[tuple[Rig, str]]:
     async with rig() as made:
-        sessions = Sessions(made.dispatcher, made.executor.language)
+        sessions = Sessions(made.dispatcher, made.executor.languages.of)
         served = Gateway(made.executor, sessions, made.executor.status, **options)
         port = await served.start()
         try:

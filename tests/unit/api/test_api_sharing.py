@@ -45,7 +45,7 @@ async def serve(cell: Cell, url: str) -> Served:
     config = LabanConfig.model_validate({"journal": {"url": url}})
     gateway = Gateway(
         cell.executor,
-        Sessions(cell.dispatcher, cell.executor.language),
+        Sessions(cell.dispatcher, cell.executor.languages.of),
         cell.executor.status,
         door=Door(Book()),
         sharing=Sharing(config, cell.executor, cell.membership),

@@ -72,7 +72,7 @@ class Served:
         self.asks = config.server.tls_client_ca is not None
         self.gateway = Gateway(
             cell.executor,
-            Sessions(cell.dispatcher, cell.executor.language),
+            Sessions(cell.dispatcher, cell.executor.languages.of),
             cell.executor.status,
             door=Door(Book()),
             tls=config.server.tls,

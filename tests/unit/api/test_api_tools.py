@@ -44,7 +44,7 @@ class Served:
 @asynccontextmanager
 async def serving(port: int = 0) -> AsyncIterator[Served]:
     async with rig() as made:
-        executor, sessions = made.executor, Sessions(made.dispatcher, made.executor.language)
+        executor, sessions = made.executor, Sessions(made.dispatcher, made.executor.languages.of)
         gateway = Gateway(executor, sessions, executor.status)
         port = await gateway.start(port=port)
         client = AsyncClient(f"127.0.0.1:{port}", timeout_s=20)

@@ -40,7 +40,7 @@ async def serving() -> AsyncIterator[AsyncClient]:
     async with rig() as made:
         executor, lookout = made.executor, Lookout(made.dispatcher)
         foresight = lookout.foresight
-        sessions = Sessions(made.dispatcher, executor.language, hint_taker=foresight, onlooker=foresight)
+        sessions = Sessions(made.dispatcher, executor.languages.of, hint_taker=foresight, onlooker=foresight)
         lookout.start()
         gateway = Gateway(
             executor,

@@ -182,7 +182,7 @@ def test_what_may_be_predicted_is_not_what_exact_has_just_encoded(level: str) ->
         async with audit_rig() as rig:
             for number in range(10):
                 before = {"before": f"{chr(97 + number)}{chr(107 + number)} " * 12}
-                record = await rig.executor.submit(parse_yaml(PREDICTED), before, Overrides())
+                record = await rig.executor.intake.submit(parse_yaml(PREDICTED), before, Overrides())
                 async for _ in rig.executor.watch(record.workflow_id):
                     pass
             engine = rig.workers[0].engine

@@ -82,7 +82,7 @@ class Rig:
         return await self.levels.subject(parse_yaml(yaml), tenant)
 
     async def run(self, yaml: str, fidelity: str | None = None, tenant: str = "") -> WorkflowRecord:
-        record = await self.executor.submit(parse_yaml(yaml), {}, Overrides(fidelity), tenant=tenant)
+        record = await self.executor.intake.submit(parse_yaml(yaml), {}, Overrides(fidelity), tenant=tenant)
         async with asyncio.timeout(60):
             _ = [item async for item in self.executor.watch(record.workflow_id)]
         return self.executor.get(record.workflow_id)
@@ -188,7 +188,7 @@ def test_encodings_that_somebody_else_made_stay_when_an_audit_reads_them() -> No
     async def main() -> None:
         async with in_service(begins=False) as rig:
             engine, sampling = rig.inner.workers[0].engine, Sampling(max_tokens=6)
-            language = Executor(rig.inner.dispatcher, ChatFraming(), ChatTokenizer()).language
+            language = Executor(rig.inner.dispatcher, ChatFraming(), ChatTokenizer()).languages.of
             chats = Chats(rig.inner.dispatcher, language, make_prompts(), audits=rig.audits)
             said = (ChatMessage("user", "first words"), ChatMessage("assistant", "x"), ChatMessage("user", "more"))
             await answered(chats.reply(ChatAsk(said, sampling)))
@@ -280,8 +280,8 @@ def test_calls_of_sessions_and_chats_are_audited_under_names_of_their_own() -> N
         async with in_service(begins=False) as rig:
             dispatcher, sampling = rig.inner.dispatcher, Sampling(max_tokens=6)
             executor = Executor(dispatcher, ChatFraming(), ChatTokenizer())
-            chats = Chats(dispatcher, executor.language, make_prompts(), audits=rig.audits)
-            sessions = Sessions(dispatcher, executor.language, chats=chats, audits=rig.audits)
+            chats = Chats(dispatcher, executor.languages.of, make_prompts(), audits=rig.audits)
+            sessions = Sessions(dispatcher, executor.languages.of, chats=chats, audits=rig.audits)
             session_id = sessions.open().session_id
             made = [await sessions.prefill(session_id, "user", text=text) for text in ("first words", "and other ones")]
             views = [tuple(SessionPlacement(one.message_id) for one in part) for part in (made[:1], made)]
@@ -315,7 +315,7 @@ def test_a_call_of_a_session_is_forced_under_the_very_places_that_it_had() -> No
     async def main() -> None:
         async with in_service(begins=False) as rig:
             dispatcher, sampling = rig.inner.dispatcher, Sampling(max_tokens=4)
-            language = Executor(dispatcher, ChatFraming(), ChatTokenizer()).language
+            language = Executor(dispatcher, ChatFraming(), ChatTokenizer()).languages.of
             sessions = Sessions(dispatcher, language, audits=rig.audits)
             session_id = sessions.open().session_id
             first, other = [
@@ -409,7 +409,7 @@ def test_what_may_be_predicted_is_tried_apart_from_what_exact_has_encoded() -> N
 
             async def run(fidelity: str, before: str) -> None:
                 flow, inputs = parse_yaml(PREDICTED), {"before": before}
-                record = await rig.executor.submit(flow, inputs, Overrides(fidelity), tenant="one")
+                record = await rig.executor.intake.submit(flow, inputs, Overrides(fidelity), tenant="one")
                 async with asyncio.timeout(60):
                     _ = [item async for item in rig.executor.watch(record.workflow_id)]
 

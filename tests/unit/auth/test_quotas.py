@@ -45,7 +45,7 @@ async def test_workers_are_told_before_a_call_and_when_it_changes() -> None:
     executor.start()
 
     async def run() -> int:
-        record = await executor.submit(parse_yaml(FLOW), {}, tenant="acme")
+        record = await executor.intake.submit(parse_yaml(FLOW), {}, tenant="acme")
         async for _ in executor.watch(record.workflow_id):
             continue
         step = executor.get(record.workflow_id).steps[0]

@@ -46,7 +46,7 @@ async def serving(tmp_path: Path, tls: ServerTls | None = None, **quotas: Mappin
     ]
     path.write_text(yaml.safe_dump({"tokens": entries, "tenants": quotas}))
     async with rig() as made:
-        sessions = Sessions(made.dispatcher, made.executor.language)
+        sessions = Sessions(made.dispatcher, made.executor.languages.of)
         gateway = Gateway(made.executor, sessions, made.executor.status, door=Door(TokenBook(path)), tls=tls)
         port = await gateway.start()
         try:

@@ -60,7 +60,7 @@ async def served() -> AsyncIterator[Any]:
     executor.start()
 
     async def run(yaml: str) -> Any:
-        record = await executor.submit(parse_yaml(yaml), {})
+        record = await executor.intake.submit(parse_yaml(yaml), {})
         async for _ in executor.watch(record.workflow_id):
             pass
         return executor.get(record.workflow_id)
@@ -154,7 +154,7 @@ steps:
 @asynchronous
 async def test_a_session_and_a_chat_may_have_an_adapter() -> None:
     async with served() as rig:
-        sessions = Sessions(rig.dispatcher, rig.executor.language)
+        sessions = Sessions(rig.dispatcher, rig.executor.languages.of)
         opened = sessions.open(adapter="wide")
         asked = await sessions.prefill(opened.session_id, "user", text="Hello.")
         view = (SessionPlacement(asked.message_id),)
@@ -164,7 +164,7 @@ async def test_a_session_and_a_chat_may_have_an_adapter() -> None:
         with pytest.raises(InvalidInput, match="no such adapter"):
             sessions.open(adapter="small")
         prompts: Any = object()
-        chats = Chats(rig.dispatcher, rig.executor.language, prompts, adapters={"one": ["wide"]})
+        chats = Chats(rig.dispatcher, rig.executor.languages.of, prompts, adapters={"one": ["wide"]})
         assert list(chats.models) == ["one", "two", "one:wide"]
         assert chats.prompts("one:wide") is prompts
 

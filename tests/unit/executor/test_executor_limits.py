@@ -61,7 +61,7 @@ async def test_finished_workflows_are_forgotten_oldest_first():
         assert [record.workflow_id for record in kept] == [ids[3], ids[2]]
         with pytest.raises(NotFound):
             r.executor.get(ids[0])
-        assert len(r.executor._claims) == len(r.executor.shelf) == 2
+        assert len(r.executor.intake.claims) == len(r.executor.shelf) == 2
         new = await r.submit(CHAIN, {"question": "0"}, idempotency_key="0")
         assert new.workflow_id not in ids
         await r.end(new.workflow_id)

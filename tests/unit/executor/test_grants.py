@@ -58,8 +58,8 @@ class House:
         self.worker = LoopWorker(engine)
         self.dispatcher = Dispatcher([self.worker], supervisor=LoopSupervisor(), limits=FAST)
         self.executor = Executor(self.dispatcher, ChatFraming(), ChatTokenizer(), grants=grants)
-        self.chats = Chats(self.dispatcher, self.executor.language, make_prompts())
-        self.sessions = Sessions(self.dispatcher, self.executor.language, chats=self.chats)
+        self.chats = Chats(self.dispatcher, self.executor.languages.of, make_prompts())
+        self.sessions = Sessions(self.dispatcher, self.executor.languages.of, chats=self.chats)
 
     async def run(self, tenant: str, *texts: str, fidelity: str = "exact", role: str = "system") -> WorkflowRecord:
         """A step that reads these messages, the first of that role."""
@@ -75,7 +75,7 @@ messages:
 {messages}
 steps: [{{step: say, read: [{read}], fidelity: {fidelity}, sampling: {{max_tokens: 6}}}}]
 """
-        record = await self.executor.submit(parse_yaml(flow), {}, tenant=tenant)
+        record = await self.executor.intake.submit(parse_yaml(flow), {}, tenant=tenant)
         async with asyncio.timeout(30):
             async for _ in self.executor.watch(record.workflow_id):
                 pass
@@ -298,7 +298,7 @@ async def test_adapters_share_where_the_grant_says_so() -> None:
     worker = LoopWorker(ScriptedEngine())
     dispatcher = Dispatcher([worker], supervisor=LoopSupervisor(), limits=FAST)
     executor = Executor(dispatcher, voice.framing, voice.tokenizer, voices={"scripted": voice}, grants=grants)
-    books = {tenant: executor.new_book(tenant) for tenant in ("acme", "banks")}
+    books = {tenant: executor.languages.new_book(tenant) for tenant in ("acme", "banks")}
     for book in books.values():
         book.add_text("rules", "system", RULES, None, path="messages.rules")
     for adapter, common in (("", True), ("wide", True), ("deep", False)):
@@ -308,7 +308,9 @@ async def test_adapters_share_where_the_grant_says_so() -> None:
         # Found again, it is the same, not moved anew.
         assert books["acme"].under(adapter).find("rules").home == homes[0]
     # What is set apart shares nothing.
-    apart = executor.new_book("acme", part="trial").add_text("rules", "system", RULES, None, path="messages.rules")
+    apart = executor.languages.new_book("acme", part="trial").add_text(
+        "rules", "system", RULES, None, path="messages.rules"
+    )
     assert not is_common(apart.home.namespace)
 
 
@@ -317,9 +319,9 @@ async def test_a_message_framed_otherwise_when_it_comes_first_is_shared_there_an
     framing = CharFraming("!")
     dispatcher = Dispatcher([LoopWorker(ScriptedEngine())], limits=FAST)
     executor = Executor(dispatcher, framing, CharTokenizer(), grants={"rules": section(RULES, tenants="all")})
-    book: MessageBook = executor.new_book("acme")
+    book: MessageBook = executor.languages.new_book("acme")
     book.add_text("rules", "system", RULES, None, path="")
-    found = executor.grants.chains[0].specs
+    found = executor.languages.grants.chains[0].specs
     assert {spec.tokens for spec in found} == {
         framing.root("system"),
         framing.message("system", RULES, first=True),
@@ -334,7 +336,7 @@ async def test_a_message_framed_otherwise_when_it_comes_first_is_shared_there_an
 def test_mistakes_name_their_field() -> None:
     def made(**sections: GrantSection) -> Grants:
         dispatcher = Dispatcher([LoopWorker(ScriptedEngine(max_context=200))], limits=FAST)
-        return Executor(dispatcher, CharFraming(), CharTokenizer(), grants=sections).grants
+        return Executor(dispatcher, CharFraming(), CharTokenizer(), grants=sections).languages.grants
 
     async def main() -> None:
         for wrong, kind, field in (
@@ -414,7 +416,7 @@ def test_it_is_on_every_worker_before_anybody_asks_and_again_once_it_was_lost() 
     async def main() -> Grants:
         dispatcher = Dispatcher([LoopWorker(ScriptedEngine(namespace="test"))], limits=FAST)
         grants = {"rules": section(RULES, MORE), "more": section(RULES, tenants="all")}
-        return Executor(dispatcher, CharFraming(), CharTokenizer(), grants=grants).grants
+        return Executor(dispatcher, CharFraming(), CharTokenizer(), grants=grants).languages.grants
 
     grants = asyncio.run(main())
     fleet = ScriptedFleet(2)

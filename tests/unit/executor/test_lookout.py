@@ -228,7 +228,11 @@ async def test_sessions_keep_their_messages_and_have_a_place_among_the_workflows
             return Language(CharFraming(), CharTokenizer(), "model", 2000)
 
         sessions = Sessions(
-            made.dispatcher, language, hint_taker=foresight, onlooker=foresight, next_rank=made.executor.next_rank
+            made.dispatcher,
+            language,
+            hint_taker=foresight,
+            onlooker=foresight,
+            next_rank=made.executor.intake.next_rank,
         )
         await made.run(CHAIN)
         session = sessions.open().session_id

@@ -30,7 +30,7 @@ steps:
 
 async def submit(r, on_error: str = "on_error: fail", inner: str = INNER):
     workflow = parse_yaml(PARENT.replace("ON_ERROR", on_error), "parent.yaml", {"inner.yaml": inner})
-    return await r.executor.submit(workflow, {})
+    return await r.executor.intake.submit(workflow, {})
 
 
 @asynchronous

@@ -22,7 +22,7 @@ async def test_what_only_it_named_is_forgotten_everywhere() -> None:
     async with rig(2, ahead=True) as made:
 
         async def go(own: str) -> tuple[str, frozenset[str]]:
-            record = await made.executor.submit(parse_yaml(FLOW.replace("OWN", own)), {})
+            record = await made.executor.intake.submit(parse_yaml(FLOW.replace("OWN", own)), {})
             async for item in made.executor.watch(record.workflow_id):
                 if getattr(item, "address", "") == "human":
                     break

@@ -125,7 +125,7 @@ async def test_an_unknown_model_is_refused_with_the_known_names():
         with pytest.raises(WorkflowErrors, match=r"workflows\.w\.model"):
             await two.run(f"version: 1\nname: x\nsteps: [{{step: a, workflow: w}}]\nworkflows: {{w: {inner}}}")
         with pytest.raises(InvalidInput, match="expected one of one, two"):
-            two.executor.language("", "three")
+            two.executor.languages.of("", "three")
 
 
 @asynchronous
@@ -169,7 +169,7 @@ async def test_a_lost_worker_of_a_model_comes_back_as_one_of_it():
 async def test_what_is_foreseen_of_a_call_is_of_its_model():
     late = "steps:\n- {step: tool, external: {}}\n- {step: late, model: two, read: [note, tool]}"
     async with two_models() as two:
-        record = await two.executor.submit(parse_yaml(RELAY.replace("steps:", late)), {})
+        record = await two.executor.intake.submit(parse_yaml(RELAY.replace("steps:", late)), {})
         foresight, workflow_id = two.lookout.foresight, record.workflow_id
 
         def foreseen() -> list[str]:
@@ -187,7 +187,7 @@ async def test_what_is_foreseen_of_a_call_is_of_its_model():
 async def test_what_a_run_needs_is_told_by_model():
     async with two_models() as two:
         run = Run(parse_yaml(RELAY), {})
-        book = two.executor.new_book("")
+        book = two.executor.languages.new_book("")
         book.add_fixed(run.messages.values())
         demand = two.lookout.prepare(run, book).demand
         bound = demand.bound
@@ -198,7 +198,7 @@ async def test_what_a_run_needs_is_told_by_model():
         assert 0 < now.num_bytes_alone < bound.num_bytes_alone
         assert 0 < now.others["two"].num_bytes_alone < bound.others["two"].num_bytes_alone
         alone = Run(parse_yaml("version: 1\nname: x\nmodel: two\nsteps: [{step: a}]"), {})
-        found = two.lookout.prepare(alone, two.executor.new_book("")).demand
+        found = two.lookout.prepare(alone, two.executor.languages.new_book("")).demand
         assert found.now().models == {"two"}
         assert two.lookout._kv_bytes() == {"": 16_000, "two": 16_000}
 

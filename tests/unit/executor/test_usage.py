@@ -29,7 +29,7 @@ def test_steps_have_what_all_their_attempts_came_to(salt: int, kills: list[int])
 
     async def check() -> None:
         async with rig(2) as r:
-            workflow_id = (await r.executor.submit(wild(), {})).workflow_id
+            workflow_id = (await r.executor.intake.submit(wild(), {})).workflow_id
             for number, more in enumerate(kills):
                 at = flaky.num_reports + more
                 await until(lambda at=at: flaky.num_reports >= at or r.executor.get(workflow_id).finished_at)

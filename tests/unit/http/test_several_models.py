@@ -67,8 +67,8 @@ async def rig() -> AsyncIterator[Rig]:
         executor, dispatcher = two.executor, two.dispatcher
         square = ChatPrompts(ChatFraming(), ChatTokenizer(), ChatTemplate(SQUARE, {}))
         angle = ChatPrompts(AngleChatFraming(), AngleTokenizer(), ChatTemplate(ANGLE, {}))
-        chats = Chats(dispatcher, executor.language, square, others={"two": angle})
-        gateway = Gateway(executor, Sessions(dispatcher, executor.language, chats=chats), executor.status)
+        chats = Chats(dispatcher, executor.languages.of, square, others={"two": angle})
+        gateway = Gateway(executor, Sessions(dispatcher, executor.languages.of, chats=chats), executor.status)
         client = AsyncClient(f"127.0.0.1:{await gateway.start()}", timeout_s=60)
         server = HttpServer(chats)
         url = f"http://127.0.0.1:{await server.start()}/v1"

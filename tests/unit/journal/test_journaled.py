@@ -203,8 +203,8 @@ async def test_an_odd_row_stops_its_own_workflow_and_nothing_else(odd, message, 
                 odd(document)
             first.store.writes[number] = replace(write, document=json.dumps(document), idempotency_key="k" * 1000)
     async with server(first.store) as again:
-        assert [*again.executor.unreadable] == [broken]
-        assert message in again.executor.unreadable[broken]
+        assert [*again.executor.intake.unreadable] == [broken]
+        assert message in again.executor.intake.unreadable[broken]
         assert f"workflow {broken} cannot be restored: " in caplog.text
         await again.executor.complete_step(waits, "tests", "by hand")
         assert (await again.events(waits))[-1].workflow_state == "succeeded"
@@ -283,8 +283,8 @@ async def test_a_workflow_that_is_held_back_is_held_back_again():
 @asynchronous
 async def test_who_leaves_while_it_is_written_leaves_a_workflow_that_runs():
     async with server(MemoryStore()) as run:
-        submitting = asyncio.create_task(run.executor.submit(parse_yaml(CHAIN_OF), {}))
-        await until(lambda: (run.executor._admitting and not run.journal._queue.empty()) or run.store.writes)
+        submitting = asyncio.create_task(run.executor.intake.submit(parse_yaml(CHAIN_OF), {}))
+        await until(lambda: (run.executor.intake._admitting and not run.journal._queue.empty()) or run.store.writes)
         submitting.cancel()
         await until(lambda: run.executor.list()[0])
         assert (await run.events(run.executor.list()[0][0].workflow_id))[-1].workflow_state == "succeeded"

@@ -160,7 +160,7 @@ async def test_a_key_is_one_workflows_whoever_is_asked(tmp_path: Path) -> None:
         other = next(cell for cell in made.all if cell not in owner)
         with pytest.raises(LabanError, match="with other content"):
             await other.submit(SLOW, idempotency_key="k")
-        assert len(other.executor._claims) == 0
+        assert len(other.executor.intake.claims) == 0
 
 
 @asynchronous

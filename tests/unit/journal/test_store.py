@@ -186,7 +186,7 @@ async def test_what_cannot_be_written_is_refused_alone_and_the_rest_is_written_i
     store.open()
     async with server(store) as run:
         ranks = iter([1, 2**70, 2, 3])
-        run.executor.next_rank = lambda: next(ranks)
+        run.executor.intake.next_rank = lambda: next(ranks)
         asked = [run.submit(CHAIN_OF, idempotency_key=key) for key in "abc"]
         answers = dict(zip("abc", await asyncio.gather(*asked, return_exceptions=True), strict=True))
         [(key, refused)] = [each for each in answers.items() if isinstance(each[1], Exception)]

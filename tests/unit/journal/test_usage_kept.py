@@ -42,7 +42,7 @@ async def run_cut_off(flaky: Flaky, open_store: Callable[[], Any], cuts: list[in
                 flaky.told = {attempt: events for attempt, events in flaky.told.items() if attempt in known}
         async with server(store) as run:
             if not workflow_id:
-                workflow_id = (await run.executor.submit(wild(), {})).workflow_id
+                workflow_id = (await run.executor.intake.submit(wild(), {})).workflow_id
             at = flaky.num_reports + more
             await until(lambda at=at, run=run: flaky.num_reports >= at or not run.executor.shelf.active())
             record = run.executor.get(workflow_id)

@@ -80,7 +80,7 @@ async def _run() -> str:
     lookout = Lookout(dispatcher, meter=RunLog(NO_METER))
     executor = Executor(dispatcher, CharFraming(), CharTokenizer(), lookout=lookout)
     executor.start()
-    record = await executor.submit(parse_yaml(FLOW), {"word": SECRET})
+    record = await executor.intake.submit(parse_yaml(FLOW), {"word": SECRET})
     [item async for item in executor.watch(record.workflow_id)]
     await executor.stop()
     return record.workflow_id

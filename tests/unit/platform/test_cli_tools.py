@@ -115,7 +115,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     async def serve() -> None:
         found.loop, found.stop = asyncio.get_running_loop(), asyncio.Event()
         async with rig() as made:
-            gateway = Gateway(made.executor, Sessions(made.dispatcher, made.executor.language), made.executor.status)
+            gateway = Gateway(
+                made.executor, Sessions(made.dispatcher, made.executor.languages.of), made.executor.status
+            )
             found.address = f"127.0.0.1:{await gateway.start()}"
             found.executor = made.executor
             started.set()
