@@ -13,6 +13,8 @@ from laban.kvstore.uses import Use
 FORGET_AFTER_S = 3600.0
 """A use that is overdue by so much is forgotten: whoever announced it may be gone."""
 MAX_USES = 1_000_000
+SPARE_PINS = 64
+"""So many pins whose time is over are kept among the others before they are looked for."""
 NEVER_S = float("-inf")
 """The last use of what was not used yet."""
 
@@ -28,6 +30,7 @@ class Needs:
         self._withdrawn: dict[EncodingId, bool] = {}  # nobody will read them; whether a run said it read them last
         self._returns: dict[EncodingId, tuple[int, float]] = {}  # uses after that, and when it first was so
         self._pinned_until_s: dict[EncodingId, float] = {}
+        self._most_pins = SPARE_PINS
 
     def take_uses(self, uses: Iterable[tuple[EncodingId, Use | None]]) -> None:
         for encoding_id, use in uses:
@@ -69,11 +72,15 @@ class Needs:
 
     def take_pins(self, pins: Iterable[tuple[EncodingId, float]]) -> None:
         """Each for so many seconds from now; 0 lets go."""
+        pinned = self._pinned_until_s
         for encoding_id, seconds in pins:
             if seconds > 0:
-                self._pinned_until_s[encoding_id] = self.now_s + seconds
+                pinned[encoding_id] = self.now_s + seconds
             else:
-                self._pinned_until_s.pop(encoding_id, None)
+                pinned.pop(encoding_id, None)
+        if len(pinned) > self._most_pins:  # nobody may ask for those that are not here
+            self._pinned_until_s = {i: until_s for i, until_s in pinned.items() if until_s > self.now_s}
+            self._most_pins = 2 * len(self._pinned_until_s) + SPARE_PINS
 
     def use(self, encoding_id: EncodingId) -> Use | None:
         """Its `in_s` is on our clock."""

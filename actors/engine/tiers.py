@@ -45,6 +45,8 @@ MIN_MIX_TOKENS = 256
 AHEAD_SHARE = 0.5
 """Of the host's pages, for what comes from elsewhere and nobody has asked for: what is lent to others needs some, too.
 Where all of them wait for each other to have room, all are refused."""
+SPARE_TO_SAVE = 64
+"""So many encodings that are to be saved and are gone are kept among the others before they are looked for."""
 MAX_EVICTED = 100_000
 """Remembered, to tell what is encoded again from what is encoded for the first time."""
 
@@ -122,6 +124,7 @@ class Tiers:
             )
         self._coming: dict[EncodingId, _Coming] = {}
         self._to_save: deque[Entry] = deque()
+        self._most_to_save = SPARE_TO_SAVE
         self._evicted: OrderedDict[EncodingId, None] = OrderedDict()
         self._saves: Saves | None = None
         self._spills: Spills | None = None
@@ -405,8 +408,12 @@ class Tiers:
 
     def published(self, entry: Entry) -> None:
         """An encoding stands on the device: a candidate to be saved."""
-        if self.host is not None and entry.key not in self.host:
-            self._to_save.append(entry)
+        if self.host is None or entry.key in self.host:
+            return
+        self._to_save.append(entry)
+        if len(self._to_save) > self._most_to_save:  # the device may have let go of some, or all
+            self._to_save = deque(e for e in self._to_save if self.is_on_device(e.key))
+            self._most_to_save = 2 * len(self._to_save) + SPARE_TO_SAVE
 
     def save(self, device: EncodingStore) -> None:
         """Copies to the host what the device may have to let go soon, and from there to disk."""
@@ -445,6 +452,8 @@ class Tiers:
         elif self._spills is not None:
             self._spills.drop(encoding_id)
         on_host = self.host is not None and not self.host.drop(encoding_id)
+        if self._spills is not None and not on_host:
+            self._spills.left_host(encoding_id)
         return not (on_host or coming or (self._spills is not None and self._spills.is_writing(encoding_id)))
 
     def limit_disk(self, limits: dict[str, int]) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from correction_checks import HEADER, Reader, words
 from engine_harness import Driver, force, make_engine
+from tier_rig import driver_of, text
 
 from laban.actors.calls import Advice, CallFinished, Sampling
+from laban.actors.engine.tiers import SPARE_TO_SAVE
 
 
 def is_somewhere(driver: Driver, encoding_id: str) -> bool:
@@ -96,3 +98,26 @@ def test_no_trial_brings_it_back(until: str) -> None:
     assert engine._scores.num_bytes == 0
     assert not engine._trials.is_waiting
     reader.read((words(draw, 16), 0.0), (tried, 0.5))  # and others are tried as before
+
+
+def test_nothing_of_it_is_remembered(tmp_path: Path) -> None:
+    """However many come and are forgotten, on a device with room and on a host without."""
+    roomy = driver_of(pool_tokens=4096)
+    for number in range(100):
+        spec = roomy.prefill(text(number, 20))
+        roomy.engine.advise(Advice(forgotten=(spec.encoding_id,)))
+        roomy.run()
+    assert len(roomy.engine.tiers._to_save) <= SPARE_TO_SAVE
+    tight = driver_of(pool_tokens=128, host_tokens=256, disk_folder=tmp_path / "kv", disk_bytes=1)
+    spills = tight.engine.tiers._spills
+    for number in range(30):
+        spec = tight.prefill(text(number, 40))
+        if refused := list(spills._refused):
+            tight.engine.advise(Advice(forgotten=tuple(refused)))
+            tight.run()
+            assert not spills._refused.intersection(refused)
+            break
+    else:
+        raise AssertionError("nothing was refused")
+    for driver in (roomy, tight):
+        driver.engine.close()

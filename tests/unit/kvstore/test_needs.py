@@ -88,3 +88,13 @@ def test_what_is_over_goes_before_what_nobody_spoke_of() -> None:
     assert needs.order_of("made", 10, 99.0, 0.5) < prompt < needs.order_of("made later", 10, 99.0, 0.5)
     needs.take_over(["made"])  # it came back
     assert needs.order_of("made", 10, 99.0, 0.5) > prompt
+
+
+def test_pins_whose_time_is_over_are_forgotten_though_nobody_asks_for_them() -> None:
+    needs = Needs(Listening(), 100)
+    needs.take_pins([("long", 1e6)])
+    for number in range(1000):
+        needs.take_pins([(f"short {number}", 0.5)])
+        needs.now_s += 1.0
+    assert needs.is_pinned("long")
+    assert len(needs._pinned_until_s) < 100
