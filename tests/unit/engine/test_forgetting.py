@@ -108,16 +108,17 @@ def test_nothing_of_it_is_remembered(tmp_path: Path) -> None:
         roomy.engine.advise(Advice(forgotten=(spec.encoding_id,)))
         roomy.run()
     assert len(roomy.engine.tiers._to_save) <= SPARE_TO_SAVE
-    tight = driver_of(pool_tokens=128, host_tokens=256, disk_folder=tmp_path / "kv", disk_bytes=1)
+    tight = driver_of(pool_tokens=128, host_tokens=640, disk_folder=tmp_path / "kv", disk_bytes=1)
     spills = tight.engine.tiers._spills
-    for number in range(30):
-        spec = tight.prefill(text(number, 40))
-        if refused := list(spills._refused):
-            tight.engine.advise(Advice(forgotten=tuple(refused)))
-            tight.run()
-            assert not spills._refused.intersection(refused)
-            break
-    else:
-        raise AssertionError("nothing was refused")
+    number = 0
+    while len(spills._refused) < 4:
+        number += 1
+        tight.prefill(text(number, 40))
+        assert number < 100
+    gone = next(iter(spills._refused))
+    tight.engine.advise(Advice(forgotten=(gone,)))
+    tight.run()
+    assert spills._refused
+    assert gone not in spills._refused
     for driver in (roomy, tight):
         driver.engine.close()
