@@ -23,6 +23,8 @@ LEAD_S = 0.1
 """While calls run an encoding is brought so much earlier than all that is needed until then should take: before that it
 would only take the place of something else for longer."""
 AGAIN_S = 0.02
+ROOM_AGAIN_S, MOST_REFUSED = 0.1, 4
+"""An order that finds no room waits for so long; after so many at once nothing that is needed later is begun."""
 MAX_ORDERS = 10_000
 
 
@@ -37,18 +39,21 @@ class Prefetches:
         self._scheduler = scheduler
         self._orders: dict[EncodingId, Prefetch] = {}
         self._refused: dict[EncodingId, set[object]] = {}
+        self._not_before_s: dict[EncodingId, float] = {}
         self._unread: dict[EncodingId, int] = {}  # brought, and not read yet: tokens
         self._coming: dict[EncodingId, int] = {}  # asked of other workers and disk, for orders
         self._budget = PrefetchBudget(scheduler.store.allocator.num_pages * scheduler.store.page_size)
+        self._num_refused = 0  # orders that found no room, just now
         self.may_begin = False  # something has changed since nothing could
         self._again_s = 0.0
 
     def order(self, prefetches: Iterable[Prefetch]) -> None:
         for prefetch in prefetches:
             self._orders[prefetch.encoding_id] = prefetch
+            self._not_before_s.pop(prefetch.encoding_id, None)
             self.may_begin = True
         while len(self._orders) > MAX_ORDERS:
-            del self._orders[next(iter(self._orders))]
+            self._forget(next(iter(self._orders)))
 
     def cancel(self, encoding_ids: Iterable[EncodingId]) -> None:
         for encoding_id in encoding_ids:
@@ -77,13 +82,16 @@ class Prefetches:
             else:
                 due.append((use.in_s, encoding_id))
         lead_s = LEAD_S
+        self._num_refused = 0
         for at_s, encoding_id in sorted(due):
             lead_s += LEAD * self._bring_s(encoding_id)
             if at_s - needs.now_s > lead_s and not idle:
                 continue
             if scheduler.store.get_ready(encoding_id) is not None:
                 self._forget(encoding_id)
-            elif encoding_id not in scheduler.store and not self._begin(self._orders[encoding_id]):
+            elif encoding_id in scheduler.store or now_s < self._not_before_s.get(encoding_id, 0.0):
+                continue
+            elif not self._begin(self._orders[encoding_id]):
                 return
 
     def _bring_s(self, encoding_id: EncodingId) -> float:
@@ -98,13 +106,13 @@ class Prefetches:
         return min(encode_s, max(tiers.load_s(spec.num_tokens), gently_s))
 
     def _begin(self, order: Prefetch) -> bool:
-        """False if there is no room for it: nor is there for what is needed later."""
+        """False if nothing that is needed later is to be begun now."""
         scheduler = self._scheduler
         loads = scheduler.loads
         if loads is not None and len(loads.active) >= MAX_LOADS:
             return False
-        if self._num_ahead(order.encoding_id) + order.specs[-1].num_tokens > self._budget.num_tokens:
-            return False
+        if not self._has_budget(order, order.specs[-1:]):
+            return order.specs[-1].num_tokens > self._budget.num_tokens  # something smaller may be begun
         specs = {spec.encoding_id: spec for spec in order.specs}
         missing, awaits = ways_to_have(
             {order.encoding_id},
@@ -125,12 +133,25 @@ class Prefetches:
                 return True
             if not scheduler.chunking.has_spare_time(scheduler.sequences):
                 return True  # it would lie there, with others' pages, until it is given up
+        if not self._has_budget(order, [spec for spec, _ in missing]):
+            return self._put_off(order)
         for spec, way in missing:
             if way is Way.MIX:  # nothing waits for it: the card is left to others
                 way = Way.LOAD
             if not self._make(spec, way, specs):
-                return False
+                return self._put_off(order)
         return True
+
+    def _has_budget(self, order: Prefetch, specs: Iterable[EncodingSpec]) -> bool:
+        """For these, which it takes to have what is ordered."""
+        num_tokens = sum(spec.num_tokens for spec in specs)
+        return self._num_ahead(order.encoding_id) + num_tokens <= self._budget.num_tokens
+
+    def _put_off(self, order: Prefetch) -> bool:
+        """It finds no room; what is worth more, smaller or another tenant's may. False after too many of these."""
+        self._not_before_s[order.encoding_id] = self._scheduler.tiers.needs.now_s + ROOM_AGAIN_S
+        self._num_refused += 1
+        return self._num_refused < MOST_REFUSED
 
     def _make(self, spec: EncodingSpec, way: Way, specs: dict[EncodingId, EncodingSpec]) -> bool:
         scheduler = self._scheduler
@@ -159,7 +180,9 @@ class Prefetches:
         """Tokens on their way, or here, that nobody has asked for."""
         is_coming, store = self._scheduler.tiers.is_coming, self._scheduler.store
         self._coming = {key: tokens for key, tokens in self._coming.items() if is_coming(key)}
-        self._unread = {key: tokens for key, tokens in self._unread.items() if key in store}
+        for key in [key for key in self._unread if key not in store]:  # not evicted, but deleted
+            del self._unread[key]
+            self._waste()
         making = {s.entry.key: len(s.tokens) for s in self._scheduler.sequences if s.prefetched}
         ahead = self._unread | self._coming | making
         return sum(ahead.values()) - ahead.get(but, 0)
@@ -209,6 +232,7 @@ class Prefetches:
     def _forget(self, encoding_id: EncodingId) -> None:
         self._orders.pop(encoding_id, None)
         self._refused.pop(encoding_id, None)
+        self._not_before_s.pop(encoding_id, None)
 
     def _waste(self) -> None:
         self._scheduler.tiers.counters.add("prefetches_wasted", 1)

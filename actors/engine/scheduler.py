@@ -120,6 +120,7 @@ class Scheduler:
 
     def abort(self, call_id: str) -> bool:
         """Takes a call out, waiting or running; the store is as if it had never come. False for an unknown call."""
+        self.prefetches.may_begin = True
         if self.waiting.take(call_id) is not None:
             return True
         running = self.running.pop(call_id, None)
