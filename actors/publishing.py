@@ -203,7 +203,9 @@ class Publishing:
                 async with asyncio.timeout(self._timeout_s):
                     return await self._port.register(self._worker_id)
             except (ConnectionError, TimeoutError) as error:
-                logger.warning("the directory does not register the worker, trying again: %s", error or "no answer")
+                logger.warning(
+                    "the directory does not register the worker, trying again: %s", str(error) or "no answer"
+                )
                 await asyncio.sleep(self._retry_s)
 
     async def _publish(self, publisher: Publisher, shard: int) -> None:
@@ -224,7 +226,7 @@ class Publishing:
                 if not isinstance(error, ConnectionError | TimeoutError):
                     raise
                 if not down:
-                    logger.warning("shard %d of the directory is down: %s", shard, error or "no answer")
+                    logger.warning("shard %d of the directory is down: %s", shard, str(error) or "no answer")
                 down = True
                 await asyncio.sleep(self._retry_s)
                 continue

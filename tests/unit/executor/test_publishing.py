@@ -227,7 +227,7 @@ def test_a_shard_that_came_back_empty_is_filled_though_nothing_changes(port):
     told.stop()
 
 
-def test_a_shard_that_does_not_answer_is_given_up_and_asked_again(port):
+def test_a_shard_that_does_not_answer_is_given_up_and_asked_again(port, caplog):
     told = publishing(port)
     told.epoch()
     port.hang = True
@@ -236,6 +236,7 @@ def test_a_shard_that_does_not_answer_is_given_up_and_asked_again(port):
     port.hang = False
     until(lambda: port.held() == 1)
     told.stop()
+    assert "is down: no answer" in caplog.text
 
 
 def test_who_waits_for_an_epoch_is_let_go_when_it_stops(port):
