@@ -281,10 +281,12 @@ class DiskTier:
             arrival.begin()
             problem = self._load_file(arrival, file.header, write)
         except (Damaged, NotOurs, OSError) as error:
-            problem = f"{self._path(encoding_id)}: {error}"
+            problem = f"{self._path(encoding_id)}: {_why(error)}"
             with self._lock:
                 if self._files.get(encoding_id) is file:
-                    logger.warning("dropped a damaged file: %s", problem)
+                    is_gone = isinstance(error, FileNotFoundError)
+                    what = "forgot a file that is gone" if is_gone else "dropped a damaged file"
+                    logger.warning("%s: %s", what, problem)
                     self._drop(encoding_id, delete=not isinstance(error, NotOurs))
         except Exception as error:
             problem = str(error)
@@ -338,3 +340,8 @@ class DiskTier:
                 continue
             self._files[header.encoding_id] = _File(header, header.file_bytes)
             self._used_bytes += header.file_bytes
+
+
+def _why(error: Exception) -> str:
+    """Without the file's name, which the system's own text repeats."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -236,6 +236,18 @@ def test_a_file_replaced_by_anothers_is_let_go(tier: DiskTier) -> None:
     assert (tier.folder / "a.kv").read_bytes() == b"somebody's"
 
 
+def test_a_file_that_somebody_deleted_is_forgotten_and_not_called_damaged(
+    tier: DiskTier, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tier, "a")
+    (tier.folder / "a.kv").unlink()
+    problem = load(tier, "a")[0].problem
+    assert problem == f"{tier.folder / 'a.kv'}: No such file or directory"
+    assert f"forgot a file that is gone: {problem}" in caplog.text
+    assert ("a" in tier, tier.used_bytes) == (False, 0)
+    assert save(tier, "a").problem is None
+
+
 def test_files_of_other_models_are_deleted(tmp_path: Path) -> None:
     tier = open_tier(tmp_path)
     save(tier, "a", namespace="model/old")
