@@ -400,7 +400,7 @@ class Tiers:
         if not standing.failed:
             return
         why = coming.arrival.problem or "another shard's part did not come"
-        log.info("%s came only in part (%d of %d tokens): %s", encoding_id, done, coming.arrival.num_tokens, why)
+        log.debug("%s came only in part (%d of %d tokens): %s", encoding_id, done, coming.arrival.num_tokens, why)
         if coming.source is None and self._spills is not None:
             self._spills.drop(encoding_id)
 

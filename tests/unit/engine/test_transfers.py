@@ -134,7 +134,8 @@ def test_who_does_not_answer_is_not_asked_for_each_encoding() -> None:
     assert peers[0].num_asked == 1
 
 
-def test_who_does_not_have_it_is_asked_once_and_then_the_next() -> None:
+def test_who_does_not_have_it_is_asked_once_and_then_the_next(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     sender, receiver = driver_of(), driver_of()
     connect(receiver, sender)
     spec = sender.prefill(text(3, 100))
@@ -144,6 +145,7 @@ def test_who_does_not_have_it_is_asked_once_and_then_the_next() -> None:
     sender.engine.store.evict_all()
     again = answer(receiver, gone, source(gone), source(gone, "unknown"))
     assert (again.tokens_loaded, again.tokens_encoded) == (0, 101)
+    assert not caplog.records  # it happens all the time where caches are small
 
 
 def test_a_transfer_slower_than_encoding_is_not_begun() -> None:
