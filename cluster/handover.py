@@ -6,7 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable
 
-from laban.cluster.execution import Calls, Execution
+from laban.cluster.course import Calls
+from laban.cluster.execution import Execution
 from laban.cluster.slots import Order
 
 logger = logging.getLogger(__name__)

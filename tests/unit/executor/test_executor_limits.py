@@ -154,8 +154,7 @@ async def test_nothing_is_kept_of_an_ended_workflow_but_what_it_shows():
     async with rig() as r:
         record = await r.run(DEBATE)
         execution = r.executor.shelf.find(record.workflow_id)
-        assert execution._run is None
-        assert execution._book is None
+        assert execution._course is None
         assert not execution.board.feed._live
         assert not execution.board.feed._wakes
         slot = r.dispatcher._slots["w0"]

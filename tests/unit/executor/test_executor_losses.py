@@ -105,7 +105,7 @@ async def test_an_error_inside_ends_the_workflow_and_nothing_else(monkeypatch):
         other = await r.submit(CHAIN, {"question": "Why?"})
         record = await r.submit(one_step())
         execution = r.executor.shelf.find(record.workflow_id)
-        monkeypatch.setattr(execution._run, "finish", lambda *_: 1 / 0)
+        monkeypatch.setattr(execution._course.run, "finish", lambda *_: 1 / 0)
         final = await r.end(record.workflow_id)
         assert final.state == "failed"
         assert final.error.status == "INTERNAL"

@@ -23,7 +23,7 @@ def states(r, workflow_id: str, address: str = "tests") -> list[tuple]:
 
 def assert_nothing_left(r, workflow_id: str) -> None:
     execution, desk = r.executor.shelf.find(workflow_id), r.executor._desk("")
-    assert (len(desk.leases), execution._open, execution._run) == (0, {}, None)
+    assert (len(desk.leases), execution._open, execution._course) == (0, {}, None)
 
 
 @asynchronous

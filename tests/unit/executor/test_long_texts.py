@@ -15,7 +15,7 @@ from scripted_engine import MAX_CONTEXT, CharFraming, CharTokenizer, LoopSupervi
 
 from laban.actors.calls import Sampling
 from laban.actors.errors import InvalidInput, NotFound, OutOfRange
-from laban.cluster import execution, texts
+from laban.cluster import course, texts
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.journal_records import Line
 from laban.cluster.messages import Language
@@ -41,7 +41,7 @@ def framed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
 
     monkeypatch.setattr(CharFraming, "header", header)
     monkeypatch.setattr(texts, "LONG_TEXT", 100)
-    monkeypatch.setattr(execution, "LONG_TEXT", 100)
+    monkeypatch.setattr(course, "LONG_TEXT", 100)
     return found
 
 

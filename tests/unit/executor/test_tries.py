@@ -197,7 +197,7 @@ async def test_a_crash_takes_timers_and_errands_along(monkeypatch):
         record = await r.submit(yaml)
         execution = r.executor.shelf.find(record.workflow_id)
         timers = [attempt._timer for attempt in execution._open.values()]
-        monkeypatch.setattr(execution._run, "finish", lambda *_: 1 / 0)
+        monkeypatch.setattr(execution._course.run, "finish", lambda *_: 1 / 0)
         final = await r.end(record.workflow_id)
         assert final.error.status == "INTERNAL"
         assert len(timers) == 2
