@@ -206,19 +206,23 @@ class EncodingStore:
                 return None
         return self.reserve(key, num_tokens, tenant)
 
-    def pin(self, entry: Entry) -> None:
+    def pin(self, entry: Entry, *, is_use: bool = True) -> None:
+        """It stays. With `is_use` it is read for somebody, which dates its last use; else it is only copied, to go."""
         if entry.pins == 0:
             self._unpinned[entry.tenant] -= len(entry.pages)
         entry.pins += 1
-        self.touch(entry)
+        if is_use:
+            self.touch(entry)
 
-    def unpin(self, entry: Entry) -> None:
+    def unpin(self, entry: Entry, *, is_use: bool = True) -> None:
+        """As it was pinned."""
         if entry.pins < 1:
             raise ValueError(f"encoding {entry.key} is not pinned")
         entry.pins -= 1
         if entry.pins == 0:
             self._unpinned[entry.tenant] += len(entry.pages)
-        self.touch(entry)
+        if is_use:
+            self.touch(entry)
 
     def publish(self, entry: Entry, key: EncodingId, num_tokens: int, spec: EncodingSpec | None = None) -> Entry:
         """Makes `entry` the ready encoding `key` of `num_tokens` tokens and gives spare pages back.

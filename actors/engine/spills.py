@@ -108,7 +108,7 @@ class Spills:
             if not self._make_room(entry, spec):
                 self._refused.add(entry.key)
                 continue
-            host.pin(entry)
+            host.pin(entry, is_use=False)  # it is still what goes first
             num_bytes = self._bytes_for(entry, spec)
             self.used_bytes += num_bytes
             self._writing[entry.key] = _Write(self._write(entry, spec), entry, num_bytes)
@@ -128,7 +128,7 @@ class Spills:
                 self.used_bytes += standing.stuck_bytes - self._stuck_bytes
                 self._stuck_bytes = standing.stuck_bytes
             del self._writing[encoding_id]
-            self._host.unpin(write.entry)
+            self._host.unpin(write.entry, is_use=False)
             if standing.pauses:
                 self._paused_until_s = self._needs.now_s + self.disk.pause_s
             if standing.failed or write.dropped:

@@ -230,6 +230,22 @@ def test_a_disk_keeps_what_the_host_lets_go(tmp_path: Path) -> None:
     again.engine.close()
 
 
+def test_what_was_written_to_disk_is_what_the_host_lets_go_first(tmp_path: Path) -> None:
+    """To be written is no use of it; else what is on no disk would go."""
+    driver = driver_of(pool_tokens=128, host_tokens=1024, disk_folder=tmp_path / "kv", eviction="lru")
+    tiers, number = driver.engine.tiers, 0
+    assert tiers.host is not None
+    assert tiers._spills is not None
+    while not tiers._spills._held:
+        number += 1
+        driver.prefill(text(number, 60))
+        driver.run()
+        assert number < 100
+    victims = [entry.key for entry in tiers.host.next_victims()]
+    assert set(victims[: len(tiers._spills._held)]) == set(tiers._spills._held)
+    driver.engine.close()
+
+
 def test_a_file_that_cannot_be_deleted_takes_its_room_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
