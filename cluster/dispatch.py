@@ -60,6 +60,7 @@ class DispatchLimits:
     """The wait after those, doubled after each further try, and what it grows to. Until then others have its calls."""
     start_timeout_s: float = 600.0  # of a worker that is added
     silence_s: float = 30.0  # without a report, after which a worker is lost: it is stopped, or its process hangs
+    proven_s: float = 60.0  # after which a worker that was lost was not broken from the start
     drain_timeout_s: float = 60.0  # for others to take over what a worker leaves behind
     drain_interval_s: float = 0.1  # between looks at what is left
 
@@ -117,6 +118,7 @@ class Dispatcher:
             slow_restart_s=self._limits.slow_restart_s,
             start_timeout_s=self._limits.start_timeout_s,
             silence_s=self._limits.silence_s,
+            proven_s=self._limits.proven_s,
         )
         self._slots = self._lives.up
         self.fleet = Fleet(

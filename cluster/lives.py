@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
-from laban.actors.calls import WorkerReport
+from laban.actors.calls import CallFinished, WorkerReport
 from laban.actors.errors import Conflict, Exhausted, FailedPrecondition, Unavailable
 from laban.actors.lasting import going_on, lasting
 from laban.actors.logs import about
@@ -61,13 +61,16 @@ class Lives:
         slow_restart_s: tuple[float, float],
         start_timeout_s: float,
         silence_s: float,
+        proven_s: float,
     ) -> None:
         """A lost worker is tried to be brought back after each of `restart_delays_s`, and then for as long as it is
-        lost, after waits that double from the first of `slow_restart_s` to the second. One that reports nothing for
-        `silence_s` is lost."""
+        lost, after waits that double from the first of `slow_restart_s` to the second. A life that ends before
+        `proven_s` have passed or a call has finished is a try that failed, too: the next one waits for longer, up to
+        the last of `restart_delays_s`. One that reports nothing for `silence_s` is lost."""
         self._owner, self._pools, self._supervisor = owner, pools, supervisor
         self._restart_delays_s, self._slow_restart_s = restart_delays_s, slow_restart_s
         self._start_timeout_s, self._silence_s = start_timeout_s, silence_s
+        self._proven_s = proven_s
         self.up: dict[str, Slot] = {}
         self.lost: dict[str, Slot] = {}  # the last life of those that are not up
         self.returning: set[str] = set()
@@ -75,6 +78,7 @@ class Lives:
         self.adding: dict[str, asyncio.Task[Slot]] = {}
         self._coming: dict[str, str] = {}  # the namespace of each of those
         self._failures: dict[str, Failures] = {}  # of those that are lost
+        self._short_lives: dict[str, int] = {}  # the last lives of each, in a row, that proved nothing
         self._tasks: set[asyncio.Task[None]] = set()
 
     def awaits(self, namespace: str) -> bool:
@@ -100,10 +104,9 @@ class Lives:
         found = self._failures.get(worker_id)
         if found is None:
             return ""
-        if worker_id in self.returning or worker_id in self.adding:
-            when = "being tried again"
-        else:
-            when = f"the next try in {max(0.0, found.again_s - asyncio.get_running_loop().time()):.0f} s"
+        wait_s = found.again_s - asyncio.get_running_loop().time()
+        is_tried = worker_id in self.adding or (worker_id in self.returning and wait_s <= 0)
+        when = "being tried again" if is_tried else f"the next try in {max(0.0, wait_s):.0f} s"
         return f"{found.count} tries to bring it back have failed, {when}: {found.reason}"
 
     def start(self, ports: Sequence[WorkerPort]) -> None:
@@ -143,6 +146,7 @@ class Lives:
         """End a worker; it does not come back. Its calls run again elsewhere. Idempotent, raises nothing."""
         self.gone.add(worker_id)
         self._forget(worker_id)
+        self._short_lives.pop(worker_id, None)
         slot = self.up.get(worker_id)
         if slot is not None:
             self._end(slot, "it was taken out")
@@ -204,11 +208,14 @@ class Lives:
     async def _serve(self, slot: Slot) -> None:
         """One life, and the way to the next one."""
         worker_id, reason = slot.info.worker_id, "its reports ended"
+        clock, has_finished = asyncio.get_running_loop().time, False
+        began_s = clock()
         try:
             async with aclosing(slot.port.reports()) as reports:
                 async for report in reports:
                     if self.up.get(worker_id) is not slot:
                         return
+                    has_finished = has_finished or any(isinstance(event, CallFinished) for event in report.events)
                     self._owner.reported(slot, report)
         except WorkerLost as error:
             reason = str(error)
@@ -216,16 +223,28 @@ class Lives:
             logger.exception("reading the worker's reports failed", extra=about(worker=worker_id))
             reason = repr(error)
         self._end(slot, reason)
+        lasted_s = clock() - began_s
         await self._close(slot)
         if worker_id in self.returning and self._supervisor is not None:
-            await self._restart(self._supervisor, slot)
+            failures = self._failed_lives(worker_id, lasted_s, reason, has_finished)
+            await self._restart(self._supervisor, slot, failures)
 
-    async def _restart(self, supervisor: WorkerSupervisor, slot: Slot) -> None:
+    def _failed_lives(self, worker_id: str, lasted_s: float, reason: str, has_finished: bool) -> Failures:
+        """What to bring it back has come to, by how its last life went. The first one that is short is an accident."""
+        if has_finished or lasted_s >= self._proven_s:
+            self._short_lives.pop(worker_id, None)
+            return Failures()
+        num_short = self._short_lives[worker_id] = self._short_lives.get(worker_id, 0) + 1
+        return Failures(num_short - 1, f"it ended {lasted_s:.0f} s after it had come up: {reason}")
+
+    async def _restart(self, supervisor: WorkerSupervisor, slot: Slot, failures: Failures) -> None:
         """Until it is up, taken out, or added anew by somebody. Whatever was wrong may be mended at any time."""
         worker_id = slot.info.worker_id
-        failures = Failures()
+        if failures.count:
+            self._failures[worker_id] = failures
         try:
-            for delay_s in self._restart_delays_s:
+            for delay_s in self._restart_delays_s[min(failures.count, len(self._restart_delays_s) - 1) :]:
+                failures.again_s = asyncio.get_running_loop().time() + delay_s
                 await asyncio.sleep(delay_s)
                 if await self._came_back(supervisor, slot, failures):
                     return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from executor_rig import rig, until
@@ -253,6 +254,41 @@ def test_a_lost_worker_comes_back_whenever_what_was_wrong_is_mended():
         tries = supervisor.tries
         await asyncio.sleep(0.2)
         assert supervisor.tries == tries
+
+    asyncio.run(with_fleet(scenario, 1, supervisor=supervisor, limits=limits))
+
+
+@pytest.mark.parametrize("proves", ["nothing", "itself", "by a call"])
+def test_a_worker_that_comes_back_broken_is_made_anew_after_longer_and_longer_waits(proves):
+    """Each life ends by itself, right after it began or after it has shown that it is good for something."""
+    begun = []
+
+    class Breaking(LoopSupervisor):
+        async def start(self, worker_id, model=""):
+            begun.append(asyncio.get_running_loop().time())
+            return await super().start(worker_id, model)
+
+    supervisor = Breaking()
+    limits = replace(LIMITS, restart_delays_s=(0.0, 0.1, 0.2), proven_s=0.0 if proves == "itself" else 60.0)
+
+    async def scenario(dispatcher, workers, sink):
+        for number in range(5):
+            if proves == "by a call":
+                dispatcher.submit([order(sink, f"call-{number}")])
+                await until(lambda key=f"call-{number}": key in sink.ended)
+            (supervisor.made[-1] if supervisor.made else workers[0]).kill("the card is broken")
+            if number == 3 and proves == "nothing":
+                await until(lambda: not statuses(dispatcher)["worker-0"])
+                said = "3 tries to bring it back have failed, the next try in 0 s: it ended 0 s after it had come up: "
+                assert dispatcher.workers()[0].problem == f"{said}the card is broken"
+            await until(lambda count=number + 1: len(supervisor.made) == count)
+            await until(lambda: statuses(dispatcher)["worker-0"])
+            assert dispatcher.workers()[0].problem == ""
+        waits = [after - before for before, after in pairwise(begun)]
+        if proves == "nothing":
+            assert all(wait >= least for wait, least in zip(waits, (0.1, 0.2, 0.2, 0.2), strict=True))
+        else:
+            assert sum(waits) < 0.3
 
     asyncio.run(with_fleet(scenario, 1, supervisor=supervisor, limits=limits))
 
