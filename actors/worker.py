@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -35,6 +37,14 @@ logger = logging.getLogger(__name__)
 
 BEAT_S = 2.0
 """After which a worker that has nothing to report says so: one that says nothing for much longer is lost."""
+
+HUNG_S = 600.0
+"""An iteration that takes longer will never end. The slowest that do are a prefill of a large model on a CPU, and one
+whose kernels are compiled first: minutes at most."""
+
+
+class EngineHangs(Exception):
+    """An iteration did not end."""
 
 
 class EnginePort(Protocol):
@@ -73,8 +83,10 @@ class Outbox:
     new for `beat_s` a report says just that, whatever the engine is at: the process lives.
     """
 
-    def __init__(self, info: WorkerInfo, beat_s: float = BEAT_S) -> None:
+    def __init__(self, info: WorkerInfo, beat_s: float = BEAT_S, *, on_beat: Callable[[], None] = lambda: None) -> None:
+        """`on_beat` is called, by the reader's thread, each time that nothing was reported for `beat_s`."""
         self._info = info
+        self._on_beat = on_beat
         self._beat_s = beat_s
         self._changed = threading.Condition()
         self._events: list[CallEvent] = []
@@ -135,6 +147,8 @@ class Outbox:
         while True:
             with self._changed:
                 is_beat = not self._changed.wait_for(is_due, self._beat_s)
+                if is_beat:
+                    self._on_beat()
                 if self._reader != reader:
                     return
                 if not (self._pending or is_beat):
@@ -196,12 +210,18 @@ class WorkerLoop:
         *,
         publishing: PublishingPort | None = None,
         max_outstanding: int = 4096,
+        beat_s: float = BEAT_S,
+        hung_s: float = HUNG_S,
     ) -> None:
         """Waits for the engine, and raises what making it raises.
 
         `publishing` issues this life's epoch and is told what becomes of encodings; without it nobody is.
         `max_outstanding` bounds the calls accepted and not yet ended; more fail with RESOURCE_EXHAUSTED.
+        When an iteration has taken `hung_s` the reports end with EngineHangs.
         """
+        self._beat_s, self._max_beats = beat_s, hung_s / beat_s
+        self._is_iterating = False
+        self._num_beats = 0  # in this iteration: of a process that was stopped meanwhile the time says nothing
         self._max_outstanding = max_outstanding
         self._publishing = publishing
         self._wake = threading.Condition()
@@ -276,7 +296,7 @@ class WorkerLoop:
             self._info = engine.info
             if self._publishing is not None:
                 self._info = replace(engine.info, epoch=self._publishing.epoch())
-            self._outbox = Outbox(self._info)
+            self._outbox = Outbox(self._info, self._beat_s, on_beat=self._beat)
         except BaseException as error:
             made.set_exception(error)
             return
@@ -293,6 +313,7 @@ class WorkerLoop:
                         return
                     arrived = list(self._inbox)
                     self._inbox.clear()
+                self._num_beats, self._is_iterating = 0, True
                 for item in arrived:
                     _tell(engine, item)
                 if arrived or engine.has_work():  # what it was told, such as an abort, may have left it nothing to do
@@ -303,10 +324,24 @@ class WorkerLoop:
                     if self._publishing is not None:
                         self._publishing.put(report.changes)
                     self._outbox.put(report)
+                self._is_iterating = False
         except BaseException as error:
             # An engine that raised is in an unknown state: the worker ends, its calls run again elsewhere.
             logger.exception("the engine of worker %s failed", engine.info.worker_id)
             self._outbox.fail(error)
+
+    def _beat(self) -> None:
+        """Nothing was reported for a while. What hangs cannot be ended within this process: the worker ends."""
+        if not self._is_iterating:
+            return
+        self._num_beats += 1
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        if self._num_beats < self._max_beats or frame is None:
+            return
+        why = f"an iteration has not ended after {self._num_beats * self._beat_s:.0f} s"
+        where = "".join(traceback.format_stack(frame))
+        logger.error("the engine of worker %s hangs: %s; it is at\n%s", self._info.worker_id, why, where)
+        self._outbox.fail(EngineHangs(why))
 
 
 def _tell(engine: EnginePort, item: Item) -> None:

@@ -22,7 +22,7 @@ from laban.actors.calls import (
 )
 from laban.actors.errors import UnsupportedModel
 from laban.actors.tallies import WorkerTallies
-from laban.actors.worker import Outbox, WorkerLoop
+from laban.actors.worker import EngineHangs, Outbox, WorkerLoop
 from laban.kvstore.encodings import EMPTY_VIEW
 from laban.kvstore.placements import PlacementChange, PlacementState, Tier
 
@@ -279,3 +279,43 @@ def test_the_newest_tallies_are_kept_and_told_once(outbox):
     assert next(reader).tallies == newer
     outbox.put(report(free=3))
     assert next(reader).tallies is None
+
+
+class Hanging(ScriptedEngine):
+    """Its first iteration does not end before it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goes_on = threading.Event()
+
+    def step(self) -> WorkerReport:
+        self.goes_on.wait()
+        return super().step()
+
+
+def test_an_engine_that_hangs_ends_the_worker_though_its_process_lives(caplog):
+    engine = Hanging()
+    loop = WorkerLoop(lambda: engine, beat_s=0.01, hung_s=0.2)
+    reports = loop.reports()
+    for _ in range(40):  # it has nothing to do: however long, that is no hang
+        next(reports)
+    loop.submit([a_call("a")])
+    with pytest.raises(EngineHangs, match="has not ended after 0 s"):
+        assert all(not report.events for report in reports)
+    assert "hangs: an iteration has not ended" in caplog.text
+    assert "self.goes_on.wait()" in caplog.text, "where"
+    engine.goes_on.set()
+    loop.stop()
+
+
+def test_an_engine_that_is_slow_does_not_hang():
+    class Slow(ScriptedEngine):
+        def step(self) -> WorkerReport:
+            threading.Event().wait(0.03)  # three beats
+            return super().step()
+
+    loop = WorkerLoop(Slow, beat_s=0.01, hung_s=0.1)
+    loop.submit([a_call("a")])
+    events = (event for report in loop.reports() for event in report.events)
+    assert any(isinstance(event, CallFinished) for event in events)
+    loop.stop()
