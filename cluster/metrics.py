@@ -268,7 +268,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _counted("laban_routing_decisions_total", "Calls sent to a worker.", "policy", "worker"),
         _counted(
             "laban_routing_policy_failures_total",
-            "Calls for which a routing policy of your own had no key, so that `cost` decided.",
+            "Calls for which a routing policy of your own had no key, or was too slow, so that `cost` decided.",
         ),
         _timed("laban_routing_seconds", INSTANT_S, "Time to decide where a call goes.", "policy"),
         _sum(

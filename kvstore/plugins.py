@@ -15,6 +15,12 @@ logger = logging.getLogger(__name__)
 
 TOLD_EVERY_S = 60.0
 
+PATIENCE_S = 0.1
+"""For one decision. Whoever asks a policy does nothing else until it has answered."""
+
+RESTS = 20
+"""Times as long as it took, for which a policy that took longer is not asked: it costs a twentieth of the time."""
+
 METHOD = "key"
 """What every policy has: of what it is given, the one with the lowest key is taken."""
 
@@ -65,6 +71,32 @@ def key_of(policy: Any, *arguments: object) -> tuple[float, ...]:
     if made is None or not all(isinstance(part, Real) and part == part for part in made):
         raise PolicyFailed(f"key returned {key!r:.200}, expected a tuple of numbers, none of them NaN")
     return made
+
+
+class Patience:
+    """Bounds what a policy that is slow holds up: after a decision that took too long it is not asked for a while. One
+    that never answers cannot be helped."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._why = ""
+        self._rests_until_s = self._began_s = float("-inf")
+
+    def begin(self) -> None:
+        """A decision. Raises PolicyFailed while the policy is not to be asked."""
+        self._began_s = self._clock()
+        if self._began_s < self._rests_until_s:
+            raise PolicyFailed(self._why)
+
+    def check(self, num_asked: int, num_options: int) -> None:
+        """Between two keys of the decision. Raises PolicyFailed once it has taken too long."""
+        now_s = self._clock()
+        took_s = now_s - self._began_s
+        if took_s > PATIENCE_S:
+            self._rests_until_s = now_s + RESTS * took_s
+            took, rests = f"took {took_s:.2g} s for {num_asked} of {num_options} keys", f"{RESTS * took_s:.2g} s"
+            self._why = f"it {took}, at most {PATIENCE_S:g} s are for all of them: it is not asked for {rests}"
+            raise PolicyFailed(self._why)
 
 
 class Failures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -69,14 +70,16 @@ class Router:
         replication: Replication | None = None,
         *,
         on_failure: Callable[[], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Without `replication` a copy is charged in full to the call that makes it. ValueError for a policy ranked by
-        what no worker's view says. Where the policy has no key for a worker, `cost` decides for that call, and
-        `on_failure` is called; without it PolicyFailed is raised."""
+        what no worker's view says. Where the policy has no key for a worker, or takes too long, `cost` decides for that
+        call, and `on_failure` is called; without it PolicyFailed is raised, and time does not count."""
         self.policy = policy
         self._failures = (
             None if on_failure is None else plugins.Failures(policy, "cost decides for that call", on_failure)
         )
+        self._patience = None if on_failure is None else plugins.Patience(clock)
         self.ledger = ledger
         self._replication = replication
         self._comparison = Comparison(ledger, Holdings(view, ledger), replication)
@@ -119,9 +122,16 @@ class Router:
 
     def _by_key(self, call: CallView) -> list[int]:
         """The numbers of the best workers, by a policy that is asked for each. Raises PolicyFailed."""
-        ledger, policy = self.ledger, self.policy
+        ledger, policy, patience = self.ledger, self.policy, self._patience
+        if patience is not None:
+            patience.begin()
         seen = self._comparison.see([account.number for account in ledger.accounts.values() if ledger.is_open(account)])
-        keyed = sorted([(plugins.key_of(policy, view, call), view.worker_id) for view in seen.views()])
+        views, keyed = list(seen.views()), []
+        for num_asked, view in enumerate(views, 1):
+            keyed.append((plugins.key_of(policy, view, call), view.worker_id))
+            if patience is not None:
+                patience.check(num_asked, len(views))
+        keyed.sort()
         return [ledger.accounts[worker_id].number for _, worker_id in keyed[:NUM_CANDIDATES]]
 
     def _sources(

@@ -196,6 +196,46 @@ def test_with_nowhere_to_keep_it_it_is_compiled_all_the_same(monkeypatch: pytest
     assert compiling.inlined(len) == (len, {"inline": "always"})
 
 
+def test_a_slow_policy_of_ones_own_is_let_rest_and_asked_again() -> None:
+    rng, view, failures, now_s, took_s = random.Random(6), PlainView(), [], [50.0], [0.0]
+
+    class Slow:
+        num_asked = 0
+
+        def key(self, worker: WorkerView, call: CallView) -> tuple[float, ...]:
+            self.num_asked += 1
+            now_s[0] += took_s[0]
+            return (-worker.queue_ms, worker.num_calls)  # not as `cost` has it
+
+    ledger = random_fleet(rng, view, 12, 20)
+    slow = Slow()
+    own = Router(slow, view, ledger, on_failure=lambda: failures.append(1), clock=lambda: now_s[0])
+    alone, cost = Router(Slow(), view, ledger), Router(CostPolicy(), view, ledger)
+    calls = [random_call(rng, 20, number) for number in range(40)]
+
+    def differ(call: CallView, expected: Router) -> bool:
+        chosen, other = own.choose(call), expected.choose(call)
+        assert chosen is not None
+        assert other is not None
+        return chosen.worker_id != other.worker_id
+
+    took_s[0] = 0.008
+    assert not any(differ(call, alone) for call in calls)
+    assert any(differ(call, cost) for call in calls), "the two are told apart here"
+    assert failures == []
+    took_s[0], slow.num_asked = 0.06, 0
+    assert not differ(calls[0], cost)
+    assert slow.num_asked == 2, "given up, and not asked for the other workers"
+    assert not any(differ(call, cost) for call in calls)
+    now_s[0] += 20 * 0.12 - 0.01
+    assert not any(differ(call, cost) for call in calls)
+    assert (len(failures), slow.num_asked) == (81, 2)
+    now_s[0] += 0.02
+    took_s[0] = 0.001
+    assert not any(differ(call, alone) for call in calls)
+    assert len(failures) == 81
+
+
 def test_a_call_that_a_policy_of_ones_own_has_no_key_for_goes_where_cost_says() -> None:
     rng, view, failures = random.Random(5), PlainView(), []
     ledger = random_fleet(rng, view, 12, 20)
