@@ -75,7 +75,7 @@ class Starting:
         tokens = [*call.tokens, *decode.generated]
         sequence = self._unfinished.add(entry, call.start, tokens, plan.view, plan.specs, None, decode)
         sequence.spare = call.spare
-        if decode.scorer is not None:
+        if decode.finish_reason is not None:
             tokens = [*tokens, *call.terminator]
             sequence.close(tokens, make_spec(call.namespace, tokens, call.start, call.view, plan.specs))
         return sequence

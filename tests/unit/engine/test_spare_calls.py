@@ -113,6 +113,21 @@ def test_a_spare_call_gives_its_pages_back_to_one_that_is_short_of_them() -> Non
         assert each.result("again").comparison.kl == pytest.approx([0.0] * 20, abs=1e-6)
 
 
+def test_a_spare_call_that_has_all_its_tokens_gives_its_pages_back_and_is_closed_later() -> None:
+    driver = Driver(make_engine(pool_tokens=96))
+    enter(driver, replace(spare(Call("spare", "test", EMPTY_VIEW, 0, LONG[:40], (), force([5, 6]))), terminator=(7,)))
+    driver.step()
+    driver.step()
+    sequence = driver.engine.scheduler.running["spare"].sequence
+    assert sequence.decode is not None
+    assert sequence.decode.finish_reason is not None
+    enter(driver, Call("real", "test", EMPTY_VIEW, 0, (1, 2, 3), (), Sampling(max_tokens=60)))
+    driver.step()
+    assert set(driver.engine.scheduler.running) == {"real"}
+    driver.run()
+    assert driver.result("spare").encoding.tokens == (*LONG[:40], 5, 6, 7)
+
+
 def test_a_spare_call_keeps_what_would_help_nobody() -> None:
     driver = Driver(make_engine(pool_tokens=640, tenant_share=0.25))
     enter(driver, Call("first", "test/a", EMPTY_VIEW, 0, (9, 8), (), Sampling(max_tokens=100)))
