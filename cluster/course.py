@@ -74,7 +74,7 @@ class Course:
         """`sink` hears of its calls, `put` takes the moves that its timers make, `on_end` is told once."""
         self.run, self.calls = run, calls
         self.begun: dict[str, ReadyStep] = {}
-        self.is_over = False
+        self._is_over = False
         self._workflow_id, self._book, self._board = workflow_id, book, board
         self._nested, self._attempts, self._external = nested, attempts, external
         self._sink, self._seed, self._rank, self._successors = sink, seed, rank, successors
@@ -141,12 +141,12 @@ class Course:
         """Start whatever is ready; calls that become ready together are ordered together."""
         run = self.run
         orders: list[Order] = []
-        while run.state == "running" and not self.is_over and (ready := run.ready()):
+        while run.state == "running" and not self._is_over and (ready := run.ready()):
             self._take_news()
             for step in ready:
                 if run.status(step.address).state == "running":  # a step that failed to begin may have ended it
                     self._begin(step, orders)
-        if run.state == "running" and not self.is_over:
+        if run.state == "running" and not self._is_over:
             self.calls.submit(orders)
         self.settle()
 
@@ -291,7 +291,7 @@ class Course:
     def settle(self) -> None:
         """Take over what the run decided: instances it gave up, and its end."""
         run = self.run
-        if self.is_over:
+        if self._is_over:
             return
         self._take_news()
         given_up: list[str] = []
@@ -313,7 +313,7 @@ class Course:
                 # No step failed: an expression could not be evaluated, or a loop did not end in time.
                 cause = self._error or ErrorInfo("FAILED_PRECONDITION", "")
                 error = ErrorInfo(cause.status, run.error, cause.field)
-            self.end(run.state, tuple(run.outputs().items()), error)
+            self._end(run.state, tuple(run.outputs().items()), error)
         elif not self._attempts:
             raise RuntimeError("the run goes on, but none of its steps does")
 
@@ -324,15 +324,13 @@ class Course:
         """The run cannot go on: whatever is open is cancelled."""
         open_steps = [result for result in self._board.steps.values() if result.state not in TERMINAL_STEP]
         self.recall(result.address for result in open_steps)
+        self._close(list(self._attempts))
         for result in open_steps:
             self._board.end_step(replace(result, state="cancelled"))
-        self.end("failed", (), error)
+        self._end("failed", (), error)
 
-    def end(self, state: WorkflowState, outputs: Outputs, error: ErrorInfo | None) -> None:
-        self.is_over = True
-        left = list(self._attempts)
-        self.recall(left)
-        self._close(left)
+    def _end(self, state: WorkflowState, outputs: Outputs, error: ErrorInfo | None) -> None:
+        self._is_over = True
         self._on_end(state, outputs, error)
 
     def recall(self, addresses: Iterable[str]) -> None:
