@@ -11,6 +11,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Protocol
 
@@ -121,7 +122,9 @@ class Intake:
             if active >= max_of_tenant:
                 self._meter.refused("max_workflows")
                 raise Exhausted(f"{active} workflows of this tenant are active, expected at most {max_of_tenant}")
+        entering = ExitStack()  # until it is on the shelf, or will not be
         self._admitting[tenant] += 1
+        entering.callback(self._admitting.subtract, (tenant,))
         try:
             what = Resolved(workflow, overrides)
             if self._levels is not None:
@@ -150,21 +153,29 @@ class Intake:
                 document=document,
             )
             execution = self._home.execution_of(submission, prepared, what.notes)
-            await self._accept(submission, execution, prepared, origin)
+            await self._accept(submission, execution, prepared, origin, entering.close)
         except KeyTaken as taken:
             if taken.content == content:
                 raise
             raise used_before(idempotency_key) from None
         finally:
-            self._admitting[tenant] -= 1
+            entering.close()
         return execution.board.record()
 
-    async def _accept(self, submission: Submission, execution: Execution, prepared: Prepared, origin: str) -> None:
-        """Start it, once it is in the journal. Raises Unavailable."""
+    async def _accept(
+        self,
+        submission: Submission,
+        execution: Execution,
+        prepared: Prepared,
+        origin: str,
+        entered: Callable[[], None],
+    ) -> None:
+        """Start it, once it is in the journal: `entered` is called then. Raises Unavailable."""
 
         def enter() -> None:
             self._claim(submission)
             self._shelf.keep(submission, execution)
+            entered()
             self._traces.follow(execution.board, origin)
             if self._lookout is None:
                 execution.begin()

@@ -12,7 +12,8 @@ from executor_workflows import CHAIN, DEBATE, asynchronous, tool_step
 from journal_checks import SLOW
 from journal_rig import MemoryStore, server
 
-from laban.actors.errors import Conflict, FailedPrecondition, NotFound, Unavailable
+from laban.actors.errors import Conflict, Exhausted, FailedPrecondition, NotFound, Unavailable
+from laban.cluster.execution import Execution
 from laban.cluster.journal_records import Ending, Submission
 from laban.cluster.workflow.parse import parse_yaml
 
@@ -288,3 +289,29 @@ async def test_who_leaves_while_it_is_written_leaves_a_workflow_that_runs():
         submitting.cancel()
         await until(lambda: run.executor.list()[0])
         assert (await run.events(run.executor.list()[0][0].workflow_id))[-1].workflow_state == "succeeded"
+
+
+@asynchronous
+async def test_a_workflow_that_comes_in_is_counted_once():
+    """From when it runs until whoever submitted it goes on: another one comes in just then."""
+    async with server(MemoryStore(), max_active=2) as host:
+        keep, seen = host.executor.shelf.keep, []
+
+        async def submit_another() -> None:
+            try:
+                seen.append(await host.submit(CHAIN_OF))
+            except Exhausted as error:
+                seen.append(error)
+
+        def kept(submission: Submission, execution: Execution) -> None:
+            keep(submission, execution)
+            if not others:
+                others.append(asyncio.get_running_loop().create_task(submit_another()))
+
+        others: list[asyncio.Task[None]] = []
+        host.executor.shelf.keep = kept
+        first = await host.submit(CHAIN_OF)
+        await others[0]
+        assert not isinstance(seen[0], Exhausted)
+        for record in (first, seen[0]):
+            await host.events(record.workflow_id)
