@@ -150,6 +150,9 @@ class LabanConfig(Section):
             known = f"one of {', '.join(self.models)}" if self.models else "`models` first"
             raise ValueError(f"default_model is {self.default_model!r}, expected {known}")
         self._check_ports()
+        if not self.models and self.cache.disk_folder is not None and self.cache.host_bytes == 0:
+            why = "encodings come from disk through host memory, expected more than 0 or no disk_folder"
+            raise ValueError(f"cache.host_bytes is 0 and cache.disk_folder is set: {why}")
         if self.models and self.engine.pool_tokens is not None and any(m.device_memory for m in self.models.values()):
             raise ValueError("engine.pool_tokens and a model's device_memory are both set, expected one of them")
         for name, adapter in self.adapters.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from laban.actors.engine.config import EngineConfig
@@ -20,6 +21,8 @@ from laban.actors.errors import FailedPrecondition, InvalidInput
 from laban.actors.models import Progress, say_nothing
 from laban.kvstore.eviction import SERVING, Guarded, load_policy
 from laban.kvstore.needs import Needs
+
+log = logging.getLogger(__name__)
 
 
 def make_tiers(
@@ -54,6 +57,11 @@ def make_tiers(
     rates, counters = MeasuredRates(on_card, config.link_bytes_per_s), Counters()
     num_pages = HostPool.num_pages_for(host_bytes or 0, config.page_size, per_token)
     if not num_pages:
+        if disk_folder is not None:
+            log.warning(
+                "%s is not used: encodings come from disk through host memory, and of its %d bytes a page takes %d",
+                disk_folder, host_bytes or 0, config.page_size * per_token,
+            )  # fmt: skip
         return Tiers(None, None, needs, rates, counters, tallying=tallying)
     num_layers, _, num_kv_heads, head_dim = pool.shape
     host = HostPool(

@@ -378,3 +378,16 @@ def test_a_call_asks_the_disk_once_for_what_others_evict(tmp_path: Path, monkeyp
     assert driver.result(call).tokens_encoded == 201 + 2
     assert sorted(begun) == sorted(spec.encoding_id for spec in specs)
     driver.engine.close()
+
+
+def test_a_folder_without_host_memory_is_said_to_be_of_no_use(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for host_tokens, of_bytes in ((0, "its 0 bytes"), (15, "bytes a page takes")):
+        caplog.clear()
+        engine = make_engine(host_tokens=host_tokens, disk_folder=tmp_path / "kv")
+        assert engine.tiers.disk is None
+        assert f"{tmp_path / 'kv'} is not used: " in caplog.text
+        assert of_bytes in caplog.text
+        engine.close()
+    caplog.clear()
+    make_engine(host_tokens=16, disk_folder=tmp_path / "kv").close()
+    assert caplog.text == ""

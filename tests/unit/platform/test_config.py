@@ -79,6 +79,7 @@ def test_description_reads_back_as_the_same_configuration(tmp_path: Path) -> Non
         ("cache: {disk_bytes: 0}", r"cache\.disk_bytes: .*greater than 0"),
         ("cache: {disk_bytes: 99999999999TiB}", r"cache\.disk_bytes: .*less than or equal to 1152921504606846976"),
         ("cache: {disk_folder: ''}", r"cache\.disk_folder: .*at least 1 character"),
+        ("cache: {disk_folder: kv, host_bytes: 0}", r"cache\.host_bytes is 0 and cache\.disk_folder is set"),
         ("cache: {tenant_share: 0}", r"cache\.tenant_share: .*greater than 0"),
         ("cache: {link_bytes_per_s: fast}", r"cache\.link_bytes_per_s: expected a number of bytes"),
         ("cache: {eviction: 3}", r"cache\.eviction: .*valid string"),
