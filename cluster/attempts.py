@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from laban.actors.calls import Sampling
+from laban.actors.calls import FinishReason, Sampling
+from laban.actors.errors import shorten
 from laban.cluster.messages import Language
 from laban.cluster.usage import CallUsage
 from laban.cluster.workflow.sampling import instance_seed
@@ -38,6 +39,19 @@ def seed_of(step: ReadyStep, workflow_seed: int, failures: int) -> int:
         return instance_seed(workflow_seed, step.address) if step.sampling.seed is None else step.sampling.seed
     seed = workflow_seed if step.sampling.seed is None else step.sampling.seed
     return instance_seed(seed, f"{step.address}#{failures + 1}")
+
+
+def choice_problem(step: ReadyStep, text: str, finish_reason: FinishReason) -> str:
+    """Why what `step` generated is none of its choices: it was cut off before it was one. "" if it is one, if it has
+    none, and of a text that was forced."""
+    chosen = () if step.constraint is None else step.constraint.choices
+    if not chosen or text.strip() in chosen or step.sampling.forced_text is not None:
+        return ""
+    said = f"the text is none of the `choices` (got {shorten(text)}): it was cut off"
+    if finish_reason != "length":
+        return f"{said} by `stop`"
+    most = step.sampling.max_tokens
+    return f"{said} after {most} token{'s' if most != 1 else ''}; expected a larger max_tokens"
 
 
 @dataclass(slots=True)

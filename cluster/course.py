@@ -12,7 +12,7 @@ from typing import Protocol
 from laban.actors.calls import CallFinished
 from laban.actors.errors import LabanError
 from laban.cluster import moves as to
-from laban.cluster.attempts import Attempt, sampling_of
+from laban.cluster.attempts import Attempt, choice_problem, sampling_of
 from laban.cluster.audit.cases import Said
 from laban.cluster.board import Board, generated
 from laban.cluster.explaining import next_uses
@@ -212,7 +212,7 @@ class Course:
     def finish(self, address: str, worker_id: str, event: CallFinished, waited_ms: float) -> None:
         """Its call has ended well."""
         step, attempt = self.begun[address], self._attempts[address]
-        problem = self.run.unfit(address, event.text)
+        problem = choice_problem(step, event.text, event.finish_reason) or self.run.unfit(address, event.text)
         if problem:
             self._board.lose(address, event)
             self.try_failed(address, ErrorInfo("FAILED_PRECONDITION", problem))

@@ -93,6 +93,34 @@ def range_problems(
                     yield Problem(loc, message, value, f"at most {most}")
 
 
+def choice_problems(
+    graph: StepGraph,
+    texts: Mapping[str, tuple[str, str | None]],
+    plan: SamplingPlan,
+    framing: Framing,
+    model: str | None = None,
+) -> Iterator[Problem]:
+    """Warns of choices that have more tokens than `max_tokens` lets a step generate: it fails where it takes one. Of
+    steps that call `model`; None: of all."""
+    said: set[Loc] = set()
+    for address, node in graph.nodes.items():
+        chosen, sampling = node.step.choices, plan.of(node)
+        if not isinstance(chosen, list | tuple) or sampling.forced_text is not None or node.loc in said:
+            continue
+        if model is not None and node.model != model:
+            continue
+        role, (prefill, name) = role_of(node), texts[address]
+        before = len(framing.header(role, name, prefill=prefill))
+        lengths = [len(framing.header(role, name, prefill=prefill + choice)) - before for choice in chosen]
+        longest = max(lengths)
+        if longest > sampling.max_tokens:
+            said.add(node.loc)
+            loc = (*node.loc, "choices", lengths.index(longest))
+            message = f"this choice of '{address}' has {longest} tokens, more than its max_tokens"
+            expected = f"a max_tokens of at least {longest}"
+            yield Problem(loc, message, sampling.max_tokens, expected, severity="warning")
+
+
 def _is_bounded(node: Node, reader: Node) -> bool:
     """Whether it is known how long a message can become for its reader. What comes from outside or from other
     workflows, says what failed, or is in another model's tokens may have any length."""

@@ -10,7 +10,7 @@ from laban.cluster.workflow.autos import unchosen
 from laban.cluster.workflow.blocks import lay_out, steps_of
 from laban.cluster.workflow.build import build_graph
 from laban.cluster.workflow.diagnostics import Diagnostic, Loc, Problem
-from laban.cluster.workflow.fits import Framing, ViewFit, range_problems, view_fits
+from laban.cluster.workflow.fits import Framing, ViewFit, choice_problems, range_problems, view_fits
 from laban.cluster.workflow.graph import Bound, StepGraph, prompt_key
 from laban.cluster.workflow.inputs import check_inputs, placeholder
 from laban.cluster.workflow.models import unknown_models
@@ -89,6 +89,11 @@ def lint(
             own = {fit.address: fit for fit in view_fits(graph, messages, texts, plan, *measure)}
             views = [own[fit.address] if graph.nodes[fit.address].model == name else fit for fit in views]
         problems += _too_long(graph, views)
+        if not estimated:
+            default = None if models is None else ""
+            problems += choice_problems(graph, texts, plan, framing, default)
+            for name, (own_framing, _) in (models or {}).items():
+                problems += choice_problems(graph, texts, plan, own_framing, name)
         if is_whole:
             parts = (graph, messages, texts, plan)
             problems += range_problems(*parts, framing, None if models is None else "")

@@ -236,3 +236,27 @@ async def test_skipped_failures_are_tried_again_first():
         final = await r.run(generating("on_error: skip, retries: {max: 1}", "FAIL"))
         assert final.state == "succeeded"
         assert (results(final)["draft"].state, results(final)["draft"].attempt) == ("failed", 2)
+
+
+CHOICE = "choices: [ab, abc], sampling: {max_tokens: 1"
+
+
+@asynchronous
+@pytest.mark.parametrize(
+    ("more", "state", "text"),
+    [
+        (f"{CHOICE}}}", "failed", ""),
+        (f"{CHOICE}}}, retries: {{max: 1}}, on_error: message", "succeeded", "the text is none of the `choices`"),
+        (f"{CHOICE}, forced_text: x}}", "succeeded", "x"),
+        (f"{CHOICE}, stop: [q]}}", "failed", ""),
+    ],
+)
+async def test_a_text_that_was_cut_off_before_it_was_a_choice_fails_its_try(more: str, state: str, text: str):
+    async with rig() as r:
+        final = await r.run(generating(more))
+        draft = results(final)["draft"]
+        assert (final.state, draft.text[: len(text)]) == (state, text)
+        if draft.state == "failed":
+            assert draft.error.status == "FAILED_PRECONDITION"
+            assert "cut off after 1 token; expected a larger max_tokens" in draft.error.message
+            assert draft.attempt == 1 + ("retries" in more)

@@ -181,3 +181,20 @@ def test_each_view_says_whose_context_it_was_measured_with() -> None:
     views = [(view.address, view.model, view.max_context) for view in found.views]
     assert views == [("a", "", 900), ("b", "small", 300)]
     assert said(found, "error") == ["'b' reads beyond the end of 'q', which has 5 tokens with its frame"]
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        ("choices: [a b, c d e f, g], sampling: {max_tokens: 3}", [("choices[1]", 3, "a max_tokens of at least 4")]),
+        ("choices: [a b, c d e f, g], sampling: {max_tokens: 4}", []),
+        ("choices: [a b], sampling: {max_tokens: 1, forced_text: a}", []),
+        ("choices: '[1]', sampling: {max_tokens: 1}", []),
+    ],
+)
+def test_choices_that_max_tokens_would_cut_off_are_warned_of(step: str, expected: list[tuple[str, int, str]]) -> None:
+    found = report(f"steps:\n- {{step: a, read: [q, r], for_each: agents, {step}}}\noutputs: {{a: a}}\n")
+    warned = [
+        (d.path.removeprefix("steps[0]."), d.value, d.expected) for d in found.diagnostics if "max_tokens" in d.message
+    ]
+    assert (warned, found.ok) == (expected, True)
