@@ -23,6 +23,7 @@ from laban.cluster.workflow.parse import parse_yaml
 from laban.cluster.workflow.states import Overrides
 
 DEFAULT_CONTEXT = 8192
+NO_MODEL = "no model"
 BYTES_PER_TOKEN = 2  # fewer than any text that people write has with a vocabulary of 30,000 or more
 FRAME_TOKENS = 16
 ROOT_TOKENS = 64
@@ -65,6 +66,7 @@ def lint_file(arguments: Namespace) -> int:
     measure = _measure(plans[0].path, parses)
     of_models = {plan.name: _measure(plan.path, parses) for plan in plans if plan.name is not None}
     estimated = any(isinstance(each.framing, EstimatedFraming) for each in (measure, *of_models.values()))
+    served = {plan.name or measure.model: [name for name, _ in plan.adapters] for plan in plans}
     overrides = Overrides(fidelity=arguments.fidelity)
     try:
         workflow = parse_yaml(text, arguments.file, files_named_in(text, Path(arguments.file)))
@@ -75,6 +77,8 @@ def lint_file(arguments: Namespace) -> int:
             framing=measure.framing,
             max_context=measure.max_context,
             models={name: measured(each) for name, each in of_models.items()} or None,
+            adapters=None if measure.model == NO_MODEL else served,
+            configured=bool(config.models or config.adapters),
             estimated=estimated,
         )
     except WorkflowErrors as error:
@@ -91,7 +95,7 @@ def _measure(model: str | None, parse_special_tokens: bool) -> Measure:
     folder = converted_default_model() if model is None else model
     if folder is None:
         note = f"lengths are estimates, {BYTES_PER_TOKEN} bytes a token: the default model is set up by the first run"
-        return Measure(EstimatedFraming(), DEFAULT_CONTEXT, "no model", (note,))
+        return Measure(EstimatedFraming(), DEFAULT_CONTEXT, NO_MODEL, (note,))
     facts = check_model_folder(folder)
     framing = derive_framing(folder, Tokenizer.from_folder(folder, parse_special_tokens=parse_special_tokens))
     return Measure(framing, facts.max_context, facts.name, framing.notes)

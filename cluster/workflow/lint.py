@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from laban.cluster.workflow.autos import unchosen
@@ -13,7 +13,7 @@ from laban.cluster.workflow.diagnostics import Diagnostic, Loc, Problem
 from laban.cluster.workflow.fits import Framing, ViewFit, choice_problems, range_problems, view_fits
 from laban.cluster.workflow.graph import Bound, StepGraph, prompt_key
 from laban.cluster.workflow.inputs import check_inputs, placeholder
-from laban.cluster.workflow.models import unknown_models
+from laban.cluster.workflow.models import unknown_adapters, unknown_models
 from laban.cluster.workflow.overrides import SamplingPlan, check_fidelity, plan_sampling
 from laban.cluster.workflow.schema import Workflow
 from laban.cluster.workflow.states import MessageText, Overrides
@@ -51,12 +51,16 @@ def lint(
     framing: Framing | None = None,
     max_context: int | None = None,
     models: Mapping[str, tuple[Framing, int]] | None = None,
+    adapters: Mapping[str, Collection[str]] | None = None,
+    configured: bool = True,
     estimated: bool = False,
 ) -> LintReport:
     """What a parsed workflow would do wrong, leak or block. `parse_yaml` has found what keeps it from running at all.
 
     Inputs that are missing are stood in for, and said so: the lengths of views then leave them out. `models` are those
-    that steps may name, each with its framing and its context; None: any, and all are measured as the default one.
+    that steps may name, each with its framing and its context; None: all are measured as the default one. `adapters`
+    are those of each model that is served, by its name, the default's first; None: nothing is said of either. A name
+    that is none of these is an error; a warning if nobody `configured` what is served: the file may be for another one.
     `estimated`: the framing's lengths are no model's own, so nothing is said of token ranges.
     """
     level, problems = check_fidelity(overrides)
@@ -81,7 +85,7 @@ def lint(
     problems += [*more, *even_more, *last, *private_leaks(graph)]
     problems += [*_unused(workflow, graph), *_empty(messages), *_same_texts(graph, plan, texts)]
     problems += [*_trailing_spaces(graph, texts), *unchosen(workflow, overrides)]
-    problems += [] if models is None else unknown_models(workflow, models)
+    problems += [] if adapters is None else _not_served(workflow, adapters, configured)
     views: list[ViewFit] = []
     if framing is not None and max_context is not None and not more and not even_more:
         views = view_fits(graph, messages, texts, plan, framing, max_context)
@@ -102,6 +106,13 @@ def lint(
     visibility = Visibility(graph)
     leaks, blockages = tuple(islice(visibility.leaks(), MAX_LEAKS)), tuple(visibility.blockages())
     return LintReport(tuple(workflow.marks.locate(problems)), len(graph.nodes), leaks, blockages, tuple(views))
+
+
+def _not_served(workflow: Workflow, adapters: Mapping[str, Collection[str]], configured: bool) -> Iterator[Problem]:
+    default = next(iter(adapters.values()))
+    found = unknown_models(workflow, adapters) or unknown_adapters(workflow, lambda name: adapters.get(name, default))
+    for problem in found:
+        yield problem if configured else replace(problem, severity="warning")
 
 
 def _fatal(problems: list[Problem]) -> bool:

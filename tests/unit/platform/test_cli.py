@@ -184,6 +184,26 @@ def test_lint_names_the_model_that_the_longest_view_is_of(
     assert "(another)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("config", "severity", "of_model"),
+    [("", "warning", ""), ("adapters: {law: /adapters/law}", "error", "one of law, or ")],
+)
+def test_lint_says_which_adapters_and_models_are_not_served(
+    config: str, severity: str, of_model: str, default_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A warning where nothing is configured: the file may be for another server."""
+    Path("laban.yaml").write_text(config)
+    Path("flow.yaml").write_text("version: 1\nname: t\nadapter: sql\nsteps:\n- {step: a}\n")
+    assert main(["lint", "flow.yaml"]) == (2 if config else 0)
+    said = capsys.readouterr().out
+    assert (
+        f"flow.yaml:3:10: {severity}: adapter: no such adapter is served (got 'sql'); expected {of_model}none" in said
+    )
+    Path("flow.yaml").write_text("version: 1\nname: t\nmodel: huge\nadapter: sql\nsteps:\n- {step: a}\n")
+    assert main(["lint", "flow.yaml"]) == (2 if config else 0)
+    assert f"flow.yaml:3:8: {severity}: model: no such model is served (got 'huge')" in capsys.readouterr().out
+
+
 def test_lint_without_a_model_estimates_and_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
