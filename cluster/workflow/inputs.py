@@ -26,7 +26,9 @@ def check_inputs(workflow: Workflow, given: Mapping[str, object]) -> tuple[dict[
     """Every input's value, given or default. Numbers and booleans may be given as their text."""
     values: dict[str, Value] = {}
     problems = [
-        Problem(("inputs", str(name)), f"unknown input '{name}'", None, suggest(str(name), workflow.inputs))
+        Problem(
+            ("inputs", str(name)), f"unknown input '{name}'", None, suggest(str(name), workflow.inputs), in_file=False
+        )
         for name in given
         if name not in workflow.inputs
     ]
@@ -37,7 +39,9 @@ def check_inputs(workflow: Workflow, given: Mapping[str, object]) -> tuple[dict[
         raw = given.get(name, declared.default)
         value = _convert(raw, declared.type, from_text=name in given)
         if value is None:
-            problems.append(Problem(("inputs", name), "wrong type or size", raw, EXPECTED[declared.type]))
+            is_own = name not in given
+            expected = EXPECTED[declared.type]
+            problems.append(Problem(("inputs", name), "wrong type or size", raw, expected, in_file=is_own))
         else:
             values[name] = value
     return values, problems

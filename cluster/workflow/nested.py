@@ -56,7 +56,7 @@ def _step_problems(workflow: Workflow, placed: Placed) -> Iterator[Problem]:
     missing = {n: d.default for n, d in inner.inputs.items() if n not in plain}
     for problem in check_inputs(inner, {**{n: v for n, v in missing.items() if v is not None}, **plain})[1]:
         if problem.loc[1:2] and problem.loc[1] in plain:
-            yield replace(problem, loc=(*loc, *problem.loc))
+            yield replace(problem, loc=(*loc, *problem.loc), in_file=True)
     for name in step.messages:
         message = inner.messages.get(name)
         if message is None:

@@ -135,3 +135,11 @@ def test_a_private_message_that_would_leak_stops_the_run() -> None:
         Run(parse_yaml(text % "direct"), {})
     with pytest.raises(WorkflowErrors, match="private"):
         Run(parse_yaml(text % "exact"), {}, Overrides(fidelity="direct"))
+
+
+def test_what_is_wrong_with_a_given_input_is_not_said_of_the_file() -> None:
+    """Its line there is another input's, or says what was right."""
+    with pytest.raises(WorkflowErrors) as caught:
+        start("inputs: {n: {type: integer}, m: {}}\nsteps: [{step: a, read: [q]}]\n", n="x", k="1")
+    said = [(d.path, d.line) for d in caught.value.diagnostics]
+    assert said == [("inputs.k", None), ("inputs.n", None), ("inputs.m", 5)]
