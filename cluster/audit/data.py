@@ -21,7 +21,7 @@ def read_data(
     Raises InvalidInput for a line that is not an object, or whose values are not what the workflow declares.
     """
     found: list[tuple[int, dict[str, object]]] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         where = f"{source}:{number}"

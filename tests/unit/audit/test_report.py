@@ -143,6 +143,9 @@ steps: [{step: one, read: [q]}]
 def test_data_lines_are_checked_one_by_one() -> None:
     assert read_data('{"count": 1}\n\n{"question": "x"}\n', FLOW, {"count": 7}, "d.jsonl") == [
         (1, {"count": 1}), (3, {"count": 7, "question": "x"})]  # fmt: skip
+    breaks = "a\u2028b\x85c"  # which JSON has as they are
+    assert read_data(f'{{"count": 1, "question": "{breaks}"}}\r\n', FLOW, {}, "d.jsonl") == [
+        (1, {"count": 1, "question": breaks})]  # fmt: skip
     for text, said in (
         ('{"count": 1}\n{"count"', "d.jsonl:2: is not JSON"),
         ("[1]", "d.jsonl:1: expected an object"),
