@@ -7,6 +7,7 @@ they are allowed where the text is complete. A text that nothing can be added to
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -228,6 +229,25 @@ def _read(tokenizer: Tokenizer, vocab_size: int) -> tuple[LLTokenizer | None, st
     # Special tokens are part of no text; the library asks for one to end texts with.
     special = next((i for i in range(tokenizer.vocab_size) if tokenizer.is_special(i)), 0)
     try:
-        return LLTokenizer(tokenizer.to_json(), max(vocab_size, tokenizer.vocab_size), special), ""
+        return LLTokenizer(_without_spellings(tokenizer.to_json()), max(vocab_size, tokenizer.vocab_size), special), ""
     except ValueError as error:
         return None, f"the model's tokenizer cannot be used for it ({error})"
+
+
+def _without_spellings(tokenizer: str) -> str:
+    """A `tokenizer.json` whose special tokens are spelled as no text is. Where a text can go on in one way only, the
+    library reads the tokens off its spelling, and must find letters there, not the special token that they spell."""
+    read = json.loads(tokenizer)
+    special = {token["content"]: token for token in read.get("added_tokens") or () if token["special"]}
+    spelled = {content: f"\ufdd0{token['id']}\ufdd1" for content, token in special.items()}  # of noncharacters
+    for content, token in special.items():
+        token["content"] = spelled[content]
+    model = read["model"]
+    vocab = model.get("vocab")
+    if isinstance(vocab, dict):
+        model["vocab"] = {spelled.get(content, content): token_id for content, token_id in vocab.items()}
+    else:  # a list of pieces with their scores
+        model["vocab"] = [[spelled.get(content, content), score] for content, score in vocab or ()]
+    if model.get("unk_token") in spelled:
+        model["unk_token"] = spelled[model["unk_token"]]
+    return json.dumps(read)

@@ -71,6 +71,18 @@ def test_every_choice_can_be_made_even_one_that_begins_another() -> None:
         assert made == set(CHOICES)
 
 
+@pytest.mark.parametrize("text", ["<|end|>", "x</s>y", "a <s><|end|> b", "<unk>"])
+def test_texts_may_spell_special_tokens(text: str) -> None:
+    """Also where nothing else can follow, so that the library reads tokens off the spelling."""
+    for player in players():
+        assert player.play(Constraint(choices=(text,)), random.Random(0)) == text
+        schema = {"type": "object", "properties": {text: {"const": text}}, "required": [text]}
+        schema |= {"additionalProperties": False}
+        made = player.play(Constraint(schema=json.dumps(schema)), random.Random(1))
+        assert made is not None
+        assert json.loads(made) == {text: text}
+
+
 @pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 1000])
 def test_masks_bar_what_has_no_bit(vocab_size: int) -> None:
     draw = torch.Generator().manual_seed(vocab_size)
