@@ -8,6 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, TypeVar, runtime_checkable
 
+from google.protobuf.descriptor import FieldDescriptor
+
 from laban.actors.errors import InvalidInput, NotFound
 from laban.cluster.client_files import files_named_in
 from laban.cluster.records import Layout, MessageRecord, SessionPlacement
@@ -316,11 +318,28 @@ def filled(kind: type[M], **values: Any) -> M:
 
 
 def put(message: Any, name: str, value: Any, path: str = "") -> None:
-    """Set a field; protobuf's complaints about type, range and surrogates become ours."""
+    """Set a field. Raises InvalidInput, which says what the field takes, for a value that protobuf refuses."""
     try:
         if isinstance(value, list):
             getattr(message, name).extend(value)
         else:
             setattr(message, name, value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidInput(str(error).splitlines()[0], field=path or name, value=value) from None
+    except (TypeError, ValueError, OverflowError):
+        expected = _TAKEN[message.DESCRIPTOR.fields_by_name[name].cpp_type]
+        expected = f"a list, each {expected}" if isinstance(value, list) else expected
+        raise InvalidInput(f"expected {expected}", field=path or name, value=value) from None
+
+
+_TAKEN = {
+    FieldDescriptor.CPPTYPE_STRING: "text, without lone surrogates",
+    FieldDescriptor.CPPTYPE_BOOL: "true or false",
+    FieldDescriptor.CPPTYPE_DOUBLE: "a number",
+    FieldDescriptor.CPPTYPE_FLOAT: "a number",
+    FieldDescriptor.CPPTYPE_INT32: "a whole number of 32 bits",
+    FieldDescriptor.CPPTYPE_UINT32: "a whole number of 32 bits, 0 or more",
+    FieldDescriptor.CPPTYPE_INT64: "a whole number of 64 bits",
+    FieldDescriptor.CPPTYPE_UINT64: "a whole number of 64 bits, 0 or more",
+    FieldDescriptor.CPPTYPE_ENUM: "the number of one of its values",
+    FieldDescriptor.CPPTYPE_MESSAGE: "a message",
+}
+"""What fields hold, by the kinds of protobuf."""

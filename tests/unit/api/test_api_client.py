@@ -17,12 +17,14 @@ from laban.cluster.client import Client
 from laban.cluster.client_lease_requests import complete_request, fail_request, lease_request
 from laban.cluster.client_requests import (
     prefill_request,
+    put,
     release_request,
     submit_request,
     view_of,
 )
 from laban.cluster.records import MessageRecord, SessionPlacement
 from laban.cluster.workflow.diagnostics import WorkflowErrors
+from laban.proto import laban_pb2 as pb
 
 
 def with_client(work: Callable[[Client, Served], Any], **fakes: Any) -> None:
@@ -214,3 +216,22 @@ def test_the_client_imports_grpc_and_protobuf_alone() -> None:
 def test_the_generated_code_loads_from_protobuf_6_31_on() -> None:
     source = (Path(__file__).parents[3] / "proto" / "laban_pb2.py").read_text()
     assert "# Protobuf Python Version: 6.31." in source
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "value", "expected"),
+    [
+        (pb.CompleteStepRequest(), "text", 5, "text: expected text, without lone surrogates (got 5)"),
+        (pb.CompleteStepRequest(), "text", "\ud800", "expected text, without lone surrogates"),
+        (pb.Sampling(), "seed", 1.5, "seed: expected a whole number of 64 bits"),
+        (pb.Sampling(), "seed", 2**64, "a whole number of 64 bits"),
+        (pb.Sampling(), "temperature", "hot", "temperature: expected a number (got 'hot')"),
+        (pb.Sampling(), "stop", ["a", 5], "stop: expected a list, each text, without lone surrogates"),
+    ],
+)
+def test_a_value_that_a_field_cannot_hold_is_answered_with_what_it_can(
+    target: object, name: str, value: object, expected: str
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        put(target, name, value)
+    assert expected in str(caught.value)
