@@ -28,8 +28,7 @@ class Exports:
             request.answer(lambda: Refused("the worker has no host memory for encodings"))
             return
         on_device, on_host = self._device.get_ready(encoding_id), host.get(encoding_id)
-        if on_host is not None and on_device is not None and self._is_less(on_host, on_device):
-            host.discard(on_host)
+        if on_device is not None and not tiers.host_has(on_device):
             on_host = None
         if self._corrections.mix_of(encoding_id) is not None:
             request.answer(lambda: Refused("the worker predicted it; it stays where that is known"))
@@ -80,8 +79,3 @@ class Exports:
         num_tokens, window = entry.num_tokens, self._tiers.direct.window
         slots = tuple(entry.runs(0, num_tokens))
         return Export(self._num_lent, entry.key, num_tokens, pool.bytes_per_token, read, slots, window, entry)
-
-    @staticmethod
-    def _is_less(held: Entry, whole: Entry) -> bool:
-        """A part that was kept of a transfer which broke off, and that nobody reads."""
-        return held.ready and held.pins == 0 and held.num_tokens < whole.num_tokens

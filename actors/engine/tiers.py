@@ -408,7 +408,7 @@ class Tiers:
 
     def published(self, entry: Entry) -> None:
         """An encoding stands on the device: a candidate to be saved."""
-        if self.host is None or entry.key in self.host:
+        if self.host is None or self.host_has(entry):
             return
         self._to_save.append(entry)
         if len(self._to_save) > self._most_to_save:  # the device may have let go of some, or all
@@ -422,15 +422,23 @@ class Tiers:
         allocator = device.allocator
         while self._to_save and allocator.num_free < SAVE_BELOW * allocator.num_pages:
             entry = self._to_save.popleft()
-            if device.get(entry.key) is entry and entry.key not in self.host and not self.save_one(device, entry):
+            if device.get(entry.key) is entry and not self.host_has(entry) and not self.save_one(device, entry):
                 break
         if self._spills is not None:
             self._spills.run()
 
+    def host_has(self, entry: Entry) -> bool:
+        """Whether as much of an entry of the device is in the host, or coming. A part that was kept of a transfer which
+        broke off, and that nobody reads, makes room for the whole."""
+        held = None if self.host is None else self.host.get(entry.key)
+        return held is not None and not (held.ready and held.pins == 0 and held.num_tokens < entry.num_tokens)
+
     def save_one(self, device: EncodingStore, entry: Entry) -> Entry | None:
-        """Begins to copy an entry of the device to the host, if it has room; returns the host's, which is not ready."""
+        """Begins to copy an entry of the device, which the host does not have, to it, if it has room; returns the
+        host's, which is not ready."""
         assert self.host is not None
         assert self._saves is not None
+        self.host.drop(entry.key)
         worth = self.needs.order_of(entry.key, entry.num_tokens, entry.last_use_s, self.encode_s(entry.num_tokens))
         room = self.host.reserve_for(entry.key, entry.num_tokens, entry.tenant, worth)
         if room is None:

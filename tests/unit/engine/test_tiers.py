@@ -11,8 +11,9 @@ import torch
 from engine_harness import Driver, assert_same_encoding, force, interpreter, logprobs, make_engine, place_recorded
 from tier_rig import QUICK, SLOW_LINK, driver_of, save_all, text
 
-from laban.actors.calls import Advice, Prefetch, Sampling
+from laban.actors.calls import Advice, Prefetch, Sampling, Source
 from laban.actors.engine.spills import _Write
+from laban.kvstore.arrivals import Arrival
 from laban.kvstore.encodings import EncodingSpec, closure
 from laban.kvstore.uses import Use
 
@@ -228,6 +229,45 @@ def test_a_disk_keeps_what_the_host_lets_go(tmp_path: Path) -> None:
     again.run()
     assert again.result(call).tokens_encoded == 1
     again.engine.close()
+
+
+class Breaking:
+    """Brings the first tokens of what another engine has, and no more."""
+
+    def __init__(self, other: Driver, num_tokens: int) -> None:
+        self.other, self.num_tokens = other, num_tokens
+
+    def fetch(self, source: Source, num_tokens: int, write: Any, runs: Any) -> Arrival:
+        arrival = Arrival(num_tokens)
+        arrival.link = arrival.via = "object_store"
+        rows = torch.stack(self.other.keys_and_values(self.other.specs[source.encoding_id]))
+        write(0, self.num_tokens, rows[:, :, : self.num_tokens])
+        arrival.advance(self.num_tokens, 1)
+        arrival.end("it broke off")
+        return arrival
+
+    def close(self) -> None: ...
+
+
+def test_a_part_of_a_transfer_makes_room_in_the_host_for_the_whole() -> None:
+    driver, other = driver_of(pool_tokens=160), Driver(make_engine())
+    spec = other.prefill(text(1, 90))
+    tiers = driver.engine.tiers
+    tiers.fetcher = Breaking(other, 40)
+    driver.specs[spec.encoding_id] = spec
+    source = Source(spec.encoding_id, "worker-9", "epoch", 1e-9)
+    driver.submit([1, 2], driver.chain(spec), sampling=Sampling(max_tokens=2), sources=(source,))
+    driver.run()
+    assert tiers.counters.totals().tokens_loaded_peer == 40
+    driver.prefill(text(2, 60))  # the device is nearly full
+    driver.run()
+    assert tiers.held_tokens(spec.encoding_id) == 90
+    driver.engine.store.evict_all()
+    call = driver.submit([1, 2], driver.chain(spec), sampling=Sampling(max_tokens=2))
+    driver.run()
+    assert driver.result(call).tokens_loaded == 90
+    for found, expected in zip(driver.keys_and_values(spec), other.keys_and_values(spec), strict=True):
+        torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
 
 
 def test_what_was_written_to_disk_is_what_the_host_lets_go_first(tmp_path: Path) -> None:
