@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from laban.actors.errors import FailedPrecondition
 from laban.kvstore.disk import DiskTier
 from laban.kvstore.disk_files import Chunk, ChunkLayout
 from laban.kvstore.disk_folder import FolderInUse, clear
+
+log = logging.getLogger(__name__)
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # numpy knows no bfloat16
 _SHARD = "shard-"
@@ -58,11 +62,23 @@ def _open(
     dtype = str(_INTEGERS[host.k.itemsize]).removeprefix("torch.")
     layout = ChunkLayout(dtype, (2, num_layers, -1, num_kv_heads, head_dim), part)
     try:
-        return DiskTier(folder, max_bytes, namespace_prefix, layout, **options)
+        tier = DiskTier(folder, max_bytes, namespace_prefix, layout, **options)
+        _check_room(tier)
+        return tier
     except FolderInUse as error:
         raise FailedPrecondition(str(error), field="cache.disk_folder") from error
     except OSError as error:
         raise FailedPrecondition(f"{folder}: {error.strerror}", field="cache.disk_folder") from error
+
+
+def _check_room(tier: DiskTier) -> None:
+    """Warns of a budget that the file system has not. Only what is within the budget makes room for something newer."""
+    room = shutil.disk_usage(tier.folder).free + tier.used_bytes
+    if room < tier.max_bytes:
+        log.warning(
+            "%s may take %.3g GiB (cache.disk_bytes), and its file system has room for %.3g: once that is full, "
+            "the encodings on disk stay the old ones", tier.folder, tier.max_bytes / 2**30, room / 2**30,
+        )  # fmt: skip
 
 
 def chunk_of(rows: Tensor) -> Chunk:

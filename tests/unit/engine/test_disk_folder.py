@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,3 +37,23 @@ def test_a_folder_that_cannot_be_had_is_named(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match=rf"cache.disk_folder: {tmp_path}/file"):
         open_disk(tmp_path / "file", 1 << 20, "m", host)
     disk.close()
+
+
+def test_a_budget_that_the_file_system_has_not_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = HostPool(4, 16, 1, 1, 4, torch.float32, pinned=False)
+    disk = open_disk(tmp_path / "a", 1 << 20, "m", host)
+    rows = torch.zeros(2, 1, 100, 1, 4)
+    write = disk.save("e", "m", 100, lambda begin, end: chunk_of(rows[:, :, begin:end]))
+    assert write.wait(20)
+    used = disk.used_bytes
+    disk.close()
+    for free, warns in ((1 << 20, False), ((1 << 20) - used, False), ((1 << 20) - used - 1, True)):
+        caplog.clear()
+        usage = SimpleNamespace(total=1 << 30, used=0, free=free)
+        monkeypatch.setattr("laban.actors.engine.disk_folder.shutil.disk_usage", lambda folder, usage=usage: usage)
+        disk = open_disk(tmp_path / "a", 1 << 20, "m", host)
+        assert disk.used_bytes == used
+        assert ("(cache.disk_bytes), and its file system has room for" in caplog.text) == warns
+        disk.close()
