@@ -56,7 +56,7 @@ class Admission:
         self.is_short = False
         held: set[str] = set()  # tenants
         for waiting in self.waiting:
-            if len(self.running) >= self._max_running:
+            if not self._has_place_for(waiting.call):
                 return
             tenant = owner_of(waiting.call.namespace)
             if tenant in held:
@@ -102,9 +102,17 @@ class Admission:
             if not self._make_way(waiting.call, plan):
                 waiting.short_of_share = self.room.has_for_others(plan, waiting.call)
                 return None
+            if len(self.running) >= self._max_running:
+                self._give_back(self._spare_ones()[-1])
             running = self._starting.start(waiting, plan, kept, make_decode)
         self.running[waiting.call.call_id] = running
         return running
+
+    def _has_place_for(self, call: Call) -> bool:
+        return len(self.running) < self._max_running or (not call.spare and bool(self._spare_ones()))
+
+    def _spare_ones(self) -> list[RunningCall]:
+        return [running for running in self.running.values() if running.call.spare]
 
     def _plan(self, waiting: Waiting) -> Plan:
         plan = plan_call(waiting, self._store, self._tiers, self._corrections)
@@ -141,7 +149,7 @@ class Admission:
         if self._prefetches.give_up(plan.kept):
             return room.fits(plan, call)
         owner = owner_of(call.namespace) if room.has_for_others(plan, call) else None
-        spare = [r for r in self.running.values() if r.call.spare and owner in (None, owner_of(r.call.namespace))]
+        spare = [r for r in self._spare_ones() if owner in (None, owner_of(r.call.namespace))]
         if spare:  # whatever they are at: they would hold their pages until there is time for them
             for running in spare:
                 self._give_back(running)

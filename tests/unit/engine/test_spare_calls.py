@@ -128,6 +128,19 @@ def test_a_spare_call_that_has_all_its_tokens_gives_its_pages_back_and_is_closed
     assert driver.result("spare").encoding.tokens == (*LONG[:40], 5, 6, 7)
 
 
+def test_a_spare_call_gives_its_place_to_another() -> None:
+    driver = Driver(make_engine(max_running=2, max_batch_tokens=16))
+    enter(driver, Call("first", "test", EMPTY_VIEW, 0, (9, 8), (), Sampling(max_tokens=30)))
+    enter(driver, spare(Call("spare", "test", EMPTY_VIEW, 0, LONG, ())))
+    driver.step()
+    assert set(driver.engine.scheduler.running) == {"first", "spare"}
+    enter(driver, Call("second", "test", EMPTY_VIEW, 0, (1, 2, 3), (), Sampling(max_tokens=3)))
+    driver.step()
+    assert set(driver.engine.scheduler.running) == {"first", "second"}
+    driver.run()
+    assert driver.result("spare").encoding.tokens == LONG
+
+
 def test_a_spare_call_keeps_what_would_help_nobody() -> None:
     driver = Driver(make_engine(pool_tokens=640, tenant_share=0.25))
     enter(driver, Call("first", "test/a", EMPTY_VIEW, 0, (9, 8), (), Sampling(max_tokens=100)))
