@@ -88,18 +88,12 @@ def lint(
     problems += [] if adapters is None else _not_served(workflow, adapters, configured)
     views: list[ViewFit] = []
     if framing is not None and max_context is not None and not more and not even_more:
-        views = view_fits(graph, messages, texts, plan, framing, max_context)
-        for name, measure in (models or {}).items():
-            own = {fit.address: fit for fit in view_fits(graph, messages, texts, plan, *measure)}
-            views = [own[fit.address] if graph.nodes[fit.address].model == name else fit for fit in views]
+        parts = (graph, messages, texts, plan)
+        views = _views(*parts, framing, max_context, models)
         problems += _too_long(graph, views)
-        if not estimated:
-            default = None if models is None else ""
-            problems += choice_problems(graph, texts, plan, framing, default)
-            for name, (own_framing, _) in (models or {}).items():
-                problems += choice_problems(graph, texts, plan, own_framing, name)
+        problems += [] if estimated else _long_choices(graph, texts, plan, framing, models)
+        problems += _within(workflow, framing, max_context, models, estimated)
         if is_whole:
-            parts = (graph, messages, texts, plan)
             problems += range_problems(*parts, framing, None if models is None else "")
             for name, (own_framing, _) in (models or {}).items():
                 problems += range_problems(*parts, own_framing, name)
@@ -113,6 +107,63 @@ def _not_served(workflow: Workflow, adapters: Mapping[str, Collection[str]], con
     found = unknown_models(workflow, adapters) or unknown_adapters(workflow, lambda name: adapters.get(name, default))
     for problem in found:
         yield problem if configured else replace(problem, severity="warning")
+
+
+def _views(
+    graph: StepGraph,
+    messages: Mapping[str, MessageText],
+    texts: Mapping[str, tuple[str, str | None]],
+    plan: SamplingPlan,
+    framing: Framing,
+    max_context: int,
+    models: Mapping[str, tuple[Framing, int]] | None,
+) -> list[ViewFit]:
+    """Each measured with the model that its step calls."""
+    views = view_fits(graph, messages, texts, plan, framing, max_context)
+    for name, measure in (models or {}).items():
+        own = {fit.address: fit for fit in view_fits(graph, messages, texts, plan, *measure)}
+        views = [own[fit.address] if graph.nodes[fit.address].model == name else fit for fit in views]
+    return views
+
+
+def _long_choices(
+    graph: StepGraph,
+    texts: Mapping[str, tuple[str, str | None]],
+    plan: SamplingPlan,
+    framing: Framing,
+    models: Mapping[str, tuple[Framing, int]] | None,
+) -> Iterator[Problem]:
+    yield from choice_problems(graph, texts, plan, framing, None if models is None else "")
+    for name, (own_framing, _) in (models or {}).items():
+        yield from choice_problems(graph, texts, plan, own_framing, name)
+
+
+def _within(
+    workflow: Workflow,
+    framing: Framing,
+    max_context: int,
+    models: Mapping[str, tuple[Framing, int]] | None,
+    estimated: bool,
+) -> Iterator[Problem]:
+    """Views and choices of the workflows that steps run. Warnings: what a step puts in the place of inputs and messages
+    may be shorter."""
+    for name, inner in workflow.workflows.items():
+        given = {key: placeholder(declared) for key, declared in inner.inputs.items() if declared.default is None}
+        values, problems = check_inputs(inner, given)
+        graph, more = build_graph(inner, None, values)
+        problems += more
+        if graph is None or _fatal(problems):
+            continue
+        messages, problems = fixed_messages(inner, values)
+        texts, more = instance_texts(graph, values)
+        if problems or more:
+            continue
+        plan, _ = plan_sampling(graph, _NO_OVERRIDES)
+        found = [*_too_long(graph, _views(graph, messages, texts, plan, framing, max_context, models))]
+        found += [] if estimated else _long_choices(graph, texts, plan, framing, models)
+        found += _within(inner, framing, max_context, models, estimated)
+        for problem in found:
+            yield replace(problem, loc=("workflows", name, *problem.loc), severity="warning")
 
 
 def _fatal(problems: list[Problem]) -> bool:

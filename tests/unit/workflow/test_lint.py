@@ -198,3 +198,28 @@ def test_choices_that_max_tokens_would_cut_off_are_warned_of(step: str, expected
         (d.path.removeprefix("steps[0]."), d.value, d.expected) for d in found.diagnostics if "max_tokens" in d.message
     ]
     assert (warned, found.ok) == (expected, True)
+
+
+def test_views_and_choices_of_workflows_within_are_warned_of() -> None:
+    body = """steps:
+- {step: a, workflow: w}
+- {step: b, read: [q, r, a], for_each: agents}
+outputs: {b: b}
+workflows:
+  w:
+    version: 1
+    name: w
+    inputs: {long: {}}
+    messages: {m: "{{ long }}"}
+    steps: [{step: c, workflow: v}, {step: x, read: [m, c], sampling: {max_tokens: 900}}]
+    workflows:
+      v:
+        version: 1
+        name: v
+        steps: [{step: y, choices: [a b, c d e], sampling: {max_tokens: 2}}]
+"""
+    found = report(body.replace("workflow: w}", "workflow: w, inputs: {long: q.text}}"), max_context=800)
+    said_of = {d.path: (d.severity, d.line, d.value) for d in found.diagnostics}
+    assert said_of["workflows.w.steps[1]"] == ("warning", 15, 920)
+    assert said_of["workflows.w.workflows.v.steps[0].choices[1]"] == ("warning", 20, 2)
+    assert found.ok
