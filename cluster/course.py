@@ -4,6 +4,7 @@ back into the run. Whatever is raised in here is its execution's to guard.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -37,6 +38,9 @@ from laban.kvstore.encodings import EncodingId
 from laban.kvstore.uses import Use
 
 Outputs = tuple[tuple[str, str], ...]
+
+_IN_VIEW = re.compile(r"view\[(\d+)\]\.(begin|end)")
+"""The field of an error about a token range."""
 
 
 class Calls(Protocol):
@@ -188,9 +192,7 @@ class Course:
         try:
             orders.append(self._order(attempt))
         except LabanError as error:
-            # The field is told apart from the message, and the value within it.
-            message = str(LabanError(error.message, value=error.value))
-            self._end_failed(address, ErrorInfo(error.status, message, error.field))
+            self._end_failed(address, _as_told(error, attempt.step))
 
     def _order(self, attempt: Attempt) -> Order:
         step = attempt.step
@@ -349,3 +351,15 @@ class Course:
     def stop_timers(self) -> None:
         for attempt in self._attempts.values():
             attempt.stop_timer()
+
+
+def _as_told(error: LabanError, step: ReadyStep) -> ErrorInfo:
+    """Why a step's call cannot be ordered. The field is told apart from the message, and the value within it; a place
+    in the call's view is the read that put it there."""
+    message, field = str(LabanError(error.message, value=error.value)), error.field
+    found = _IN_VIEW.fullmatch(field)
+    if found is not None:
+        read = step.reads[int(found[1])]
+        field = f"read[{read.index}].{found[2]}"
+        message = f"{field}, of '{read.key}': {message}"
+    return ErrorInfo(error.status, message, field)

@@ -260,3 +260,17 @@ async def test_a_text_that_was_cut_off_before_it_was_a_choice_fails_its_try(more
             assert draft.error.status == "FAILED_PRECONDITION"
             assert "cut off after 1 token; expected a larger max_tokens" in draft.error.message
             assert draft.attempt == 1 + ("retries" in more)
+
+
+@asynchronous
+async def test_a_range_beyond_a_message_is_said_of_its_read():
+    """Not of its place in the view, where the agent's prompt is the first."""
+    reads = "agent: ann, read: [task, {read: draft, begin: 900}]"
+    text = generating("retries: 0").replace("read: [task, draft]", reads)
+    async with rig() as r:
+        final = await r.run(text + "agents: {ann: Be Ann}\n")
+        error = results(final)["final"].error
+        assert error.field == "read[1].begin"
+        assert "read[1].begin, of 'draft': the message has " in error.message
+        assert error.message.endswith("(got 900)")
+        assert "read[1].begin, of 'draft'" in final.error.message
