@@ -42,7 +42,7 @@ class Saves:
 
     def begin(self, entry: Entry, room: Entry, device: EncodingStore) -> None:
         """From an entry of the device to `room`, the host's pages for it, which are pinned."""
-        device.pin(entry)
+        device.pin(entry, is_use=False)
         self._waiting.append(_Save(entry, room, device))
 
     def pump(
@@ -73,7 +73,7 @@ class Saves:
                 self._give_up(save)
             elif save.ended == entry.num_tokens:
                 self._counters.add("bytes_saved_host", entry.num_tokens * self._bytes_per_token)
-                save.device.unpin(entry)
+                save.device.unpin(entry, is_use=False)
                 self._host.publish(room, entry.key, entry.num_tokens, entry.spec)
                 self._host.unpin(room)
 
@@ -89,5 +89,5 @@ class Saves:
         if save in self._waiting:
             self._waiting.remove(save)
         if save.ended == save.issued:
-            save.device.unpin(save.entry)
+            save.device.unpin(save.entry, is_use=False)
             self._host.discard(save.room)

@@ -58,6 +58,14 @@ def test_a_save_waits_for_the_iteration_that_may_still_write() -> None:
     assert afters == [("save", event)]
 
 
+def test_to_be_copied_is_not_to_be_used() -> None:
+    driver = driver_of()
+    specs = [driver.prefill(text(number, 40)) for number in range(3)]
+    before = [driver.engine.store.get(spec.encoding_id).last_use for spec in specs]
+    save_all(driver)
+    assert [driver.engine.store.get(spec.encoding_id).last_use for spec in specs] == before
+
+
 def test_head_is_encoded_while_the_tail_is_loaded() -> None:
     driver = driver_of(pool_tokens=1024, rates=SLOW_LINK, link_bytes_per_s=2e6)
     oracle = interpreter()
