@@ -361,5 +361,5 @@ def _as_told(error: LabanError, step: ReadyStep) -> ErrorInfo:
     if found is not None:
         read = step.reads[int(found[1])]
         field = f"read[{read.index}].{found[2]}"
-        message = f"{field}, of '{read.key}': {message}"
+        message = f"the read of '{read.key}' {found[2]}s beyond it: {message}"
     return ErrorInfo(error.status, message, field)

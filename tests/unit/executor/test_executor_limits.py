@@ -144,8 +144,8 @@ async def test_a_read_that_cannot_be_placed_fails_its_step_and_names_the_field_o
     async with rig() as r:
         record = await r.run(one_step().replace("read: [task]", "read: [{read: task, begin: 5000}]"))
         assert record.state == "failed"
-        assert (record.error.status, record.error.field) == ("INVALID_ARGUMENT", "view[0].begin")
-        assert record.error.message.startswith("step 'only' failed: the message has ")
+        assert (record.error.status, record.error.field) == ("INVALID_ARGUMENT", "read[0].begin")
+        assert record.error.message.startswith("step 'only' failed: the read of 'task' begins beyond it: ")
         assert record.error.message.endswith("(got 5000)")
 
 

@@ -271,6 +271,6 @@ async def test_a_range_beyond_a_message_is_said_of_its_read():
         final = await r.run(text + "agents: {ann: Be Ann}\n")
         error = results(final)["final"].error
         assert error.field == "read[1].begin"
-        assert "read[1].begin, of 'draft': the message has " in error.message
+        assert "the read of 'draft' begins beyond it: the message has " in error.message
         assert error.message.endswith("(got 900)")
-        assert "read[1].begin, of 'draft'" in final.error.message
+        assert "the read of 'draft' begins beyond it" in final.error.message
