@@ -59,7 +59,7 @@ def test_a_save_waits_for_the_iteration_that_may_still_write() -> None:
 
 
 def test_to_be_copied_is_not_to_be_used() -> None:
-    driver = driver_of()
+    driver = driver_of(pool_tokens=1024)
     specs = [driver.prefill(text(number, 40)) for number in range(3)]
     before = [driver.engine.store.get(spec.encoding_id).last_use for spec in specs]
     save_all(driver)
