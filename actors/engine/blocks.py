@@ -121,8 +121,6 @@ def apply_window(blocks: list[Block], window: int, max_single_rows: int) -> list
 
 def _sees_all(block: Block, window: int) -> bool:
     nearest = max(stretch.stop for stretch in block.rows) - window
-    if nearest <= 0:
-        return True
     return all(x.position >= nearest for stretches in (block.reads, block.before, block.rows) for x in stretches)
 
 

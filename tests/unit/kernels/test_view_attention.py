@@ -85,6 +85,13 @@ def batches(draw: st.DrawFn) -> tuple[list[Chunk], list[Row], int]:
     return chunks, rows, draw(st.sampled_from([1, 2, 4]))
 
 
+def test_a_window_hides_what_lies_before_it_wherever_that_is() -> None:
+    read = Read(Entry("m", [0], PAGE), -3, 0, 1, 0)
+    block = blocks_module.Block(0, 1, (read,), [], [blocks_module.Stretch(0, [(PAGE, 1)])])
+    (left,) = blocks_module.apply_window([block], 1, 1)
+    assert (left.reads, left.partly) == ((), ())
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     case=batches(),
