@@ -11,6 +11,7 @@ from typing import Literal
 from laban.actors.reach import Reach
 from laban.actors.tallies import WorkerTallies
 from laban.kvstore.encodings import EncodingId, EncodingSpec, View
+from laban.kvstore.message_slots import MessageSlot
 from laban.kvstore.placements import PlacementChange
 from laban.kvstore.uses import Use
 
@@ -103,7 +104,8 @@ class Call:
     `rank` is its workflow's place in the order of admission: when memory is short the lowest goes first. `sources`
     say where else encodings that the worker lacks can be fetched from. One that is `spare` is worked on only while
     nothing else is to be done, as prefetches are. Calls of one `kind` are alike, those of a step for one: what drafting
-    brought in some is expected of the others.
+    brought in some is expected of the others. `slots` are those of its reads that may be predicted, each a whole
+    message.
     """
 
     call_id: str
@@ -119,6 +121,7 @@ class Call:
     scoring: Scoring | None = None
     spare: bool = False
     kind: str = ""
+    slots: tuple[MessageSlot, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

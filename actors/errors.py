@@ -52,8 +52,8 @@ def _rebuild(kind: type[LabanError], message: str, field: str, value: object) ->
 
 
 def shorten(value: object, limit: int = 120) -> str:
-    """`repr(value)`, cut in the middle past `limit` characters."""
-    text = repr(value)
+    """`repr(value)`, with truth as JSON and YAML have it, cut in the middle past `limit` characters."""
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 4 :]}"
 
 

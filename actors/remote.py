@@ -75,7 +75,7 @@ class WorkerHandle:
     def end(self) -> None:
         """End all of them, soon. Idempotent, raises nothing."""
         for process in (self.first, *self.others):
-            _kill(process)
+            kill_actor(process)
         if self.placement is not None:
             remove_placement_group(self.placement)
 
@@ -468,7 +468,7 @@ class DirectoryHandle:
     def end(self) -> None:
         """Idempotent, raises nothing."""
         for shard in self.shards:
-            _kill(shard)
+            kill_actor(shard)
 
 
 def spawn_directory(num_shards: int = 1, log: LogSettings | None = None) -> DirectoryHandle:
@@ -579,10 +579,11 @@ class RemoteHost:
             ray.get(self._handle.stop.remote(), timeout=timeout_s)
         except (RayError, TimeoutError) as error:
             logger.info("the service did not stop by itself: %s", _first_line(error))
-        _kill(self._handle)
+        kill_actor(self._handle)
 
 
-def _kill(handle: Any) -> None:
+def kill_actor(handle: Any) -> None:
+    """Ends its process now. Raises nothing."""
     try:
         ray.kill(handle, no_restart=True)
     except (RayError, ValueError) as error:

@@ -160,7 +160,7 @@ def _texts(desk: Desk, material: Material, way: Way, count: int, rng: random.Ran
 
 def _new(material: Material, cases: Sequence[Case | None]) -> list[Case]:
     """Without those that are held out, are learnt from anyway, or were there before."""
-    known = {str(case.inputs) for case in (*material.task.train, *material.task.held_out)}
+    known = {str(case.inputs) for case in (*material.task.train, *material.more, *material.task.held_out)}
     found = []
     for case in cases:
         if case is not None and str(case.inputs) not in known:

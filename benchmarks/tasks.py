@@ -210,12 +210,14 @@ TASKS = ("gsm8k", "hellaswag", "human_eval", "mt_bench", "sessions", "judge", "b
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """A task, and what more of its inputs to learn from are made of: `problems` are those of `task.train`."""
+    """A task, and what more of its inputs to learn from are made of: `problems` are those of `task.train` and of
+    `more`, which are the inputs that a package has beyond all that was asked for."""
 
     task: Task
     draw: _Draw
     bank: Sequence[str]
     problems: Sequence[Any]
+    more: Sequence[Case]
     spare: Sequence[Case]  # of a task that is drawn without end
 
 
@@ -234,6 +236,7 @@ def make_material(
     draw, count = _Draw(cut, random.Random(f"{seed}/{name}"), find), num_train + num_held_out
     bank: list[str] = []
     problems: list[Any] = []
+    more: list[Case] = []
     spare: list[Case] = []
     if name in _LIMITED:
         found, made_of = _LIMITED[name]
@@ -248,8 +251,12 @@ def make_material(
         num_held_out = len(cases) - num_train
     flow = FLOWS / f"{name}.yaml"
     workflow = parse_yaml(flow.read_text(encoding="utf-8"), flow.name)
-    task = Task(name, workflow, tuple(cases[:num_train]), tuple(cases[num_train : num_train + num_held_out]))
-    return Material(task, draw, bank, problems[:num_train], spare)
+    end = num_train + num_held_out
+    task = Task(name, workflow, tuple(cases[:num_train]), tuple(cases[num_train:end]))
+    held_out = problems[num_train:end]
+    beyond = [(e, case) for e, case in zip(problems[end:], cases[end:], strict=False) if e not in held_out]
+    problems, more = [*problems[:num_train], *(each for each, _ in beyond)], [case for _, case in beyond]
+    return Material(task, draw, bank, problems, more, spare)
 
 
 def case_of(material: Material, problem: Any) -> Case | None:

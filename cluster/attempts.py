@@ -33,6 +33,11 @@ def sampling_of(step: ReadyStep, seed: int, language: Language, failures: int = 
     )
 
 
+def kind_of(workflow: str, step: ReadyStep) -> str:
+    """Of a step's calls, by the workflow's name (`Call.kind`)."""
+    return f"{workflow}/{step.step}"
+
+
 def seed_of(step: ReadyStep, workflow_seed: int, failures: int) -> int:
     """The seed of a step's try after so many that failed: each samples anew."""
     if failures == 0:

@@ -24,6 +24,7 @@ class Caller:
     tenant: str
     roles: frozenset[Role]
     max_workflows: int | None = None  # of the tenant, running at once
+    max_sessions: int | None = None  # of the tenant, open at once
     fidelity: Fidelity = "exact"  # of chats over HTTP, unless they say otherwise
 
     def may(self, role: Role) -> bool:

@@ -190,6 +190,8 @@ def put_sampling(sampling: pb.Sampling, name: str, value: Any, path: str) -> Non
 
 
 def view_of(view: Sequence[Placed], layout: str, path: str = "view") -> pb.View:
+    if not isinstance(view, Iterable) or isinstance(view, str):
+        raise InvalidInput("expected a list of messages, their ids or placements", field=path, value=view)
     placements = []
     for place, item in enumerate(view):
         at = f"{path}.placements[{place}]"
@@ -324,9 +326,9 @@ def put(message: Any, name: str, value: Any, path: str = "") -> None:
             getattr(message, name).extend(value)
         else:
             setattr(message, name, value)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, AttributeError):  # the last: a list for one value, or the reverse
         expected = _TAKEN[message.DESCRIPTOR.fields_by_name[name].cpp_type]
-        expected = f"a list, each {expected}" if isinstance(value, list) else expected
+        expected = f"a list, each {expected}" if hasattr(getattr(message, name), "extend") else expected
         raise InvalidInput(f"expected {expected}", field=path or name, value=value) from None
 
 

@@ -256,6 +256,11 @@ class LimitsSection(Section):
         default=600.0, gt=0, description="a session unused for so long ends, unless it says otherwise"
     )
     max_sessions: int = Field(default=1024, gt=0, description="open at once")
+    start_timeout_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="for workers to load their models, at the start, when one is added and when one comes back",
+    )
 
 
 class AuditSection(Section):

@@ -13,7 +13,7 @@ from typing import Protocol
 from laban.actors.calls import CallFinished
 from laban.actors.errors import LabanError
 from laban.cluster import moves as to
-from laban.cluster.attempts import Attempt, choice_problem, sampling_of
+from laban.cluster.attempts import Attempt, choice_problem, kind_of, sampling_of
 from laban.cluster.audit.cases import Said
 from laban.cluster.board import Board, generated
 from laban.cluster.explaining import next_uses
@@ -201,7 +201,7 @@ class Course:
         opening = Opening(step.role, step.name, step.prefill)
         key, what = f"{self._workflow_id}/{step.address}", f"step {step.address}"
         call, _ = book.decode(key, what, book.entries(step.reads), opening, sampling, rank=self._rank)
-        call = replace(call, kind=f"{self._board.name}/{step.step}")
+        call = replace(call, kind=kind_of(self._board.name, step))
         attempt.view = call.view
         return Order(call, self._sink, book.specs, attempt.number, self._rank, self._successors(call.namespace))
 

@@ -58,7 +58,7 @@ class DispatchLimits:
     """Waits before each try to bring a lost worker back. While they last calls wait for it."""
     slow_restart_s: tuple[float, float] = (60.0, 300.0)
     """The wait after those, doubled after each further try, and what it grows to. Until then others have its calls."""
-    start_timeout_s: float = 600.0  # of a worker that is added
+    start_timeout_s: float = 600.0  # of a worker that is added, or comes back
     silence_s: float = 30.0  # without a report, after which a worker is lost: it is stopped, or its process hangs
     proven_s: float = 60.0  # after which a worker that was lost was not broken from the start
     drain_timeout_s: float = 60.0  # for others to take over what a worker leaves behind
@@ -175,6 +175,8 @@ class Dispatcher:
             if key in self._sent:
                 slot, ticket = self._sent[key]
                 self._forget(slot, ticket, "CANCELLED")
+                usage = ticket.usage.take()  # who stops a call at its last token has had all before it
+                self._charge(slot, ticket, usage.tokens_encoded + usage.tokens_generated)
                 aborted.setdefault(slot.info.worker_id, (slot, []))[1].append(ticket.call_id)
         for slot, call_ids in aborted.values():
             slot.port.abort(call_ids)
@@ -367,23 +369,29 @@ class Dispatcher:
             began = event if isinstance(event, CallStarted) else CallStarted(event.call_id, 0, 0)
             sink.call_started(key, ticket.attempt, worker_id, began)
         if isinstance(event, CallStarted):
+            ticket.usage.start(event)
             self._meter.call_admitted(self._clock() - ticket.ordered_at, slot.info.model_name)
             self.directory.count(ticket.tokens_predicted, event.tokens_reused)
         elif isinstance(event, CallTokens):
             assert ticket.sent is not None
             self._ledger_of(slot).started(ticket.sent)
             ticket.first_token_at = ticket.first_token_at or self._clock()
+            ticket.usage.add(len(event.token_ids))
             sink.call_tokens(key, ticket.attempt, event)
         else:
             assert ticket.sent is not None
             encoded, generated = event.tokens_encoded, event.tokens_generated
-            self._tenants.spent(tenant_in(ticket.order.call.namespace, slot.info.namespace), encoded + generated)
+            self._charge(slot, ticket, encoded + generated)
             self._ledger_of(slot).observe(ticket.sent, encoded, event.ttft_ms, event.wall_ms, generated)
             self._expect(slot, ticket, event)
             self._forget(slot, ticket, event)
             self._meter.call_ended(worker_id, "OK", slot.info.model_name)
             self._record(slot, ticket, event)
             sink.call_finished(key, ticket.attempt, worker_id, event, ticket.waited_ms)
+
+    def _charge(self, slot: Slot, ticket: Ticket, num_tokens: int) -> None:
+        if num_tokens:
+            self._tenants.spent(tenant_in(ticket.order.call.namespace, slot.info.namespace), num_tokens)
 
     def _expect(self, slot: Slot, ticket: Ticket, event: CallFinished) -> None:
         """What the call brought stands on the worker's device, until the directory knows better."""

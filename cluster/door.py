@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
@@ -53,8 +55,10 @@ class Door(Tenants):
         self._meter = meter
         self._clock = clock
         self._looked_s = clock()
+        self._refused = ""  # why the book's last change is left aside, so that it is logged once
         self._calls = Buckets(BURST_S, 1.0, clock)
         self._tokens = Buckets(MINUTE_S, clock=clock)
+        self._open: Counter[str] = Counter()  # calls, by tenant
 
     def enter(self, method: str, metadata: Metadata) -> Caller:
         """Who calls this method. Raises Unauthenticated, Forbidden, and Exhausted for a tenant that calls too often or
@@ -67,6 +71,20 @@ class Door(Tenants):
         except Forbidden:
             self._meter.refused("denied")
             raise
+
+    @contextmanager
+    def staying(self, caller: Caller) -> Iterator[None]:
+        """For as long as a call takes, a stream's to its end. Raises Exhausted for a tenant that has too many open."""
+        tenant, most = caller.tenant, None if self._book is None else self._book.quota(caller.tenant).max_calls
+        if most is not None and self._open[tenant] >= most:
+            raise self._over(f"{most} calls are open", tenant, "max_calls", most)
+        self._open[tenant] += 1
+        try:
+            yield
+        finally:
+            self._open[tenant] -= 1
+            if not self._open[tenant]:
+                del self._open[tenant]
 
     @property
     def kv_bytes(self) -> Mapping[str, int]:
@@ -96,7 +114,7 @@ class Door(Tenants):
         self._count(found.tenant, quota.requests_per_s)
         if method in SPENDS and quota.tokens_per_minute is not None:
             self._check_tokens(found.tenant, quota.tokens_per_minute)
-        return replace(found, max_workflows=quota.max_workflows)
+        return replace(found, max_workflows=quota.max_workflows, max_sessions=quota.max_sessions)
 
     def _count(self, tenant: str, rate: float | None) -> None:
         if rate is None:
@@ -113,7 +131,7 @@ class Door(Tenants):
             why = f"the tokens of this minute are used up, {per_minute} generated and encoded ones"
             raise self._over(why, tenant, "tokens_per_minute", per_minute, wait_s)
 
-    def _over(self, why: str, tenant: str, quota: str, value: float, wait_s: float) -> Exhausted:
+    def _over(self, why: str, tenant: str, quota: str, value: float, wait_s: float | None = None) -> Exhausted:
         self._meter.refused(quota)
         refused = Exhausted(why, field=f"tenants.{tenant}.{quota}", value=value)
         refused.retry_after_s = wait_s
@@ -123,8 +141,11 @@ class Door(Tenants):
         try:
             if book.refresh():
                 logger.info("the tokens file has changed")
+            self._refused = ""
         except LabanError as error:  # those who were let in before still are
-            logger.error("the tokens file is left aside: %s", error)
+            if str(error) != self._refused:
+                self._refused = str(error)
+                logger.error("the tokens file is left aside: %s", error)
 
 
 def _bearer(metadata: Metadata) -> str:

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from laban.actors.errors import Exhausted, InvalidInput, LabanError
+from laban.actors.lasting import going_on
 from laban.cluster.records import TERMINAL_WORKFLOW, Event, StepResult, TokenChunk
 
 MAX_WATCHERS = 64
@@ -54,7 +55,8 @@ class Feed:
     def append(self, event: Event) -> None:
         """Numbers the event and keeps it. Whatever ends an attempt takes its live text away."""
         if self.on_event is not None:
-            self.on_event(event)
+            with going_on(f"telling of an event of workflow {self._workflow_id}"):  # no onlooker ends a workflow
+                self.on_event(event)
         self._events.append(replace(event, number=len(self._events) + 1, workflow_id=self._workflow_id))
         live = self._live.get(event.address)
         if event.result is not None or (live is not None and event.attempt > live.attempt):

@@ -8,12 +8,11 @@ import socket
 from dataclasses import dataclass
 
 from grpc import aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError
 from laban.cluster.door import Door
 from laban.cluster.gateway_cluster import ClusterService
+from laban.cluster.gateway_health import Health, add_open_services
 from laban.cluster.gateway_meter import MeteredRequests
 from laban.cluster.gateway_ports import AuditsPort, ExecutorPort, FleetPort, SessionsPort, StatusPort
 from laban.cluster.gateway_service import Gate
@@ -75,7 +74,7 @@ class Gateway:
         self._gate = Gate(door or Door(), None if sharing is None else sharing.relay)
         self._tls = tls
         self._meter, self._traces = meter, traces
-        self._health = health.aio.HealthServicer()
+        self._health = Health(SERVICES)
         self._server: aio.Server | None = None
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> int:
@@ -107,9 +106,7 @@ class Gateway:
         )
         for name, servicer in self._servicers.items():
             server.add_generic_rpc_handlers([self._gate.handler(pb.DESCRIPTOR.services_by_name[name], servicer)])
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-        await self.set_ready(False)
+        add_open_services(server, self._health, SERVICES)
         try:
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             if credentials is None:
@@ -125,18 +122,16 @@ class Gateway:
         logger.info("serving laban.v1 on %s:%d", host, bound)
         return int(bound)
 
-    async def set_ready(self, ready: bool) -> None:
+    def set_ready(self, ready: bool) -> None:
         """What health checks say, of the whole server and of each service."""
-        serving = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", *SERVICES):
-            await self._health.set(name, serving)
+        self._health.set(ready)
 
     async def stop(self, grace_s: float | None = None) -> None:
         """Refuse health, let calls end for `grace_s`, then end them with UNAVAILABLE. A second stop does nothing."""
         server, self._server = self._server, None
         if server is None:
             return
-        await self._health.enter_graceful_shutdown()
+        self._health.end()
         await self._gate.close(self._limits.grace_s if grace_s is None else grace_s)
         await server.stop(1.0)
         if self._sharing is not None:

@@ -151,7 +151,13 @@ class SessionsPort(Protocol):
     """`cluster.sessions.Sessions`, which says what each method does and raises."""
 
     def open(
-        self, ttl_s: float | None = None, *, model: str = "", adapter: str = "", tenant: str = ""
+        self,
+        ttl_s: float | None = None,
+        *,
+        model: str = "",
+        adapter: str = "",
+        tenant: str = "",
+        max_of_tenant: int | None = None,
     ) -> SessionRecord: ...
 
     def model_of(self, session_id: str, *, tenant: str = "") -> str: ...

@@ -22,9 +22,10 @@ from grpc import aio
 from laban.actors.errors import Unavailable
 from laban.cluster.callers import caller
 from laban.cluster.claims import KeyTaken
+from laban.cluster.gateway_channels import PeerChannels
 from laban.cluster.shelf import Shelf
 from laban.cluster.switchboard import Place, Shown, Switchboard, There
-from laban.cluster.tls import PeerCredentials, PeerTls
+from laban.cluster.tls import PeerTls
 from laban.cluster.translate_errors import STATUS_KEY
 from laban.proto import laban_pb2 as pb
 
@@ -32,15 +33,6 @@ logger = logging.getLogger(__name__)
 
 PASSED_ON = "laban-passed-on"
 OWN_METADATA = ("user-agent", "content-type", "te", PASSED_ON)  # of each connection
-OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_metadata_size", 32 * 1024),
-    # One that is stopped, or behind a broken network, does not keep those who watch through it.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-)
 PATIENCE_S = 60.0  # of a watch whose workflow is nowhere
 LOOK_EVERY_S = 0.2
 
@@ -71,11 +63,7 @@ class Relay:
         """Without `tls` others are reached without it. Raises NotFound or InvalidInput for certificates."""
         self._board = board
         self._shelf = shelf
-        self._secret = None if tls is None else PeerCredentials(tls)
-        name = None if tls is None else tls.name
-        self._options = OPTIONS if name is None else (*OPTIONS, ("grpc.ssl_target_name_override", name))
-        self._channels: dict[str, aio.Channel] = {}
-        self._retired: list[aio.Channel] = []  # of certificates renewed since; streams go on there
+        self._channels = PeerChannels(tls, lambda: board.addresses)
 
     async def unary(
         self, method: MethodDescriptor, behaviour: Unary, service: WorkflowMethods, request: Any, context: Any
@@ -115,10 +103,7 @@ class Relay:
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def close(self) -> None:
-        for channel in (*self._channels.values(), *self._retired):
-            await channel.close(None)
-        self._channels.clear()
-        self._retired.clear()
+        await self._channels.close()
 
     async def _stream_from(
         self, place: Place, method: MethodDescriptor, request: Any, context: Any, behaviour: Streaming,
@@ -157,42 +142,31 @@ class Relay:
         return self._shelf.showing(place.submission, place.finished) if isinstance(place, Shown) else nullcontext()
 
     async def _ask(self, place: There, method: MethodDescriptor, request: Any, context: Any) -> Message:
-        made = self._channel(place, context).unary_unary(_path(method), _written, _reader(method))
-        try:
-            answer: Message = await made(
-                request, timeout=context.time_remaining(), metadata=_carried(context.invocation_metadata())
-            )
-        except aio.AioRpcError as error:
-            raise _relayed(error, place) from None
-        return answer
+        _check_first(context)
+        with self._channels.through(place.address) as channel:
+            made = channel.unary_unary(_path(method), _written, _reader(method))
+            try:
+                answer: Message = await made(
+                    request, timeout=context.time_remaining(), metadata=_carried(context.invocation_metadata())
+                )
+            except aio.AioRpcError as error:
+                raise _relayed(error, place) from None
+            return answer
 
     async def _ask_stream(
         self, place: There, method: MethodDescriptor, request: Any, context: Any
     ) -> AsyncGenerator[Message, None]:
-        made = self._channel(place, context).unary_stream(_path(method), _written, _reader(method))
-        call = made(request, timeout=context.time_remaining(), metadata=_carried(context.invocation_metadata()))
-        try:
-            async for item in call:
-                yield item
-        except aio.AioRpcError as error:
-            raise _relayed(error, place) from None
-        finally:
-            call.cancel()
-
-    def _channel(self, place: There, context: Any) -> aio.Channel:
-        if _was_passed_on(context):
-            raise Unavailable("the workflow has just gone to another Laban: try again")
-        if self._secret is not None and self._secret.refresh():
-            self._retired += self._channels.values()
-            self._channels.clear()
-        found = self._channels.get(place.address)
-        if found is None:
-            if self._secret is None:
-                found = aio.insecure_channel(place.address, options=self._options)
-            else:
-                found = aio.secure_channel(place.address, self._secret.of_channel, options=self._options)
-            self._channels[place.address] = found
-        return found
+        _check_first(context)
+        with self._channels.through(place.address) as channel:
+            made = channel.unary_stream(_path(method), _written, _reader(method))
+            call = made(request, timeout=context.time_remaining(), metadata=_carried(context.invocation_metadata()))
+            try:
+                async for item in call:
+                    yield item
+            except aio.AioRpcError as error:
+                raise _relayed(error, place) from None
+            finally:
+                call.cancel()
 
 
 def _relayed(error: aio.AioRpcError, place: There) -> Exception:
@@ -211,6 +185,11 @@ def _carried(metadata: Iterable[tuple[str, Any]] | None) -> tuple[tuple[str, Any
     """What the caller said of itself, and that the call has been passed on."""
     given = ((key, value) for key, value in metadata or () if not key.startswith("grpc-") and key not in OWN_METADATA)
     return (*given, (PASSED_ON, "1"))
+
+
+def _check_first(context: Any) -> None:
+    if _was_passed_on(context):
+        raise Unavailable("the workflow has just gone to another Laban: try again")
 
 
 def _was_passed_on(context: Any) -> bool:

@@ -99,8 +99,10 @@ class Gate:
         try:
             if self._closing:
                 raise Unavailable("the server is stopping")
-            set_caller(self._door.enter(method, context.invocation_metadata() or ()))
-            return await work()
+            found = self._door.enter(method, context.invocation_metadata() or ())
+            set_caller(found)
+            with self._door.staying(found):
+                return await work()
         except asyncio.CancelledError:
             if not self._closing or context.cancelled():
                 raise

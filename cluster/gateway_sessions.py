@@ -44,9 +44,14 @@ class SessionService:
 
     async def OpenSession(self, request: pb.OpenSessionRequest) -> pb.Session:
         ttl_s = read_duration(request.ttl, "ttl") if request.HasField("ttl") else None
-        return session_to_pb(
-            self._sessions.open(ttl_s, model=request.model, adapter=request.adapter, tenant=caller().tenant)
+        found = self._sessions.open(
+            ttl_s,
+            model=request.model,
+            adapter=request.adapter,
+            tenant=caller().tenant,
+            max_of_tenant=caller().max_sessions,
         )
+        return session_to_pb(found)
 
     async def GetSession(self, request: pb.GetSessionRequest) -> pb.Session:
         return session_to_pb(self._sessions.get(read_id(request.session_id, "session_id"), tenant=caller().tenant))

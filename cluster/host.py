@@ -156,7 +156,9 @@ class ControlPlane:
             workers,
             supervisor=supervisor,
             directory=RemoteDirectory(self._plan.directory_handle),
-            limits=DispatchLimits(max_attempts=config.limits.max_attempts),
+            limits=DispatchLimits(
+                max_attempts=config.limits.max_attempts, start_timeout_s=config.limits.start_timeout_s
+            ),
             policy=config.routing.policy,
             replicate=config.routing.replicate,
             recorder=None if config.routing.record is None else Recorder(config.routing.record),
@@ -257,7 +259,7 @@ class ControlPlane:
         if membership is not None:
             membership.show(address=peer_address(server.peer_address, server.host, port))
             self._look_after("being a member of the journal", membership.run)
-        await gateway.set_ready(True)
+        gateway.set_ready(True)
         self._gateway, self._executor, self._membership = gateway, executor, membership
         self._http = http
         self._metrics.show(meter)
@@ -277,7 +279,7 @@ class ControlPlane:
         if self._membership is not None:
             self._membership.show(state="ending")
         if gateway is not None and executor is not None:
-            await gateway.set_ready(False)
+            gateway.set_ready(False)
             drain_s = self._plan.config.server.drain_s
             http, self._http = self._http, None
             await asyncio.gather(executor.drain(drain_s), *([] if http is None else [http.stop(drain_s)]))
@@ -325,7 +327,7 @@ class ControlPlane:
             with going_on("keeping what is granted"):
                 keeper.tick()
             with going_on("saying whether workers are up"):
-                await gateway.set_ready(executor.status().ready)
+                gateway.set_ready(executor.status().ready)
             with going_on("renewing the certificates of HTTP"):
                 if self._http is not None:
                     self._http.refresh()

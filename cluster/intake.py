@@ -176,13 +176,16 @@ class Intake:
             self._claim(submission)
             self._shelf.keep(submission, execution)
             entered()
-            self._traces.follow(execution.board, origin)
-            if self._lookout is None:
-                execution.begin()
-            else:
-                self._lookout.enter(execution, prepared, submission.rank, execution.begin)
-            if accepted is not None:
-                accepted.set_result(None)
+            try:
+                with going_on(f"tracing workflow {submission.workflow_id}"):
+                    self._traces.follow(execution.board, origin)
+                if self._lookout is None:
+                    execution.begin()
+                else:
+                    self._lookout.enter(execution, prepared, submission.rank, execution.begin)
+            finally:  # who waits with the same key is not to wait for ever
+                if accepted is not None:
+                    accepted.set_result(None)
 
         def forget() -> None:
             self.claims.drop(submission.workflow_id)
@@ -264,6 +267,9 @@ class Intake:
         """Others have all that came in: what is still on its way in is theirs, too."""
         self.life += 1
         self.unreadable.clear()
+        for execution in self._shelf:
+            with going_on(f"tracing workflow {execution.workflow_id}"):
+                self._traces.let_go(execution.workflow_id)
 
     def next_rank(self) -> int:
         """The place in the order of submission of what comes next: when memory is short, who came first goes first."""

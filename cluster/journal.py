@@ -212,7 +212,10 @@ class Journal:
         self._queue.put(None)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, CLOSE_S)
-        self._store.close()
+            if self._thread.is_alive():  # it has the connection, and an answer may be long in coming
+                logger.error("the journal's database does not answer: it is left as it is")
+                return
+        await asyncio.to_thread(self._store.close)
 
     def _put(self, item: _Item) -> None:
         """What comes in one turn of the loop goes to the thread together: waking it costs more than what it is told."""

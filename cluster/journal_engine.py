@@ -21,8 +21,18 @@ from laban.actors.errors import FailedPrecondition, InvalidInput
 DIALECTS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 BUSY_S = 5.0  # to wait for a lock of SQLite's, and for a connection to PostgreSQL
 STATEMENT_MS = 30_000
+ALIVE_S = 5
+UNANSWERED_MS = 15_000
+"""A server that is cut off, with no word that the connection is over, is away after so long; the system's own patience
+is a quarter of an hour. One that it takes to answer is asked whether it is there every ALIVE_S."""
 IDLE_MS = 10_000
 """A process that stops in the middle of a transaction loses it: others wait for what it has locked."""
+PATIENCE = {
+    "keepalives_idle": ALIVE_S,
+    "keepalives_interval": ALIVE_S,
+    "keepalives_count": UNANSWERED_MS // 1000 // ALIVE_S - 1,
+    "tcp_user_timeout": UNANSWERED_MS,
+}
 Sync = Literal["full", "normal"]
 """When a commit returns. `full`: it is on the disk. `normal`: the system has it, so it outlives the process, but may be
 lost with the machine."""
@@ -71,10 +81,11 @@ def engine_of(url: URL, sync: Sync) -> Engine:
         f"-c statement_timeout={STATEMENT_MS} -c idle_in_transaction_session_timeout={IDLE_MS} "
         f"-c synchronous_commit={commit}"
     )
+    patience = {name: value for name, value in PATIENCE.items() if name not in url.query}
     arguments: dict[str, Any] = (
         {"timeout": BUSY_S, "check_same_thread": False}
         if is_sqlite(url)
-        else {"connect_timeout": int(BUSY_S), "options": options}
+        else {"connect_timeout": int(BUSY_S), "options": options, **patience}
     )
     try:
         engine = create_engine(url, connect_args=arguments, poolclass=NullPool, isolation_level="AUTOCOMMIT")

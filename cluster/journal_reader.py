@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import threading
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, and_, or_, select
@@ -25,6 +26,8 @@ from laban.cluster.records import WorkflowRecord
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+READ_S = 15.0  # for an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +52,17 @@ class Entry:
 
 
 class JournalReader:
-    """A connection of its own, so that nobody who asks waits behind what is written. Methods raise Unavailable."""
+    """A connection of its own, so that nobody who asks waits behind what is written, and a thread: a database that does
+    not answer keeps no thread from what else there is to do. Methods raise Unavailable."""
 
     def __init__(self, url: str) -> None:
         self._engine = engine_of(checked(url), "full")
         self._connection: Connection | None = None
-        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="laban-journal-reader")
 
     async def find(self, workflow_id: str) -> Found | None:
         try:
-            return await asyncio.to_thread(self._with, lambda connection: _find(connection, workflow_id))
+            return await self._do(lambda connection: _find(connection, workflow_id))
         except Unfit:  # what cannot be asked for could not be written either
             return None
 
@@ -71,28 +75,30 @@ class JournalReader:
         known: Collection[str],
     ) -> list[Entry]:
         """The newest first, behind that place and id. Of those that run elsewhere no more is said than that."""
-        return await asyncio.to_thread(
-            self._with, lambda connection: _page(connection, size, before, states, tenant, known)
-        )
+        return await self._do(lambda connection: _page(connection, size, before, states, tenant, known))
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._close)
+        """Does not wait for an answer that is due."""
+        self._thread.submit(self._disconnect)
+        self._thread.shutdown(wait=False)
+
+    async def _do(self, work: Callable[[Connection], T]) -> T:
+        reading = asyncio.get_running_loop().run_in_executor(self._thread, partial(self._with, work))
+        try:
+            return await asyncio.wait_for(reading, READ_S)
+        except TimeoutError:
+            raise Unavailable(f"the journal's database has not answered within {READ_S:g} s") from None
 
     def _with(self, work: Callable[[Connection], T]) -> T:
-        with self._lock:
-            try:
-                if self._connection is None:
-                    self._connection = self._engine.connect()
-                with self._connection.begin():
-                    return work(self._connection)
-            except (SQLAlchemyError, UnicodeError, OverflowError) as error:
-                self._disconnect()
-                unfit = as_unfit(error)
-                raise unfit or Unavailable(f"the journal's database cannot be read: {reason_of(error)}") from None
-
-    def _close(self) -> None:
-        with self._lock:
+        try:
+            if self._connection is None:
+                self._connection = self._engine.connect()
+            with self._connection.begin():
+                return work(self._connection)
+        except (SQLAlchemyError, UnicodeError, OverflowError) as error:
             self._disconnect()
+            unfit = as_unfit(error)
+            raise unfit or Unavailable(f"the journal's database cannot be read: {reason_of(error)}") from None
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

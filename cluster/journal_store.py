@@ -265,27 +265,28 @@ class SqlStore:
         return frozenset(known) - frozenset(connection.execute(select(WORKFLOWS.c.workflow_id)).scalars())
 
     def _write(self, connection: Connection, writes: Sequence[Write]) -> Mapping[str, Taken]:
-        """Those of a kind together: of one workflow they come in this order."""
+        """Those of a kind together: of one workflow they come in this order. What is deleted goes first, since another
+        may have its key by now, and nothing else is written of it."""
+        deletions = {each.workflow_id for each in writes if isinstance(each, Deletion)}
+        writes = [each for each in writes if each.workflow_id not in deletions]
         submissions = [each for each in writes if isinstance(each, Submission)]
         endings = [each for each in writes if isinstance(each, Ending)]
-        deletions = [each.workflow_id for each in writes if isinstance(each, Deletion)]
-        gone: list[dict[str, object]] = [
-            {"of": workflow_id} for workflow_id in (*(each.workflow_id for each in endings), *deletions)
-        ]
+        gone: list[dict[str, object]] = [{"of": workflow_id} for workflow_id in deletions]
         given = {"state": roll.RUNNING, "owner": self.member_id}
         parts: tuple[tuple[Executable, list[dict[str, object]]], ...] = (
+            (DELETE_MOVES, gone),
+            (DELETE_WORKFLOW, gone),
             (self._insert_workflow, [_row(each) | given for each in submissions]),
             (self._insert_move, [_row(each) for each in writes if isinstance(each, Line)]),
             (END_WORKFLOW, [_row(each) | {"of": each.workflow_id} for each in endings]),
-            (DELETE_MOVES, gone),
-            (DELETE_WORKFLOW, [{"of": workflow_id} for workflow_id in deletions]),
+            (DELETE_MOVES, [{"of": each.workflow_id} for each in endings]),
         )
         for statement, rows in parts:
             if rows:
                 connection.execute(statement, rows)
         taken: dict[str, Taken] = {}
         for each in submissions:
-            if each.idempotency_key is not None and each.workflow_id not in deletions:
+            if each.idempotency_key is not None:
                 row = connection.execute(OF_KEY, {"tenant": each.tenant, "key": each.idempotency_key}).one()
                 if row.workflow_id != each.workflow_id:
                     taken[each.workflow_id] = Taken(row.workflow_id, row.content)

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 # What is being done, and the share of it done (0 to 1; None where that is not known).
 Progress = Callable[[str, float | None], None]
 
-START_TIMEOUT_S = 600.0
 NODES_EVERY_S = 2.0  # how often it is looked whether a node that is waited for has joined
 STOP_S = 15.0  # for what is left to be written, and the workers to end
 OBJECT_STORE_BYTES = 256 << 20  # calls and reports are small
@@ -200,7 +199,7 @@ def _start_services(
 ) -> ClusterHandle:
     import ray
 
-    from laban.actors.remote import LoadingWatch, RemoteHost, WorkerPlan, spawn_directory, spawn_worker
+    from laban.actors.remote import LoadingWatch, RemoteHost, WorkerPlan, kill_actor, spawn_directory, spawn_worker
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     wanted = [plan for plan, _ in models]
@@ -250,8 +249,9 @@ def _start_services(
             if lacking is not None and now - looked > NODES_EVERY_S:  # some may join
                 lacking, looked = lacking_node(wanted, ray.cluster_resources()), now  # type: ignore[no-untyped-call]
             waits = "" if lacking is None else f": no node has {lacking.resource}, which {lacking.name} needs"
-            if now - began > START_TIMEOUT_S:
-                raise Unavailable(f"the workers were not up after {START_TIMEOUT_S:.0f} s{waits}")
+            if now - began > config.limits.start_timeout_s:
+                why = f"the workers were not up after {config.limits.start_timeout_s:g} s{waits}"
+                raise Unavailable(why, field="limits.start_timeout_s")
             if waits:
                 progress(f"{loading}{waits}", None)
             elif (said := watch.poll()) is not None:
@@ -261,6 +261,8 @@ def _start_services(
                 progress(loading, None)
     except BaseException:
         host.stop(timeout_s=1.0)
+        for handle in handles.values():  # also those that load: whose Ray it is may keep it
+            kill_actor(handle)
         raise
     progress(f"serving {names} on {address}", 1.0)
     return ClusterHandle(

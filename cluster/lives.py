@@ -66,7 +66,8 @@ class Lives:
         """A lost worker is tried to be brought back after each of `restart_delays_s`, and then for as long as it is
         lost, after waits that double from the first of `slow_restart_s` to the second. A life that ends before
         `proven_s` have passed or a call has finished is a try that failed, too: the next one waits for longer, up to
-        the last of `restart_delays_s`. One that reports nothing for `silence_s` is lost."""
+        the last of `restart_delays_s`. So is one that is not up within `start_timeout_s`. One that reports nothing for
+        `silence_s` is lost."""
         self._owner, self._pools, self._supervisor = owner, pools, supervisor
         self._restart_delays_s, self._slow_restart_s = restart_delays_s, slow_restart_s
         self._start_timeout_s, self._silence_s = start_timeout_s, silence_s
@@ -297,11 +298,7 @@ class Lives:
 
     async def _add(self, supervisor: WorkerSupervisor, worker_id: str, pool: Pool) -> Slot:
         try:
-            async with asyncio.timeout(self._start_timeout_s):
-                port = await self._start(supervisor, worker_id, pool)
-        except TimeoutError:
-            why = f"worker {worker_id} was not up after {self._start_timeout_s:g} s; is there room for it?"
-            raise Exhausted(why) from None
+            port = await self._start(supervisor, worker_id, pool)
         except WorkerLost as error:
             raise Unavailable(f"worker {worker_id} did not come up: {error}") from None
         return self._begin(port)
@@ -313,7 +310,12 @@ class Lives:
         self._owner.settled()
 
     async def _start(self, supervisor: WorkerSupervisor, worker_id: str, pool: Pool) -> WorkerPort:
-        port = await supervisor.start(worker_id, pool.name)
+        try:
+            async with asyncio.timeout(self._start_timeout_s):
+                port = await supervisor.start(worker_id, pool.name)
+        except TimeoutError:
+            why = f"worker {worker_id} was not up after {self._start_timeout_s:g} s; is there room for it?"
+            raise Exhausted(why) from None
         if port.info.namespace != pool.info.namespace:
             await port.close()
             raise FailedPrecondition(f"worker {worker_id} serves another model than the others")

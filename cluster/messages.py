@@ -321,6 +321,7 @@ class MessageBook:
                 end=read.end,
                 recompute_share=read.recompute_share,
                 tolerance=read.tolerance,
+                slot=read.index,
             )
             for read in reads
         ]
@@ -446,4 +447,4 @@ class MessageBook:
     def _call(self, call_id: str, composed: Composed, tokens: Sequence[int]) -> Call:
         needed = closure(dependencies(composed.view), self.specs)
         view, start = composed.view, composed.start
-        return Call(call_id, self.language.namespace, view, start, tuple(tokens), tuple(needed))
+        return Call(call_id, self.language.namespace, view, start, tuple(tokens), tuple(needed), slots=composed.slots)

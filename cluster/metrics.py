@@ -14,7 +14,8 @@ from laban.actors.tallies import BOUNDS
 
 Kind = Literal["counter", "gauge", "histogram"]
 
-REFUSALS = ("unauthenticated", "denied", "requests_per_s", "max_workflows", "tokens_per_minute")
+QUOTAS = ("requests_per_s", "max_calls", "max_workflows", "max_sessions", "tokens_per_minute")
+REFUSALS = ("unauthenticated", "denied", *QUOTAS)
 MAX_VALUES = 100
 """Of one label that users choose, such as a workflow's name: further ones count as OTHER."""
 OTHER = "other"
@@ -45,7 +46,7 @@ LABELS: Mapping[str, str] = {
     "source": "where what a call reads was: `device`, `host`, `disk`, `peer`, or `again` where it was encoded again",
     "phase": "`prefill`, `decode`",
     "place": "`gateway`: no worker takes it yet; `worker`: sent, and not begun",
-    "reason": "`unauthenticated`, `denied`, or the quota: `requests_per_s`, `max_workflows`, `tokens_per_minute`",
+    "reason": f"`unauthenticated`, `denied`, or the quota: {', '.join(f'`{quota}`' for quota in QUOTAS)}",
     "grant": "its name in the configuration",
     "version": "of Laban",
     "routing": "the policy `routing.policy`",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -286,13 +286,32 @@ def print_workflows(records: Iterable[WorkflowRecord]) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
+    """A table; on a terminal too narrow for its words, such as ids, the rows one below the other: nothing is cut."""
     from rich.table import Table
     from rich.text import Text
 
+    rows, console = list(rows), _stdout()
+    if _narrowest(columns, rows) > console.width:
+        print(f"{title}\n" * bool(title) + "\n".join(_below_each_other(columns, rows)))
+        return
     table = Table(*columns, title=Text(title) if title else None, title_justify="left")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    _stdout().print(table)
+    console.print(table)
+
+
+def _narrowest(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Of tables that break no word: each column has three characters of frame, the table one more."""
+    longest = (max(map(len, " ".join(cells).split()), default=0) for cells in zip(columns, *rows, strict=True))
+    return sum(width + 3 for width in longest) + 1
+
+
+def _below_each_other(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    width = max(map(len, columns))
+    for row in rows:
+        named = zip(columns, row, strict=True)
+        yield from (f"{column:{width}}  {cell}" for column, cell in named if cell)
+        yield ""
 
 
 def _stdout() -> Console:

@@ -132,11 +132,17 @@ class Sessions:
         return len(self._sessions)
 
     def open(
-        self, ttl_s: float | None = None, *, model: str = "", adapter: str = "", tenant: str = ""
+        self,
+        ttl_s: float | None = None,
+        *,
+        model: str = "",
+        adapter: str = "",
+        tenant: str = "",
+        max_of_tenant: int | None = None,
     ) -> SessionRecord:
         """With the `model` of all its calls, "" being the default, and an `adapter` of that, "" being none. Raises
         InvalidInput for a time to live out of range and a model or adapter that is not served, Exhausted for too many
-        sessions."""
+        sessions, of all or of the tenant."""
         limits = self._limits
         ttl_s = limits.default_ttl_s if ttl_s is None else ttl_s
         if not 0 < ttl_s <= limits.max_ttl_s:
@@ -146,6 +152,10 @@ class Sessions:
         self.sweep()
         if len(self._sessions) >= limits.max_sessions:
             raise Exhausted(f"{len(self._sessions)} sessions are open, expected at most {limits.max_sessions}")
+        num_own = sum(session.tenant == tenant for session in self._sessions.values())
+        if max_of_tenant is not None and num_own >= max_of_tenant:
+            self._meter.refused("max_sessions")
+            raise Exhausted(f"{num_own} sessions of this tenant are open, expected at most {max_of_tenant}")
         now = self._clock()
         book = MessageBook(self._language(tenant, model).under(adapter))
         session = _Session(f"s-{secrets.token_hex(16)}", tenant, ttl_s, now, now + ttl_s, book, self._next_rank())

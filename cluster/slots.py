@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from laban.actors.calls import Advice, Call, CallEvent, CallFinished, CallStarted, CallTokens, WorkerInfo, WorkerReport
@@ -15,6 +15,7 @@ from laban.cluster.routing.call_view import CallView, family_of
 from laban.cluster.spare_calls import SpareCall
 from laban.cluster.survey import WorkerSurvey
 from laban.cluster.tenants import NO_LIMITS
+from laban.cluster.usage import CallUsage
 from laban.kvstore.encodings import EncodingId, EncodingSpec
 from laban.kvstore.uses import Use
 
@@ -81,6 +82,7 @@ class Ticket:
     tokens_predicted: int = 0  # of its view, to be found encoded
     sent: Sent | None = None
     uses: Mapping[EncodingId, Use] | None = None  # what was known when it was sent, for the recorder
+    usage: CallUsage = field(default_factory=CallUsage)  # so far
 
     @property
     def call_id(self) -> str:

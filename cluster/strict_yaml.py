@@ -20,6 +20,15 @@ class KeyTwice(yaml.MarkedYAMLError):
 
 
 class _Loader(yaml.SafeLoader):
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError):  # a 13th month, and `!!int x`, are Python's errors in PyYAML
+            kind = node.tag.removeprefix("tag:yaml.org,2002:")
+            raise yaml.constructor.ConstructorError(
+                problem=f"expected a value of the kind {kind}, or a text in quotes", problem_mark=node.start_mark
+            ) from None
+
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: set[tuple[str, str]] = set()
@@ -32,5 +41,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_yaml(text: str) -> Any:
-    """As `yaml.safe_load`. Raises yaml.YAMLError, for a key that is there twice KeyTwice."""
-    return yaml.load(text, Loader=_Loader)
+    """As `yaml.safe_load`. Raises yaml.YAMLError and nothing else, for a key that is there twice KeyTwice."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.YAMLError("is nested too deep") from None

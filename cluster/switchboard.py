@@ -44,6 +44,11 @@ class Switchboard:
         self._reader = reader
         self._membership = membership
 
+    @property
+    def addresses(self) -> Collection[str]:
+        """Where others were, as of the last round."""
+        return {each.address for each in self._membership.members}
+
     async def of_workflow(self, workflow_id: str, tenant: str | None, *, whole: bool = False) -> Place:
         """`whole`: wherever anything of it is, as who deletes it must ask.
 

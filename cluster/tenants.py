@@ -19,7 +19,7 @@ class Tenants:
         return NO_LIMITS
 
     def spent(self, tenant: str, num_tokens: int) -> None:
-        """A call of the tenant's has ended that encoded and generated so many."""
+        """A call of the tenant's has ended, or was stopped by who asked for it, that encoded and generated so many."""
 
 
 NO_TENANTS = Tenants()

@@ -3,7 +3,7 @@
     tokens:
       - {name: nightly, sha256: 9f86d0..., tenant: acme, roles: [submit]}
     tenants:
-      acme: {requests_per_s: 50, max_workflows: 16, tokens_per_minute: 200000, kv_bytes: 2GiB}
+      acme: {requests_per_s: 50, max_calls: 100, max_workflows: 16, tokens_per_minute: 200000, kv_bytes: 2GiB}
 
 It is read again when it changes, so tokens come and go without a restart. Tokens are random, so one round of SHA-256 is
 as good as many.
@@ -55,7 +55,9 @@ class Quota(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     requests_per_s: float | None = Field(default=None, gt=0, description="gRPC calls; twice as many may come at once")
+    max_calls: int | None = Field(default=None, gt=0, description="gRPC and HTTP ones at once, streams included")
     max_workflows: int | None = Field(default=None, gt=0, description="running at once")
+    max_sessions: int | None = Field(default=None, gt=0, description="open at once")
     tokens_per_minute: int | None = Field(default=None, gt=0, description="generated and encoded; a minute's at once")
     kv_bytes: Bytes | None = Field(default=None, gt=0, le=MAX_BYTES, description="in all tiers of each worker")
 
@@ -92,8 +94,10 @@ def read_tokens(path: str | Path) -> TokensFile:
     except KeyTwice as error:
         why = f"line {error.line}: a key that is there already"
         raise InvalidInput(why, field="auth.tokens_file", value=str(path)) from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise InvalidInput("is not valid YAML", field="auth.tokens_file", value=str(path)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)  # what stands there may be a token
+        where = "" if mark is None else f"line {mark.line + 1}: "
+        raise InvalidInput(f"{where}is not valid YAML", field="auth.tokens_file", value=str(path)) from None
     try:
         return TokensFile.model_validate({} if data is None else data)
     except ValidationError as error:

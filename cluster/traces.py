@@ -31,6 +31,9 @@ class Traces:
         """Tell of a workflow and the attempts of its steps from now on. `origin` is the span that it was submitted in:
         its parent, or for one that is `restored` what it is linked to."""
 
+    def let_go(self, workflow_id: str) -> None:
+        """The workflow goes on elsewhere. One that is not followed is no error."""
+
     def call_ended(self, ticket: Ticket, worker_id: str, ended_at: float, end: CallFinished | str) -> None:
         """A call that was sent to a worker; `end` is how, or the name of the status that it failed with. `ended_at` is
         by the clock that dated the ticket."""

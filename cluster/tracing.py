@@ -131,6 +131,13 @@ class OtelTraces(Traces):
             span.set_attribute("laban.step.worker", event.worker)
             span.add_event("running", timestamp=at_ns)
 
+    def let_go(self, workflow_id: str) -> None:
+        for key in [key for key in self._attempts if key.startswith(f"{workflow_id}/")]:
+            _end(self._attempts.pop(key)[1], "UNAVAILABLE")
+        span = self._workflows.pop(workflow_id, None)
+        if span is not None and span.is_recording():  # it may have ended: more is logged of it for a time
+            _end(span, "UNAVAILABLE")
+
     # Calls
 
     def call_ended(self, ticket: Ticket, worker_id: str, ended_at: float, end: CallFinished | str) -> None:

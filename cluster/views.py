@@ -21,6 +21,7 @@ from laban.actors.errors import InvalidInput, OutOfRange
 from laban.cluster.records import Layout
 from laban.cluster.workflow.fidelity import RECOMPUTE_SHARE, TOLERANCE, Fidelity
 from laban.kvstore.encodings import EMPTY_VIEW, EncodingId, EncodingSpec, Placement, View, extend
+from laban.kvstore.message_slots import MessageSlot
 from laban.kvstore.spaces import Space
 
 MAX_OVERLAPS = 100
@@ -50,6 +51,7 @@ class Entry:
 
     `position` is that of the first placed token; None puts it where the layout says. `recompute_share` is above 0, up
     to 1, and counts for a blended read. `tolerance`, nats a token, counts for a corrected one; with 0 that is exact.
+    `slot` says which of a step's reads it is of, if it is of one.
     """
 
     message: Message
@@ -59,6 +61,7 @@ class Entry:
     end: int | None = None
     recompute_share: float = RECOMPUTE_SHARE
     tolerance: float = TOLERANCE
+    slot: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,8 @@ class Composed:
     """A view and where the new message starts under it.
 
     `added` holds the specs that the view names and the caller did not have. `spans` are the positions
-    `[begin, end)` that the root (if `has_root`) and then each entry take.
+    `[begin, end)` that the root (if `has_root`) and then each entry take. `slots` are of whole messages that are read
+    corrected, under another view than that of their homes.
     """
 
     view: View
@@ -94,6 +98,7 @@ class Composed:
     added: Mapping[EncodingId, EncodingSpec]
     spans: tuple[tuple[int, int], ...]
     has_root: bool
+    slots: tuple[MessageSlot, ...] = ()
 
     def overlaps(self, new_tokens: int = 0) -> tuple[Overlap, ...]:
         """The pairs that share positions, the new message of `new_tokens` among them: at most MAX_OVERLAPS."""
@@ -133,6 +138,7 @@ def compose(
     view = EMPTY_VIEW
     cursor = 0
     spans: list[tuple[int, int]] = []
+    slots: list[MessageSlot] = []
     if root:
         root_spec = space.spec(root, 0, EMPTY_VIEW, known)
         known[root_spec.encoding_id] = root_spec
@@ -155,10 +161,21 @@ def compose(
                 field=f"view[{index}]",
             )
         spans.append((at, cursor))
+        if entry.fidelity == "corrected" and entry.slot is not None:
+            placed, home = known[_last_of(view)], entry.message.home
+            if placed.tolerance and (placed.namespace, placed.tokens) == (home.namespace, home.tokens):
+                slots.append(MessageSlot(placed.encoding_id, home.encoding_id, entry.slot))
     stop = max((end for _, end in spans), default=0)
     start = stop if position is None else _checked_position(position, "position", max_context)
     new = {encoding_id: spec for encoding_id, spec in added.items() if encoding_id not in specs}
-    return Composed(view, start, new, tuple(spans), bool(root))
+    return Composed(view, start, new, tuple(spans), bool(root), tuple(slots))
+
+
+def _last_of(view: View) -> EncodingId:
+    """What was placed last."""
+    last = view.placements[-1].encoding_id if view.placements else view.prefix_id
+    assert last is not None
+    return last
 
 
 def place(

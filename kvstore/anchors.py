@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from laban.kvstore.encodings import EncodingId, EncodingSpec, adapter_of, owner_of
+from laban.kvstore.error_bounds import MIN_ERRORS, upper_bound
+from laban.kvstore.message_slots import SlotErrors, SlotKey
 from laban.kvstore.surroundings import Digests, Surroundings, distance
 
 MAX_MIXED = 4
@@ -24,12 +26,11 @@ MAX_MIXED = 4
 MAX_ANCHORS = 16
 """Of the same tokens."""
 MAX_ERRORS = 32
-MIN_ERRORS = 4
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-LEAST_ERROR = 1e-6
-"""Nats a token. Less than this floating point makes by itself."""
 ANCHOR_BYTES = 600
 PIECE_BYTES = 200
+SLOTS_SHARE = 16
+"""One part in so many of a tenant's bytes is for errors by slot."""
 
 Tokens = tuple[str, str]
 """Whose they are (`owner_of`), and their digest with the adapter that encodes them."""
@@ -53,11 +54,13 @@ class Mix:
     """Anchors and their weights, which add up to 1, the largest first. `distance` is their weighted mean.
 
     `error` is the reader's expected divergence at most, in nats a token: 0 of the same tokens under the same view.
+    With a `slot` the error is that of what is predicted there.
     """
 
     parts: tuple[tuple[Anchor, float], ...]
     distance: float
     error: float = math.inf
+    slot: SlotKey | None = None
 
 
 @dataclass(slots=True)
@@ -87,6 +90,7 @@ class AnchorPool:
         self._tokens_of: dict[EncodingId, Tokens] = {}
         self._bytes: dict[str, int] = {}  # by tenant
         self.digests = Digests()
+        self.slots = SlotErrors(tenant_bytes // SLOTS_SHARE)
 
     @property
     def num_anchors(self) -> int:
@@ -94,7 +98,7 @@ class AnchorPool:
 
     @property
     def num_bytes(self) -> int:
-        return sum(self._bytes.values())
+        return sum(self._bytes.values()) + self.slots.num_bytes
 
     def __contains__(self, encoding_id: object) -> bool:
         return encoding_id in self._tokens_of
@@ -180,8 +184,7 @@ class AnchorPool:
     def bound(self, spec: EncodingSpec, far: float) -> float:
         """What a prediction from so `far` errs by at most, 19 times of 20; infinite while too little is known.
 
-        Only errors made from as far or farther count, and at least `MIN_ERRORS` of them. They are taken for log-normal:
-        it is the prediction interval of one more, so the fewer they are, the wider.
+        Only errors made from as far or farther count.
         """
         known = self._known.get(tokens_of(spec, self.digests))
         return math.inf if known is None else _bound(known, far)
@@ -224,12 +227,7 @@ def _predicted(
 
 
 def _bound(known: _Known, far: float) -> float:
-    logs = [math.log(max(LEAST_ERROR, error)) for distance, error in known.errors if distance >= far - 1e-9]
-    if len(logs) < MIN_ERRORS:
-        return math.inf
-    mean = sum(logs) / len(logs)
-    variance = sum((each - mean) ** 2 for each in logs) / (len(logs) - 1)
-    return math.exp(mean + _student_95(len(logs) - 1) * math.sqrt(variance * (1 + 1 / len(logs))))
+    return upper_bound(error for distance, error in known.errors if distance >= far - 1e-9)
 
 
 def _pair(one: EncodingId, other: EncodingId) -> tuple[EncodingId, EncodingId]:
@@ -267,12 +265,3 @@ def _fitted(known: _Known) -> float:
         return sum(w * (gap(name, j) or 0.0) for w, j in mixed) - spread / 2
 
     return min(TEMPERATURES, key=lambda each: sum(error(name, each) for name in names))
-
-
-def _student_95(degrees: int) -> float:
-    """The one-sided 95 % quantile of Student's t, by Cornish and Fisher's expansion: 1 % off at 3 degrees."""
-    z = 1.6448536
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / degrees + second / degrees**2 + third / degrees**3

@@ -34,6 +34,9 @@ class Surroundings:
     num_tokens: int  # of them all
 
 
+NO_SURROUNDINGS = Surroundings((), 0)
+
+
 class Digests:
     """Of the tokens of encodings, of the last ones: what many views have is digested once. Owned by one thread."""
 

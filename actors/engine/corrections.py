@@ -1,20 +1,23 @@
 """Encodings that may be predicted from others of the same tokens, instead of being encoded.
 
-The pool (`kvstore/anchors.py`) says from which, or that nothing is known to be good enough. Then it is encoded as any
-other, and becomes an anchor itself. What was predicted is marked here: it is nobody's anchor, never leaves the device
-(to predict it again is one copy), and its error counts against what comes after it in the same view.
+The pool (`kvstore/anchors.py`) says from which, or that nothing is known to be good enough. Then the message is taken
+as it was made, if others in the same slot of the same step are known to lose little so (`kvstore/message_slots.py`);
+or it is encoded as any other, and becomes an anchor itself. What was predicted is marked here: it is nobody's anchor,
+never leaves the device (to predict it again is one copy), and its error counts against what comes after it in a view.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from laban.actors.calls import Call
 from laban.actors.engine.layers import layer_kinds
 from laban.actors.engine.runner import AnyRunner
 from laban.actors.engine.tallying import Tallying
@@ -23,16 +26,17 @@ from laban.kernels.mixed_copy import MixedCopy, Part, Rotation, copy_mixed, slot
 from laban.kvstore.anchors import MAX_ANCHORS, Anchor, AnchorPool, Mix
 from laban.kvstore.encodings import EncodingId, EncodingSpec, flatten, make_spec
 from laban.kvstore.store import EncodingStore, Entry
-from laban.kvstore.surroundings import Surroundings, surroundings
+from laban.kvstore.surroundings import NO_SURROUNDINGS, Surroundings, surroundings
 
 log = logging.getLogger(__name__)
 
 TRIAL = math.inf
 """The tolerance of what is predicted to see how wrong it is: any error, and not from the one under its own view."""
+AS_MADE = 1.0
+"""The distance of a message as it was made: what it saw there counts for nothing."""
 SAMPLED_LAYERS, SAMPLED_TOKENS = 4, 32
 
 Specs = dict[EncodingId, EncodingSpec]
-NOTHING: Mapping[EncodingId, Mix] = {}
 
 
 class Corrections:
@@ -62,21 +66,46 @@ class Corrections:
             return None
         return found[1]
 
-    def choose(self, spec: EncodingSpec, specs: Specs, planned: Mapping[EncodingId, Mix] = NOTHING) -> Mix | None:
-        """How to predict `spec`, if it may be and its error is known to be small enough.
+    def choose(self, spec: EncodingSpec, specs: Specs, call: Call) -> Mix | None:
+        """How to predict `spec` for `call`, if it may be and its error is known to be small enough.
 
-        The errors of what it reads count, too: of what was predicted, and of what is `planned` to be.
+        The errors of what it reads count, too, where that was predicted.
         """
         if not spec.tolerance or not self._serves:
             return None
         around = surroundings(spec, specs, self.pool.digests)
         if spec.tolerance == TRIAL:
-            return self.pool.predict(spec, around, self._usable, leave_out=True)
+            return self._by_slot(spec, around, call, TRIAL)
         twin = make_spec(spec.namespace, spec.tokens, spec.start, spec.view, specs)
         if self._usable(twin.encoding_id):
             return Mix(((Anchor(twin.encoding_id, twin.start, around), 1.0),), 0.0, 0.0)
-        spent = sum(mix.error for mix in self._mixes_in(spec, specs, planned))
-        return self.pool.choose(spec, around, max(0.0, spec.tolerance - spent), self._usable)
+        left = max(0.0, spec.tolerance - self.spent(spec, specs))
+        found = self.pool.choose(spec, around, left, self._usable), self._by_slot(spec, around, call, left)
+        return min((mix for mix in found if mix is not None), key=lambda mix: mix.error, default=None)
+
+    def spent(self, spec: EncodingSpec, specs: Specs) -> float:
+        """The errors of what `spec` reads and was predicted, nats a token."""
+        mixes = [self.mix_of(placed.encoding_id) for placed in flatten(spec.view, specs)]
+        return sum(mix.error for mix in mixes if mix is not None)
+
+    def _by_slot(self, spec: EncodingSpec, around: Surroundings, call: Call, tolerance: float) -> Mix | None:
+        """What its own anchors say, or else the message as it was made, if that is known to do in its slot of such
+        calls. For a trial, whatever is known."""
+        slot = next((slot for slot in call.slots if slot.encoding_id == spec.encoding_id), None)
+        key = None if slot is None or not call.kind else slot.key(spec.namespace, call.kind)
+        error = TRIAL if key is None else self.pool.slots.bound(key)
+        if error > tolerance:
+            return None
+        mix = self.pool.predict(spec, around, self._usable, leave_out=tolerance == TRIAL)
+        if mix is None and key is not None and slot is not None:
+            mix = self._as_made(spec, slot.home_id)
+        return None if mix is None else replace(mix, error=error, slot=key)
+
+    def _as_made(self, spec: EncodingSpec, home_id: EncodingId) -> Mix | None:
+        home = self._store.get_ready(home_id)
+        if home is None or home.spec is None or home.spec.tokens != spec.tokens or not self._usable(home_id):
+            return None
+        return Mix(((Anchor(home_id, home.spec.start, NO_SURROUNDINGS), 1.0),), AS_MADE)
 
     def make(self, predicted: Sequence[tuple[EncodingSpec, Mix]]) -> list[Entry]:
         """The predicted encodings, each pinned once. Their pages can be had, and their anchors are pinned.
@@ -129,7 +158,7 @@ class Corrections:
         if not spec.tolerance or not self._serves or spec.tolerance == TRIAL:
             return
         self._tallying.add("tokens_not_corrected", spec.num_tokens)
-        if not self._mixes_in(spec, specs):
+        if all(self.mix_of(placed.encoding_id) is None for placed in flatten(spec.view, specs)):
             self._due[spec.encoding_id] = surroundings(spec, specs, self.pool.digests)
 
     def given_up(self, encoding_id: EncodingId) -> None:
@@ -159,12 +188,6 @@ class Corrections:
         entry = self._store.get_ready(encoding_id)
         assert entry is not None
         return entry
-
-    def _mixes_in(self, spec: EncodingSpec, specs: Specs, planned: Mapping[EncodingId, Mix] = NOTHING) -> list[Mix]:
-        """Of what `spec` reads."""
-        ids = [placed.encoding_id for placed in flatten(spec.view, specs)]
-        found = (self.mix_of(encoding_id) or planned.get(encoding_id) for encoding_id in ids)
-        return [mix for mix in found if mix is not None]
 
     def _gaps(self, entry: Entry, others: list[EncodingId]) -> dict[EncodingId, float]:
         """Mean squared differences of values, of some layers and tokens."""

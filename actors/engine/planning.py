@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container
 from dataclasses import dataclass
+from zlib import crc32
 
 from laban.actors.calls import Call, Source
 from laban.actors.engine.corrections import Corrections
@@ -13,6 +14,8 @@ from laban.kvstore.anchors import Mix
 from laban.kvstore.encodings import EncodingId, EncodingSpec, Placement, flatten, make_spec
 from laban.kvstore.store import EncodingStore
 
+MEASURED = 32
+"""Of so many of a step's calls one is encoded whatever is known, so that errors go on being found."""
 NEEDS_ITS_VIEW = (Way.ENCODE, Way.MIX, Way.RESUME)
 """Ways that compute some of the encoding, and so need what it reads on the device."""
 
@@ -47,7 +50,7 @@ def plan_call(waiting: Waiting, store: EncodingStore, tiers: Tiers, corrections:
         needed = {target.encoding_id}
         ordered = (*ordered, target)
         specs[target.encoding_id] = target
-    mixes = {} if corrections is None else predicted(ordered, specs, store, corrections)
+    mixes = {} if corrections is None or is_measured(call) else predicted(call, ordered, specs, store, corrections)
     missing, awaits = ways_to_have(
         needed, ordered, specs, store, tiers, sources=call.sources, refused=waiting.refused, mixes=mixes
     )
@@ -60,21 +63,48 @@ def plan_call(waiting: Waiting, store: EncodingStore, tiers: Tiers, corrections:
     return Plan(specs, view, target, missing, kept, awaits, mixes)
 
 
+def is_measured(call: Call) -> bool:
+    """Whether nothing is predicted for it. By its id: the same however often it is planned."""
+    return bool(call.kind and call.slots) and not call.spare and crc32(call.call_id.encode()) % MEASURED == 0
+
+
 def predicted(
+    call: Call,
     ordered: tuple[EncodingSpec, ...],
     specs: dict[EncodingId, EncodingSpec],
     store: EncodingStore,
     corrections: Corrections,
 ) -> dict[EncodingId, Mix]:
-    """How those that the device lacks can be predicted, of all that may be. What comes first in a view is first served:
-    errors in one view add up."""
-    mixes: dict[EncodingId, Mix] = {}
+    """How those that the device lacks can be predicted, of all that may be.
+
+    Errors in one view add up, and no read may see more of them than its tolerance. So those go first that err by the
+    least a token.
+    """
+    offered: dict[EncodingId, Mix] = {}
     for spec in ordered:
         if spec.tolerance and spec.encoding_id not in store:
-            mix = corrections.choose(spec, specs, mixes)
+            mix = corrections.choose(spec, specs, call)
             if mix is not None:
-                mixes[spec.encoding_id] = mix
-    return mixes
+                offered[spec.encoding_id] = mix
+    if len(offered) < 2:
+        return offered
+    spent = {name: corrections.spent(specs[name], specs) for name in offered}
+    after: dict[EncodingId, list[EncodingId]] = {name: [] for name in offered}  # that read it
+    for name in offered:
+        for placed in flatten(specs[name].view, specs):
+            if placed.encoding_id in after:
+                after[placed.encoding_id].append(name)
+    chosen: dict[EncodingId, Mix] = {}
+    for name in sorted(offered, key=lambda each: offered[each].error / specs[each].num_tokens):
+        error = offered[name].error
+        sees = {name: spent[name] + error} | {
+            each: spent[each] + chosen[each].error + error for each in after[name] if each in chosen
+        }
+        if all(seen <= specs[each].tolerance for each, seen in sees.items()):
+            chosen[name] = offered[name]
+            for each in after[name]:
+                spent[each] += error
+    return chosen
 
 
 def target_of(call: Call, specs: dict[EncodingId, EncodingSpec]) -> EncodingSpec | None:

@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 
 from laban.actors.calls import Call, CallEvent, CallFailed, CallFinished, Sampling, Scoring
 from laban.actors.engine.corrections import TRIAL, Corrections
+from laban.actors.engine.planning import is_measured
 from laban.kvstore.encodings import EncodingId, EncodingSpec, View, flatten, make_spec
+from laban.kvstore.message_slots import SlotKey
 
 SCORED_TOKENS = 48
 """Of a message, its first."""
@@ -32,6 +34,7 @@ class _Trial:
     forced: tuple[int, ...]
     spec: EncodingSpec  # as it was encoded
     names: frozenset[EncodingId]  # of all that it is made of
+    is_true: bool  # nothing in its view was predicted
 
 
 class Trials:
@@ -62,13 +65,15 @@ class Trials:
         header = replace(call, tokens=tokens[:num_header], sampling=None, sources=())
         specs = {spec.encoding_id: spec for spec in call.specs}
         placed = [specs[p.encoding_id] for p in flatten(call.view, specs)]
-        if any(self._corrections.mix_of(spec.encoding_id) is not None for spec in placed):
-            return  # the view itself is not true
-        names = frozenset([*specs, message])
-        for spec in placed:
-            if spec.encoding_id in self._corrections.pool and spec.encoding_id not in self._tried:
+        encoded = [spec for spec in placed if self._corrections.mix_of(spec.encoding_id) is None]
+        is_true = len(encoded) == len(placed)
+        slots = {slot.encoding_id for slot in call.slots} if call.kind else set()
+        names = frozenset([*specs, message, *(slot.home_id for slot in call.slots)])
+        for spec in encoded:
+            known = is_true and spec.encoding_id in self._corrections.pool
+            if (known or spec.encoding_id in slots) and spec.encoding_id not in self._tried:
                 self._tried[spec.encoding_id] = None
-                self._waiting.append(_Trial(header, forced, spec, names))
+                self._waiting.append(_Trial(header, forced, spec, names, is_true))
         while len(self._tried) > MAX_REMEMBERED:
             self._tried.popitem(last=False)
 
@@ -79,12 +84,20 @@ class Trials:
             specs = {spec.encoding_id: spec for spec in trial.call.specs}
             spec = trial.spec
             as_tried = make_spec(spec.namespace, spec.tokens, spec.start, spec.view, specs, tolerance=TRIAL)
-            if self._corrections.choose(as_tried, specs) is None:
+            slots = [slot for slot in trial.call.slots if slot.encoding_id == spec.encoding_id]
+            call = replace(trial.call, slots=tuple(replace(slot, encoding_id=as_tried.encoding_id) for slot in slots))
+            mix = self._corrections.choose(as_tried, specs, call)
+            if mix is None or (mix.slot is not None and self._is_known(mix.slot, trial)):
                 continue
             self._number += 1
-            self._running, self._trial_spec = trial, as_tried
+            self._running, self._trial_spec = replace(trial, call=call), as_tried
             return self._call(FIRST, trial.call.view, Scoring(keep=self._key))
         return None
+
+    def _is_known(self, slot: SlotKey, trial: _Trial) -> bool:
+        if trial.is_true and trial.spec.encoding_id in self._corrections.pool:
+            return False  # its tokens' own errors may not be
+        return self._corrections.pool.slots.knows_enough(slot) and not is_measured(trial.call)
 
     def take(self, events: Iterable[CallEvent]) -> tuple[list[CallEvent], Call | None]:
         """The events that are not of trials, and the call that goes on with one."""
@@ -159,7 +172,11 @@ class Trials:
         mix = self._corrections.mix_of(self._trial_spec.encoding_id)
         # Else its anchors had gone and it was encoded after all, or what it is compared with was evicted and predicted.
         if mix is not None and self._corrections.mix_of(self._running.spec.encoding_id) is None:
-            self._corrections.pool.learn(self._running.spec, mix.distance, sum(kl) / len(kl))
+            error, pool = sum(kl) / len(kl), self._corrections.pool
+            if self._running.is_true:
+                pool.learn(self._running.spec, mix.distance, error)
+            if mix.slot is not None:
+                pool.slots.learn(mix.slot, error)
 
     def _end(self) -> None:
         assert self._trial_spec is not None

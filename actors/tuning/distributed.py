@@ -16,6 +16,7 @@ from typing import Any
 
 from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError, Unavailable, of_status
 from laban.actors.tuning.plan import INSTALL, Said, TunePlan
+from laban.actors.tuning.start import Start
 
 PROGRESS, SCORES, FAILURE = "progress.jsonl", "scores.json", "failure.json"
 MAX_FAILURES = 2
@@ -28,13 +29,14 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "
 @dataclass(frozen=True, slots=True)
 class Job:
     """`folder` holds lessons.jsonl and held_out.jsonl, and gets what training makes. `ray_address` is that of a Ray
-    that runs; None starts one on this machine."""
+    that runs; None starts one on this machine. `start` is the adapter to start from, if there is no checkpoint."""
 
     folder: str
     model_folder: str
     plan: TunePlan
     num_processes: int = 1
     ray_address: str | None = None
+    start: Start | None = None
 
 
 def check_installed() -> None:
@@ -106,6 +108,7 @@ def _work(config: dict[str, Any]) -> None:
 
     given = config["job"]
     plan = TunePlan(**(given["plan"] | {"targets": tuple(given["plan"]["targets"])}))
+    start = given["start"] and Start(**(given["start"] | {"targets": tuple(given["start"]["targets"])}))
     folder, context = Path(given["folder"]), ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     device = get_device()
@@ -121,7 +124,7 @@ def _work(config: dict[str, Any]) -> None:
         tell(Said("loading the model", 0, 0))
         model = load_model(given["model_folder"], plan.dtype, device)
         lessons, held_out = (read_lessons(folder / f"{name}.jsonl") for name in ("lessons", "held_out"))
-        learner = Learner(model, plan, len(lessons), rank=rank, size=size)
+        learner = Learner(model, plan, len(lessons), start=start, rank=rank, size=size)
         train(learner, lessons, held_out, folder, tell)
     except LabanError as error:  # the same in all of them: to try again would not help
         if rank == 0:

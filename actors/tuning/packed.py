@@ -27,8 +27,9 @@ from laban.actors.tuning.lessons import Graph, Node, Part
 from laban.kernels.rotary import turn, turn_tables
 
 ATTENTION = "laban_packed"
-MAX_MASK = 1 << 24
-"""Rows times keys of a graph whose messages attend at once on a card: the mask has a byte for each."""
+MAX_MASK = 1 << 26
+"""Rows times keys of a graph whose messages attend at once on a card: the mask has a number for each, in the model's
+dtype. A pack of 16,384 tokens has room for lessons of 4,096 keys each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,7 @@ class DenseLayout:
                 for x, rows in ((k, stack.keys_on), (v, sources))
             )
             queries = q.index_select(0, stack.rows_on).view(stack.size, -1, *q.shape[1:]).transpose(1, 2)
-            mask = stack.mask(self._packed.kinds[index].window)
+            mask = stack.mask(self._packed.kinds[index].window, q.dtype)
             found = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
             out.append(found.transpose(1, 2).reshape(-1, *q.shape[1:]))
         return torch.cat(out).index_select(0, self._place)
@@ -237,11 +238,14 @@ class _Stack:
         self.real = (torch.arange(num_rows) < torch.tensor([[rows] for rows, _ in sizes])).flatten()
         self.rows_on, self.keys_on = self.rows.to(device), self.keys.to(device)
         self._row_of, self._key_of, self._seen = row_of, key_of, seen
-        self._masks: dict[int | None, Tensor] = {}
+        self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
 
-    def mask(self, window: int | None) -> Tensor:
-        """[size, 1, num_rows, num_keys], in a layer with a window without what is further behind."""
-        if window not in self._masks:
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """[size, 1, num_rows, num_keys] to be added to scores, in a layer with a window without what is further behind.
+
+        Of a boolean one every layer would make such a one for itself, and keep it for the gradient.
+        """
+        if (window, dtype) not in self._masks:
             row_of, key_of, seen = (x.to(self._device) for x in (self._row_of, self._key_of, self._seen))
             num_rows, num_keys = row_of.shape[1], key_of.shape[1]
             before = torch.ones(num_rows, num_keys, dtype=torch.bool, device=self._device).tril()
@@ -250,8 +254,9 @@ class _Stack:
             if window is not None:
                 row_at, key_at = self._row_at.to(self._device), self._key_at.to(self._device)
                 mask &= row_at[:, :, None] - key_at[:, None, :] < window
-            self._masks[window] = mask[:, None]
-        return self._masks[window]
+            unseen = torch.full((), -torch.inf, dtype=dtype, device=self._device)
+            self._masks[window, dtype] = torch.where(mask, unseen.new_zeros(()), unseen)[:, None]
+        return self._masks[window, dtype]
 
 
 def _offsets(node: Node, nodes: Sequence[Node]) -> Iterator[tuple[Part, int]]:

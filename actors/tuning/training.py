@@ -26,6 +26,7 @@ from laban.actors.tuning.lessons import Graph, Lesson, joined
 from laban.actors.tuning.losses import Measured, divergence, measure, said_hidden
 from laban.actors.tuning.packed import Packed
 from laban.actors.tuning.plan import INSTALL, Said, Scores, StepScore, TunePlan
+from laban.actors.tuning.start import Start
 
 CHECKPOINT = "checkpoint.pt"
 NUM_RESAMPLES = 1000
@@ -41,13 +42,19 @@ class Learner:
     """A model with an adapter, and what trains it. `rank` of `size` processes. Lessons are told by identity."""
 
     def __init__(
-        self, model: PreTrainedModel, plan: TunePlan, num_lessons: int, *, rank: int = 0, size: int = 1
-    ) -> None:
-        """`model` gets the adapter, and its attention is replaced. Raises FailedPrecondition without PEFT."""
+        self, model: PreTrainedModel, plan: TunePlan, num_lessons: int, *, start: Start | None = None, rank: int = 0,
+        size: int = 1,
+    ) -> None:  # fmt: skip
+        """`model` gets the adapter, a new one or that of `start`, and its attention is replaced.
+
+        Raises FailedPrecondition without PEFT, InvalidInput for a `plan` of another adapter than `start`.
+        """
         try:
             from peft import LoraConfig, get_peft_model
         except ImportError:
             raise FailedPrecondition(f"PEFT is not installed, and trains the adapter: {INSTALL}") from None
+        if start is not None:
+            start.check(plan)
         self.plan, self.rank, self.size = plan, rank, size
         torch.manual_seed(plan.seed)  # every process begins with the same factors
         alpha: Any = plan.alpha  # declared as a whole number; any will do
@@ -57,6 +64,8 @@ class Learner:
         )  # fmt: skip
         self.packed = Packed(model)
         self.peft: Any = get_peft_model(model, config)
+        if start is not None:
+            self._take(start)
         self._taught: dict[int, Tensor] = {}
         self._num_kept_bytes = 0
         self._recomputes = False
@@ -66,6 +75,16 @@ class Learner:
         self.num_warm = round(plan.warmup * self.num_steps)
         self.step = 0
         torch.manual_seed(plan.seed + rank)  # of dropout
+
+    def _take(self, start: Start) -> None:
+        """Its factors, all of them."""
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        weights = load_peft_weights(start.folder, device="cpu")
+        found: Any = set_peft_model_state_dict(self.peft, weights)
+        lacking = [name for name in found.missing_keys if ".lora_" in name]
+        if odd := [*lacking, *found.unexpected_keys]:
+            raise InvalidInput(f"the adapter {start} is not of this model: {odd[0]}", field="--from")
 
     def teacher(self, lessons: Sequence[Lesson]) -> Tensor:
         """What the plain model has under `exact` before each token said: [num_said, hidden_size]. Kept on the host for
@@ -102,7 +121,7 @@ class Learner:
         model: Any = self.packed.model
         config, device = model.config, model.device
         per_token = model.dtype.itemsize * (16 * config.hidden_size + 4 * config.intermediate_size)
-        room = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else ACTIVATION_BYTES
+        room = _free_bytes(device) // 2 if device.type == "cuda" else ACTIVATION_BYTES
         recomputes = graph.num_tokens * config.num_hidden_layers * per_token > room
         if recomputes == self._recomputes:
             return
@@ -205,6 +224,12 @@ class Learner:
         self.peft.save_pretrained(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Of a card, with what this process holds of it and does not use."""
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 def packs(lessons: Sequence[Lesson], sizes: Sequence[int], limit: int) -> Iterator[list[Lesson]]:

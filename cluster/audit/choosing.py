@@ -154,9 +154,9 @@ class _Chooser:
         else:
             nearest, tally = closest
             what = f"{nearest} has a KL of {tally.kl_mean:.3g} over {tally.num_calls} audited calls"
-            flips = f", {tally.num_flips} of {tally.num_decisions} decisions flip" if tally.num_flips else ""
+            flips = f", {tally.num_flips} of {tally.num_decisions} decisions flip" if tally.num_decisions else ""
             few = "" if tally.is_enough else f", expected at least {MIN_CALLS} calls"
-            self._note(steps, read, "exact", Tally(), f"{what}{flips}{few}: not surely within {tolerance:g}")
+            self._note(steps, read, "exact", Tally(), f"{what}{few or flips}: not surely within {tolerance:g}")
         return EXACT
 
     def _note(self, steps: list[str], read: int | None, level: str, tally: Tally, why: str) -> None:

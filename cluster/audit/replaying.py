@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from laban.actors.calls import Call, Sampling
 from laban.actors.errors import FailedPrecondition, NotFound
+from laban.cluster.attempts import kind_of
 from laban.cluster.audit.calling import Forced
 from laban.cluster.audit.identity import at_share
 from laban.cluster.audit.records import AS_WRITTEN, RecordedStep
@@ -68,7 +69,9 @@ class Variant:
         step = self.steps[address]
         book = self.book_of(address)
         entries = book.entries(step.reads if reads is None else reads)
-        return book.decode(call_id, f"step {address}", entries, Opening(step.role, step.name, step.prefill), sampling)
+        opening = Opening(step.role, step.name, step.prefill)
+        call, composed = book.decode(call_id, f"step {address}", entries, opening, sampling)
+        return replace(call, kind=kind_of(self.run.graph.workflow.name, step)), composed
 
     def forced(self, call_id: str, recorded: RecordedStep, reads: Sequence[ReadRef] | None = None) -> Forced:
         """The same, forced to the recorded text. One without text only encodes the message that it makes."""

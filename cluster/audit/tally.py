@@ -62,8 +62,9 @@ class Tally:
         return self.kl_sum / self.num_calls if self.num_calls else 0.0
 
     @property
-    def flip_share(self) -> float:
-        return self.num_flips / self.num_decisions if self.num_decisions else 0.0
+    def flip_risk(self) -> float:
+        """How likely the next decision flips, by Laplace's rule of succession; 0 where nothing is decided."""
+        return (self.num_flips + 1) / (self.num_decisions + 2) if self.num_decisions else 0.0
 
     @property
     def is_enough(self) -> bool:
@@ -79,12 +80,12 @@ class Tally:
         return self.is_enough and self.kl_at_least > tolerance
 
     def is_within(self, tolerance: float) -> bool:
-        """Whether the mean is at most the tolerance, surely enough, and of the decisions no larger share flipped.
+        """Whether the mean is at most the tolerance, surely enough, and the risk of a flip, too.
 
         The standard deviation counts as no smaller than the tolerance: where the rare large numbers have not come yet
         both the mean and the deviation look smaller than they are.
         """
-        if not self.is_enough or self.flip_share > tolerance:
+        if not self.is_enough or self.flip_risk > tolerance:
             return False
         return self.kl_mean + max(self._deviation, tolerance) * reach(self.num_calls) <= tolerance
 

@@ -23,7 +23,10 @@ MAX_VALUE = 120  # characters of one that an error names
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Says what went wrong in a line, never with a traceback."""
-    arguments = parse(argv)
+    try:
+        arguments = parse(argv)
+    except KeyboardInterrupt:
+        return _interrupted()
     # Ending by a signal cleans up as Ctrl-C does: a cluster of our own must not outlive us.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -32,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print("laban: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted()
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -96,6 +98,11 @@ def _unexpected(error: Exception) -> int:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         print(f"laban: a bug in Laban: {what} (LABAN_DEBUG=1 shows where)", file=sys.stderr)
     return 1
+
+
+def _interrupted() -> int:
+    print("laban: interrupted", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

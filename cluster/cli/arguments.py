@@ -46,6 +46,7 @@ EXAMPLES = {
     laban tune flow.yaml --data inputs.jsonl --out tuned     200 to 500 lines {"question": "..."} are a good start
     laban tune flow.yaml --data inputs.jsonl --out tuned     the same again goes on where it was
     laban tune flow.yaml --data inputs.jsonl --out tuned --processes 8     on eight GPUs
+    laban tune flow.yaml --data inputs.jsonl --out tuned --from other/adapter     less to learn: it can read already
     laban tune flow.yaml --data inputs.jsonl --out tuned --model ~/models/Qwen3-8B --epochs 8 --learning-rate 2e-5""",
     "submit": """\
     laban submit flow.yaml --key nightly-2026-11-22     the same key again gives the same workflow
@@ -200,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
 
     submit = command("submit", "start a workflow on a cluster and print its id")
     submit.add_argument("file", metavar="FILE", help=FILE_HELP)
-    submit.add_argument("--key", default="", help="an idempotency key: the same one again starts nothing new")
+    submit.add_argument("--key", help="an idempotency key: the same one again starts nothing new")
     _run_flags(submit)
     _auto_flag(submit)
     _client_flags(submit)
@@ -346,6 +347,10 @@ def _tune_flags(tune: argparse.ArgumentParser) -> None:
     tune.add_argument("--held-out", type=float, default=0.1, metavar="SHARE", help="of the inputs (default 0.1)")
     tune.add_argument("--processes", type=int, default=1, metavar="N", help="that train together (default 1)")
     group = tune.add_argument_group("training (the defaults are those of arXiv 2512.23049, but for the loss)")
+    group.add_argument(
+        "--from", dest="start", metavar="FOLDER",
+        help="start from this adapter, such as another workflow's, with its rank, alpha and targets (default: none)",
+    )  # fmt: skip
     group.add_argument("--rank", type=int, metavar="N", help="of the adapter (64)")
     group.add_argument("--alpha", type=float, metavar="X", help="its scale times the rank (32)")
     group.add_argument("--dropout", type=float, metavar="P", help="of the adapter's input (0.05)")

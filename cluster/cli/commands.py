@@ -91,7 +91,7 @@ def run(arguments: Namespace) -> int:
     if tools:
         check_names(tools, request["workflow"], request["source_name"], request["files"])
     screen = screen_for()
-    if not arguments.address:
+    if arguments.address is None:
         _check_locally(request, configuration(arguments).config)
     with _given_or_own(arguments, screen) as client:
         return _run(client, request, tools, screen, arguments)
@@ -111,7 +111,7 @@ def audit(arguments: Namespace) -> int:
     if tools:
         check_names(tools, request["workflow"], request["source_name"], request["files"])
     plan = AuditPlan(request, arguments)
-    if not arguments.address:
+    if arguments.address is None:
         _check_served(plan.workflow, configuration(arguments).config)
     with _given_or_own(arguments, screen_for()) as client:
         found = Auditing(client, plan, tools, arguments.address).all()
@@ -160,7 +160,7 @@ def clear(arguments: Namespace) -> int:
 @contextmanager
 def _given_or_own(arguments: Namespace, screen: Screen) -> Iterator[Client]:
     """A client of the cluster at --address, or of one that is started for this command and ends with it."""
-    if arguments.address:
+    if arguments.address is not None:
         with _client(arguments) as client:
             yield client
         return
@@ -193,8 +193,10 @@ def _run(
 
 
 def submit(arguments: Namespace) -> int:
+    if arguments.key == "":  # a shell's variable that is not set: without a key another try would be another workflow
+        raise InvalidInput("is empty, expected a key of at most 128 characters", field="--key", value="")
     with _client(arguments) as client:
-        record = client.submit(**_request(arguments), idempotency_key=arguments.key)
+        record = client.submit(**_request(arguments), idempotency_key=arguments.key or "")
     print(json.dumps({"workflow_id": record.workflow_id}) if arguments.json else record.workflow_id)
     return 0
 

@@ -50,7 +50,7 @@ def configuration(arguments: Namespace) -> Resolved:
 def check_one_cluster(arguments: Namespace, also_local: Collection[str] = ()) -> None:
     """Refuse flags of a cluster to be started beside the --address of one that is there. Arguments that are
     `also_local` mean something to the command itself. Raises InvalidInput naming the flag."""
-    if not arguments.address:
+    if arguments.address is None:
         return
     for name, flag in OF_A_CLUSTER.items():
         value = getattr(arguments, name)

@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from laban.actors.errors import FailedPrecondition, InvalidInput
 from laban.actors.tuning.lessons import Lesson, write_lessons
 from laban.actors.tuning.plan import Said, TunePlan
+from laban.actors.tuning.start import Start, read_start
 from laban.cluster.audit.data import read_data
 from laban.cluster.audit.levels import problem_with
 from laban.cluster.audit.records import RecordedStep
@@ -77,6 +78,9 @@ class Tuning:
         given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None}
         if arguments.targets is not None:
             given["targets"] = tuple(each.strip() for each in arguments.targets.split(",") if each.strip())
+        self._given = frozenset(given)
+        self._from: str | None = arguments.start
+        self.start: Start | None = None
         self.plan = TunePlan(**given, seed=request["seed"] or 0)
         self.plan.check()
         self.processes = arguments.processes
@@ -89,12 +93,19 @@ class Tuning:
     def open(self, facts: ModelFacts, name: str | None) -> None:
         """The folder, new or that of the same call before; `name` is what the model is called where there are several.
 
-        Raises FailedPrecondition for the folder of another call, InvalidInput for a workflow that calls other models.
+        Raises FailedPrecondition for the folder of another call, InvalidInput for a workflow that calls other models,
+        and what `read_start` and `Start.check` raise for an adapter to start from.
         """
         self.facts = facts
         others = [model for _, model in named_models(self.workflow) if model not in (name, facts.name)]
         if others:
             raise InvalidInput(f"calls another model than {name or facts.name}", field="FILE", value=others[0])
+        if self._from is not None:
+            self.start = read_start(self._from, facts.folder)
+            settled = {name: value for name, value in self.start.options().items() if name not in self._given}
+            self.plan = replace(self.plan, **settled)
+            self.plan.check()
+            self.start.check(self.plan)
         digest = blake2b(self.request["workflow"], digest_size=8)
         for name, content in sorted((self.request["files"] or {}).items()):
             digest.update(f"{name}|".encode() + (content if isinstance(content, bytes) else str(content).encode()))
@@ -103,6 +114,7 @@ class Tuning:
             "inputs": self.request["inputs"], "overrides": self.request["overrides"], "seed": self.request["seed"],
         }  # fmt: skip
         training = {"level": self.level, "held_out": self.held_out, **self.plan.as_dict()}
+        training["start"] = self.start and self.start.fingerprint  # an older folder's lacks it: none
         del training["seed"]  # runs were recorded with it, too
         mine = json.loads(json.dumps(mine | training, default=str))
         path = self.folder / RUN
@@ -229,14 +241,17 @@ class Tuning:
         from laban.actors.tuning.distributed import Job, run
 
         assert self.facts is not None
-        job = Job(str(self.folder.resolve()), str(self.facts.folder), self.plan, self.processes, ray_address)
+        job = Job(
+            str(self.folder.resolve()), str(self.facts.folder), self.plan, self.processes, ray_address, self.start
+        )
         return run(job, lambda said: screen.phase(*_phase(said)))
 
     def write_card(self, scores: Mapping[str, Any], num_lessons: int) -> None:
         assert self.facts is not None
         text = card(
-            self.workflow.name, self.facts, self.level, self.data_hash, num_lessons, self.plan.as_dict(), scores
-        )
+            self.workflow.name, self.facts, self.level, self.data_hash, num_lessons, self.plan.as_dict(), scores,
+            start=str(self.start) if self.start else None,
+        )  # fmt: skip
         (self.folder / ADAPTER / "README.md").write_text(text)
 
 

@@ -117,8 +117,10 @@ class Exchanges:
                 raise Unavailable(STOPPING)
             if len(self._tasks) > self._max_open:
                 raise Exhausted(f"{self._max_open} requests are being answered, expected no more")
-            set_caller(self._door.enter(method, metadata))
-            response = await handler(exchange)
+            found = self._door.enter(method, metadata)
+            set_caller(found)
+            with self._door.staying(found):
+                response = await handler(exchange)
         except asyncio.CancelledError:
             if not self.closing:
                 exchange.code = "CANCELLED"

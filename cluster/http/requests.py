@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def _refuse_others(body: Fields) -> None:
         if allowed is None:
             raise NotBuilt("is not served, expected it to be left out", field=name)
         if isinstance(value, bool) != isinstance(allowed[0], bool) or value not in allowed:
-            raise NotBuilt(f"is not served, expected {allowed[0]!r} or nothing", field=name, value=value)
+            raise NotBuilt(f"is not served, expected {json.dumps(allowed[0])} or nothing", field=name, value=value)
 
 
 def _sampling(body: Fields, constraint: Constraint | None) -> Sampling:
@@ -178,11 +179,14 @@ def _message(fields: Fields) -> ChatMessage:
     role = fields.one_of("role", ROLES)
     fields.only(
         ("role", "content", "name")
-        + (("tool_calls",) if role == "assistant" else ())
+        + (("tool_calls", "refusal", "annotations") if role == "assistant" else ())
         + (("tool_call_id",) if role == "tool" else ())
     )
     calls = tuple(_tool_call(Fields(item, path)) for path, item in fields.items("tool_calls", MAX_PARTS))
-    text = _content(fields, optional=bool(calls))
+    if role == "assistant" and fields.has("refusal") and not fields.has("content"):
+        text = fields.text("refusal")  # as OpenAI's own answers have it: this is what was said
+    else:
+        text = _content(fields, optional=bool(calls))
     name = check_name(fields.text("name", ""), fields.path("name")) or None
     if role == "tool":
         return ChatMessage(role, text, name, tool_call_id=fields.text("tool_call_id"))

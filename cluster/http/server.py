@@ -14,6 +14,7 @@ from laban.actors.errors import FailedPrecondition
 from laban.cluster.door import Door
 from laban.cluster.gateway import GatewayLimits, check_address
 from laban.cluster.http.api import ChatsPort, OpenAiApi
+from laban.cluster.http.connections import Connection
 from laban.cluster.http.exchange import Exchanges
 from laban.cluster.meter import NO_METER, Meter
 from laban.cluster.tls import ServerContext, ServerTls
@@ -78,7 +79,7 @@ class HttpServer:
             lifespan="off",
             loop="none",
             ws="none",
-            http="h11",
+            http=Connection,
             server_header=False,
             timeout_keep_alive=IDLE_S,
             timeout_graceful_shutdown=1,

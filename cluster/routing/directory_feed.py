@@ -25,6 +25,8 @@ INTERVAL_S = 0.05
 WAIT_S = 10.0
 RETRY_S = 1.0
 TICK_S = 1.0
+TIMEOUT_S = 10.0
+"""For an answer, and of a poll beyond its wait: a shard that hangs, though its process lives, is as good as down."""
 
 
 @dataclass(slots=True)
@@ -50,13 +52,14 @@ class DirectoryFeed:
         wait_s: float = WAIT_S,
         retry_s: float = RETRY_S,
         tick_s: float = TICK_S,
+        timeout_s: float = TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """A shard is told of what is watched at most every `interval_s`, of uses and pins every `tick_s`."""
         self._port, self._view = port, view
         self._subscriber = subscriber or f"router-{uuid4().hex[:12]}"
         self._interval_s, self._wait_s, self._retry_s, self._tick_s = interval_s, wait_s, retry_s, tick_s
-        self._clock = clock
+        self._timeout_s, self._clock = timeout_s, clock
         self._shards = [_Shard(ToldUses(self._subscriber)) for _ in range(port.num_shards)]
         view.watching.on_interest = self._wake
 
@@ -81,9 +84,10 @@ class DirectoryFeed:
     async def drop(self, worker_id: str, epoch: Epoch) -> None:
         """Tell the directory that the worker died. What is not told it finds out by itself, when no heartbeat comes."""
         try:
-            await self._port.drop(worker_id, epoch)
-        except ConnectionError as error:
-            logger.info("the directory was not told that worker %s died: %s", worker_id, error)
+            async with asyncio.timeout(self._timeout_s):
+                await self._port.drop(worker_id, epoch)
+        except (ConnectionError, TimeoutError) as error:
+            logger.info("the directory was not told that worker %s died: %s", worker_id, _reason(error))
 
     async def _listen(self, number: int) -> None:
         shard, down = self._shards[number], False
@@ -91,7 +95,8 @@ class DirectoryFeed:
             try:
                 if not shard.known:
                     await self._watch(number)
-                news = await self._port.poll(number, self._subscriber, shard.taken, self._wait_s)
+                async with asyncio.timeout(self._wait_s + self._timeout_s):
+                    news = await self._port.poll(number, self._subscriber, shard.taken, self._wait_s)
                 self._view.see(number, news is not None)
                 if news is None:
                     shard.known = False
@@ -99,11 +104,11 @@ class DirectoryFeed:
                     shard.taken = news.number
                     self._view.take(number, news)
             except Exception as error:
-                if not isinstance(error, ConnectionError):
+                if not isinstance(error, ConnectionError | TimeoutError):
                     logger.exception("taking news of shard %d of the directory failed", number)
                     shard.taken = -1  # so all of it is told again
                 elif not down:
-                    logger.warning("shard %d of the directory is down: %s", number, error)
+                    logger.warning("shard %d of the directory is down: %s", number, _reason(error))
                 down = True
                 self._view.see(number, False)
                 await asyncio.sleep(self._retry_s)
@@ -122,7 +127,7 @@ class DirectoryFeed:
             try:
                 await self._watch(number)
                 await asyncio.sleep(self._interval_s)
-            except ConnectionError:
+            except (ConnectionError, TimeoutError):
                 await asyncio.sleep(self._retry_s)
             finally:
                 if not shard.known:
@@ -138,9 +143,10 @@ class DirectoryFeed:
             if anew or added or removed:
                 shard.number += 1
                 shard.known = False  # until it says so: whether it took that nobody knows
-                shard.known = await self._port.watch(
-                    number, Watch(self._subscriber, shard.number, added, removed, anew)
-                )
+                async with asyncio.timeout(self._timeout_s):
+                    shard.known = await self._port.watch(
+                        number, Watch(self._subscriber, shard.number, added, removed, anew)
+                    )
                 if anew:
                     shard.told.repeat()
 
@@ -154,10 +160,11 @@ class DirectoryFeed:
             interest = shard.told.take(self._clock())
             if interest is not None:
                 try:
-                    await self._port.tell(number, interest)
+                    async with asyncio.timeout(self._timeout_s):
+                        await self._port.tell(number, interest)
                 except Exception as error:
                     shard.told.repeat()
-                    if not isinstance(error, ConnectionError):
+                    if not isinstance(error, ConnectionError | TimeoutError):
                         raise
 
     async def _tick(self) -> None:
@@ -168,3 +175,7 @@ class DirectoryFeed:
     def _wake(self) -> None:
         for shard in self._shards:
             shard.changed.set()
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or "no answer"

@@ -17,8 +17,9 @@ def card(
     num_lessons: int,
     options: Mapping[str, Any],
     scores: Mapping[str, Any],
+    start: str | None = None,
 ) -> str:
-    """Markdown. `scores` as `plan.Scores` in plain values."""
+    """Markdown. `scores` as `plan.Scores` in plain values; `start` is the adapter that was started from."""
     interval = scores["ratio_interval"]
     between = f" (95 % interval {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
     lines = [
@@ -35,6 +36,7 @@ def card(
         f"- base model: {facts.name}, fingerprint {facts.fingerprint}",
         f"- data: {num_lessons} runs to learn from, {scores['num_inputs']} held out; hash {data_hash}",
         f"- options: {', '.join(f'{name} {_shown(value)}' for name, value in options.items())}",
+        *([f"- started from the adapter {start}"] if start else []),
         "",
         f"On the inputs held out the mean KL from `exact` is {scores['ratio']:.3f}{between} of what it was.",
         "",

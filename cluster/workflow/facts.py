@@ -116,7 +116,8 @@ def ordered(keys: Sequence[str], members: Mapping[str, Member | None], order: ob
     places = {str(member).lower(): member for member in members.values()}
     distinct = list(dict.fromkeys(members.values()))
     wanted: dict[Member | None, None] = {}
-    for item in order if isinstance(order, list | tuple) else [order]:
+    for given in order if isinstance(order, list | tuple) else [order]:
+        item = int(given) if isinstance(given, float) and given.is_integer() else given
         number = item if isinstance(item, int) and not isinstance(item, bool) else None
         if str(item).strip().lower() in places:
             wanted[places[str(item).strip().lower()]] = None

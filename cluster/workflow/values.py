@@ -24,6 +24,7 @@ SHOWN_TEXT = 200  # characters of one that will not do
 MAX_MATCHES = 10_000  # of one value in one text
 MAX_SCANNED = 250_000_000  # characters, if each match looked at all of the text
 MAX_DIGITS = 300
+MAX_EXACT = 2**53  # below it a number is as exact with a fraction as without
 MAX_PARSED = 5_000_000  # characters, in search of JSON in a text
 _SEPARATORS = re.compile(r"[,;>\s]+")
 _WORDS = {"true": True, "yes": True, "false": False, "no": False}
@@ -212,18 +213,24 @@ def _string(found: object) -> str:
     return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
 
 
-def _number(found: object) -> float | None:
-    """A number, or the first one in a text: models write `8/10` and `about 8`."""
+# A hyphen or a printed minus; digits, by thousands or not, with a fraction or none, or a fraction alone.
+_NUMBER_IN_TEXT = r"[-+\x{2212}]?(?:(?:\d{1,3}(?:,\d{3})+\b|\d+)(?:\.\d+)?|\B\.\d+)(?:[eE][-+]?\d{1,3})?"
+
+
+def _number(found: object) -> int | float | None:
+    """A number, or the first one in a text: models write `8/10`, `about 8`, `.5` and `1,250`. A whole one has no
+    fraction, as in JSON."""
     if isinstance(found, bool):
         return None
     if isinstance(found, int | float):
         return found if math.isfinite(found) else None
-    match = (
-        compile_pattern(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d{1,3})?").search(found) if isinstance(found, str) else None
-    )
-    if match is None or len(match.group(0)) > 300:
+    match = compile_pattern(_NUMBER_IN_TEXT).search(found) if isinstance(found, str) else None
+    if match is None or len(match.group(0)) > MAX_DIGITS:
         return None
-    number = float(match.group(0))
+    digits = match.group(0).replace(",", "").replace("\u2212", "-")
+    number = float(digits)
+    if digits.lstrip("+-").isdigit() and abs(number) <= MAX_EXACT:
+        return int(digits)
     return number if math.isfinite(number) else None
 
 

@@ -13,7 +13,7 @@ from ray_processes import processes
 
 from laban.actors.calls import Call, CallFinished, Sampling
 from laban.actors.engine.config import EngineConfig
-from laban.actors.errors import InvalidInput
+from laban.actors.errors import InvalidInput, Unavailable
 from laban.actors.models import prepare_default_model
 from laban.actors.ports import WorkerLost
 from laban.actors.remote import RemoteSupervisor, RemoteWorker, WorkerPlan, spawn_worker
@@ -132,6 +132,13 @@ def test_a_shard_that_dies_while_it_loads_or_idles_takes_the_worker_along() -> N
 
     asyncio.run(killed_while_loading())
     asyncio.run(killed_while_idle())
+
+
+def test_a_model_that_takes_too_long_to_load_ends_the_start() -> None:
+    fields = {"limits": {"start_timeout_s": 0.01}, "server": {"port": 0}, "journal": {"url": "none"}}
+    with pytest.raises(Unavailable, match=r"limits\.start_timeout_s: the workers were not up after 0\.01 s"):
+        start_cluster(LabanConfig.model_validate(fields | {"http": {"port": None}, "metrics": {"port": None}}))
+    asyncio.run(until_gone())
 
 
 def test_heads_that_do_not_divide_are_refused_before_anything_starts() -> None:

@@ -21,6 +21,7 @@ from laban.actors.engine.runner import Runner
 from laban.actors.engine.tiers_setup import make_tiers
 from laban.actors.tokenizer import Tokenizer
 from laban.kvstore.encodings import EMPTY_VIEW, EncodingSpec, Placement, View, closure, dependencies, extend, view_stop
+from laban.kvstore.message_slots import MessageSlot
 
 TOLERANCE = 2e-4
 _ids = count()
@@ -103,11 +104,15 @@ class Driver:
     def submit(
         self, tokens: list[int], view: View = EMPTY_VIEW, start: int | None = None, sampling: Sampling | None = None,
         terminator: tuple[int, ...] = (), rank: int = 0, sources: tuple[Source, ...] = (), namespace: str = "test",
+        kind: str = "", slots: tuple[MessageSlot, ...] = (),
     ) -> str:  # fmt: skip
         call_id = f"call-{next(_ids)}"
         start = view_stop(view, self.specs) if start is None else start
         specs = tuple(closure(dependencies(view), self.specs))
-        call = Call(call_id, namespace, view, start, tuple(tokens), specs, sampling, terminator, rank, sources)
+        call = Call(
+            call_id, namespace, view, start, tuple(tokens), specs, sampling, terminator, rank, sources, kind=kind,
+            slots=slots,
+        )  # fmt: skip
         self.engine.submit(call)
         self.events[call_id] = []
         return call_id

@@ -91,5 +91,9 @@ WRONG: dict[str, tuple[str, str]] = {
     "an Ingress for no host": ("ingress: {enabled: true}", "host"),
     "a download of whatever is newest": ("model: {download: {repository: org/model}}", "revision"),
     "root": ("runAs: 0", "runAs"),
+    "a budget that nothing of a RayCluster is counted by": (
+        "podDisruptionBudget: {workers: {maxUnavailable: 1}}",
+        "maxUnavailable",
+    ),
 }
 """Values that are refused, and the field that is named."""

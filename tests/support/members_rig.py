@@ -59,12 +59,15 @@ class FrailStore(SqlStore):
         self.after = False
         self.is_dead = False
         self.is_paused = False
+        self._turn = threading.Lock()
         self._awake = threading.Event()
         self._awake.set()
 
     def pause(self) -> None:
-        self.is_paused = True
-        self._awake.clear()
+        """From here on: a transaction under way, which may renew the lease, is over first."""
+        with self._turn:
+            self.is_paused = True
+            self._awake.clear()
 
     def wake(self) -> None:
         self.is_paused = False
@@ -100,10 +103,14 @@ class FrailStore(SqlStore):
             self.pause()
 
     def _do(self, work: Any, *, is_member: bool = True) -> Any:
-        self._awake.wait()
-        if self.is_dead:
-            raise JournalAway("it is dead")
-        return super()._do(work, is_member=is_member)
+        while True:
+            self._awake.wait()
+            with self._turn:
+                if not self._awake.is_set():
+                    continue
+                if self.is_dead:
+                    raise JournalAway("it is dead")
+                return super()._do(work, is_member=is_member)
 
 
 class Cell(Server):

@@ -14,8 +14,8 @@
 {{- end -}}
 
 {{- define "laban.selector" -}}
-app.kubernetes.io/name: {{ include "laban.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "laban.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "laban.labels" -}}
@@ -53,6 +53,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- $journal := default dict (get $config "journal") -}}
 {{- if and (not .Values.secrets.journal) (not $journal.url) -}}
 {{- $_ := set $config "journal" (mergeOverwrite $journal (dict "url" "sqlite:////var/lib/laban/journal.db")) -}}
+{{- end -}}
+{{- $limits := default dict (get $config "limits") -}}
+{{- if kindIs "invalid" $limits.start_timeout_s -}}
+{{- $_ := set $config "limits" (mergeOverwrite $limits (dict "start_timeout_s" (mul 60 .Values.gateway.startMinutes))) -}}
 {{- end -}}
 {{- if and (eq $config.engine.device "cpu") (not $config.engine.num_threads) -}}
 {{- $cpus := (first .Values.ray.workerGroups).cpus -}}

@@ -6,7 +6,7 @@
 
 {{- define "laban.modelMount" -}}
 {{- if include "laban.modelClaim" . -}}
-- {name: models, mountPath: {{ .Values.model.volume.mountPath }}, readOnly: true}
+- {name: models, mountPath: {{ .Values.model.volume.mountPath | quote }}, readOnly: true}
 {{- end -}}
 {{- end -}}
 
@@ -25,7 +25,7 @@
   imagePullPolicy: {{ .Values.image.pullPolicy }}
   command: [bash, -c, 'until test -d "$MODEL"; do sleep 2; done']
   env:
-    - {name: MODEL, value: {{ .Values.config.model }}}
+    - {name: MODEL, value: {{ .Values.config.model | quote }}}
   securityContext:
     {{- include "laban.containerSecurity" . | nindent 4 }}
   resources:

@@ -174,6 +174,9 @@ def test_a_builder_is_taken_by_its_dict_form() -> None:
         (lambda: release_request("s", ["\ud800"]), "message_ids"),
         (lambda: view_of(["\ud800"], "packed"), "view.placements[0].message_id"),
         (lambda: view_of([5], "packed"), "view.placements[0]"),  # type: ignore[list-item]
+        (lambda: view_of(None, "packed"), "view"),  # type: ignore[arg-type]
+        (lambda: view_of("m1", "packed"), "view"),
+        (lambda: view_of(MESSAGE, "packed"), "view"),  # type: ignore[arg-type]
         (lambda: Client("127.0.0.1:1").get("\ud800"), "workflow_id"),
         (lambda: Client("127.0.0.1:1").watch("\ud800"), "workflow_id"),
         (lambda: Client("127.0.0.1:1").cancel("\ud800"), "workflow_id"),
@@ -226,6 +229,9 @@ def test_the_generated_code_loads_from_protobuf_6_31_on() -> None:
         (pb.Sampling(), "seed", 1.5, "seed: expected a whole number of 64 bits"),
         (pb.Sampling(), "seed", 2**64, "a whole number of 64 bits"),
         (pb.Sampling(), "temperature", "hot", "temperature: expected a number (got 'hot')"),
+        (pb.Sampling(), "temperature", [1], "temperature: expected a number (got [1])"),
+        (pb.ChatMessage(), "text", [{"type": "text", "text": "x"}], "text: expected text, without lone surrogates"),
+        (pb.Sampling(), "stop", "abc", "stop: expected a list, each text, without lone surrogates"),
         (pb.Sampling(), "stop", ["a", 5], "stop: expected a list, each text, without lone surrogates"),
     ],
 )

@@ -179,7 +179,7 @@ def test_health_follows_readiness() -> None:
                 return {(await stub.Check(health_pb2.HealthCheckRequest(service=name))).status for name in names}
 
             assert await says() == {health_pb2.HealthCheckResponse.NOT_SERVING}
-            await served.gateway.set_ready(True)
+            served.gateway.set_ready(True)
             assert await says() == {health_pb2.HealthCheckResponse.SERVING}
             watch = stub.Watch(health_pb2.HealthCheckRequest())
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING

@@ -124,14 +124,20 @@ def test_what_is_known_of_a_steps_own_share_has_its_levels_name() -> None:
         (0.01, MIN_CALLS - 1, (0, 0), "exact"),
         (0.049, 50, (0, 0), "exact"),  # as measured, but not surely
         (0.06, 10_000, (0, 0), "exact"),
-        (0.01, 400, (5, 100), "direct"),
-        (0.01, 400, (6, 100), "exact"),
+        (0.01, 400, (4, 100), "direct"),
+        (0.01, 400, (5, 100), "exact"),  # the next one's risk is 6 in 102
+        (0.01, 400, (0, 18), "direct"),
+        (0.01, 400, (0, 17), "exact"),
         (0.0, 400, (0, 0), "direct"),
     ],
 )
 def test_it_takes_enough_calls_and_few_flips(kl: float, num: int, flips: tuple[int, int], level: str) -> None:
     finding = Finding("one", None, "direct", "audit", tally(kl, num, flips))
-    assert levels(resolve(parse_yaml(FLOW), PLAIN, [finding]).workflow)["one"] == (level,)
+    resolved = resolve(parse_yaml(FLOW), PLAIN, [finding])
+    assert levels(resolved.workflow)["one"] == (level,)
+    if level == "exact" and flips[1]:
+        why = next(note.why for note in resolved.notes if note.step == "one" and note.why)
+        assert f", {flips[0]} of {flips[1]} decisions flip: not surely within 0.05" in why
 
 
 def test_better_evidence_counts_before_other() -> None:

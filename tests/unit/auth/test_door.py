@@ -128,6 +128,17 @@ def test_the_file_is_looked_at_again_but_not_at_every_call_and_a_broken_one_chan
     assert book.num_looks == 1
 
 
+def test_a_broken_file_is_logged_once_and_again_once_it_is_broken_anew(caplog: pytest.LogCaptureFixture) -> None:
+    now_s, book = 0.0, Book()
+    door = Door(book, clock=lambda: now_s)
+    for broken in (True, True, True, False, True, True):
+        now_s, book.broken = now_s + 1.0, broken
+        door.enter("Get", bearer("reader"))
+    assert [record.getMessage() for record in caplog.records if "left aside" in record.message] == [
+        "the tokens file is left aside: is not valid YAML"
+    ] * 2
+
+
 class Refusals(Meter):
     def __init__(self) -> None:
         self.reasons: list[str] = []

@@ -12,6 +12,7 @@ from scripted_engine import CharFraming, CharTokenizer, LoopWorker, ScriptedEngi
 
 from laban.cluster.dispatch import Dispatcher
 from laban.cluster.executor import Executor
+from laban.cluster.records import TokenChunk
 from laban.cluster.tenants import Tenants
 from laban.cluster.tokens import TokenBook
 from laban.cluster.workflow.parse import parse_yaml
@@ -57,6 +58,27 @@ async def test_workers_are_told_before_a_call_and_when_it_changes() -> None:
     spent.append(await run())
     assert [each.kv_bytes for each in worker.engine.advice] == [(("model/acme", 5000),), ()]
     assert tenants.spending == [("acme", num_tokens) for num_tokens in spent]
+    await executor.stop()
+
+
+@asynchronous
+async def test_who_stops_a_call_is_charged_for_what_there_was_of_it() -> None:
+    """Else a client that reads a stream and leaves before its last token would have it for nothing."""
+    tenants, worker = Limited(), LoopWorker(ScriptedEngine())
+    dispatcher = Dispatcher([worker], limits=FAST, tenants=tenants)
+    executor = Executor(dispatcher, CharFraming(), CharTokenizer())
+    executor.start()
+    record = await executor.intake.submit(parse_yaml(FLOW.replace("8}", "1000}")), {}, tenant="acme")
+    num_tokens = 0
+    async for item in executor.watch(record.workflow_id):
+        if isinstance(item, TokenChunk):
+            num_tokens += len(item.token_ids)
+            if num_tokens > 5 and not tenants.spending:
+                await executor.cancel(record.workflow_id)
+    assert executor.get(record.workflow_id).state == "cancelled"
+    assert [tenant for tenant, _ in tenants.spending] == ["acme"]
+    assert tenants.spending[0][1] > num_tokens  # its header was encoded, too
+    assert tenants.spending[0][1] < 1000
     await executor.stop()
 
 

@@ -145,6 +145,43 @@ def test_a_tenant_has_so_many_workflows_and_calls(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_tenant_leaves_others_the_sessions_and_calls_that_all_share(tmp_path: Path) -> None:
+    async def main() -> None:
+        quotas = {"acme": {"max_calls": 3, "max_sessions": 2}}
+        async with (
+            serving(tmp_path, **quotas) as address,
+            client(address, "ann") as ann,
+            client(address, "bob") as bob,
+        ):
+            sessions = [await ann.open_session() for _ in range(2)]
+            refused = await error_of(ann.open_session())
+            assert (type(refused), "sessions of this tenant" in refused.message) == (Exhausted, True)
+            await bob.open_session()
+            await sessions[0].close()
+            await ann.open_session()
+
+            async def is_refused() -> bool:
+                try:
+                    await ann.list()
+                except Exhausted:
+                    return True
+                return False
+
+            waits = [asyncio.ensure_future(ann.lease_step(["tool"], wait_s=20)) for _ in range(3)]
+            while not await is_refused():
+                await asyncio.sleep(0.01)
+            refused = await error_of(ann.list())
+            assert refused.field == "tenants.acme.max_calls"
+            await bob.list()
+            for wait in waits:
+                wait.cancel()
+            await asyncio.wait(waits)
+            while await is_refused():
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
 def test_roles_and_strangers(tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(tmp_path) as address:

@@ -59,9 +59,10 @@ def test_changes_are_taken_up_and_mistakes_are_not(tmp_path: Path) -> None:
     assert book.find(second) is not None
     assert book.quota("acme").max_workflows == 2
     assert book.quota("others").max_workflows is None
-    write(path, "tokens: [")
-    with pytest.raises(InvalidInput):
-        book.refresh()
+    for wrong in ("tokens: [", "tokens:\n" + entry(second, expires="2026-02-30")):
+        write(path, wrong)
+        with pytest.raises(InvalidInput):
+            book.refresh()
     assert book.find(second) is not None
     path.unlink()
     with pytest.raises(NotFound):
@@ -87,6 +88,9 @@ def test_changes_are_taken_up_and_mistakes_are_not(tmp_path: Path) -> None:
         ("tenants:\n  acme: {max_workflows: 1}\ntenants: {}", "line 3: a key that is there already"),
         ("tenants:\n  laban_secret: {}\n  laban_secret: {}", "line 3: a key"),
         ("\x00", "YAML"),
+        ("tokens:\n" + entry("x", expires="2026-13-01"), "line 2: is not valid YAML"),  # Python's ValueError
+        ("tokens: !!int laban_secret", "line 1: is not valid YAML"),
+        ("[" * 5000, "YAML"),
     ],
 )
 def test_a_mistake_is_named_by_its_place_and_nothing_is_quoted(tmp_path: Path, text: str, place: str) -> None:

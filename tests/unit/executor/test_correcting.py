@@ -55,3 +55,33 @@ def test_a_tolerance_of_none_is_exact_and_others_are_told_apart() -> None:
     assert len({view.prefix_id for view in views}) == 3
     part = composed(specs, Entry(one), Entry(other, "corrected", begin=1)).view
     assert specs[part.prefix_id or ""].tokens == (7, 8)
+
+
+def test_whole_messages_under_other_views_are_told_with_their_homes_and_the_read_that_they_are_of() -> None:
+    specs, (one, other, third) = told((4, 5), (6, 7, 8), (9, 4))
+    entries = [
+        Entry(one, "corrected", slot=0),  # stands where it was made
+        Entry(other, "corrected", slot=1),
+        Entry(other, "corrected", begin=1, slot=2),
+        Entry(third, "corrected"),
+        Entry(third, "direct", slot=4),
+        Entry(third, "corrected", tolerance=0.0, slot=5),
+        Entry(third, "corrected", slot=5),
+    ]
+    found = composed(specs, *entries)
+    assert [(slot.home_id, slot.number) for slot in found.slots] == [
+        (other.home.encoding_id, 1),
+        (third.home.encoding_id, 5),
+    ]
+    placed = {placement.encoding_id for placement in flatten(found.view, specs)}
+    for slot in found.slots:
+        assert slot.encoding_id in placed
+        assert specs[slot.encoding_id].tokens == specs[slot.home_id].tokens
+        assert specs[slot.encoding_id].tolerance
+
+
+def test_a_message_that_is_framed_otherwise_at_the_front_is_none_of_its_home() -> None:
+    specs, (one, other) = told((4, 5), (6, 7, 8))
+    first = Message("user", other.home, first_tokens=(5, 6, 7, 8))
+    found = composed(specs, Entry(first, "corrected", slot=0), Entry(one, "corrected", slot=1))
+    assert [slot.home_id for slot in found.slots] == [one.home.encoding_id]

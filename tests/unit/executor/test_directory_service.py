@@ -141,6 +141,43 @@ def test_a_feed_outlives_news_that_it_cannot_take():
     run(scenario)
 
 
+def test_a_shard_that_hangs_though_its_process_lives_counts_as_down():
+    """What was expected of it would expire otherwise: while it is down, that is kept."""
+
+    async def scenario():
+        directory, view = LoopDirectory(2), DirectoryView(2)
+        feed = DirectoryFeed(directory, view, retry_s=0.005, interval_s=0.001, wait_s=0.02, timeout_s=0.02)
+        poll, watch, hanging = directory.poll, directory.watch, asyncio.Event()
+        hanging.set()
+
+        async def polls(shard, *asked):
+            if shard == 1 and not hanging.is_set():
+                await hanging.wait()
+            return await poll(shard, *asked)
+
+        async def watches(shard, message):
+            if shard == 1 and not hanging.is_set():
+                await hanging.wait()
+            return await watch(shard, message)
+
+        directory.poll, directory.watch = polls, watches
+        view.watch("run", [f"e{number}" for number in range(6)])
+        task = asyncio.create_task(feed.run())
+        await until(lambda: directory.polls > 4)
+        assert view.num_silent == 0
+        hanging.clear()
+        await until(lambda: view.num_silent == 1)
+        view.watch("another", [f"f{number}" for number in range(6)])
+        hanging.set()
+        await until(lambda: view.num_silent == 0)
+        directory.begin("w")
+        directory.put("w", [PlacementChange(f"f{n}", Tier.DEVICE, PlacementState.READY, 5) for n in range(6)])
+        await until(lambda: len(view.held_by("w")) == 6)
+        task.cancel()
+
+    run(scenario)
+
+
 def test_a_feed_outlives_whatever_a_shard_or_its_view_raises(caplog):
     """Watching, telling of uses and the view's own tick: each fails as nobody foresaw, and all is said in the end."""
 

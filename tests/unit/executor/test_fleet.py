@@ -222,6 +222,34 @@ def test_a_lost_worker_can_be_taken_out():
     asyncio.run(with_fleet(scenario, supervisor=Never()))
 
 
+def test_a_worker_whose_start_hangs_is_tried_again():
+    """As of a model on a file system that does not answer: calls would wait for it for ever."""
+
+    class Hanging(LoopSupervisor):
+        tries, is_mended = 0, False
+
+        async def start(self, worker_id, model=""):
+            self.tries += 1
+            if not self.is_mended:
+                await asyncio.sleep(3600)
+            return await super().start(worker_id, model)
+
+    supervisor = Hanging()
+    limits = replace(LIMITS, start_timeout_s=0.02, slow_restart_s=(0.02, 0.05))
+
+    async def scenario(dispatcher, workers, sink):
+        workers[0].kill()
+        await until(lambda: not dispatcher._lives.returning and supervisor.tries >= 2)
+        assert dispatcher.workers()[0].problem.endswith("was not up after 0.02 s; is there room for it?")
+        dispatcher.submit([order(sink, "a")])
+        await until(lambda: "a" in sink.ended)
+        assert sink.ended["a"].status == "UNAVAILABLE"
+        supervisor.is_mended = True
+        await until(lambda: statuses(dispatcher) == {"worker-0": True})
+
+    asyncio.run(with_fleet(scenario, 1, supervisor=supervisor, limits=limits))
+
+
 def test_a_lost_worker_comes_back_whenever_what_was_wrong_is_mended():
     class Broken(LoopSupervisor):
         tries, is_mended = 0, False

@@ -28,7 +28,7 @@ class FailingLine:
 
 def test_the_others_hear_that_a_worker_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: dict[str, list[PeerNews]] = {"a": [], "b": [], "c": []}
-    monkeypatch.setattr("laban.actors.remote._kill", lambda process: None)
+    monkeypatch.setattr("laban.actors.remote.kill_actor", lambda process: None)
 
     def handle_of(worker_id: str) -> WorkerHandle:
         async def meet(news: PeerNews) -> None:

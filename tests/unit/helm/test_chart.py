@@ -89,6 +89,11 @@ def test_wrong_values_are_refused_by_name(name, tmp_path):
         ("secrets: {tlsPeers: a}", "secrets.tls"),
         ("model: {download: {repository: org/model, revision: abc}}", "model.volume.claim"),
         ("model: {volume: {size: 9Gi}, download: {repository: org/model, revision: abc}}", "config.model"),
+        ("config: {server: {drain_s: 60}}", "gateway.stopSeconds"),
+        ("gateway: {stopSeconds: 10}", "gateway.stopSeconds"),  # as long as Laban may take unless it is told otherwise
+        ("config: {server: {port: 9464}}", "config.metrics.port and config.server.port"),
+        ("ray: {ports: {gcs: 20000}}", "ray.ports.gcs lies in ray.ports.processes"),
+        ("fullnameOverride: '1a'", "cannot be a Service's name"),
         ("{ingress: {enabled: true, host: a}, grpcRoute: {enabled: true, parentRefs: [{name: a}]}}", "one of the two"),
     ],
 )
@@ -98,6 +103,47 @@ def test_values_that_do_not_go_together_are_refused(values, named, tmp_path):
     done = helm("template", "test", str(CHART), "-f", str(VALUES / "minimal.yaml"), "-f", str(file))
     assert done.returncode
     assert named in done.stderr
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_budgets_are_of_a_kind_that_kubernetes_can_count(name):
+    """Of pods whose controller has no subresource `scale`, as a RayCluster's, a number that stay, and nothing else:
+    with another budget no pod may go, and a drain of its node waits for ever."""
+    groups = the(name, "RayCluster")["spec"]["workerGroupSpecs"]
+    found = of_kind(name, "PodDisruptionBudget")
+    budgets = {each["metadata"]["name"].rpartition("-")[2]: each["spec"] for each in found}
+    if budgets:
+        assert set(budgets) == {"worker", "gateway"}
+        assert "maxUnavailable" not in budgets["worker"]
+        assert budgets["worker"]["minAvailable"] == max(0, sum(group["minReplicas"] for group in groups) - 1)
+
+
+def test_a_budget_of_the_head_is_there_if_asked_for(tmp_path):
+    found = rendered("podDisruptionBudget: {workers: {minAvailable: 3}, head: {minAvailable: 1}}", tmp_path)
+    budgets = [each for each in found if each["kind"] == "PodDisruptionBudget"]
+    wanted = {"test-laban-worker": 3, "test-laban-gateway": None, "test-laban-head": 1}
+    assert {each["metadata"]["name"]: each["spec"].get("minAvailable") for each in budgets} == wanted
+
+
+@pytest.mark.parametrize("release", ["true", "on", "e1", "a" * 53])
+def test_labels_are_texts_whatever_the_release_is_called(release, tmp_path):
+    for each in rendered("nameOverride: '12'", tmp_path, release):
+        assert all(isinstance(value, str) and len(value) <= 63 for value in each["metadata"]["labels"].values())
+        assert len(each["metadata"]["name"]) <= 63
+
+
+def test_an_ingress_may_be_of_a_wildcard(tmp_path):
+    found = rendered("ingress: {enabled: true, host: '*.example.org', tlsSecret: a}", tmp_path)
+    (ingress,) = (each for each in found if each["kind"] == "Ingress")
+    assert ingress["spec"]["rules"][0]["host"] == ingress["spec"]["tls"][0]["hosts"][0] == "*.example.org"
+
+
+def rendered(values: str, folder: Any, release: str = "test") -> list[Any]:
+    file = folder / "values.yaml"
+    file.write_text(values)
+    done = helm("template", release, str(CHART), "-f", str(VALUES / "minimal.yaml"), "-f", str(file))
+    assert done.returncode == 0, done.stderr
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -126,6 +172,7 @@ def test_what_follows_from_the_rest_is_set(tmp_path):
 
     assert config("minimal")["journal"]["url"] == "sqlite:////var/lib/laban/journal.db"
     assert config("cpu")["engine"]["num_threads"] == 4
+    assert config("minimal")["limits"] == {"start_timeout_s": 1800}
     sharded = config("sharded")
     assert "url" not in sharded.get("journal", {})
     assert sharded["server"]["tls_client_ca"] == "/etc/laban/tls/ca.crt"

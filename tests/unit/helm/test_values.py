@@ -92,6 +92,10 @@ def test_ports_do_not_overlap():
     assert not set(ranges[0]) & set(ranges[1])
 
 
+def test_the_chart_knows_how_long_a_server_drains_by_itself():
+    assert f"$drain := {LabanConfig().server.drain_s}" in TEMPLATES["checks.yaml"]
+
+
 def test_the_pods_see_no_service_links():
     """Laban refuses LABAN_ variables that it does not know, and Kubernetes makes such for every Service."""
     assert "enableServiceLinks: false" in TEMPLATES["_helpers.tpl"]

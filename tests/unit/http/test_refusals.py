@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from laban.actors.errors import FailedPrecondition, InvalidInput
+from laban.actors.errors import FailedPrecondition, InvalidInput, LabanError
 from laban.cluster.http.errors import error_response
 from laban.cluster.http.fields import read_object
 from laban.cluster.http.requests import read_completion
@@ -47,3 +47,23 @@ def test_what_will_never_go_is_not_said_to_go_later() -> None:
     response = error_response(FailedPrecondition("the call needs 2064 tokens of KV memory at its worst"))
     assert response.status_code == 400  # 409 and 429 are tried again by OpenAI's clients
     assert "Retry-After" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ({"content": "Hello", "refusal": None, "annotations": [], "audio": None, "function_call": None}, "Hello"),
+        ({"content": "Hello", "annotations": [{"type": "url_citation"}]}, "Hello"),
+        ({"content": None, "refusal": "I cannot."}, "I cannot."),
+    ],
+)
+def test_an_answer_comes_back_as_openai_gave_it(said: dict[str, object], text: str) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", **said}]
+    asked = read_completion({"model": "m", "messages": messages}, forms={"m": None})
+    assert asked.ask.messages[1].text == text
+
+
+def test_what_is_not_served_is_said_in_json() -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "store": True}
+    with pytest.raises(LabanError, match=re.escape("expected false or nothing (got true)")):
+        read_completion(body, forms={"m": None})

@@ -10,6 +10,7 @@ import pytest
 from executor_workflows import asynchronous
 
 from laban.actors.errors import Unavailable
+from laban.cluster import journal as journals
 from laban.cluster.journal import MAX_BATCH, Journal
 from laban.cluster.journal_engine import JournalAway
 from laban.cluster.journal_records import Deletion, Line, Submission, Write
@@ -127,3 +128,19 @@ async def test_a_job_that_takes_too_long_counts_as_the_database_being_away() -> 
     assert await job == "done"
     journal.check()
     await journal.close()
+
+
+@asynchronous
+async def test_who_stops_does_not_wait_for_a_database_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it take the connection from the thread that has it."""
+    monkeypatch.setattr(journals, "CLOSE_S", 0.05)
+    store, closed = LockedStore(), threading.Event()
+    monkeypatch.setattr(store, "close", closed.set)
+    journal = Journal(store)
+    journal.start()
+    journal.forget("w")
+    await asyncio.to_thread(store.began.wait)
+    await asyncio.wait_for(journal.close(), 5.0)
+    assert not closed.is_set()
+    store.away = False
+    store.busy.set()

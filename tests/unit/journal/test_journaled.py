@@ -15,6 +15,7 @@ from journal_rig import MemoryStore, server
 from laban.actors.errors import Conflict, Exhausted, FailedPrecondition, NotFound, Unavailable
 from laban.cluster.execution import Execution
 from laban.cluster.journal_records import Ending, Submission
+from laban.cluster.traces import Traces
 from laban.cluster.workflow.parse import parse_yaml
 
 CHAIN_OF = CHAIN.replace("question: {type: string}", "question: {default: why}")
@@ -79,6 +80,23 @@ async def test_an_idempotency_key_outlives_the_process():
         with pytest.raises(Conflict, match="used before, with other content"):
             await again.submit(CHAIN_OF, idempotency_key="k")
         assert sum(isinstance(write, Submission) for write in again.store.writes) == 2
+
+
+@asynchronous
+async def test_a_mistake_as_a_workflow_enters_leaves_nobody_with_its_key_waiting():
+    class Broken(Traces):
+        def follow(self, board, origin, *, restored=False):
+            board.feed.on_event = lambda event: 1 / 0
+            raise RuntimeError("tracing is broken")
+
+    async with server(MemoryStore(), traces=Broken(), ahead=True) as run:
+        record = await run.submit(CHAIN_OF, idempotency_key="traced")
+        assert (await run.events(record.workflow_id))[-1].workflow_state == "succeeded"
+        enter, run.executor.intake._lookout.enter = run.executor.intake._lookout.enter, lambda *_: 1 / 0
+        asked = [asyncio.ensure_future(run.submit(CHAIN_OF, idempotency_key="k")) for _ in range(3)]
+        outcomes = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 5.0)
+        assert sum(isinstance(each, ZeroDivisionError) for each in outcomes) == 1
+        run.executor.intake._lookout.enter = enter
 
 
 @asynchronous

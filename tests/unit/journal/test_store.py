@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -24,6 +25,7 @@ from sqlalchemy import func, select, text
 from laban.actors.calls import CallFinished, TokenLogprob
 from laban.actors.errors import FailedPrecondition, InvalidInput, Unavailable
 from laban.cluster import journal_migrations as migrations
+from laban.cluster import journal_reader
 from laban.cluster.config import LabanConfig, Resolved, describe
 from laban.cluster.journal_engine import LOG_BYTES, Fenced, JournalLost, Unfit, checked, engine_of, transaction
 from laban.cluster.journal_members import Presence
@@ -63,6 +65,10 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def submission(name: str, rank: int, key: str | None = None) -> Submission:
     return Submission(name, rank, "", key, "digest", "model/", 2000, 2**63 - 1, 1700000000.1234567, '{"a":"\\u0000é"}')
+
+
+def line(name: str, number: int) -> Line:
+    return Line(name, number, 0.0, 0, 0, "{}")
 
 
 def test_what_is_written_is_read(url: str) -> None:
@@ -153,6 +159,10 @@ def test_a_key_is_one_workflows(url: str) -> None:
     assert second.write([submission("w2", 2, "k"), submission("w3", 3, "l")]) == {"w2": Taken("w1", "digest")}
     first.write([Deletion("w1")])
     assert second.write([submission("w4", 4, "k")]) == {}
+    # At once: the one that has the key goes, the next one comes.
+    assert second.write([Deletion("w4"), submission("w5", 5, "k")]) == {}
+    assert second.write([submission("w6", 6), line("w6", 1), Deletion("w6")]) == {}
+    assert [each.submission.workflow_id for each in second.load()] == ["w3", "w5"]
     first.close()
     second.close()
 
@@ -169,6 +179,24 @@ def test_what_the_database_cannot_hold_is_no_outage(url: str) -> None:
     assert store.write([submission("w3", 3)]) == {}
     assert [each.submission.workflow_id for each in store.load()] == ["w3"]
     store.close()
+
+
+@asynchronous
+async def test_a_database_that_does_not_answer_holds_up_nothing_but_who_asks_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared(url, "a", lambda: 0.0).close()
+    answers = threading.Event()
+    monkeypatch.setattr(journal_reader, "READ_S", 0.2)
+    monkeypatch.setattr(journal_reader, "_find", lambda connection, workflow_id: answers.wait())
+    reader = JournalReader(url)
+    asked = [asyncio.ensure_future(reader.find(f"w{number}")) for number in range(50)]
+    await asyncio.sleep(0)
+    assert await asyncio.wait_for(asyncio.to_thread(int), 5.0) == 0
+    outcomes = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 5.0)
+    assert all(isinstance(each, Unavailable) and "not answered within" in str(each) for each in outcomes)
+    await asyncio.wait_for(reader.close(), 5.0)
+    answers.set()
 
 
 @asynchronous

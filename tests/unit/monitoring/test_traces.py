@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from otlp_collector import Collector, Span, collecting
 
 from laban.actors.calls import Call, CallFinished, CallPhases, Sampling
+from laban.actors.errors import Unavailable
 from laban.actors.logs import LogSettings, set_up_logs
 from laban.cluster.client import Client
 from laban.cluster.config import resolve
@@ -184,6 +185,24 @@ async def test_one_that_is_restored_has_a_link_to_where_it_was_submitted(collect
     assert (new.trace_id != old.trace_id, new.links, new.is_error) == (True, [submitted.trace_id], False)
     assert new.begin_ns >= old.end_ns
     assert [each.attributes["laban.step.address"] for each in collector.children(new)] == ["human"]
+
+
+@asynchronous
+async def test_one_that_goes_to_another_ends_here_and_leaves_nothing(collector: Collector) -> None:
+    traces = exporting(collector.endpoint)
+    async with server(MemoryStore(), traces=traces) as run:
+        record = await run.submit(HUMAN)
+        async with asyncio.timeout(20):
+            async for item in run.executor.watch(record.workflow_id):
+                if getattr(item, "address", "") == "human":
+                    break
+        run.executor.let_go(Unavailable("others have it"))
+        assert not traces._workflows
+        assert not traces._attempts
+    await asyncio.to_thread(traces.close)
+    assert only(collector.named("workflow")).is_error
+    human = [each for each in collector.named("step") if each.attributes["laban.step.address"] == "human"]
+    assert only(human).is_error
 
 
 def test_phases_are_those_that_the_worker_reports(collector: Collector) -> None:

@@ -15,6 +15,7 @@ import grpc
 import pytest
 import trustme
 from command_line import QUESTION
+from rich.console import Console
 
 from laban.actors.errors import LabanError
 from laban.cluster.cli import audit as auditing
@@ -41,6 +42,21 @@ def test_every_flag_of_a_cluster_is_known_as_one() -> None:
     commands = next(a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
     group = next(g for g in commands["run"]._action_groups if (g.title or "").startswith("configuration"))
     assert {action.dest: action.option_strings[0] for action in group._group_actions} == OF_A_CLUSTER
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["run", "flow.yaml", "--address", ""], "laban: address: "),
+        (["audit", "flow.yaml", "--address", ""], "laban: address: "),
+        (["submit", "flow.yaml", "--address", NOWHERE, "--key", ""], "laban: --key: is empty"),
+    ],
+)
+def test_a_flag_of_a_variable_that_is_not_set_is_not_as_if_left_out(
+    command: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 2
+    assert capsys.readouterr().err.startswith(said)
 
 
 @pytest.mark.parametrize("command", ["run", "audit", "tune"])
@@ -164,6 +180,31 @@ def test_a_workflow_that_runs_has_taken_no_time_yet(capsys: pytest.CaptureFixtur
     shown = capsys.readouterr().out
     assert "2.5 s" in shown
     assert "0 ms" not in shown
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 80, 200])
+def test_no_id_is_cut_off_on_a_narrow_terminal(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("laban.cluster.render._stdout", lambda: Console(width=columns))
+    name = "a_workflow_with_a_name_that_is_rather_long"
+    print_workflows([WorkflowRecord("wf-0123456789abcdef", name, "succeeded", 100.0, 102.5)])
+    shown = capsys.readouterr().out
+    assert "wf-0123456789abcdef" in shown
+    assert name in shown
+    assert "2.5 s" in shown
+    assert "\u2026" not in shown
+
+
+def test_an_interrupt_while_arguments_are_read_is_said_in_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(argv: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("laban.cluster.cli.parse", interrupted)
+    assert main(["list"]) == 130
+    assert capsys.readouterr().err == "laban: interrupted\n"
 
 
 def test_what_waits_is_said_once_and_what_is_served_is_not() -> None:

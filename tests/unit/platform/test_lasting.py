@@ -66,10 +66,7 @@ def test_every_chore_of_the_control_plane_is_done_whichever_of_them_fail(monkeyp
 
         return do
 
-    async def set_ready(ready: bool) -> None:
-        chore("ready")()
-
-    gateway = SimpleNamespace(set_ready=set_ready)
+    gateway = SimpleNamespace(set_ready=chore("ready"))
     executor = SimpleNamespace(sweep=chore("workflows"), status=lambda: SimpleNamespace(ready=True))
     sessions, keeper = SimpleNamespace(sweep=chore("sessions")), SimpleNamespace(tick=chore("grants"))
     meter = SimpleNamespace(loop_lagged=chore("lag"))

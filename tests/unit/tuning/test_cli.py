@@ -9,9 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from adapter_folders import save_adapter, save_model
 from api_fakes import STATUS
 
-from laban.actors.errors import FailedPrecondition, InvalidInput
+from laban.actors.errors import FailedPrecondition, InvalidInput, NotFound
 from laban.cluster.cli import main
 from laban.cluster.cli.arguments import EXAMPLES, parse
 from laban.cluster.cli.tune import TRACES, Tuning
@@ -103,6 +104,26 @@ def test_a_folder_is_of_one_call() -> None:
         tuning().open(FACTS, None)
 
 
+def test_an_adapter_to_start_from_settles_its_options_and_is_of_the_folder(tmp_path: Path) -> None:
+    facts: Any = SimpleNamespace(fingerprint="f1", name="tiny", folder=save_model(tmp_path / "model"), max_context=500)
+    one, other = (str(save_adapter(tmp_path / f"{seed}", targets=("q_proj", "v_proj"), seed=seed)) for seed in (1, 2))
+    with pytest.raises(InvalidInput, match=r"--rank: the adapter that is started from has 4: .*8"):
+        tuning("--from", one, "--rank", "8").open(facts, None)
+    with pytest.raises(NotFound, match="--from"):
+        tuning("--from", "nowhere").open(facts, None)
+    assert not Path("out").exists()
+    made = tuning("--from", one, "--epochs", "9", "--targets", "v_proj,q_proj")
+    made.open(facts, None)
+    assert (made.plan.rank, made.plan.alpha, made.plan.epochs) == (4, 8.0, 9)
+    assert made.start is not None
+    Path("out/checkpoint.pt").touch()
+    for start in ((), ("--from", other)):
+        again = tuning(*start, "--epochs", "9", "--rank", "4", "--alpha", "8", "--targets", "v_proj,q_proj")
+        with pytest.raises(FailedPrecondition, match=f"another start \\({made.start.fingerprint}, now "):
+            again.open(facts, None)
+    tuning("--from", one, "--epochs", "9", "--targets", "v_proj,q_proj").open(facts, None)
+
+
 def test_what_was_recorded_is_known_again_but_for_a_line_that_was_cut_off() -> None:
     plan = tuning()
     plan.open(FACTS, None)
@@ -129,6 +150,9 @@ def test_the_card_says_what_it_is_made_of_and_what_it_does() -> None:
     text = card("relay", FACTS, "direct", "d4", 20, {"rank": 64, "targets": ["q_proj", "v_proj"]}, scores)
     for said in ("base_model: tiny", "fingerprint f1", "hash d4", "rank 64, targets q_proj+v_proj", "0.200 (95 % int"):
         assert said in text
+    assert "started from" not in text
+    text = card("relay", FACTS, "direct", "d4", 20, {"rank": 64}, scores, start="tuned (fingerprint s5)")
+    assert "- started from the adapter tuned (fingerprint s5)" in text
     assert "| all | 9 | 0.5000 | 0.1000 | 1.0000 | 0.2000 | 50.0% | 90.0% |" in text
 
 

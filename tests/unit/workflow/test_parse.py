@@ -75,6 +75,9 @@ def test_scalars_are_those_of_yaml_1_2() -> None:
     workflow = parse_yaml(HEAD + "messages: {m: no, n: 'off'}\nsteps: [{step: yes, read: [m, n]}]\n")
     assert workflow.steps[0].step == "yes"
     assert workflow.messages["m"].text == "no"
+    of_base = "messages: {m: hi}\nsteps: [{step: a, read: [m], sampling: {max_tokens: 0x10, seed: 0o17, top_k: 010}}]\n"
+    sampling = parse_yaml(HEAD + of_base).steps[0].sampling
+    assert (sampling.max_tokens, sampling.seed, sampling.top_k) == (16, 15, 10)
 
 
 @pytest.mark.parametrize(
