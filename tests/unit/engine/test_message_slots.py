@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from correction_checks import HEADER, Reader, words
 from engine_harness import make_engine
 
-from laban.actors.calls import Sampling
-from laban.actors.engine.planning import MEASURED
+from laban.actors.calls import Call, Sampling, Scoring
+from laban.actors.engine.planning import MEASURED, is_measured
 from laban.kvstore.anchors import AnchorPool
 from laban.kvstore.encodings import EncodingSpec, Placement, View, extend, make_spec, view_stop
 from laban.kvstore.error_bounds import MIN_ERRORS
@@ -157,3 +158,10 @@ def test_one_call_in_so_many_is_encoded_so_that_errors_go_on_being_found() -> No
     (errors,) = reader.corrections.pool.slots._errors["test"].values()
     assert 0 < predicted.count(False) < len(predicted) / 8
     assert len(errors) == MIN_ERRORS + predicted.count(False)
+
+
+def test_what_an_audit_compares_is_never_the_one_that_is_encoded() -> None:
+    slots = (MessageSlot("read", "home", 0),)
+    calls = [Call(f"audit/{n}", "test", View(), 0, (1,), (), kind=KIND, slots=slots) for n in range(3 * MEASURED)]
+    assert any(is_measured(call) for call in calls)
+    assert not any(is_measured(replace(call, scoring=Scoring(against="exact"))) for call in calls)
