@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
@@ -582,7 +583,7 @@ class RemoteHost:
         kill_actor(self._handle)
 
 
-def kill_actor(handle: Any) -> None:
+def kill_actor(handle: ActorHandle[Any]) -> None:
     """Ends its process now. Raises nothing."""
     try:
         ray.kill(handle, no_restart=True)

@@ -199,7 +199,7 @@ def _start_services(
 ) -> ClusterHandle:
     import ray
 
-    from laban.actors.remote import LoadingWatch, RemoteHost, WorkerPlan, kill_actor, spawn_directory, spawn_worker
+    from laban.actors.remote import LoadingWatch, RemoteHost, WorkerPlan, spawn_directory, spawn_worker
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     wanted = [plan for plan, _ in models]
@@ -262,7 +262,8 @@ def _start_services(
     except BaseException:
         host.stop(timeout_s=1.0)
         for handle in handles.values():  # also those that load: whose Ray it is may keep it
-            kill_actor(handle)
+            handle.end()
+        directory.end()
         raise
     progress(f"serving {names} on {address}", 1.0)
     return ClusterHandle(

@@ -34,13 +34,13 @@ def plan(num_shards: int = 3) -> WorkerPlan:
     return WorkerPlan("w0", folder, CONFIG, num_shards=num_shards, num_cpus=0.5)
 
 
-async def until_gone(timeout_s: float = 20.0) -> None:
-    """Until no process and no placement group is left."""
+async def until_gone(timeout_s: float = 20.0, *names: str) -> None:
+    """Until no process, of these or of workers, and no placement group is left."""
     from ray.util import placement_group_table
 
     def left() -> Any:
         groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
-        return processes(), groups
+        return processes(*names), groups
 
     async with asyncio.timeout(timeout_s):
         while any(left()):
@@ -138,11 +138,14 @@ def test_a_model_that_takes_too_long_to_load_ends_the_start() -> None:
     fields = {"limits": {"start_timeout_s": 0.01}, "server": {"port": 0}, "journal": {"url": "none"}}
     with pytest.raises(Unavailable, match=r"limits\.start_timeout_s: the workers were not up after 0\.01 s"):
         start_cluster(LabanConfig.model_validate(fields | {"http": {"port": None}, "metrics": {"port": None}}))
-    asyncio.run(until_gone())
+    # The workers load still: where nobody ends them they live until they are through, 10 seconds and more.
+    asyncio.run(until_gone(5.0, "WorkerProcess", "ShardProcess", "HostProcess", "DirectoryProcess"))
 
 
-def test_heads_that_do_not_divide_are_refused_before_anything_starts() -> None:
+def test_heads_that_do_not_divide_are_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[WorkerPlan] = []
+    monkeypatch.setattr("laban.actors.remote.spawn_worker", started.append)
     config = LabanConfig.model_validate({"engine": {"shards": 2}, "server": {"port": 0}})
     with pytest.raises(InvalidInput, match=r"engine\.shards: must divide the model's 9 query heads \(got 2\)"):
         start_cluster(config)
-    assert not processes("WorkerProcess", "ShardProcess", "HostProcess")
+    assert not started
