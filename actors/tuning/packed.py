@@ -27,9 +27,10 @@ from laban.actors.tuning.lessons import Graph, Node, Part
 from laban.kernels.rotary import turn, turn_tables
 
 ATTENTION = "laban_packed"
-MAX_MASK = 1 << 26
+MAX_MASK = 1 << 28
 """Rows times keys of a graph whose messages attend at once on a card: the mask has a number for each, in the model's
-dtype. A pack of 16,384 tokens has room for lessons of 4,096 keys each."""
+dtype. A pack of 65,536 tokens has room for lessons of 4,096 keys each."""
+SIZE_PART, LENGTH_PART = 8, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +191,18 @@ class DenseLayout:
 
 class _Stack:
     """Groups of messages, each a batch row of attention, as long as the longest: `rows` [size * num_rows] of the
-    queries, `keys` [size * num_keys] among all keys, and `real` which rows are not just there to fill up."""
+    queries, `keys` [size * num_keys] among all keys, and `real` which rows are not just there to fill up.
+
+    Sizes are round, so that few differ: cuDNN takes a tenth of a second to plan for a shape that is new.
+    """
 
     def __init__(
         self, nodes: Sequence[Node], first: Sequence[int], copies: Mapping[tuple[int, int], int],
         groups: Sequence[Sequence[int]], device: torch.device,
     ) -> None:  # fmt: skip
+        num_groups = len(groups)
+        if num_groups > SIZE_PART:
+            groups = [*groups, *[groups[0]] * (-num_groups % SIZE_PART)]
         of_group: list[dict[tuple[int, int], int]] = []  # where the keys of each (message, offset) begin in the group
         sizes = []
         for group in groups:
@@ -211,7 +218,7 @@ class _Stack:
             of_group.append(begins)
             sizes.append((num_rows, at))
         self.size, self._device = len(groups), device
-        num_rows, num_keys = max(rows for rows, _ in sizes), -(-max(keys for _, keys in sizes) // 8) * 8
+        num_rows, num_keys = (-(-max(each) // LENGTH_PART) * LENGTH_PART for each in zip(*sizes, strict=True))
         num_nodes = max(map(len, groups))
         self.mask_size = self.size * num_rows * num_keys
         fill = torch.tensor([[first[group[0]]] for group in groups])
@@ -236,6 +243,7 @@ class _Stack:
                     seen[b, local[number], there + part.begin : there + part.end] = True
         self.rows, self.keys = rows.flatten(), keys.flatten()
         self.real = (torch.arange(num_rows) < torch.tensor([[rows] for rows, _ in sizes])).flatten()
+        self.real[num_groups * num_rows :] = False
         self.rows_on, self.keys_on = self.rows.to(device), self.keys.to(device)
         self._row_of, self._key_of, self._seen = row_of, key_of, seen
         self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}

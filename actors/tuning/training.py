@@ -32,8 +32,9 @@ CHECKPOINT = "checkpoint.pt"
 NUM_RESAMPLES = 1000
 TEACHER_BYTES = 2 << 30
 ACTIVATION_BYTES = 2 << 30  # on a CPU
-PACK_TOKENS = {"cpu": 4096, "cuda": 16384}
-"""Lessons that are as small together are one forward. A card waits for its launches in small ones."""
+PACK_TOKENS = {"cpu": 4096, "cuda": 65536}
+"""Lessons that are as small together are one forward. A card waits for its launches in small ones: 16,384 tokens of a
+model of 135 M parameters keep an H100 busy for 0.16 s, and take 0.47 s to be launched."""
 
 Tell = Callable[[Said], None]
 
@@ -66,11 +67,18 @@ class Learner:
         self.peft: Any = get_peft_model(model, config)
         if start is not None:
             self._take(start)
+        self._is_mixed = model.device.type == "cuda" and model.dtype.itemsize == 2
+        if self._is_mixed:  # else PEFT copies all that factors are applied to into float32, a third of the time
+            layers: list[Any] = [each for each in self.peft.modules() if hasattr(each, "cast_input_dtype_enabled")]
+            for layer in layers:
+                layer.cast_input_dtype_enabled = False
         self._taught: dict[int, Tensor] = {}
         self._num_kept_bytes = 0
         self._recomputes = False
         self.weights: dict[str, nn.Parameter] = {n: p for n, p in self.peft.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.weights.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True
+        )
         self.num_steps = plan.num_steps(num_lessons)
         self.num_warm = round(plan.warmup * self.num_steps)
         self.step = 0
@@ -113,15 +121,21 @@ class Learner:
         taught, level = self.teacher(lessons), joined(lesson.level for lesson in lessons)
         self.peft.train()
         self._recompute(level)
-        hidden, tokens = said_hidden(self.packed, level)
+        with self._mixed():
+            hidden, tokens = said_hidden(self.packed, level)
         return divergence(self.packed, taught, hidden, tokens, self.plan.hard)
+
+    def _mixed(self) -> torch.autocast:
+        """On a card float32 factors are computed with in the model's half precision, as they are when they serve."""
+        model = self.packed.model
+        return torch.autocast(model.device.type, model.dtype, enabled=self._is_mixed)
 
     def _recompute(self, graph: Graph) -> None:
         """Layers are computed again for the gradient where the activations of all of them would not fit."""
         model: Any = self.packed.model
         config, device = model.config, model.device
         per_token = model.dtype.itemsize * (16 * config.hidden_size + 4 * config.intermediate_size)
-        room = _free_bytes(device) // 2 if device.type == "cuda" else ACTIVATION_BYTES
+        room = _free_bytes(device) * 3 // 4 if device.type == "cuda" else ACTIVATION_BYTES
         recomputes = graph.num_tokens * config.num_hidden_layers * per_token > room
         if recomputes == self._recomputes:
             return
@@ -172,7 +186,7 @@ class Learner:
         if plain:
             return measure(self.packed, taught, self.taught(lesson.level))
         self.peft.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self._mixed():
             hidden, _ = said_hidden(self.packed, lesson.level)
         return measure(self.packed, taught, hidden)
 
