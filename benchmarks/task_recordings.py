@@ -22,8 +22,12 @@ def write_or_read(
     path = folder / task.name / "recordings.jsonl"
     known = _read(path)
     missing = {_key(case): case for case in cases if _key(case) not in known}
-    if missing:
-        written = dict(zip(missing, desk.write(task, list(missing.values()), say, at_once), strict=True))
+    keys = list(missing)
+    for first in range(0, len(keys), at_once):  # put there a group at a time: who is cut off goes on
+        group = keys[first : first + at_once]
+        say(first)
+        found = desk.write(task, [missing[key] for key in group], lambda _: None, at_once)
+        written = dict(zip(group, found, strict=True))
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
             for key, recording in written.items():
