@@ -200,9 +200,8 @@ class _Stack:
         self, nodes: Sequence[Node], first: Sequence[int], copies: Mapping[tuple[int, int], int],
         groups: Sequence[Sequence[int]], device: torch.device,
     ) -> None:  # fmt: skip
-        num_groups = len(groups)
-        if num_groups > SIZE_PART:
-            groups = [*groups, *[groups[0]] * (-num_groups % SIZE_PART)]
+        if len(groups) > SIZE_PART:  # the first one again, which changes nothing
+            groups = [*groups, *[groups[0]] * (-len(groups) % SIZE_PART)]
         of_group: list[dict[tuple[int, int], int]] = []  # where the keys of each (message, offset) begin in the group
         sizes = []
         for group in groups:
@@ -243,7 +242,6 @@ class _Stack:
                     seen[b, local[number], there + part.begin : there + part.end] = True
         self.rows, self.keys = rows.flatten(), keys.flatten()
         self.real = (torch.arange(num_rows) < torch.tensor([[rows] for rows, _ in sizes])).flatten()
-        self.real[num_groups * num_rows :] = False
         self.rows_on, self.keys_on = self.rows.to(device), self.keys.to(device)
         self._row_of, self._key_of, self._seen = row_of, key_of, seen
         self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}

@@ -67,7 +67,7 @@ class Learner:
         self.peft: Any = get_peft_model(model, config)
         if start is not None:
             self._take(start)
-        self._is_mixed = model.device.type == "cuda" and model.dtype.itemsize == 2
+        self._is_mixed = model.device.type == "cuda" and model.dtype == torch.bfloat16
         if self._is_mixed:  # else PEFT copies all that factors are applied to into float32, a third of the time
             layers: list[Any] = [each for each in self.peft.modules() if hasattr(each, "cast_input_dtype_enabled")]
             for layer in layers:
@@ -126,7 +126,7 @@ class Learner:
         return divergence(self.packed, taught, hidden, tokens, self.plan.hard)
 
     def _mixed(self) -> torch.autocast:
-        """On a card float32 factors are computed with in the model's half precision, as they are when they serve."""
+        """On a card float32 factors are computed with in the model's bfloat16, as they are when they serve."""
         model = self.packed.model
         return torch.autocast(model.device.type, model.dtype, enabled=self._is_mixed)
 

@@ -62,9 +62,10 @@ def test_loss_and_gradients_are_those_of_the_reference_interpreter(kind: str, ha
 
 
 @pytest.mark.parametrize("max_mask", [0, MAX_MASK], ids=["blocks", "mask"])
-def test_lessons_in_one_forward_are_as_each_by_itself(max_mask: int) -> None:
+@pytest.mark.parametrize("num_lessons", [3, 21])
+def test_lessons_in_one_forward_are_as_each_by_itself(max_mask: int, num_lessons: int) -> None:
     draw = random.Random()
-    lessons = [random_lesson(draw) for _ in range(3)]
+    lessons = [random_lesson(draw) for _ in range(num_lessons)]
     together, apart = learner(), learner()
     together.packed.max_mask = max_mask
     apart.loss(lessons[1:2])  # known from before
